@@ -1,0 +1,338 @@
+"""The configuration: prices, tiers, limits. Frozen, and checked as a whole when it is built.
+
+It takes the names of this library or the Credit SDK's own camelCase keys, so that a configuration
+of that SDK, saved as JSON, loads unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing_extensions import Self
+
+from credit_mongo.core.formula import Formula, FormulaSyntaxError
+from credit_mongo.core.membership import Membership
+from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
+from credit_mongo.core.requests import LARGEST_AMOUNT, check_identifier
+from credit_mongo.core.rules import Rules
+from credit_mongo.errors import ConfigurationError, InvalidRequestError
+
+__all__ = [
+    "AuditConfig",
+    "CollectionNames",
+    "CreditConfig",
+    "IdempotencyConfig",
+    "MembershipConfig",
+    "RetryConfig",
+    "Settings",
+]
+
+
+def _wrong(reason: str) -> PydanticCustomError:
+    # Braces in a reason (a formula's, say) are not placeholders.
+    return PydanticCustomError("credit_mongo", "{reason}", {"reason": reason})
+
+
+def _name(value: str) -> str:
+    try:
+        return check_identifier("name", value)
+    except InvalidRequestError as error:
+        raise _wrong(error.reason) from None
+
+
+def _not_boolean(value: Any) -> Any:
+    # To Python, and so to pydantic, True is the number 1.
+    if isinstance(value, bool):
+        raise _wrong("must be a number, not a bool")
+    return value
+
+
+def _credits(value: Any) -> Fraction:
+    """A number of credits, exactly as written: 0.1 is one tenth, not its binary neighbour."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise _wrong(f"must be a number, not {type(value).__name__}")
+    if not isinstance(value, int) and not Decimal(str(value)).is_finite():
+        raise _wrong("must be a finite number")
+    # Bounds come before the fraction: that of 1e-999999 would fill the memory.
+    if value < 0 or value > LARGEST_AMOUNT:
+        raise _wrong(f"must be from 0 to {LARGEST_AMOUNT}")
+    exponent = Decimal(str(value)).as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -400:  # noqa: PLR2004 - no float has more
+        raise _wrong("has more than 400 decimal places")
+    return Fraction(str(value))
+
+
+def _price(value: Any) -> Fraction | Formula:
+    if not isinstance(value, str):
+        return _credits(value)
+    try:
+        return Formula.parse(value)
+    except FormulaSyntaxError as error:
+        raise _wrong(f"is not a formula: {error}") from None
+
+
+_Name = Annotated[str, AfterValidator(_name)]
+_Credits = Annotated[Fraction, BeforeValidator(_credits)]
+_Number = BeforeValidator(_not_boolean)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+
+class RetryConfig(_Part):
+    """Tries after a failure of the database (a lost connection, an election, …).
+
+    A write conflict is no failure, only a turn to wait for: it is retried until the operation's
+    deadline, whatever stands here. Delays are in milliseconds.
+    """
+
+    enabled: bool = True
+    max_attempts: Annotated[int, _Number] = Field(
+        default=10, ge=1, le=1000, validation_alias=AliasChoices("max_attempts", "maxAttempts")
+    )
+    initial_delay_ms: Annotated[float, _Number] = Field(
+        default=20,
+        ge=0,
+        le=60_000,
+        validation_alias=AliasChoices("initial_delay_ms", "initialDelay", "initialDelayMs"),
+    )
+    max_delay_ms: Annotated[float, _Number] = Field(
+        default=1000,
+        ge=0,
+        le=60_000,
+        validation_alias=AliasChoices("max_delay_ms", "maxDelay", "maxDelayMs"),
+    )
+    backoff_multiplier: Annotated[float, _Number] = Field(
+        default=2,
+        ge=1,
+        le=100,
+        validation_alias=AliasChoices("backoff_multiplier", "backoffMultiplier"),
+    )
+
+    @model_validator(mode="after")
+    def _delays_are_ordered(self) -> RetryConfig:
+        if self.max_delay_ms < self.initial_delay_ms:
+            raise _wrong("max_delay_ms must not be smaller than initial_delay_ms")
+        return self
+
+    def delay_seconds(self, failures: int) -> float:
+        """How long to wait after the ``failures``-th failure, in seconds."""
+        # Capped before the power is taken: 100 ** 1000 is no float.
+        exponent = min(failures - 1, 64)
+        delay = self.initial_delay_ms * self.backoff_multiplier**exponent
+        return min(delay, self.max_delay_ms) / 1000
+
+
+class IdempotencyConfig(_Part):
+    """How long keys are remembered. Disabled, keys are taken and not looked at."""
+
+    enabled: bool = True
+    # A year at most: expiry dates must stay in the calendar.
+    ttl_seconds: Annotated[int, _Number] = Field(
+        default=24 * 3600,
+        ge=1,
+        le=366 * 24 * 3600,
+        validation_alias=AliasChoices("ttl_seconds", "ttl", "ttlSeconds"),
+    )
+
+
+class AuditConfig(_Part):
+    """Whether attempts are audited."""
+
+    enabled: bool = True
+
+
+class MembershipConfig(_Part):
+    """Tiers by level (higher is more), the lowest tier that an action needs, balances by tier."""
+
+    tiers: dict[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
+    requirements: dict[_Name, _Name | None] = Field(default_factory=dict)
+    credits_caps: dict[_Name, _Credits] = Field(
+        validation_alias=AliasChoices("credits_caps", "creditsCaps")
+    )
+
+    @model_validator(mode="after")
+    def _names_are_tiers(self) -> MembershipConfig:
+        if DEFAULT_TIER in self.tiers:
+            raise _wrong(f"tiers: {DEFAULT_TIER!r} is the price of those without a tier")
+        for action, tier in self.requirements.items():
+            if tier is not None and tier not in self.tiers:
+                raise _wrong(f"requirements.{action}: there is no tier {tier!r}")
+        for tier in self.tiers:
+            if tier not in self.credits_caps:
+                raise _wrong(f"credits_caps: the tier {tier!r} has none")
+        for tier in self.credits_caps:
+            if tier not in self.tiers:
+                raise _wrong(f"credits_caps.{tier}: there is no tier {tier!r}")
+        return self
+
+
+_CollectionName = Annotated[
+    # MongoDB's own limits: no "$", no NUL, not "system."; 200 leaves room for the database's name.
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=200),
+]
+
+
+class CollectionNames(_Part):
+    """Where the four kinds of documents are kept."""
+
+    users: _CollectionName = "users"
+    transactions: _CollectionName = "transactions"
+    audit_logs: _CollectionName = Field(
+        default="audit_logs", validation_alias=AliasChoices("audit_logs", "auditLogs")
+    )
+    idempotency_records: _CollectionName = Field(
+        default="idempotency_records",
+        validation_alias=AliasChoices("idempotency_records", "idempotencyRecords"),
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> CollectionNames:
+        names = list(self.model_dump().values())
+        if len(set(names)) < len(names):
+            raise _wrong("two collections have the same name")
+        if any(name.startswith("system.") for name in names):
+            raise _wrong("names that start with 'system.' belong to MongoDB")
+        return self
+
+
+class CreditConfig(_Part):
+    """Everything a ledger needs to know. Raises ConfigurationError, which names the wrong key.
+
+    ``costs`` has prices by action, then by tier and ``default``: a number of credits ≥ 0, or a
+    formula. Without ``default``, tiers that are not listed have no access to the action. With
+    ``decimal_places`` = n, one credit is 10**n of the smallest units in which all amounts of the
+    API are counted. ``operation_timeout_seconds`` bounds every call.
+    """
+
+    costs: dict[_Name, dict[_Name, Annotated[Any, BeforeValidator(_price)]]]
+    membership: MembershipConfig | None = None
+    retry: RetryConfig = Field(default_factory=RetryConfig)
+    idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    collections: CollectionNames = Field(default_factory=CollectionNames)
+    decimal_places: Annotated[int, _Number] = Field(
+        default=0, ge=0, le=9, validation_alias=AliasChoices("decimal_places", "decimalPlaces")
+    )
+    operation_timeout_seconds: Annotated[float, _Number] = Field(
+        default=10,
+        ge=0.05,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=AliasChoices("operation_timeout_seconds", "operationTimeoutSeconds"),
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_configuration_error(error) from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A configuration from JSON. Numbers are taken as decimals, exactly as written."""
+        try:
+            values = json.loads(text, parse_float=Decimal)
+        except ValueError as error:
+            raise ConfigurationError("", f"is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigurationError("", "must be a JSON object")
+        return cls(**values)
+
+    @model_validator(mode="after")
+    def _prices_are_usable(self) -> CreditConfig:
+        tiers = None if self.membership is None else self.membership.tiers
+        for action, prices in self.costs.items():
+            if not prices:
+                raise _wrong(f"costs.{action}: has no prices")
+            for tier, price in prices.items():
+                if tiers is not None and tier != DEFAULT_TIER and tier not in tiers:
+                    raise _wrong(f"costs.{action}.{tier}: there is no tier {tier!r}")
+                if not isinstance(price, Formula) and self._units(price) > LARGEST_AMOUNT:
+                    raise _wrong(f"costs.{action}.{tier}: is more than {LARGEST_AMOUNT} units")
+        if self.membership is not None:
+            for tier, cap in self.membership.credits_caps.items():
+                if self._units(cap) > LARGEST_AMOUNT:
+                    raise _wrong(
+                        f"membership.credits_caps.{tier}: is more than {LARGEST_AMOUNT} units"
+                    )
+        return self
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The rules that this configuration makes, with prices in smallest units."""
+        prices: dict[str, Mapping[str, Price]] = {
+            action: {
+                tier: price if isinstance(price, Formula) else self._units(price)
+                for tier, price in by_tier.items()
+            }
+            for action, by_tier in self.costs.items()
+        }
+        return Rules(Tariff(prices, 10**self.decimal_places), self._membership())
+
+    def _units(self, credits_given: Fraction) -> int:
+        return to_units(credits_given, 10**self.decimal_places)
+
+    def _membership(self) -> Membership:
+        if self.membership is None:
+            return Membership({}, {}, {})
+        return Membership(
+            levels=dict(self.membership.tiers),
+            requirements={a: t for a, t in self.membership.requirements.items() if t is not None},
+            caps={t: self._units(cap) for t, cap in self.membership.credits_caps.items()},
+        )
+
+
+def _as_configuration_error(error: ValidationError) -> ConfigurationError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    reason = first["msg"]
+    if first["type"] == "extra_forbidden":
+        reason = "there is no such key"
+    # Checks across keys say themselves which one is wrong.
+    inner, colon, rest = reason.partition(": ")
+    if first["type"] == "credit_mongo" and colon and " " not in inner:
+        return ConfigurationError(f"{path}.{inner}" if path else inner, rest)
+    return ConfigurationError(path, reason)
+
+
+class Settings(BaseSettings):
+    """Where the database is: MONGODB_URI and MONGODB_DATABASE of the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    uri: str = Field(
+        default="mongodb://127.0.0.1:27017/?replicaSet=rs0",
+        repr=False,
+        validation_alias=AliasChoices("uri", "MONGODB_URI"),
+    )
+    database: str = Field(
+        default="credits", validation_alias=AliasChoices("database", "MONGODB_DATABASE")
+    )

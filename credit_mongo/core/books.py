@@ -1,0 +1,155 @@
+"""The books of one batch: what was loaded for it, and what its decisions have made of that so far.
+
+Requests are decided one after the other, each on the state that those before it left, as if they
+had come in transactions of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
+from credit_mongo.core.requests import (
+    ChargeRequest,
+    CreateUserRequest,
+    GrantRequest,
+    RefundRequest,
+    Request,
+)
+from credit_mongo.core.results import (
+    ChargeResult,
+    GrantResult,
+    RefundResult,
+    Result,
+    TierChangeResult,
+    User,
+)
+from credit_mongo.core.rules import Posting, Refusal, Rules
+from credit_mongo.errors import AccountDataError, CreditError, IdempotencyConflictError
+
+__all__ = ["Books", "Loaded", "Outcome", "result_of", "user_of"]
+
+Outcome: TypeAlias = Result | CreditError
+"""What one caller gets: a result, or the error to raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the database holds of a batch's users, charges and keys."""
+
+    accounts: Mapping[str, Account]
+    unreadable: Mapping[str, AccountDataError]
+    charges: Mapping[str, RefundableCharge]
+    remembered: Mapping[str, Remembered]
+    expired_keys: frozenset[str]
+
+
+@dataclass(slots=True)
+class Books:
+    """The working state of a batch. ``postings`` and ``refusals`` are what is to be written."""
+
+    rules: Rules
+    now: datetime
+    accounts: dict[str, Account]
+    unreadable: Mapping[str, AccountDataError]
+    charges: dict[str, RefundableCharge]
+    remembered: dict[str, Remembered]
+    postings: list[Posting] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, rules: Rules, now: datetime, loaded: Loaded) -> Books:
+        """Books on what was loaded."""
+        return cls(
+            rules,
+            now,
+            dict(loaded.accounts),
+            loaded.unreadable,
+            dict(loaded.charges),
+            dict(loaded.remembered),
+        )
+
+    def decide_all(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Each request's outcome, in order."""
+        return [self._decide(request) for request in requests]
+
+    def _decide(self, request: Request) -> Outcome:
+        key = request.key
+        if key is not None and (known := self.remembered.get(key)) is not None:
+            if known.fingerprint == request.fingerprint:
+                return replace(known.result, replayed=True)
+            return self._refuse(Refusal(request, IdempotencyConflictError(key), self.now))
+        if (unreadable := self.unreadable.get(request.user_id)) is not None:
+            return self._refuse(Refusal(request, unreadable, self.now))
+        charge_id = request.charge_id if isinstance(request, RefundRequest) else None
+        charge = self.charges.get(charge_id) if charge_id is not None else None
+        decision = self.rules.decide(request, self.accounts.get(request.user_id), self.now, charge)
+        if isinstance(decision, Refusal):
+            return self._refuse(decision)
+        return self._post(decision, charge)
+
+    def _refuse(self, refusal: Refusal) -> CreditError:
+        self.refusals.append(refusal)
+        return refusal.error
+
+    def _post(self, posting: Posting, charge: RefundableCharge | None) -> Result:
+        request, account = posting.request, posting.account
+        self.accounts[account.user_id] = account
+        self.postings.append(posting)
+        if charge is not None:
+            self.charges[charge.transaction_id] = replace(
+                charge, refunded=charge.refunded + posting.amount
+            )
+        result = result_of(posting)
+        if request.key is not None:
+            self.remembered[request.key] = Remembered(request.fingerprint, result)
+        return result
+
+
+def user_of(account: Account) -> User:
+    """An account as callers see it."""
+    return User(
+        user_id=account.user_id,
+        credits=account.credits,
+        membership_tier=account.membership_tier,
+        membership_expires_at=account.membership_expires_at,
+        seq=account.seq,
+        created_at=account.created_at,
+        updated_at=account.updated_at,
+    )
+
+
+def result_of(posting: Posting) -> Result:
+    """What the caller of a posting's request gets."""
+    request, account = posting.request, posting.account
+    if isinstance(request, CreateUserRequest):
+        return user_of(account)
+    if isinstance(request, ChargeRequest | RefundRequest | GrantRequest):
+        facts: dict[str, Any] = {
+            "transaction_id": request.transaction_id,
+            "user_id": account.user_id,
+            "action": request.action,
+            "balance_before": posting.balance_before,
+            "balance_after": account.credits,
+            "created_at": account.updated_at,
+            "metadata": request.metadata,
+        }
+        if isinstance(request, GrantRequest):
+            return GrantResult(amount=posting.amount, **facts)
+        if isinstance(request, RefundRequest):
+            return RefundResult(amount=posting.amount, **facts)
+        return ChargeResult(cost=-posting.amount, **facts)
+    return TierChangeResult(
+        transaction_id=request.transaction_id,
+        user_id=account.user_id,
+        old_tier=posting.details["oldTier"],
+        new_tier=posting.details["newTier"],
+        old_credits=posting.balance_before,
+        new_credits=account.credits,
+        credits_delta=posting.amount,
+        membership_expires_at=account.membership_expires_at,
+        created_at=account.updated_at,
+    )

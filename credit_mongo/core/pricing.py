@@ -1,0 +1,84 @@
+"""What an action costs: a fixed price or a formula, by tier, in smallest units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, TypeAlias
+
+from credit_mongo.core.formula import Formula
+from credit_mongo.core.requests import LARGEST_AMOUNT
+from credit_mongo.errors import (
+    FormulaEvaluationError,
+    MissingVariableError,
+    UndefinedActionError,
+)
+
+__all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "to_units"]
+
+DEFAULT_TIER: Final = "default"
+"""The price of those without a tier, and of tiers that are not listed."""
+
+Price: TypeAlias = int | Formula
+"""Units, or a formula that gives credits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A cost in smallest units, and the formula that gave it (None: a fixed price)."""
+
+    cost: int
+    formula: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """All prices of a configuration, and how many smallest units make one credit."""
+
+    prices: Mapping[str, Mapping[str, Price]]
+    units_per_credit: int
+
+    def of_action(self, action: str) -> Mapping[str, Price]:
+        """The prices of an action by tier. Raises UndefinedActionError."""
+        try:
+            return self.prices[action]
+        except KeyError:
+            raise UndefinedActionError(action) from None
+
+    def find(self, action: str, tier: str | None) -> Price | None:
+        """The price for a tier in force; None if the tier has no access to the action."""
+        prices = self.of_action(action)
+        if tier is not None and tier in prices:
+            return prices[tier]
+        return prices.get(DEFAULT_TIER)
+
+    def evaluate(
+        self, action: str, price: Price, variables: Mapping[str, Fraction] | None
+    ) -> Priced:
+        """The cost of an action at a price.
+
+        A formula that needs variables, in a call that gives none, falls back to the action's
+        ``default`` if that is a fixed price. A formula below zero costs nothing.
+        Raises MissingVariableError and FormulaEvaluationError.
+        """
+        if isinstance(price, int):
+            return Priced(price, None)
+        if variables is None and price.variables:
+            fallback = self.of_action(action).get(DEFAULT_TIER)
+            if isinstance(fallback, int):
+                return Priced(fallback, None)
+            raise MissingVariableError(price.text, next(iter(price.variables)), ())
+        credits_due = price.evaluate(variables or {})
+        cost = to_units(credits_due, self.units_per_credit)
+        if cost > LARGEST_AMOUNT:
+            raise FormulaEvaluationError(
+                price.text, dict(variables or {}), f"it costs more than {LARGEST_AMOUNT} units"
+            )
+        return Priced(max(cost, 0), price.text)
+
+
+def to_units(credits_due: Fraction, units_per_credit: int) -> int:
+    """Credits as smallest units, rounded half up; the only place where anything is rounded."""
+    exact = credits_due * units_per_credit
+    return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)

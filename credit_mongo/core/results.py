@@ -1,0 +1,149 @@
+"""What callers get back. All frozen; credits are whole numbers of the smallest unit.
+
+``replayed`` tells that an idempotency key had done it before. It takes no part in comparisons: the
+answer to a repeated request equals the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+__all__ = [
+    "AuditLog",
+    "ChargeResult",
+    "GrantResult",
+    "Quote",
+    "RefundResult",
+    "Result",
+    "TierChangeResult",
+    "Transaction",
+    "User",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """An account: its balance in smallest units, its tier, and how many transactions it has."""
+
+    user_id: str
+    credits: int
+    membership_tier: str | None
+    membership_expires_at: datetime | None
+    seq: int
+    created_at: datetime
+    updated_at: datetime
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeResult:
+    """What a charge took (``cost``) and left."""
+
+    transaction_id: str
+    user_id: str
+    action: str
+    cost: int
+    balance_before: int
+    balance_after: int
+    created_at: datetime
+    metadata: Mapping[str, Any] | None
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefundResult:
+    """What a refund gave back."""
+
+    transaction_id: str
+    user_id: str
+    action: str
+    amount: int
+    balance_before: int
+    balance_after: int
+    created_at: datetime
+    metadata: Mapping[str, Any] | None
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantResult:
+    """What a grant gave."""
+
+    transaction_id: str
+    user_id: str
+    action: str
+    amount: int
+    balance_before: int
+    balance_after: int
+    created_at: datetime
+    metadata: Mapping[str, Any] | None
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierChangeResult:
+    """What an upgrade, a downgrade or a renewal made of a user's tier and balance."""
+
+    transaction_id: str
+    user_id: str
+    old_tier: str | None
+    new_tier: str
+    old_credits: int
+    new_credits: int
+    credits_delta: int
+    membership_expires_at: datetime | None
+    created_at: datetime
+    replayed: bool = field(default=False, compare=False)
+
+
+Result: TypeAlias = User | ChargeResult | RefundResult | GrantResult | TierChangeResult
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What an action would cost now; ``tier`` is the one in force, None without one."""
+
+    action: str
+    tier: str | None
+    cost: int
+    balance: int
+    affordable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """A record of the ledger: the ``seq``-th change of a user's balance (negative for charges)."""
+
+    transaction_id: str
+    user_id: str
+    seq: int
+    operation: str
+    action: str
+    amount: int
+    balance_before: int
+    balance_after: int
+    metadata: Mapping[str, Any] | None
+    idempotency_key: str | None = field(repr=False)
+    refund_of: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditLog:
+    """A record of an attempt. ``details`` are the library's own facts, ``metadata`` the caller's.
+
+    ``audit_id`` is the ``transaction_id`` of the transaction that the attempt made, if it made one.
+    """
+
+    audit_id: str
+    user_id: str
+    operation: str
+    action: str
+    status: str
+    details: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
+    error_message: str | None
+    created_at: datetime

@@ -1,0 +1,211 @@
+"""What is stored: the Beanie documents of the four collections, their indexes and validators.
+
+They are for an application's own queries and for ``init_beanie``. The ledger itself never goes
+through them: it reads and writes plain rows (``rows.py``), for Beanie binds a class to one database
+in a process, and has no place for two ledgers.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Final
+
+import pymongo
+from beanie import Document, PydanticObjectId
+from pydantic import ConfigDict, Field
+from pymongo import IndexModel
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.rows import Raw
+
+__all__ = [
+    "CREDIT_DOCUMENTS",
+    "CreditAuditLog",
+    "CreditIdempotencyRecord",
+    "CreditTransaction",
+    "CreditUser",
+    "credit_documents",
+]
+
+_WHOLE_NUMBER: Final = ["int", "long"]
+
+
+class _CreditDocument(Document):
+    model_config = ConfigDict(populate_by_name=True)
+
+    # A $jsonSchema that keeps what every row must have, and leaves all else alone.
+    validator: ClassVar[Raw] = {}
+
+
+class CreditUser(_CreditDocument):
+    """A user's account. Read it freely; its credits are written by the ledger alone."""
+
+    id: str = Field(alias="_id")  # type: ignore[assignment]
+    credits: int
+    membership_tier: str | None = Field(default=None, alias="membershipTier")
+    membership_expires_at: datetime | None = Field(default=None, alias="membershipExpiresAt")
+    seq: int = 0
+    created_at: datetime = Field(alias="createdAt")
+    updated_at: datetime = Field(alias="updatedAt")
+
+    validator: ClassVar[Raw] = {
+        "bsonType": "object",
+        "required": ["_id", "credits"],
+        "properties": {
+            "credits": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+            "seq": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+        },
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "users"
+        indexes: ClassVar[list[IndexModel]] = [IndexModel("membershipTier")]
+
+
+class CreditTransaction(_CreditDocument):
+    """One change of one balance; never updated, never deleted but by the archive."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    user_id: str = Field(alias="userId")
+    seq: int
+    operation: str
+    action: str
+    amount: int
+    balance_before: int = Field(alias="balanceBefore")
+    balance_after: int = Field(alias="balanceAfter")
+    metadata: Raw | None = None
+    idempotency_key: str | None = Field(default=None, alias="idempotencyKey", repr=False)
+    refund_of: PydanticObjectId | str | None = Field(default=None, alias="refundOf")
+    created_at: datetime = Field(alias="createdAt")
+
+    validator: ClassVar[Raw] = {
+        "bsonType": "object",
+        "required": [
+            "_id",
+            "userId",
+            "seq",
+            "operation",
+            "action",
+            "amount",
+            "balanceBefore",
+            "balanceAfter",
+            "createdAt",
+        ],
+        "properties": {
+            "seq": {"bsonType": _WHOLE_NUMBER, "minimum": 1},
+            "amount": {"bsonType": _WHOLE_NUMBER},
+            "balanceBefore": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+            "balanceAfter": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+            "createdAt": {"bsonType": "date"},
+        },
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "transactions"
+        indexes: ClassVar[list[IndexModel]] = [
+            IndexModel(
+                [
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("seq", pymongo.DESCENDING),
+                ]
+            ),
+            IndexModel("action"),
+            # Only refunds of a charge have an entry: the cap of a refund is a look-up, not a scan.
+            IndexModel("refundOf", sparse=True),
+        ]
+
+
+class CreditAuditLog(_CreditDocument):
+    """One attempt, successful or refused. It has the ``_id`` of its transaction."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    user_id: str = Field(alias="userId")
+    operation: str
+    action: str
+    status: str
+    details: Raw
+    metadata: Raw | None = None
+    error_message: str | None = Field(default=None, alias="errorMessage")
+    created_at: datetime = Field(alias="createdAt")
+
+    validator: ClassVar[Raw] = {
+        "bsonType": "object",
+        "required": ["_id", "userId", "operation", "action", "status", "createdAt"],
+        "properties": {
+            "status": {"enum": ["success", "failed"]},
+            "createdAt": {"bsonType": "date"},
+        },
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "audit_logs"
+        indexes: ClassVar[list[IndexModel]] = [
+            # With _id, pages are cut exactly and read in index order, however long the log.
+            IndexModel(
+                [
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("_id", pymongo.DESCENDING),
+                ]
+            ),
+            IndexModel("status"),
+        ]
+
+
+class CreditIdempotencyRecord(_CreditDocument):
+    """What a key did, until it expires."""
+
+    id: str = Field(alias="_id", repr=False)  # type: ignore[assignment]
+    operation: str
+    user_id: str = Field(alias="userId")
+    fingerprint: str
+    result: Raw
+    created_at: datetime = Field(alias="createdAt")
+    expires_at: datetime = Field(alias="expiresAt")
+
+    validator: ClassVar[Raw] = {
+        "bsonType": "object",
+        "required": ["_id", "userId", "fingerprint", "result", "expiresAt"],
+        # TTL never removes a record whose expiry is no date.
+        "properties": {"expiresAt": {"bsonType": "date"}},
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "idempotency_records"
+        indexes: ClassVar[list[IndexModel]] = [IndexModel("expiresAt", expireAfterSeconds=0)]
+
+
+CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (
+    CreditUser,
+    CreditTransaction,
+    CreditAuditLog,
+    CreditIdempotencyRecord,
+)
+"""For the application's one ``init_beanie(document_models=[*CREDIT_DOCUMENTS, …])``."""
+
+
+def credit_documents(names: CollectionNames) -> tuple[type[_CreditDocument], ...]:
+    """The four documents, bound to collections of other names."""
+    wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
+    return tuple(
+        document
+        if document.Settings.name == name
+        else type(
+            document.__name__,
+            (document,),
+            {
+                "__module__": __name__,
+                "Settings": type("Settings", (document.Settings,), {"name": name}),
+            },
+        )
+        for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""Writes: how decisions reach the database."""

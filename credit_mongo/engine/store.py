@@ -1,0 +1,282 @@
+"""The four collections: what a batch reads, and the one command a collection that writes it.
+
+Commands are sent as such: no objects are built for hundreds of rows that are plain documents
+already. Nothing here starts, ends or repeats a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
+from credit_mongo.core.books import Books, Loaded
+from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
+from credit_mongo.core.rules import Refusal
+from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.rows import (
+    CODEC_OPTIONS,
+    Raw,
+    account_from,
+    account_update,
+    idempotency_row,
+    refusal_row,
+    remembered_from,
+    success_row,
+    to_object_id,
+    transaction_row,
+    user_row,
+)
+
+__all__ = ["ACCOUNT_FIELDS", "JOURNALED_MAJORITY", "MAJORITY", "Store", "Witness"]
+
+JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)
+MAJORITY: Final = ReadConcern("majority")
+
+ACCOUNT_FIELDS: Final = dict.fromkeys(
+    (
+        "credits",
+        "seq",
+        "membershipTier",
+        "membershipExpiresAt",
+        "createdAt",
+        "updatedAt",
+    ),
+    1,
+)
+_DUPLICATE_KEY: Final = 11000
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A row that a commit writes: if it is there, so is all that was committed with it."""
+
+    collection: str
+    row_id: ObjectId
+
+
+class Store:
+    """The ledger's collections in one database."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Raw],
+        names: CollectionNames,
+        *,
+        audits: bool,
+        remembers_for_seconds: int,
+    ) -> None:
+        self._database = database.with_options(
+            codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=JOURNALED_MAJORITY,
+            read_concern=MAJORITY,
+        )
+        self._names = names
+        self._audits = audits
+        self._remembers_for_seconds = remembers_for_seconds
+
+    # What a batch reads
+
+    async def load(
+        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession
+    ) -> Loaded:
+        """All that a batch needs, as the session's transaction sees it."""
+        accounts, unreadable, charges = await self._load_accounts(requests, session)
+        remembered, expired = await self._load_keys(requests, now, session)
+        return Loaded(accounts, unreadable, charges, remembered, expired)
+
+    async def load_keys_beside(
+        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession
+    ) -> Loaded:
+        """The same, reading the keys outside the transaction while it reads the accounts.
+
+        That saves a round trip. A key that is found was committed by a majority and is final. One
+        that is not found may have come since: then inserting it fails, and the batch tries again.
+        """
+        if not any(request.key is not None for request in requests):
+            return await self.load(requests, now, session)
+        # Both are awaited whatever happens to one: a session has one command at a time, and the
+        # next may be its abort.
+        found = await asyncio.gather(
+            self._load_accounts(requests, session),
+            self._load_keys(requests, now, None),
+            return_exceptions=True,
+        )
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        if isinstance(found[1], BaseException):
+            raise found[1]
+        return Loaded(*found[0], *found[1])
+
+    async def _load_accounts(
+        self, requests: Sequence[Request], session: AsyncClientSession
+    ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, RefundableCharge]]:
+        user_ids = {request.user_id for request in requests}
+        documents = await self._find(
+            self._names.users, {"_id": {"$in": list(user_ids)}}, ACCOUNT_FIELDS, session
+        )
+        accounts: dict[str, Account] = {}
+        unreadable: dict[str, AccountDataError] = {}
+        for document in documents:
+            try:
+                accounts[document["_id"]] = account_from(document)
+            except AccountDataError as error:
+                unreadable[document["_id"]] = error
+        charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
+        charges = await self._load_charges(charge_ids, session) if charge_ids else {}
+        return accounts, unreadable, charges
+
+    async def _load_charges(
+        self, charge_ids: Iterable[str], session: AsyncClientSession
+    ) -> dict[str, RefundableCharge]:
+        stored_ids = [to_object_id(charge_id) for charge_id in charge_ids]
+        transactions = self._database[self._names.transactions]
+        refunds = await transactions.aggregate(
+            [
+                {"$match": {"refundOf": {"$in": stored_ids}}},
+                {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+            ],
+            session=session,
+        )
+        refunded = {row["_id"]: int(row["refunded"]) async for row in refunds}
+        charges = await self._find(
+            self._names.transactions,
+            {"_id": {"$in": stored_ids}, "operation": ChargeRequest.operation},
+            {"userId": 1, "amount": 1},
+            session,
+        )
+        return {
+            str(row["_id"]): RefundableCharge(
+                str(row["_id"]), row["userId"], -int(row["amount"]), refunded.get(row["_id"], 0)
+            )
+            for row in charges
+        }
+
+    async def _load_keys(
+        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession | None
+    ) -> tuple[dict[str, Remembered], frozenset[str]]:
+        """What the keys did, and those whose time is over, though TTL has not yet swept them."""
+        keys = [request.key for request in requests if request.key is not None]
+        if not keys:
+            return {}, frozenset()
+        documents = await self._find(
+            self._names.idempotency_records, {"_id": {"$in": keys}}, None, session
+        )
+        remembered = {d["_id"]: remembered_from(d) for d in documents if d["expiresAt"] > now}
+        return remembered, frozenset(d["_id"] for d in documents) - remembered.keys()
+
+    async def _find(
+        self,
+        collection: str,
+        query: Mapping[str, Any],
+        fields: Mapping[str, int] | None,
+        session: AsyncClientSession | None,
+    ) -> list[Raw]:
+        cursor = self._database[collection].find(query, fields, session=session, batch_size=1000)
+        return await cursor.to_list(None)
+
+    async def contains(self, witness: Witness, session: AsyncClientSession) -> bool:
+        """Whether the session's transaction sees the row."""
+        found = await self._find(witness.collection, {"_id": witness.row_id}, {"_id": 1}, session)
+        return bool(found)
+
+    # What a batch writes
+
+    async def write(
+        self, books: Books, loaded: Loaded, session: AsyncClientSession
+    ) -> Witness | None:
+        """Write what the books hold; returns a row of it, None if there was nothing to write.
+
+        The users come first: whoever else writes them is met before any other work is done.
+        """
+        names = self._names
+        await self._write_accounts(books, loaded, session)
+        transactions = [transaction_row(posting) for posting in books.postings]
+        await self._insert(names.transactions, transactions, session)
+        audit_logs: list[Raw] = []
+        if self._audits:
+            audit_logs += [success_row(posting) for posting in books.postings]
+            audit_logs += [refusal_row(r) for r in books.refusals if is_audited(r)]
+            await self._insert(names.audit_logs, audit_logs, session)
+        await self._write_keys(books, loaded, session)
+        if transactions:
+            return Witness(names.transactions, transactions[0]["_id"])
+        return Witness(names.audit_logs, audit_logs[0]["_id"]) if audit_logs else None
+
+    async def _write_accounts(
+        self, books: Books, loaded: Loaded, session: AsyncClientSession
+    ) -> None:
+        updates: list[Raw] = []
+        inserts: list[Raw] = []
+        for user_id in dict.fromkeys(p.account.user_id for p in books.postings):
+            before, after = loaded.accounts.get(user_id), books.accounts[user_id]
+            if before is None:
+                inserts.append(user_row(after))
+            else:
+                updates.append(account_update(before, after))
+        if updates:
+            reply = await self._command({"update": self._names.users, "updates": updates}, session)
+            if reply["n"] != len(updates):
+                # They were read in this very transaction.
+                raise OperationFailure(f"{reply['n']} of {len(updates)} users were there to update")
+        await self._insert(self._names.users, inserts, session)
+
+    async def _write_keys(self, books: Books, loaded: Loaded, session: AsyncClientSession) -> None:
+        keyed = [p.request for p in books.postings if p.request.key is not None]
+        replaced = [r.key for r in keyed if r.key in loaded.expired_keys]
+        if replaced:
+            # Still only if expired: the keys may have been read before this transaction began, and
+            # another process may have used one again since.
+            query = {"_id": {"$in": replaced}, "expiresAt": {"$lte": books.now}}
+            await self._command(
+                {
+                    "delete": self._names.idempotency_records,
+                    "deletes": [{"q": query, "limit": 0}],
+                },
+                session,
+            )
+        records = [
+            idempotency_row(r, books.remembered[r.key], self._remembers_for_seconds)
+            for r in keyed
+            if r.key is not None
+        ]
+        await self._insert(self._names.idempotency_records, records, session)
+
+    async def write_refusal(self, refusal: Refusal) -> None:
+        """Audit a refusal in an application's transaction outside of it: it survives the abort."""
+        if self._audits and is_audited(refusal):
+            await self._database[self._names.audit_logs].insert_one(refusal_row(refusal))
+
+    async def _insert(
+        self, collection: str, documents: list[Raw], session: AsyncClientSession
+    ) -> None:
+        if documents:
+            await self._command({"insert": collection, "documents": documents}, session)
+
+    async def _command(self, command: Raw, session: AsyncClientSession) -> Raw:
+        reply = await self._database.command(command, codec_options=CODEC_OPTIONS, session=session)
+        if errors := reply.get("writeErrors"):
+            # The server's own text would quote the document's values.
+            code = errors[0]["code"]
+            if code == _DUPLICATE_KEY:
+                raise DuplicateKeyError("the server has a document with this key", code)
+            raise WriteError("the server refused a document", code)
+        return reply
+
+
+def is_audited(refusal: Refusal) -> bool:
+    """Bad input leaves no trace, also where only the account could show that it is bad."""
+    return not isinstance(refusal.error, InvalidRequestError)

@@ -1,0 +1,276 @@
+"""Every error a caller can meet, in one place, under one root.
+
+Each has a stable ``code`` for programs (the Credit SDK's where it has one) and its facts as
+attributes. Messages never contain idempotency keys, metadata, variables' values or passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from pymongo.errors import PyMongoError
+
+__all__ = [
+    "AccountDataError",
+    "CommitOutcomeUnknownError",
+    "ConfigurationError",
+    "CreditError",
+    "FormulaEvaluationError",
+    "IdempotencyConflictError",
+    "InsufficientCreditsError",
+    "InvalidRequestError",
+    "InvalidTierChangeError",
+    "LedgerBusyError",
+    "MembershipRequiredError",
+    "MissingVariableError",
+    "RefundExceedsChargeError",
+    "ReplicaSetRequiredError",
+    "StorageError",
+    "TransactionNotFoundError",
+    "UndefinedActionError",
+    "UndefinedTierError",
+    "UserExistsError",
+    "UserNotFoundError",
+]
+
+
+class CreditError(Exception):
+    """The root of all errors of this library."""
+
+    code: ClassVar[str] = "CREDIT_ERROR"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors take facts, not messages; without this, errors could not cross processes.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[CreditError], args: tuple[Any, ...], facts: dict[str, Any]) -> CreditError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class InvalidRequestError(CreditError):
+    """An argument is of the wrong type or out of its limits; nothing was written."""
+
+    code = "INVALID_REQUEST"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class ConfigurationError(CreditError):
+    """The configuration is wrong; ``field`` is the path of the key, ``""`` if it is the whole."""
+
+    code = "CONFIGURATION_ERROR"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
+class UndefinedActionError(CreditError):
+    """The configuration has no price for the action."""
+
+    code = "UNDEFINED_ACTION"
+
+    def __init__(self, action: str) -> None:
+        super().__init__(f"the configuration has no costs for the action {action!r}")
+        self.action = action
+
+
+class UndefinedTierError(CreditError):
+    """The configuration has no such tier."""
+
+    code = "UNDEFINED_TIER"
+
+    def __init__(self, tier: str) -> None:
+        super().__init__(f"the configuration has no tier {tier!r}")
+        self.tier = tier
+
+
+class UserNotFoundError(CreditError):
+    """There is no such user."""
+
+    code = "USER_NOT_FOUND"
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(f"there is no user {user_id!r}")
+        self.user_id = user_id
+
+
+class UserExistsError(CreditError):
+    """The user is there already."""
+
+    code = "USER_EXISTS"
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(f"the user {user_id!r} exists already")
+        self.user_id = user_id
+
+
+class InsufficientCreditsError(CreditError):
+    """The balance is smaller than the cost (both in smallest units); nothing was charged."""
+
+    code = "INSUFFICIENT_CREDITS"
+
+    def __init__(self, user_id: str, required: int, available: int) -> None:
+        super().__init__(f"user {user_id!r} has {available} of the {required} units required")
+        self.user_id = user_id
+        self.required = required
+        self.available = available
+
+
+class MembershipRequiredError(CreditError):
+    """The action needs a tier that the user does not have, or no longer has.
+
+    ``current`` is the tier in force: None without one and when it has expired.
+    """
+
+    code = "MEMBERSHIP_REQUIRED"
+
+    def __init__(self, user_id: str, required: str | None, current: str | None) -> None:
+        super().__init__(
+            f"user {user_id!r} needs the tier {required!r} or a higher one and has {current!r}"
+        )
+        self.user_id = user_id
+        self.required = required
+        self.current = current
+
+
+class InvalidTierChangeError(CreditError):
+    """The tier change is not one that the called method makes."""
+
+    code = "INVALID_TIER_CHANGE"
+
+    def __init__(
+        self, user_id: str, current_tier: str | None, target_tier: str | None, reason: str
+    ) -> None:
+        super().__init__(
+            f"user {user_id!r} cannot go from {current_tier!r} to {target_tier!r}: {reason}"
+        )
+        self.user_id = user_id
+        self.current_tier = current_tier
+        self.target_tier = target_tier
+        self.reason = reason
+
+
+class MissingVariableError(CreditError):
+    """The price formula names a variable that the call did not give."""
+
+    code = "MISSING_VARIABLE"
+
+    def __init__(
+        self, formula: str, missing_variable: str, provided_variables: Iterable[str]
+    ) -> None:
+        super().__init__(f"the formula {formula!r} needs the variable {missing_variable!r}")
+        self.formula = formula
+        self.missing_variable = missing_variable
+        self.provided_variables = tuple(provided_variables)
+
+
+class FormulaEvaluationError(CreditError):
+    """The price formula has no usable value for these variables (say, a division by zero)."""
+
+    code = "FORMULA_EVALUATION_ERROR"
+
+    def __init__(self, formula: str, variables: Mapping[str, Any], cause: str) -> None:
+        super().__init__(f"the formula {formula!r} has no value: {cause}")
+        self.formula = formula
+        self.variables = dict(variables)
+        self.cause = cause
+
+
+class IdempotencyConflictError(CreditError):
+    """The idempotency key belongs to another request (operation, user or effect differ)."""
+
+    code = "IDEMPOTENCY_KEY_CONFLICT"
+
+    def __init__(self, key: str) -> None:
+        super().__init__("the idempotency key was used for another request")
+        self.key = key
+
+
+class TransactionNotFoundError(CreditError):
+    """The user has no charge with this transaction id."""
+
+    code = "TRANSACTION_NOT_FOUND"
+
+    def __init__(self, transaction_id: str) -> None:
+        super().__init__(f"there is no charge {transaction_id!r} of this user")
+        self.transaction_id = transaction_id
+
+
+class RefundExceedsChargeError(CreditError):
+    """More would be refunded than the charge still holds (both in smallest units)."""
+
+    code = "REFUND_EXCEEDS_CHARGE"
+
+    def __init__(self, transaction_id: str, refundable: int, requested: int) -> None:
+        super().__init__(
+            f"of charge {transaction_id!r} {refundable} units are refundable, not {requested}"
+        )
+        self.transaction_id = transaction_id
+        self.refundable = refundable
+        self.requested = requested
+
+
+class StorageError(CreditError, PyMongoError):
+    """The database could not do it; the driver's error is the ``__cause__``. Nothing was written.
+
+    It is also a ``PyMongoError`` that keeps the driver's error labels: inside the application's own
+    ``with_transaction``, the driver must still see which failures are worth another try.
+    """
+
+    code = "STORAGE_ERROR"
+
+    def __init__(self, message: str, *, error_labels: Iterable[str] = ()) -> None:
+        super().__init__(message, error_labels)
+
+
+class ReplicaSetRequiredError(StorageError):
+    """The server is a standalone ``mongod``, which has no transactions."""
+
+    code = "REPLICA_SET_REQUIRED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server is a standalone mongod, and transactions need a replica set. Start it with "
+            "--replSet rs0, run rs.initiate() once in mongosh, and connect with ?replicaSet=rs0; "
+            "one member is enough. For development: python -m credit_mongo.local"
+        )
+
+
+class LedgerBusyError(StorageError):
+    """The queue is full or the ledger is closed; the request was not accepted. Try again later."""
+
+    code = "LEDGER_BUSY"
+
+
+class CommitOutcomeUnknownError(StorageError):
+    """The operation may have happened. Retry with the same idempotency key to learn which."""
+
+    code = "COMMIT_OUTCOME_UNKNOWN"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the operation may or may not have happened: "
+            "retry it with the same idempotency key, which settles it"
+        )
+
+
+class AccountDataError(StorageError):
+    """A stored document is not what this library writes; it is left as it is."""
+
+    code = "ACCOUNT_DATA"
+
+    def __init__(self, user_id: str, field: str, reason: str) -> None:
+        super().__init__(f"user {user_id!r}: the stored {field} {reason}")
+        self.user_id = user_id
+        self.field = field
+        self.reason = reason

@@ -1,0 +1,504 @@
+"""The ledger: arguments in, results out. What happens in between is in ``core`` and ``engine``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from datetime import datetime, timezone
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
+
+from credit_mongo.config import CreditConfig
+from credit_mongo.connection import check_replica_set, connect
+from credit_mongo.core.books import user_of
+from credit_mongo.core.formula import exact_variables
+from credit_mongo.core.requests import (
+    KEEP,
+    ChargeRequest,
+    CreateUserRequest,
+    DowngradeTierRequest,
+    GrantRequest,
+    Keep,
+    RefundRequest,
+    RenewTierRequest,
+    Request,
+    UpgradeTierRequest,
+    check_amount,
+    check_flag,
+    check_identifier,
+    check_moment,
+    to_milliseconds,
+)
+from credit_mongo.core.results import (
+    ChargeResult,
+    GrantResult,
+    Quote,
+    RefundResult,
+    Result,
+    TierChangeResult,
+    User,
+)
+from credit_mongo.engine.commit import Clock, Committer, as_storage_error
+from credit_mongo.engine.lanes import Lanes
+from credit_mongo.engine.store import Store
+from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
+from credit_mongo.history import AuditPage, History, HistoryPage
+from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.rows import copy_metadata, to_object_id
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["CreditLedger"]
+
+Number = int | float | Decimal
+_R = TypeVar("_R")
+
+
+def _now() -> datetime:
+    return to_milliseconds(datetime.now(timezone.utc))
+
+
+class CreditLedger:
+    """Keeps the credits of an application's users.
+
+    All amounts are whole numbers of the smallest unit. Every operation takes effect wholly or not
+    at all, ends within the configuration's ``operation_timeout_seconds``, and can be repeated with
+    the same ``idempotency_key`` without a second effect for as long as keys are remembered.
+
+    Besides the errors that its docstring names, any method can raise InvalidRequestError, and any
+    that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
+    CommitOutcomeUnknownError and AccountDataError).
+
+    With ``session``, an operation becomes part of the application's own transaction, which the
+    application commits: it takes effect when that does, and its deadlines and retries are the
+    application's. A refused operation raises; its audit row stays, whatever becomes of the rest.
+    """
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Any],
+        config: CreditConfig,
+        *,
+        clock: Clock = _now,
+    ) -> None:
+        """A ledger on a database of the application's own client, which it never closes.
+
+        ``clock`` gives the time (with a time zone) at which operations are decided.
+        """
+        if not isinstance(config, CreditConfig):
+            raise ConfigurationError("", "config must be a CreditConfig")
+        if not isinstance(database, AsyncDatabase):
+            raise ConfigurationError(
+                "", "database must be a database of PyMongo's AsyncMongoClient: client['name']"
+            )
+        self._config = config
+        self._database = database
+        self._clock: Clock = lambda: check_moment("clock", clock())
+        self._owns_client = False
+        store = Store(
+            database,
+            config.collections,
+            audits=config.audit.enabled,
+            remembers_for_seconds=config.idempotency.ttl_seconds,
+        )
+        self._committer = Committer(database.client, store, config.rules, config.retry, self._clock)
+        self._lanes = Lanes(
+            self._committer.commit, timeout_seconds=config.operation_timeout_seconds
+        )
+        self._history = History(database, config.collections)
+        self._sessions_in_use: set[int] = set()
+
+    @classmethod
+    def connect(
+        cls, uri: str, *, database: str, config: CreditConfig, clock: Clock = _now
+    ) -> CreditLedger:
+        """A ledger on a client of its own, which closes with it.
+
+        Raises ConfigurationError for an URI with an option that MongoDB's driver would ignore.
+        """
+        if not isinstance(config, CreditConfig):
+            raise ConfigurationError("", "config must be a CreditConfig")
+        ledger = cls(connect(uri, database, config.operation_timeout_seconds), config, clock=clock)
+        ledger._owns_client = True
+        return ledger
+
+    async def __aenter__(self) -> Self:
+        """Check that the server can do what the ledger needs.
+
+        Raises ReplicaSetRequiredError, and StorageError if nothing answers in time.
+        """
+        try:
+            await self._read(check_replica_set(self._database))
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Accept no more operations, finish those accepted, and close an own client."""
+        await self._lanes.close()
+        await self._committer.close()
+        if self._owns_client:
+            await self._database.client.close()
+
+    # Users
+
+    async def create_user(
+        self,
+        user_id: str,
+        *,
+        credits: int = 0,  # noqa: A002 - the word of the field
+        membership_tier: str | None = None,
+        membership_expires_at: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> User:
+        """Open an account. Its opening credits (0 to 2**53 - 1) are its first transaction.
+
+        Raises UserExistsError and UndefinedTierError.
+        """
+        request = CreateUserRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            credits=check_amount("credits", credits, least=0),
+            membership_tier=_optional_identifier("membership_tier", membership_tier),
+            membership_expires_at=_optional_moment("membership_expires_at", membership_expires_at),
+        )
+        return cast(User, await self._do(request, session))
+
+    async def get_user(self, user_id: str, *, session: AsyncClientSession | None = None) -> User:
+        """A user's account. Raises UserNotFoundError."""
+        user_id = check_identifier("user_id", user_id)
+        self._check_client(session)
+        return user_of(await self._read(self._history.account(user_id, session)))
+
+    async def get_balance(self, user_id: str, *, session: AsyncClientSession | None = None) -> int:
+        """A user's credits, in smallest units. Raises UserNotFoundError."""
+        return (await self.get_user(user_id, session=session)).credits
+
+    # Credits
+
+    async def charge(
+        self,
+        user_id: str,
+        action: str,
+        *,
+        amount: int | None = None,
+        variables: Mapping[str, Number] | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> ChargeResult:
+        """Take what ``action`` costs the user's tier, or ``amount`` units if given.
+
+        ``variables`` are for formulas; without them, a formula that needs some falls back to the
+        action's ``default`` if that is a fixed price. An ``amount`` needs no price for the action,
+        but the same access.
+
+        Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError,
+        MissingVariableError, FormulaEvaluationError, InsufficientCreditsError and
+        IdempotencyConflictError.
+        """
+        if amount is not None and variables is not None:
+            raise InvalidRequestError("amount", "goes with no variables: it is the price")
+        request = ChargeRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            action_name=check_identifier("action", action),
+            amount=None if amount is None else check_amount("amount", amount),
+            variables=None if variables is None else exact_variables(variables),
+        )
+        return cast(ChargeResult, await self._do(request, session))
+
+    async def refund(
+        self,
+        user_id: str,
+        amount: int,
+        *,
+        action: str,
+        transaction_id: str | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> RefundResult:
+        """Give ``amount`` units back; with ``transaction_id``, of what that charge still holds.
+
+        Raises UserNotFoundError, TransactionNotFoundError, RefundExceedsChargeError and
+        IdempotencyConflictError.
+        """
+        request = RefundRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            amount=check_amount("amount", amount),
+            action_name=check_identifier("action", action),
+            charge_id=_optional_transaction_id(transaction_id),
+        )
+        return cast(RefundResult, await self._do(request, session))
+
+    async def grant(
+        self,
+        user_id: str,
+        amount: int,
+        *,
+        action: str,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> GrantResult:
+        """Give ``amount`` units. Raises UserNotFoundError and IdempotencyConflictError."""
+        request = GrantRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            amount=check_amount("amount", amount),
+            action_name=check_identifier("action", action),
+        )
+        return cast(GrantResult, await self._do(request, session))
+
+    # Tiers
+
+    async def upgrade_tier(
+        self,
+        user_id: str,
+        target_tier: str,
+        *,
+        membership_expires_at: datetime | Keep | None = KEEP,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> TierChangeResult:
+        """Move to a higher tier and set the balance to its cap.
+
+        ``KEEP`` keeps a future expiry and clears a past one; None means no expiry. Raises
+        UserNotFoundError, UndefinedTierError, InvalidTierChangeError and IdempotencyConflictError.
+        """
+        expires_at = membership_expires_at
+        request = UpgradeTierRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            target_tier=check_identifier("target_tier", target_tier),
+            membership_expires_at=expires_at
+            if isinstance(expires_at, Keep)
+            else _optional_moment("membership_expires_at", expires_at),
+        )
+        return cast(TierChangeResult, await self._do(request, session))
+
+    async def downgrade_tier(
+        self,
+        user_id: str,
+        target_tier: str,
+        *,
+        clear_expiration: bool = False,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> TierChangeResult:
+        """Move to a lower tier and set the balance to its cap; more than that is lost.
+
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError and
+        IdempotencyConflictError.
+        """
+        request = DowngradeTierRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            target_tier=check_identifier("target_tier", target_tier),
+            clear_expiration=check_flag("clear_expiration", clear_expiration),
+        )
+        return cast(TierChangeResult, await self._do(request, session))
+
+    async def renew_tier(
+        self,
+        user_id: str,
+        *,
+        membership_expires_at: datetime | None,
+        refill: bool = True,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> TierChangeResult:
+        """Stay in the tier until a new expiry; with ``refill``, set the balance to its cap.
+
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError (there is no tier) and
+        IdempotencyConflictError.
+        """
+        request = RenewTierRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            membership_expires_at=_optional_moment("membership_expires_at", membership_expires_at),
+            refill=check_flag("refill", refill),
+        )
+        return cast(TierChangeResult, await self._do(request, session))
+
+    async def validate_access(
+        self, user_id: str, action: str, *, session: AsyncClientSession | None = None
+    ) -> bool:
+        """True if the user's tier may do the action, whatever it costs.
+
+        Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError.
+        """
+        user_id = check_identifier("user_id", user_id)
+        action = check_identifier("action", action)
+        self._check_client(session)
+        account = await self._read(self._history.account(user_id, session))
+        self._config.rules.check_access(account, action, self._clock())
+        return True
+
+    async def quote(
+        self,
+        user_id: str,
+        action: str,
+        *,
+        variables: Mapping[str, Number] | None = None,
+    ) -> Quote:
+        """What the action would cost the user now. Writes nothing; raises what a charge would."""
+        user_id = check_identifier("user_id", user_id)
+        action = check_identifier("action", action)
+        exact = None if variables is None else exact_variables(variables)
+        account = await self._read(self._history.account(user_id, None))
+        return self._config.rules.quote(account, action, exact, self._clock())
+
+    # Records
+
+    async def get_history(
+        self,
+        user_id: str,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        cursor: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        action: str | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> HistoryPage:
+        """Transactions, newest first, from ``start_date`` up to but not including ``end_date``.
+
+        ``limit`` is 1 to 1,000, ``offset`` at most 100,000; ``cursor`` is a page's ``next_cursor``
+        and goes on exactly where that page ended, whatever was written since. Raises
+        UserNotFoundError.
+        """
+        self._check_client(session)
+        return await self._read(
+            self._history.transactions(
+                user_id,
+                limit=limit,
+                offset=offset,
+                cursor=cursor,
+                start_date=start_date,
+                end_date=end_date,
+                action=action,
+                session=session,
+            )
+        )
+
+    async def get_audit_log(
+        self,
+        user_id: str,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        cursor: str | None = None,
+        status: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        action: str | None = None,
+        session: AsyncClientSession | None = None,
+    ) -> AuditPage:
+        """Attempts (``status`` "success" or "failed"), newest first, also on unknown users.
+
+        Limits are those of ``get_history``.
+        """
+        self._check_client(session)
+        return await self._read(
+            self._history.audit_logs(
+                user_id,
+                limit=limit,
+                offset=offset,
+                cursor=cursor,
+                status=status,
+                start_date=start_date,
+                end_date=end_date,
+                action=action,
+                session=session,
+            )
+        )
+
+    async def ensure_indexes(self) -> IndexReport:
+        """Create the collections and indexes that are missing; what fits is kept.
+
+        Raises nothing for an index that is in the way: the report names it with its remedy.
+        """
+        try:
+            return await ensure_indexes(self._database, self._config.collections)
+        except PyMongoError as error:
+            raise as_storage_error(error) from error
+
+    # The way in
+
+    def _common(self, user_id: object, key: object, metadata: object) -> dict[str, Any]:
+        key = _optional_identifier("idempotency_key", key)
+        return {
+            "user_id": check_identifier("user_id", user_id),
+            "transaction_id": str(ObjectId()),
+            "key": key if self._config.idempotency.enabled else None,
+            "metadata": copy_metadata(metadata),
+        }
+
+    async def _do(self, request: Request, session: AsyncClientSession | None) -> Result:
+        if session is None:
+            return cast(Result, await self._lanes.submit(request))
+        self._check_client(session)
+        if not session.in_transaction:
+            raise InvalidRequestError("session", "has no transaction in progress: start one first")
+        if id(session) in self._sessions_in_use:
+            # The driver would mix up their commands (asyncio.gather on one session).
+            raise InvalidRequestError("session", "is in use by another operation: await that first")
+        self._sessions_in_use.add(id(session))
+        try:
+            return await self._in_time(self._committer.commit_in(request, session))
+        finally:
+            self._sessions_in_use.discard(id(session))
+
+    def _check_client(self, session: AsyncClientSession | None) -> None:
+        if session is None:
+            return
+        if not isinstance(session, AsyncClientSession):
+            raise InvalidRequestError(
+                "session", f"must be a session of the ledger's client, not {type(session).__name__}"
+            )
+        if session.client is not self._database.client:
+            raise InvalidRequestError("session", "belongs to another client than the ledger's")
+
+    async def _read(self, reading: Awaitable[_R]) -> _R:
+        try:
+            return await self._in_time(reading)
+        except PyMongoError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise as_storage_error(error) from error
+
+    async def _in_time(self, work: Awaitable[_R]) -> _R:
+        try:
+            return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
+        except asyncio.TimeoutError as error:
+            raise StorageError("the database did not answer in time") from error
+
+
+def _optional_identifier(field: str, value: object) -> str | None:
+    return None if value is None else check_identifier(field, value)
+
+
+def _optional_moment(field: str, value: object) -> datetime | None:
+    return None if value is None else check_moment(field, value)
+
+
+def _optional_transaction_id(value: object) -> str | None:
+    return None if value is None else str(to_object_id(check_identifier("transaction_id", value)))

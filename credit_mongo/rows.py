@@ -1,0 +1,308 @@
+"""Rows: accounts, postings and results as the plain documents that are stored, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, TypeAlias
+
+from bson import DBRef, Int64, ObjectId, decode, encode
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+
+from credit_mongo.core.accounts import Account, Remembered
+from credit_mongo.core.requests import Request
+from credit_mongo.core.results import (
+    AuditLog,
+    ChargeResult,
+    GrantResult,
+    RefundResult,
+    Result,
+    TierChangeResult,
+    Transaction,
+    User,
+)
+from credit_mongo.core.rules import Posting, Refusal
+from credit_mongo.errors import AccountDataError, InvalidRequestError
+
+__all__ = [
+    "CODEC_OPTIONS",
+    "Raw",
+    "account_from",
+    "account_update",
+    "audit_log_from",
+    "copy_metadata",
+    "idempotency_row",
+    "refusal_row",
+    "remembered_from",
+    "success_row",
+    "to_object_id",
+    "transaction_from",
+    "transaction_row",
+    "user_row",
+]
+
+Raw: TypeAlias = dict[str, Any]
+
+CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
+    tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
+)
+# 16 KiB: three copies of it (transaction, audit log, idempotency record) for each of a batch of
+# hundreds must fit a message of 48 MB, and the records of a batch a reply of 16 MB.
+LARGEST_METADATA_BYTES: Final = 16 * 1024
+# MongoDB refuses documents nested deeper than 180; this leaves room for what metadata is put into.
+DEEPEST_METADATA: Final = 100
+
+# Metadata
+
+
+def copy_metadata(metadata: object) -> Raw | None:
+    """The caller's metadata as the database would give it back; never the caller's own object.
+
+    Raises InvalidRequestError unless it is a mapping with string keys that BSON can hold in 16 KiB.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InvalidRequestError("metadata", f"must be a mapping, not {type(metadata).__name__}")
+    try:
+        encoded = encode(metadata, codec_options=CODEC_OPTIONS)
+    except RecursionError:
+        raise InvalidRequestError("metadata", "is nested too deeply or contains itself") from None
+    except (BSONError, OverflowError, TypeError, ValueError, AttributeError):
+        # The codec's own message would quote what it could not encode.
+        raise InvalidRequestError("metadata", "cannot be stored as BSON") from None
+    if len(encoded) > LARGEST_METADATA_BYTES:
+        raise InvalidRequestError(
+            "metadata", f"takes {len(encoded)} bytes of at most {LARGEST_METADATA_BYTES}"
+        )
+    copied: Raw = _plain(decode(encoded, codec_options=CODEC_OPTIONS), DEEPEST_METADATA)
+    return copied
+
+
+def _plain(value: Any, depth_left: int) -> Any:
+    """Mappings that look like a DBRef come back as one; here they stay what the caller gave."""
+    if depth_left == 0:
+        raise InvalidRequestError("metadata", "is nested too deeply or contains itself")
+    if isinstance(value, DBRef):
+        value = value.as_doc()
+    if isinstance(value, Mapping):
+        return {name: _plain(item, depth_left - 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, depth_left - 1) for item in value]
+    return value
+
+
+# Ids
+
+
+def to_object_id(transaction_id: str) -> ObjectId | str:
+    """How a transaction id is stored. Rows of other software may have ids of another form."""
+    return ObjectId(transaction_id) if ObjectId.is_valid(transaction_id) else transaction_id
+
+
+# To the database
+
+
+def user_row(account: Account) -> Raw:
+    """A new user."""
+    return {
+        "_id": account.user_id,
+        "credits": Int64(account.credits),
+        "membershipTier": account.membership_tier,
+        "membershipExpiresAt": account.membership_expires_at,
+        "seq": Int64(account.seq),
+        "createdAt": account.created_at,
+        "updatedAt": account.updated_at,
+    }
+
+
+def account_update(before: Account, after: Account) -> Raw:
+    """One update statement: the fields that changed, and none of the application's own."""
+    changed: Raw = {
+        "credits": Int64(after.credits),
+        "seq": Int64(after.seq),
+        "updatedAt": after.updated_at,
+    }
+    if after.membership_tier != before.membership_tier:
+        changed["membershipTier"] = after.membership_tier
+    if after.membership_expires_at != before.membership_expires_at:
+        changed["membershipExpiresAt"] = after.membership_expires_at
+    return {"q": {"_id": after.user_id}, "u": {"$set": changed}}
+
+
+def transaction_row(posting: Posting) -> Raw:
+    """The ledger's record of a posting."""
+    request, account = posting.request, posting.account
+    document: Raw = {
+        "_id": ObjectId(request.transaction_id),
+        "userId": account.user_id,
+        "seq": Int64(account.seq),
+        "operation": request.operation,
+        "action": request.action,
+        "amount": Int64(posting.amount),
+        "balanceBefore": Int64(posting.balance_before),
+        "balanceAfter": Int64(account.credits),
+        "metadata": request.metadata,
+        "idempotencyKey": request.key,
+        "createdAt": account.updated_at,
+    }
+    if posting.refund_of is not None:
+        document["refundOf"] = to_object_id(posting.refund_of)
+    return document
+
+
+def success_row(posting: Posting) -> Raw:
+    """The audit row of a posting."""
+    request, account = posting.request, posting.account
+    return {
+        "_id": ObjectId(request.transaction_id),
+        "userId": account.user_id,
+        "operation": request.operation,
+        "action": request.action,
+        "status": "success",
+        "details": {
+            "amount": Int64(posting.amount),
+            "balanceBefore": Int64(posting.balance_before),
+            "balanceAfter": Int64(account.credits),
+            **posting.details,
+        },
+        "metadata": request.metadata,
+        "errorMessage": None,
+        "createdAt": account.updated_at,
+    }
+
+
+def refusal_row(refusal: Refusal) -> Raw:
+    """The audit row of a refused attempt."""
+    request, error = refusal.request, refusal.error
+    return {
+        "_id": ObjectId(request.transaction_id),
+        "userId": request.user_id,
+        "operation": request.operation,
+        "action": request.action,
+        "status": "failed",
+        "details": {"code": error.code},
+        "metadata": request.metadata,
+        "errorMessage": str(error),
+        "createdAt": refusal.at,
+    }
+
+
+# asdict() would copy metadata deeply, on the way of every charge with a key.
+_REMEMBERED_FIELDS: Final = {
+    kind: tuple(field.name for field in fields(kind) if field.name != "replayed")
+    for kind in (User, ChargeResult, RefundResult, GrantResult, TierChangeResult)
+}
+
+
+def idempotency_row(request: Request, remembered: Remembered, ttl_seconds: int) -> Raw:
+    """What is remembered of a keyed request."""
+    result = remembered.result
+    created_at = result.updated_at if isinstance(result, User) else result.created_at
+    return {
+        "_id": request.key,
+        "operation": request.operation,
+        "userId": request.user_id,
+        "fingerprint": remembered.fingerprint,
+        "result": {
+            name: Int64(value) if isinstance(value, int) else value
+            for name in _REMEMBERED_FIELDS[type(result)]
+            for value in (getattr(result, name),)
+        },
+        "createdAt": created_at,
+        "expiresAt": created_at + timedelta(seconds=ttl_seconds),
+    }
+
+
+# From the database
+
+
+def account_from(document: Mapping[str, Any]) -> Account:
+    """A user's account. Raises AccountDataError if the balance is not a whole number ≥ 0."""
+    user_id = document["_id"]
+    created_at = document.get("createdAt")
+    if not isinstance(created_at, datetime):
+        created_at = _EPOCH
+    updated_at = document.get("updatedAt")
+    return Account(
+        user_id=user_id,
+        credits=_whole_number(document, "credits"),
+        seq=_whole_number(document, "seq") if "seq" in document else 0,
+        membership_tier=document.get("membershipTier"),
+        membership_expires_at=document.get("membershipExpiresAt"),
+        created_at=created_at,
+        updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
+    )
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def _whole_number(document: Mapping[str, Any], field: str) -> int:
+    value = document.get(field)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise AccountDataError(document["_id"], field, "is not a whole number")
+    if value < 0:
+        raise AccountDataError(document["_id"], field, "is below zero")
+    return int(value)
+
+
+_RESULTS: Final[Mapping[str, type[Result]]] = {
+    "create_user": User,
+    "charge": ChargeResult,
+    "refund": RefundResult,
+    "grant": GrantResult,
+    "upgrade_tier": TierChangeResult,
+    "downgrade_tier": TierChangeResult,
+    "renew_tier": TierChangeResult,
+}
+
+
+def remembered_from(document: Mapping[str, Any]) -> Remembered:
+    """What a key did."""
+    stored = {
+        name: int(value) if isinstance(value, int) else value
+        for name, value in document["result"].items()
+    }
+    kind: Callable[..., Result] = _RESULTS[document["operation"]]
+    result = kind(**stored)
+    if not isinstance(result, User | TierChangeResult) and result.metadata is not None:
+        result = replace(result, metadata=_plain(result.metadata, -1))
+    return Remembered(document["fingerprint"], result)
+
+
+def transaction_from(document: Mapping[str, Any]) -> Transaction:
+    """A record of the ledger as callers see it."""
+    refund_of = document.get("refundOf")
+    return Transaction(
+        transaction_id=str(document["_id"]),
+        user_id=document["userId"],
+        seq=int(document["seq"]),
+        operation=document["operation"],
+        action=document["action"],
+        amount=int(document["amount"]),
+        balance_before=int(document["balanceBefore"]),
+        balance_after=int(document["balanceAfter"]),
+        metadata=_plain(document.get("metadata"), -1),
+        idempotency_key=document.get("idempotencyKey"),
+        refund_of=None if refund_of is None else str(refund_of),
+        created_at=document["createdAt"],
+    )
+
+
+def audit_log_from(document: Mapping[str, Any]) -> AuditLog:
+    """An attempt as callers see it."""
+    return AuditLog(
+        audit_id=str(document["_id"]),
+        user_id=document["userId"],
+        operation=document["operation"],
+        action=document["action"],
+        status=document["status"],
+        details=document.get("details") or {},
+        metadata=_plain(document.get("metadata"), -1),
+        error_message=document.get("errorMessage"),
+        created_at=document["createdAt"],
+    )

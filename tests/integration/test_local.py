@@ -1,0 +1,392 @@
+"""The promises of `credit_mongo.local`: a real replica set, of which nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from credit_mongo import local
+from credit_mongo.errors import InvalidRequestError, StorageError
+from credit_mongo.local import LocalReplicaSet, find_mongod
+
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in which all temporary directories are made, here and in subprocesses."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
+    return place
+
+
+def processes_of(place: Path) -> list[str]:
+    """Return the command lines, of any process of this machine, that name the directory."""
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True)
+    return [line for line in listing.stdout.decode().splitlines() if str(place) in line]
+
+
+def left_by(place: Path) -> list[str]:
+    """Return all that still runs or lies there."""
+    return processes_of(place) + [str(path) for path in place.iterdir()]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def client_of(replica_set: LocalReplicaSet) -> AsyncMongoClient[dict[str, Any]]:
+    return AsyncMongoClient(replica_set.uri, serverSelectionTimeoutMS=30_000)
+
+
+def command_line(*arguments: str) -> subprocess.Popen[str]:
+    """Run ``python -m credit_mongo.local`` in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "credit_mongo.local", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+async def taken_port() -> AsyncIterator[int]:
+    """A port on which another program listens."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+
+async def test_one_member_runs_transactions_and_leaves_nothing(place: Path) -> None:
+    """The smallest set is a real replica set, takes parameters, and is gone with the block."""
+    async with LocalReplicaSet(parameters={"enableTestCommands": "1"}) as replica_set:
+        async with client_of(replica_set) as client, client.start_session() as session:
+            names = client["shop"]["names"]
+            async with await session.start_transaction():
+                await names.insert_one({"_id": 1}, session=session)
+                await names.insert_one({"_id": 2}, session=session)
+            assert await names.count_documents({}) == 2
+            point = {"configureFailPoint": "failCommand", "mode": "off"}
+            assert (await client.admin.command(point))["ok"] == 1
+        (member,) = replica_set.members
+        assert member.running
+        assert str(place) in str(member.directory)
+        assert replica_set.uri == f"mongodb://127.0.0.1:{member.port}/?replicaSet=rs0"
+    assert left_by(place) == []
+    assert not member.running
+    with pytest.raises(StorageError, match="stopped"):
+        await member.restart()
+
+
+async def test_three_members_survive_the_loss_of_their_primary(place: Path) -> None:
+    """There are a primary and two secondaries, also after a kill, a restart and a pause."""
+    async with LocalReplicaSet(members=3) as replica_set, client_of(replica_set) as client:
+        await client.admin.command("ping")
+        first = await client.primary
+        assert first is not None
+        members = {member.port: member for member in replica_set.members}
+        assert members.keys() - {first[1]} == {port for _, port in await client.secondaries}
+
+        await members[first[1]].kill()
+        with pytest.raises(StorageError, match="does not run"):
+            members[first[1]].pause()
+        await client["shop"]["names"].insert_one({"_id": 1})  # waits for the new primary
+        second = await client.primary
+        assert second is not None
+        assert second != first
+        with pytest.raises(StorageError, match="does not run"):
+            await replica_set.wait_until_ready()
+
+        await members[first[1]].restart()
+        await replica_set.wait_until_ready()
+        members[first[1]].pause()
+        assert members[first[1]].running
+        with pytest.raises(StorageError, match="no primary with all its secondaries"):
+            await replica_set.wait_until_ready(timeout_seconds=1)
+        members[first[1]].resume()
+        await replica_set.wait_until_ready()
+        members[first[1]].pause()  # what can't obey must not stay either
+    assert left_by(place) == []
+
+
+async def test_nothing_is_left_after_an_exception_in_the_block(place: Path) -> None:
+    """The exception arrives as it is, and the set is gone by then, killed members included."""
+
+    async def fail() -> NoReturn:
+        async with LocalReplicaSet() as replica_set:
+            await replica_set.members[0].kill()
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
+    assert left_by(place) == []
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.1, 0.4, 1])
+async def test_nothing_is_left_after_a_cancellation_while_starting(
+    place: Path, seconds: float
+) -> None:
+    """Whatever the start has come to, who awaited the cancelled task finds nothing."""
+    starting = asyncio.create_task(LocalReplicaSet(members=3).__aenter__())
+    await asyncio.sleep(seconds)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert left_by(place) == []
+
+
+async def test_cancelling_all_tasks_leaves_nothing(place: Path) -> None:
+    """So does asyncio.run on an interrupt: also the set's own tasks are cancelled then."""
+    started = asyncio.Event()
+    before = asyncio.all_tasks()
+
+    async def use() -> None:
+        async with LocalReplicaSet():
+            started.set()
+            await asyncio.Event().wait()
+
+    using = asyncio.create_task(use())
+    await asyncio.wait_for(started.wait(), PATIENCE_SECONDS)
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert left_by(place) == []
+
+
+async def test_nothing_is_left_if_a_keeper_was_killed(place: Path) -> None:
+    """Even without the process that would have ended the mongod, leaving the block does."""
+    async with LocalReplicaSet() as replica_set:
+        os.kill(os.getpgid(replica_set.members[0].pid), signal.SIGKILL)
+    assert left_by(place) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_prints_the_uri_and_a_signal_ends_it_cleanly(
+    place: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM are the usual ways to stop it: exit code 0, nothing left."""
+    command = command_line()
+    assert command.stdout is not None
+    uri = command.stdout.readline()
+    assert uri.startswith("mongodb://127.0.0.1:")
+    assert uri.endswith("/?replicaSet=rs0\n")
+    os.killpg(command.pid, number)  # as a terminal does: to all in the group
+    output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
+    assert left_by(place) == []
+    assert command.returncode == 0
+    assert output == ""
+    assert "Ctrl-C" in explanation
+    assert "Traceback" not in explanation
+
+
+def test_an_interrupt_while_the_command_starts_leaves_nothing(place: Path) -> None:
+    """The first seconds are when people notice that they wanted something else."""
+    command = command_line("--members", "3")
+    until(lambda: bool(processes_of(place)))
+    os.killpg(command.pid, signal.SIGINT)
+    output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
+    assert left_by(place) == []
+    assert command.returncode == 0
+    assert output == ""
+    assert "Traceback" not in explanation
+
+
+def test_nothing_is_left_after_a_kill_9_of_the_command(place: Path) -> None:
+    """No code of the killed process runs, so the keepers must see it."""
+    command = command_line("--members", "3")
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("mongodb://")
+    assert len(left_by(place)) >= 4
+    command.kill()
+    command.communicate(timeout=PATIENCE_SECONDS)
+    until(lambda: left_by(place) == [])
+
+
+def test_the_command_tells_errors_in_one_line(place: Path, taken_port: int) -> None:
+    """A wrong port is no reason for a traceback: one line on stderr, exit code 2."""
+    command = command_line("--port", str(taken_port))
+    output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
+    assert command.returncode == 2
+    assert output == ""
+    assert len(explanation.splitlines()) == 1
+    assert "Address already in use" in explanation
+    assert left_by(place) == []
+
+
+async def test_a_port_lost_to_another_program_is_replaced(
+    place: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between choosing a free port and listening on it, somebody else may take it."""
+    choose = local._free_port
+    ports = iter([taken_port])
+    monkeypatch.setattr(local, "_free_port", lambda: next(ports, 0) or choose())
+    async with LocalReplicaSet() as replica_set:
+        assert replica_set.members[0].port != taken_port
+    assert left_by(place) == []
+
+
+def test_free_ports_are_free_and_not_given_to_outgoing_connections() -> None:
+    """A member that was killed must find its port free when it is restarted."""
+    ports = {local._free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert all(20_000 <= port < 32_000 for port in ports)
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_an_unusable_CREDIT_MONGO_MONGOD_is_an_error_with_the_remedy(  # noqa: N802
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names a mongod never gets another one silently."""
+    for wrong in (tmp_path / "absent", tmp_path, Path(__file__)):
+        monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(wrong))
+        with pytest.raises(StorageError, match=r'pip install "credit-mongo\[local\]"') as caught:
+            find_mongod()
+        assert str(wrong) in str(caught.value)
+
+
+def test_mongod_is_taken_from_the_environment_then_PATH_then_the_package(  # noqa: N802
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is documented; without any of them, the error names the remedy."""
+    named = program(tmp_path / "named", "exit")
+    on_path = program(tmp_path / "mongod", "exit")
+    packaged = tmp_path / "package" / "mongod"
+    packaged.parent.mkdir()
+    packaged.write_bytes(b"")  # as wheels have it: without a run bit
+
+    class Package:
+        def locate_file(self, path: str) -> Path:
+            assert path == "fiftyone/db/bin/mongod"
+            return packaged
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Package())
+    monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(named))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_mongod() == named
+    monkeypatch.delenv("CREDIT_MONGO_MONGOD")
+    assert find_mongod() == on_path
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert find_mongod() == packaged
+    assert os.access(packaged, os.X_OK)
+
+    packaged.unlink()
+    with pytest.raises(StorageError, match="CREDIT_MONGO_MONGOD"):
+        find_mongod()
+
+    def missing(name: str) -> NoReturn:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    with pytest.raises(StorageError, match=r'pip install "credit-mongo\[local\]"'):
+        find_mongod()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'libcrypto.so.3: cannot open shared object file' >&2; exit 127", "libcrypto"),
+        ('echo \'{"s":"E","msg":"why"}\'; echo \'{"s":"I","msg":"bye"}\'; exit 1', '"why"}$'),
+        ("exit 14", "exit code 14"),
+    ],
+)
+async def test_a_mongod_that_ends_at_once_is_an_error_with_its_own_words(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+) -> None:
+    """A missing library is told at once, not after the time for a start, and nothing is left."""
+    fake = program(tmp_path / "mongod", script)
+    monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(fake))
+    with pytest.raises(StorageError, match=reason):
+        await LocalReplicaSet(members=3).__aenter__()
+    assert left_by(place) == []
+
+
+async def test_a_file_that_cannot_be_executed_is_an_error(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program for another machine has a run bit, too."""
+    fake = tmp_path / "mongod"
+    fake.write_bytes(b"\x7fELF of another kind")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(fake))
+    with pytest.raises(StorageError, match="Exec format error"):
+        await LocalReplicaSet().__aenter__()
+    assert left_by(place) == []
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_kept_data_is_there_after_a_restart_on_other_ports(
+    place: Path, tmp_path: Path, size: int
+) -> None:
+    """A given directory outlives the set, and the next set needs none of the former's ports."""
+    data = tmp_path / "data"
+    async with LocalReplicaSet(size, data) as former:
+        async with client_of(former) as client:
+            await client["shop"]["names"].insert_one({"_id": "kept"})
+        with pytest.raises(StorageError, match="DBPathInUse"):
+            await LocalReplicaSet(size, data).__aenter__()
+        ports = {member.port for member in former.members}
+    assert processes_of(data) == []
+
+    async with LocalReplicaSet(size, data) as latter, client_of(latter) as client:
+        assert ports.isdisjoint(member.port for member in latter.members)
+        assert await client["shop"]["names"].find_one() == {"_id": "kept"}
+        await client["shop"]["names"].insert_one({"_id": "written"})
+    assert processes_of(data) == []
+    assert left_by(place) == []
+
+    with pytest.raises(StorageError, match=f"the data of {size} members, not of {4 - size}"):
+        await LocalReplicaSet(4 - size, data).__aenter__()
+
+
+async def test_one_object_can_be_entered_again_but_not_twice_at_once(place: Path) -> None:
+    """Entering twice would lose the first set, so it is refused."""
+    replica_set = LocalReplicaSet()
+    async with replica_set:
+        with pytest.raises(StorageError, match="already"):
+            await replica_set.__aenter__()
+    async with replica_set, client_of(replica_set) as client:
+        assert (await client.admin.command("ping"))["ok"] == 1
+    assert left_by(place) == []
+
+
+async def test_wrong_arguments_are_refused_before_anything_starts(place: Path) -> None:
+    """Two members can't elect a primary when one is gone; ports end at 65535."""
+    with pytest.raises(InvalidRequestError, match="members"):
+        LocalReplicaSet(2)
+    for port in (0, 65_534):
+        with pytest.raises(InvalidRequestError, match="port"):
+            LocalReplicaSet(3, port=port)
+    with pytest.raises(StorageError, match="data directory"):
+        await LocalReplicaSet(1, Path(__file__)).__aenter__()
+    with pytest.raises(StorageError, match="nonsense"):
+        await LocalReplicaSet(parameters={"nonsense": "1"}).__aenter__()
+    assert left_by(place) == []

@@ -1,0 +1,674 @@
+"""Price formulas: their language, exactness and limits."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import FrozenInstanceError
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from bson.int64 import Int64
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from credit_mongo.core.formula import Formula, FormulaSyntaxError, exact_variables
+from credit_mongo.errors import (
+    FormulaEvaluationError,
+    InvalidRequestError,
+    MissingVariableError,
+)
+
+
+def value_of(text: str, **variables: object) -> Fraction:
+    """What the formula gives for these variables."""
+    return Formula.parse(text).evaluate(exact_variables(variables))
+
+
+# --- The language ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{token} * 0.001 + 10", "11.5"),
+        ("10", "10"),
+        ("0", "0"),
+        ("0.50", "0.5"),
+        (".5", "0.5"),
+        ("{token}", "1500"),
+        ("-{token}", "-1500"),
+        ("(({token}))", "1500"),
+        ("\t{token}\r\n+ 1 ", "1501"),
+        ("1+2-3*4/5", "0.6"),
+        ("!0", "1"),
+        ("!7", "0"),
+        ("!!7", "1"),
+        ("1 < 2", "1"),
+        ("2 < 2", "0"),
+        ("2 <= 2", "1"),
+        ("3 <= 2", "0"),
+        ("3 > 2", "1"),
+        ("2 > 2", "0"),
+        ("2 >= 2", "1"),
+        ("1 >= 2", "0"),
+        ("2 == 2.0", "1"),
+        ("2 == 3", "0"),
+        ("2 != 3", "1"),
+        ("2 != 2", "0"),
+        ("0 || 5", "5"),
+        ("3 || 5", "3"),
+        ("0 || 0", "0"),
+        ("0 || 0 || 4 || 1/0", "4"),
+        ("3 && 5", "5"),
+        ("0 && 5", "0"),
+        ("3 && 4 && 5", "5"),
+        ("3 && 0 && 1/0", "0"),
+        ("2 ? 3 : 4", "3"),
+        ("0 ? 3 : 4", "4"),
+        ("-1 ? 3 : 4", "3"),
+        ("{token} > 1000 ? {token} * 0.002 : {token} * 0.001", "3"),
+    ],
+)
+def test_gives_the_value(text: str, expected: str) -> None:
+    """Every operator, literal form and kind of space gives its documented value."""
+    assert value_of(text, token=1500) == Fraction(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "same_as", "not_as"),
+    [
+        ("-2 + 3", "(-2) + 3", "-(2 + 3)"),
+        ("!0 + 1", "(!0) + 1", "!(0 + 1)"),
+        ("!2 == 2", "(!2) == 2", "!(2 == 3)"),
+        ("!0 * 5", "(!0) * 5", "!(0 * 5)"),
+        ("2 + 3 * 4", "2 + (3 * 4)", "(2 + 3) * 4"),
+        ("8 - 6 / 2", "8 - (6 / 2)", "(8 - 6) / 2"),
+        ("10 - 4 - 3", "(10 - 4) - 3", "10 - (4 - 3)"),
+        ("10 - 4 + 3", "(10 - 4) + 3", "10 - (4 + 3)"),
+        ("24 / 4 / 2", "(24 / 4) / 2", "24 / (4 / 2)"),
+        ("24 / 4 * 2", "(24 / 4) * 2", "24 / (4 * 2)"),
+        ("1 + 2 < 2", "(1 + 2) < 2", "1 + (2 < 2)"),
+        ("5 - 1 > 3", "(5 - 1) > 3", "5 - (1 > 3)"),
+        ("2 == 1 < 3", "2 == (1 < 3)", "(2 == 1) < 3"),
+        ("0 != 3 >= 4", "0 != (3 >= 4)", "(0 != 3) >= 1"),
+        ("2 && 3 == 3", "2 && (3 == 3)", "(2 && 3) == 2"),
+        ("1 || 0 && 0", "1 || (0 && 0)", "(1 || 0) && 0"),
+        ("0 && 0 || 1", "(0 && 0) || 1", "0 && (0 || 1)"),
+        ("1 || 0 ? 2 : 3", "(1 || 0) ? 2 : 3", "1 || (0 ? 2 : 3)"),
+        ("1 ? 2 : 0 || 3", "1 ? 2 : (0 || 3)", "(1 ? 0 : 2) || 3"),
+        ("1 ? 2 : 3 + 4", "1 ? 2 : (3 + 4)", "(1 ? 2 : 3) + 4"),
+        ("1 ? 2 : 0 ? 3 : 4", "1 ? 2 : (0 ? 3 : 4)", "(1 ? 2 : 0) ? 3 : 4"),
+        ("0 ? 1 ? 2 : 3 : 4", "0 ? (1 ? 2 : 3) : 4", "0 ? 1 : (2 ? 3 : 4)"),
+    ],
+)
+def test_binds_as_in_javascript(text: str, same_as: str, not_as: str) -> None:
+    """Precedence and associativity are JavaScript's, in cases where another reading differs."""
+    assert value_of(text) == value_of(same_as) != value_of(not_as)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "reason"),
+    [
+        ("", 0, "expected a number, a {variable} or '(', but the formula ends"),
+        ("   ", 3, "but the formula ends"),
+        ("1 +", 3, "but the formula ends"),
+        ("+ 1", 0, "found '+'"),
+        ("1 + + 1", 4, "found '+'"),
+        ("* 2", 0, "found '*'"),
+        ("2 ** 3", 3, "found '*'"),
+        ("7 % 2", 2, "unexpected '%'"),
+        ("1 === 1", 4, "unexpected '='"),
+        ("1 !== 1", 4, "unexpected '='"),
+        ("{a} = 1", 4, "unexpected '='"),
+        ("1 & 1", 2, "unexpected '&'"),
+        ("1 | 1", 2, "unexpected '|'"),
+        ("1 ^ 1", 2, "unexpected '^'"),
+        ("~1", 0, "unexpected '~'"),
+        ("1 ?? 2", 3, "found '?'"),
+        ("1, 2", 1, "unexpected ','"),
+        ("1; 2", 1, "unexpected ';'"),
+        ("'a'", 0, 'unexpected "\'"'),
+        ("[1]", 0, "unexpected '['"),
+        ("1\x00", 1, "unexpected '\\x00'"),
+        ("1\u00a0+ 1", 1, "unexpected '\\xa0'"),
+        ("\u0663", 0, "unexpected '\u0663'"),
+        ("token * 2", 0, "a name stands in braces"),
+        ("1 + _a", 4, "a name stands in braces"),
+        ("max(1, 2)", 0, "there are no functions"),
+        ("{a}(2)", 3, "expected an operator or the end, but found '('"),
+        ("{a}.real", 3, "unexpected '.'"),
+        ("{}", 0, "a variable is {name}"),
+        ("{ a }", 0, "a variable is {name}"),
+        ("{1a}", 0, "a variable is {name}"),
+        ("{a-b}", 0, "a variable is {name}"),
+        ("{a", 0, "a variable is {name}"),
+        ("{é}", 0, "a variable is {name}"),
+        ("{{a}}", 0, "a variable is {name}"),
+        ("${a}", 0, "unexpected '$'"),
+        ("1 }", 2, "unexpected '}'"),
+        ("2 + {" + "a" * 65 + "}", 4, "1 to 64 letters"),
+        ("1.", 1, "unexpected '.'"),
+        ("1e5", 1, "a name stands in braces"),
+        ("0x10", 1, "a name stands in braces"),
+        ("1_000", 1, "a name stands in braces"),
+        ("010", 1, "expected an operator or the end, but found '10'"),
+        ("1.2.3", 3, "found '.3'"),
+        ("1 2", 2, "found '2'"),
+        ("{a} {b}", 4, "found '{b}'"),
+        ("()", 1, "expected a number"),
+        ("(1", 2, "expected an operator or ')', but the formula ends"),
+        ("(1 + 2 3)", 7, "expected an operator or ')', but found '3'"),
+        ("1)", 1, "expected an operator or the end, but found ')'"),
+        ("(1))", 3, "found ')'"),
+        ("1 ? 2", 5, "expected an operator or ':', but the formula ends"),
+        ("1 ? : 2", 4, "found ':'"),
+        ("1 : 2", 2, "found ':'"),
+        ("1 ? 2 : 3 : 4", 10, "found ':'"),
+        ("!", 1, "but the formula ends"),
+        ("1 < 2 < 3", 6, "comparisons cannot be chained"),
+        ("1 < 2 >= 3", 6, "comparisons cannot be chained"),
+        ("1 == 2 == 3", 7, "comparisons cannot be chained"),
+        ("1 == 2 != 3", 7, "comparisons cannot be chained"),
+    ],
+)
+def test_refuses_what_is_no_formula(text: str, position: int, reason: str) -> None:
+    """Anything outside the language is refused, and the error says where and why."""
+    with pytest.raises(FormulaSyntaxError) as caught:
+        Formula.parse(text)
+    assert caught.value.position == position
+    assert reason in caught.value.reason
+    assert str(caught.value) == f"{caught.value.reason}, at character {position + 1}"
+
+
+def test_compares_comparisons_in_parentheses() -> None:
+    """What chained comparisons would mean can be written with parentheses or ``&&``."""
+    assert value_of("(3 > 2) > 1") == 0
+    assert value_of("3 > 2 && 2 > 1") == 1
+    assert value_of("1 < 2 == 3 < 4") == 1
+
+
+def test_lists_variables_once_in_order_of_appearance() -> None:
+    """``variables`` has each name once, in the order of the text, and ``text`` is unchanged."""
+    formula = Formula.parse(" {b} + {a} * {b} - {_c9}")
+    assert formula.variables == ("b", "a", "_c9")
+    assert formula.text == " {b} + {a} * {b} - {_c9}"
+    assert Formula.parse("1").variables == ()
+
+
+# --- Random expressions ---------------------------------------------------------------------------
+
+Tree = tuple[Any, ...]
+VARIABLES: dict[str, int | Decimal] = {"a": 3, "b": Decimal("0.25"), "zero": 0, "long_name_2": -7}
+COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
+# How tightly the root of a tree binds; leaves bind tightest.
+TIGHTNESS = {
+    "?": 0, "||": 1, "&&": 2, "==": 3, "!=": 3, "<": 4, "<=": 4, ">": 4, ">=": 4,
+    "+": 5, "-": 5, "*": 6, "/": 6, "negative": 7, "!": 7, "leaf": 8,
+}  # fmt: skip
+BINARY = [name for name, tightness in TIGHTNESS.items() if 0 < tightness < 7]
+
+leaves = st.one_of(
+    st.sampled_from([f"{{{name}}}" for name in VARIABLES]),
+    st.sampled_from(["0", "1", "0.1", ".5", "1000000000"]),
+    st.integers(0, 99).map(str),
+).map(lambda text: ("leaf", text))
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.tuples(st.sampled_from(BINARY), inner, inner),
+        st.tuples(st.sampled_from(["!", "negative"]), inner),
+        st.tuples(st.just("?"), inner, inner, inner),
+    ),
+    max_leaves=16,
+)
+
+
+def render(tree: Tree, space: str, *, fully: bool) -> str:
+    """The tree as text: with all possible parentheses, or only those that it needs."""
+    kind, *parts = tree
+    own = TIGHTNESS[kind]
+
+    def part(index: int, least: int) -> str:
+        text = render(parts[index], space, fully=fully)
+        return f"({text})" if fully or TIGHTNESS[parts[index][0]] < least else text
+
+    if kind == "leaf":
+        return str(parts[0])
+    if kind in ("!", "negative"):
+        return f"{'!' if kind == '!' else '-'}{space}{part(0, own)}"
+    if kind == "?":
+        return space.join([part(0, own + 1), "?", part(1, own), ":", part(2, own)])
+    left_least = own + 1 if kind in COMPARISONS else own
+    return space.join([part(0, left_least), kind, part(1, own + 1)])
+
+
+def calculate(tree: Tree) -> Fraction:  # noqa: C901, PLR0911
+    """The value of the tree, from its definition and not from any text."""
+    kind, *parts = tree
+    match kind:
+        case "leaf":
+            text: str = parts[0]
+            return Fraction(VARIABLES[text[1:-1]] if text.startswith("{") else text)
+        case "?":
+            return calculate(parts[1]) if calculate(parts[0]) != 0 else calculate(parts[2])
+        case "||":
+            return calculate(parts[0]) or calculate(parts[1])
+        case "&&":
+            return calculate(parts[0]) and calculate(parts[1])
+    values = [calculate(part) for part in parts]
+    match kind:
+        case "!":
+            return Fraction(values[0] == 0)
+        case "negative":
+            return -values[0]
+        case "+":
+            return values[0] + values[1]
+        case "-":
+            return values[0] - values[1]
+        case "*":
+            return values[0] * values[1]
+        case "/":
+            return values[0] / values[1]
+    order = (values[0] > values[1]) - (values[0] < values[1])
+    holding = {"<": {-1}, "<=": {-1, 0}, ">": {1}, ">=": {0, 1}, "==": {0}, "!=": {-1, 1}}
+    return Fraction(order in holding[kind])
+
+
+@given(trees, st.sampled_from(["", " ", "\n\t "]), st.booleans())
+def test_any_expression_means_what_its_tree_means(tree: Tree, space: str, fully: bool) -> None:
+    """Random expressions, with all or only the needed parentheses, equal their tree's value."""
+    text = render(tree, space, fully=fully)
+    assume(len(text) <= 1000)
+    formula = Formula.parse(text)
+    variables = exact_variables(VARIABLES)
+    try:
+        expected = calculate(tree)
+    except ZeroDivisionError:
+        with pytest.raises(FormulaEvaluationError, match="division by zero"):
+            formula.evaluate(variables)
+    else:
+        assume(abs(expected) <= 10**18)
+        assert formula.evaluate(variables) == expected
+
+
+@given(st.text(alphabet="(){}abc019. +-*/<>=!&|?:%", max_size=60) | st.text(max_size=20))
+def test_any_text_is_a_formula_or_a_syntax_error(text: str) -> None:
+    """No text raises anything but FormulaSyntaxError, with a position in or just after it."""
+    refused_at = None
+    try:
+        Formula.parse(text)
+    except FormulaSyntaxError as error:
+        refused_at = error.position
+    assert refused_at is None or 0 <= refused_at <= len(text)
+
+
+# --- Values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.1 + 0.2 == 0.3",
+        "{tenth} + {fifth} == {three_tenths}",
+        "1 / 3 * 3 == 1",
+        "{tenth} == 1 / 10",
+        "{large} + 1 - {large} == 1",
+        "0.1 * 3 - 0.3 == 0",
+    ],
+)
+def test_arithmetic_is_exact(text: str) -> None:
+    """Decimals and thirds are exact, and small numbers are not lost beside large ones."""
+    assert value_of(text, tenth=0.1, fifth=0.2, three_tenths=0.3, large=10**18 - 1) == 1
+
+
+def test_is_not_rounded() -> None:
+    """The value is the exact fraction: rounding is the price's job, once."""
+    assert value_of("10 / 3") == Fraction(10, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["{n} == 0 ? 0 : 100 / {n}", "{n} && 100 / {n}", "!{n} || 1 / {n}"]
+)
+def test_evaluates_only_what_is_needed(text: str) -> None:
+    """A branch that is not taken may divide by zero."""
+    assert value_of(text, n=0) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["1 / 0", "{n} / ({n} - {n})", "1 ? 1 / 0 : 2", "0 || 1 / 0", "1 / (0 && 1)"]
+)
+def test_division_by_zero_is_an_evaluation_error(text: str) -> None:
+    """Division by zero is typed, with the formula and variables, without values in any message."""
+    with pytest.raises(FormulaEvaluationError, match="division by zero") as caught:
+        value_of(text, n=987654, half=0.5)
+    assert caught.value.formula == text
+    assert caught.value.variables == {"n": 987654, "half": Decimal("0.5")}
+    assert caught.value.cause == "division by zero"
+    assert "987654" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_a_missing_variable_is_named() -> None:
+    """The first missing variable is reported, with the given names in order and no values."""
+    with pytest.raises(MissingVariableError) as caught:
+        value_of("{b} + {x} + {y}", b=123456, a=1)
+    assert caught.value.formula == "{b} + {x} + {y}"
+    assert caught.value.missing_variable == "x"
+    assert caught.value.provided_variables == ("a", "b")
+    assert "123456" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1 ? 2 : {x}", "1 || {x}", "0 && {x}", "{x} / 0"])
+def test_variables_of_untaken_branches_must_be_there(text: str) -> None:
+    """A forgotten variable shows at once, not only when its branch is first taken."""
+    with pytest.raises(MissingVariableError, match="'x'"):
+        value_of(text)
+
+
+def test_ignores_variables_that_the_formula_lacks() -> None:
+    """One call can give the variables of all tiers' formulas."""
+    assert value_of("{a} + 1", a=1, b=2) == 2
+
+
+# --- Limits ---------------------------------------------------------------------------------------
+
+
+FIFTY = "+".join(f"{{v{index}}}" for index in range(50))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "refused"),
+    [
+        ("+".join(["1"] * 500) + " ", "+".join(["1"] * 500) + "  "),
+        ("(" * 32 + "1" + ")" * 32, "(" * 33 + "1" + ")" * 33),
+        ("-" * 32 + "1", "-" * 33 + "1"),
+        ("!" * 32 + "1", "!" * 33 + "1"),
+        ("1 ? 1 : " * 32 + "1", "1 ? 1 : " * 33 + "1"),
+        ("1 ? " * 32 + "1" + " : 1" * 32, "1 ? " * 33 + "1" + " : 1" * 33),
+        ("-(" * 16 + "1" + ")" * 16, "-(" * 16 + "!1" + ")" * 16),
+        ("9" * 40, "9" * 41),
+        ("0." + "0" * 39, "0." + "0" * 40),
+        (f"{FIFTY}+{{v0}}", f"{FIFTY}+{{v50}}"),
+        ("{" + "a" * 64 + "}", "{" + "a" * 65 + "}"),
+    ],
+    ids=["length", "()", "-", "!", "else", "then", "-()", "digits", "places", "variables", "name"],
+)
+def test_reaches_its_limits_and_no_further(accepted: str, refused: str) -> None:
+    """Length, depth, digits, number of variables and names may be at the limit, not beyond."""
+    Formula.parse(accepted)
+    with pytest.raises(FormulaSyntaxError):
+        Formula.parse(refused)
+
+
+def test_depth_counts_what_is_inside_not_what_is_beside() -> None:
+    """Many parentheses beside each other are no deeper than one."""
+    assert value_of("+".join(["(1)", "-1", "!1", "(1?1:1)"] * 40)) == 40
+
+
+@pytest.mark.parametrize("operator", ["+", "-", "*", "/", "&&", "||"])
+def test_long_chains_are_not_deep(operator: str) -> None:
+    """A chain as long as the text may be needs no more stack than a short one."""
+    text = operator.join(["1"] * (1000 // (1 + len(operator))))
+    assert value_of(text) in (500, -498, 1)
+
+
+HOSTILE = [
+    *(piece * (1000 // len(piece)) for piece in ["(", "-", "!", "1?", "1?1:", "{", " ", "9", "1<"]),
+    *(
+        piece * (1000 // len(piece))
+        for piece in ["-(", "!(", "1?(", "(1+", "1*(", "0||1&&1==1<1+1*("]
+    ),
+    "(" * 500 + "1" + ")" * 499,
+    ("1*(" * 32 + "1" + ")" * 32 + "+") * 7,
+    "(" * 32 + "1" + ")" * 31,
+    "{" + "a" * 990,
+    "(" * 1_000_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:12])
+def test_hostile_text_is_refused_at_once(text: str) -> None:
+    """Text made to exhaust time or stack is an ordinary syntax error, within half a second."""
+    started = time.perf_counter()
+    with pytest.raises(FormulaSyntaxError):
+        Formula.parse(text)
+    assert time.perf_counter() - started < 0.5
+
+
+def frames_needed(action: Callable[[], object]) -> int:
+    """How many stack frames the action uses."""
+    deepest = current = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal deepest, current
+        current += {"call": 1, "return": -1}.get(event, 0)
+        deepest = max(deepest, current)
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return deepest
+
+
+def test_the_deepest_formula_leaves_most_of_the_stack() -> None:
+    """Parsing and evaluating at the depth limit take a small part of Python's 1,000 frames."""
+    text = "0||1&&1==1<1+1*(" * 32 + "1" + ")" * 32
+    formula = Formula.parse(text)
+    assert frames_needed(lambda: Formula.parse(text)) < 400
+    assert frames_needed(lambda: formula.evaluate({})) < 400
+
+
+PRODUCTS = [f"{{{first}}}*{{{second}}}" for first, second in pairwise("abcdefgh" * 16)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*".join(["{a}"] * 250), "+".join(PRODUCTS[:124]), "/".join(["{a}", "{b}"] * 125)],
+    ids=["power", "sum of products", "quotients"],
+)
+def test_the_longest_numbers_do_not_take_long(text: str) -> None:
+    """Full-length formulas of the longest variables end, by value or by error, within a second."""
+    long = {
+        name: Decimal(f"0.{str(7**473)[:398]}{index}1") for index, name in enumerate("abcdefgh")
+    }
+    formula, variables = Formula.parse(text), exact_variables(long)
+    started = time.perf_counter()
+    with suppress(FormulaEvaluationError):
+        formula.evaluate(variables)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_results_are_bounded(sign: str) -> None:
+    """10**18 is a result, and the least fraction more is an error, on either side of 0."""
+    assert abs(value_of(f"{sign}{{large}}", large=10**18)) == 10**18
+    with pytest.raises(FormulaEvaluationError, match="beyond ±10") as caught:
+        value_of(f"{sign}({{large}} + 0.001)", large=10**18)
+    assert str(10**18) not in str(caught.value)
+
+
+def test_intermediate_results_are_bounded_by_size_not_value() -> None:
+    """Intermediates may exceed what results may; only unreasonable precision is refused."""
+    assert value_of("{a} * {a} * {a} / {a} / {a}", a=10**18) == 10**18
+    for text in (
+        "*".join(["{a}"] * 100) + "* 0",
+        "{b} * {b} * {b} * {b}",
+        "-{b} * {b} * {b} * {b}",
+    ):
+        with pytest.raises(FormulaEvaluationError, match="4,096 bits"):
+            value_of(text, a=10**18 - 1, b=Decimal("1e-400"))
+
+
+def test_errors_show_variables_readably() -> None:
+    """The error's variables are ints where whole, else decimals of at most 34 digits."""
+    with pytest.raises(FormulaEvaluationError) as caught:
+        value_of("1 / 0", whole=2.0, tenth=0.1, long=Decimal("0." + "3" * 100))
+    shown = caught.value.variables
+    assert shown == {"whole": 2, "tenth": Decimal("0.1"), "long": Decimal("0." + "3" * 34)}
+    assert [type(value) for value in shown.values()] == [int, Decimal, Decimal]
+
+
+# --- The variables of a call ----------------------------------------------------------------------
+
+
+class Size(enum.IntEnum):
+    LARGE = 3
+
+
+class LoudFloat(float):
+    def __repr__(self) -> str:
+        return f"LoudFloat({float.__repr__(self)})"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (-5, "-5"),
+        (10**18, "1000000000000000000"),
+        (-(10**18), "-1000000000000000000"),
+        (Int64(7), "7"),
+        (Size.LARGE, "3"),
+        (0.1, "1/10"),
+        (-0.0, "0"),
+        (1e18, "1000000000000000000"),
+        (5e-324, "5e-324"),
+        (LoudFloat(0.1), "1/10"),
+        (Decimal("0.1"), "1/10"),
+        (Decimal("-1.50"), "-3/2"),
+        (Decimal("1E+18"), "1000000000000000000"),
+        (Decimal("0E+9"), "0"),
+        (Decimal("1E-400"), "1e-400"),
+    ],
+)
+def test_variables_become_exact(value: object, expected: str) -> None:
+    """Ints, floats and Decimals become the number that they print as, exactly."""
+    exact = exact_variables({"a": value})
+    assert exact == {"a": Fraction(expected)}
+    assert type(exact["a"]) is Fraction
+    assert type(exact["a"].numerator) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (True, "not bool"),
+        ("987", "not str"),
+        (None, "not NoneType"),
+        (Fraction(987), "not Fraction"),
+        (987j, "not complex"),
+        ([987], "not list"),
+        ({"$gt": 987}, "not dict"),
+        (float("nan"), "finite"),
+        (float("inf"), "finite"),
+        (float("-inf"), "finite"),
+        (Decimal("NaN"), "finite"),
+        (Decimal("sNaN"), "finite"),
+        (Decimal("-Infinity"), "finite"),
+        (10**18 + 1, "within"),
+        (-(10**18) - 1, "within"),
+        (10**5000, "within"),
+        (1.1e18, "within"),
+        (1e308, "within"),
+        (Decimal("1000000000000000000.1"), "within"),
+        (Decimal("1e999999"), "within"),
+        (Decimal("0e999999"), "within"),
+        (Decimal("1e-401"), "400 places"),
+        (Decimal("1e-999999"), "400 places"),
+        (Decimal("0." + "9" * 401), "400 places"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_refuses_other_values(value: object, reason: str) -> None:
+    """What is no number within the bounds is refused by the variable's name, without its value."""
+    with pytest.raises(InvalidRequestError) as caught:
+        exact_variables({"ok": 1, "size": value})
+    assert caught.value.field == "variables.size"
+    assert reason in caught.value.reason
+    assert "987" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "name", ["", "1a", "a b", "a\n", "é", "a.b", "$where", "{a}", "a" * 65, 1, None, b"a", ("a",)]
+)
+def test_refuses_other_names(name: object) -> None:
+    """A key that no formula could name is refused, and not repeated in the message."""
+    with pytest.raises(InvalidRequestError) as caught:
+        exact_variables({name: 1})
+    assert caught.value.field == "variables"
+    assert caught.value.reason.startswith("a name is 1 to 64 letters")
+
+
+@pytest.mark.parametrize("variables", [None, 5, "a", [("a", 1)], {"a"}])
+def test_refuses_what_is_no_mapping(variables: object) -> None:
+    """Only a mapping gives names to numbers."""
+    with pytest.raises(InvalidRequestError, match="variables: must be a mapping"):
+        exact_variables(variables)
+
+
+def test_takes_at_most_fifty_variables() -> None:
+    """Fifty variables are accepted and one more is refused."""
+    assert len(exact_variables({f"v{index}": index for index in range(50)})) == 50
+    with pytest.raises(InvalidRequestError, match="at most 50"):
+        exact_variables({f"v{index}": index for index in range(51)})
+
+
+def test_leaves_the_given_mapping_alone() -> None:
+    """The result is a new dict, so later changes by the caller change no price."""
+    given_variables = {"a": 1}
+    exact = exact_variables(given_variables)
+    given_variables["a"] = 2
+    assert exact == {"a": 1}
+
+
+# --- Formulas as values ---------------------------------------------------------------------------
+
+
+def pickled(formula: Formula) -> Formula:
+    """The formula as another process gets it."""
+    twin: Formula = pickle.loads(pickle.dumps(formula))  # noqa: S301
+    return twin
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_survives_copies_and_pickling(copied: Callable[[Formula], Formula]) -> None:
+    """A formula that crossed a process is equal to itself and evaluates the same."""
+    formula = Formula.parse("{n} > 10 && !{m} ? -{n} * 0.5 : {m} || 3")
+    twin = copied(formula)
+    assert twin == formula
+    assert hash(twin) == hash(formula)
+    assert twin.variables == ("n", "m")
+    assert twin.evaluate(exact_variables({"n": 12, "m": 0})) == -6
+    assert twin.evaluate(exact_variables({"n": 2, "m": 0})) == 3
+
+
+def test_syntax_errors_survive_pickling() -> None:
+    """The error keeps its reason and position across processes, and is a ValueError."""
+    with pytest.raises(ValueError, match="unexpected '%'") as caught:
+        Formula.parse("1 % 2")
+    twin = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (type(twin), str(twin)) == (FormulaSyntaxError, str(caught.value))
+    assert (twin.reason, twin.position) == ("unexpected '%'", 2)
+
+
+def test_is_immutable_and_equal_by_text() -> None:
+    """Formulas can be shared and be keys: no attribute changes, and the text decides equality."""
+    formula = Formula.parse("1 + {a}")
+    with pytest.raises(FrozenInstanceError):
+        formula.text = "2"  # type: ignore[misc]
+    assert formula == Formula.parse("1 + {a}")
+    assert formula != Formula.parse("1+{a}")
+    assert repr(formula) == "Formula(text='1 + {a}', variables=('a',))"
