@@ -201,7 +201,11 @@ _CollectionName = Annotated[
 
 
 class CollectionNames(_Part):
-    """Where the four kinds of documents are kept."""
+    """Where the four kinds of documents are kept.
+
+    ``lane_turns`` has no data, only a document for each lane in which processes that write the same
+    users take turns; it comes into being when they meet.
+    """
 
     users: _CollectionName = "users"
     transactions: _CollectionName = "transactions"
@@ -211,6 +215,9 @@ class CollectionNames(_Part):
     idempotency_records: _CollectionName = Field(
         default="idempotency_records",
         validation_alias=AliasChoices("idempotency_records", "idempotencyRecords"),
+    )
+    lane_turns: _CollectionName = Field(
+        default="lane_turns", validation_alias=AliasChoices("lane_turns", "laneTurns")
     )
 
     @model_validator(mode="after")

@@ -454,7 +454,7 @@ class CreditLedger:
 
     async def _do(self, request: Request, session: AsyncClientSession | None) -> Result:
         if session is None:
-            return cast(Result, await self._lanes.submit(request))
+            return await self._lanes.submit(request)
         self._check_client(session)
         if not session.in_transaction:
             raise InvalidRequestError("session", "has no transaction in progress: start one first")

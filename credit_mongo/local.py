@@ -104,11 +104,14 @@ def _keep(parent: str, kept: str, directory: str, *command: str) -> None:
                 break
             if process is None:
                 os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - pathlib loads slowly
-                place = ["--dbpath", directory, "--port", line.decode().strip()]
+                port = line.decode().strip()
                 with open(f"{directory}/mongod.log", "ab", buffering=0) as log:  # noqa: PTH123
-                    log.write(f"--- {place}\n".encode())
+                    log.write(f"--- start on port {port}\n".encode())
                     process = subprocess.Popen(  # noqa: S603
-                        [*command, *place], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                        [*command, "--dbpath", directory, "--port", port],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
                     )
                 os.write(1, f"pid {process.pid}\n".encode())
     except OSError as error:  # not a program; or the parent has just gone
@@ -204,7 +207,7 @@ class Member:
         self._signal(signal.SIGCONT)
 
     async def restart(self) -> None:
-        """Kill it if it runs, start it on the same port and data, and wait until it answers.
+        """Kill it if it runs, start it on the same port and data, and wait until it listens.
 
         Then it may need seconds to be primary or secondary: see `LocalReplicaSet.wait_until_ready`.
         Raises StorageError when it doesn't start.
@@ -212,7 +215,7 @@ class Member:
         await self.kill()
         self._port_attempts = 1  # the others know its port
         await self._start()
-        await self._wait_until_answering()
+        await self._wait_until_listening()
 
     def _signal(self, number: int) -> None:
         if not self.running:
@@ -244,27 +247,19 @@ class Member:
                 self._ended = value
         self._ended = self._ended or "its keeper has ended"
 
-    async def _wait_until_answering(self) -> None:
-        await _until(self._answers, f"has no answer on port {self.port}", _START_SECONDS)
+    async def _wait_until_listening(self) -> None:
+        await _until(self._is_listening, f"does not listen on port {self.port}", _START_SECONDS)
 
-    async def _answers(self) -> bool:
+    async def _is_listening(self) -> bool:
         if self._ended == f"exit code {_ADDRESS_IN_USE}" and self._port_attempts > 1:
             self._port_attempts -= 1
             self.port = _free_port()
             await self._start()
+        log = _log_of_last_start(self.directory)
         if self._ended:
-            reasons = _reasons(self.directory / "mongod.log")
-            raise StorageError(f"{self._command[0]} does not run ({self._ended}): {reasons}")
-        try:
-            # PyMongo would pause for half a second before its second attempt to connect.
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.close()
-            with pymongo.timeout(_PROBE_SECONDS):
-                async with _client(self.port) as client:
-                    status = await client.admin.command("serverStatus")
-        except (OSError, PyMongoError):
-            return False
-        return bool(status["pid"] == self.pid)  # or is it whoever took the port before us?
+            raise StorageError(f"{self._command[0]} does not run ({self._ended}): {_reasons(log)}")
+        # Its own word: on its port may answer whoever took that before.
+        return self.running and '"Waiting for connections"' in log
 
     def _release(self) -> None:
         """Let the keeper end; from here on it does so even if nobody waits."""
@@ -294,13 +289,17 @@ def _free_port() -> int:
             return port
 
 
-def _reasons(log: Path) -> str:
-    """Return what a mongod that ended said last, errors before anything else, on one line."""
+def _log_of_last_start(directory: Path) -> str:
     try:
-        text = log.read_text(errors="replace")
-    except OSError:
-        return "it wrote no log"
-    lines = text.rpartition("\n--- ")[2].splitlines()[1:]  # those of its last start
+        text = (directory / "mongod.log").read_text(errors="replace")
+    except OSError:  # not yet written
+        return ""
+    return text.rpartition("--- start on port ")[2].partition("\n")[2]
+
+
+def _reasons(log: str) -> str:
+    """Return what a mongod that ended said last, errors before anything else, on one line."""
+    lines = log.splitlines()
     errors = [line for line in lines if '"s":"E"' in line or '"s":"F"' in line]
     return " | ".join(line.strip()[:500] for line in (errors or lines)[-3:]) or "it logged nothing"
 
@@ -420,7 +419,7 @@ class LocalReplicaSet:
         for member in self._members:
             await member._start()
         for member in self._members:
-            await member._wait_until_answering()
+            await member._wait_until_listening()
         async with _client(self._members[0].port) as client:
             with pymongo.timeout(_START_SECONDS):
                 await _until(lambda: self._configure(client), "is not configured", _START_SECONDS)

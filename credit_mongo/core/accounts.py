@@ -1,17 +1,20 @@
-"""What a decision reads: a user's account, a charge to refund, a remembered key."""
+"""What a decision reads: a user's account, a charge to refund, a remembered key.
+
+Named tuples, here and in ``rules``: as frozen as a frozen dataclass, and made in a third of the
+time, half a dozen times a charge.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from credit_mongo.core.results import Result
 
 __all__ = ["Account", "RefundableCharge", "Remembered"]
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """One user's credits and membership, as of its ``seq``-th transaction."""
 
     user_id: str
@@ -23,8 +26,7 @@ class Account:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class RefundableCharge:
+class RefundableCharge(NamedTuple):
     """A charge, with what was taken by it and given back for it so far (smallest units)."""
 
     transaction_id: str
@@ -38,8 +40,7 @@ class RefundableCharge:
         return self.charged - self.refunded
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(NamedTuple):
     """What an idempotency key did, for as long as it is remembered."""
 
     fingerprint: str

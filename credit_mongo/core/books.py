@@ -6,10 +6,11 @@ had come in transactions of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Final, TypeAlias
 
 from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
 from credit_mongo.core.requests import (
@@ -83,7 +84,7 @@ class Books:
                 return replace(known.result, replayed=True)
             return self._refuse(Refusal(request, IdempotencyConflictError(key), self.now))
         if (unreadable := self.unreadable.get(request.user_id)) is not None:
-            return self._refuse(Refusal(request, unreadable, self.now))
+            return self._refuse(Refusal(request, copy(unreadable), self.now))
         charge_id = request.charge_id if isinstance(request, RefundRequest) else None
         charge = self.charges.get(charge_id) if charge_id is not None else None
         decision = self.rules.decide(request, self.accounts.get(request.user_id), self.now, charge)
@@ -100,8 +101,8 @@ class Books:
         self.accounts[account.user_id] = account
         self.postings.append(posting)
         if charge is not None:
-            self.charges[charge.transaction_id] = replace(
-                charge, refunded=charge.refunded + posting.amount
+            self.charges[charge.transaction_id] = charge._replace(
+                refunded=charge.refunded + posting.amount
             )
         result = result_of(posting)
         if request.key is not None:
@@ -122,26 +123,30 @@ def user_of(account: Account) -> User:
     )
 
 
+_RESULT_KINDS: Final[Mapping[type[Request], Callable[..., Result]]] = {
+    ChargeRequest: ChargeResult,
+    RefundRequest: RefundResult,
+    GrantRequest: GrantResult,
+}
+
+
 def result_of(posting: Posting) -> Result:
     """What the caller of a posting's request gets."""
     request, account = posting.request, posting.account
     if isinstance(request, CreateUserRequest):
         return user_of(account)
-    if isinstance(request, ChargeRequest | RefundRequest | GrantRequest):
-        facts: dict[str, Any] = {
-            "transaction_id": request.transaction_id,
-            "user_id": account.user_id,
-            "action": request.action,
-            "balance_before": posting.balance_before,
-            "balance_after": account.credits,
-            "created_at": account.updated_at,
-            "metadata": request.metadata,
-        }
-        if isinstance(request, GrantRequest):
-            return GrantResult(amount=posting.amount, **facts)
-        if isinstance(request, RefundRequest):
-            return RefundResult(amount=posting.amount, **facts)
-        return ChargeResult(cost=-posting.amount, **facts)
+    kind = _RESULT_KINDS.get(type(request))
+    if kind is not None:
+        return kind(
+            request.transaction_id,
+            account.user_id,
+            request.action,
+            abs(posting.amount),
+            posting.balance_before,
+            account.credits,
+            account.updated_at,
+            request.metadata,
+        )
     return TierChangeResult(
         transaction_id=request.transaction_id,
         user_id=account.user_id,

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from credit_mongo.errors import FormulaEvaluationError, InvalidRequestError, MissingVariableError
 
-__all__ = ["Formula", "FormulaSyntaxError", "exact_variables"]
+__all__ = ["Formula", "FormulaSyntaxError", "exact_variables", "readable_variables"]
 
 # More than a price needs, and still readable in an error message.
 MAX_TEXT_LENGTH = 1000
@@ -293,13 +293,18 @@ class Formula:
                 return value
             cause = "the result is beyond ±10**18"
         # Raised here, not above: ZeroDivisionError's message has values, and would be the context.
-        given = {name: _readable(number) for name, number in variables.items()}
-        raise FormulaEvaluationError(self.text, given, cause)
+        raise FormulaEvaluationError(self.text, readable_variables(variables), cause)
 
 
-def _readable(number: Fraction) -> int | Decimal:
-    numerator, denominator = number.as_integer_ratio()
-    return numerator if denominator == 1 else Context(prec=34).divide(numerator, denominator)
+def readable_variables(variables: Mapping[str, Fraction]) -> dict[str, int | Decimal]:
+    """Exact variables as people write them: ``int``, or ``Decimal`` to 34 digits."""
+    context = Context(prec=34)
+    return {
+        name: number.numerator
+        if number.denominator == 1
+        else context.divide(number.numerator, number.denominator)
+        for name, number in variables.items()
+    }
 
 
 def exact_variables(variables: object) -> dict[str, Fraction]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from credit_mongo.core.formula import Formula
+from credit_mongo.core.formula import Formula, readable_variables
 from credit_mongo.core.requests import LARGEST_AMOUNT
 from credit_mongo.errors import (
     FormulaEvaluationError,
@@ -24,8 +24,7 @@ Price: TypeAlias = int | Formula
 """Units, or a formula that gives credits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Priced:
+class Priced(NamedTuple):
     """A cost in smallest units, and the formula that gave it (None: a fixed price)."""
 
     cost: int
@@ -73,7 +72,9 @@ class Tariff:
         cost = to_units(credits_due, self.units_per_credit)
         if cost > LARGEST_AMOUNT:
             raise FormulaEvaluationError(
-                price.text, dict(variables or {}), f"it costs more than {LARGEST_AMOUNT} units"
+                price.text,
+                readable_variables(variables or {}),
+                f"it costs more than {LARGEST_AMOUNT} units",
             )
         return Priced(max(cost, 0), price.text)
 

@@ -38,7 +38,7 @@ class User:
     replayed: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ChargeResult:
     """What a charge took (``cost``) and left."""
 
@@ -53,7 +53,7 @@ class ChargeResult:
     replayed: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RefundResult:
     """What a refund gave back."""
 
@@ -68,7 +68,7 @@ class RefundResult:
     replayed: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class GrantResult:
     """What a grant gave."""
 

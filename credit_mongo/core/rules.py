@@ -7,11 +7,12 @@ that into a value: one caller's missing credits never disturb another's charge.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from credit_mongo.core.accounts import Account, RefundableCharge
+from credit_mongo.core.formula import readable_variables
 from credit_mongo.core.membership import Membership, is_past
 from credit_mongo.core.pricing import DEFAULT_TIER, Priced, Tariff
 from credit_mongo.core.requests import (
@@ -43,8 +44,7 @@ from credit_mongo.errors import (
 __all__ = ["Posting", "Refusal", "Rules"]
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """A transaction to write, and the account after it.
 
     ``details`` are the library's own facts for the records: what was priced how, which tier changed
@@ -64,8 +64,7 @@ class Posting:
         return self.before.credits if self.before is not None else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why there is no posting. Its error goes to the caller, its text to the audit log."""
 
     request: Request
@@ -183,7 +182,8 @@ class Rules:
         details: dict[str, Any] = {"tier": tier}
         if priced.formula is not None:
             details["formula"] = priced.formula
-            details["variables"] = {n: str(v) for n, v in (request.variables or {}).items()}
+            variables = readable_variables(request.variables or {})
+            details["variables"] = {name: str(number) for name, number in variables.items()}
         return _post(request, account, now, -priced.cost, details)
 
     def _refund(
@@ -250,7 +250,7 @@ class Rules:
         refill: bool = True,
     ) -> Posting:
         balance = self.membership.cap(tier) if refill else account.credits
-        moved = replace(account, membership_tier=tier, membership_expires_at=expires_at)
+        moved = account._replace(membership_tier=tier, membership_expires_at=expires_at)
         details = {
             "oldTier": account.membership_tier,
             "newTier": tier,
@@ -280,13 +280,13 @@ def _post(
     """The one way to post on an existing account: balance, ``seq`` and time move together."""
     base = moved or account
     after = Account(
-        user_id=base.user_id,
-        credits=account.credits + amount,
-        seq=account.seq + 1,
-        membership_tier=base.membership_tier,
-        membership_expires_at=base.membership_expires_at,
-        created_at=base.created_at,
-        updated_at=max(now, account.updated_at),
+        base.user_id,
+        account.credits + amount,
+        account.seq + 1,
+        base.membership_tier,
+        base.membership_expires_at,
+        base.created_at,
+        max(now, account.updated_at),
     )
     return Posting(request, account, after, amount, details, refund_of)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +41,7 @@ from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
+from credit_mongo.engine.turns import Turn, seconds_to_wait
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     CreditError,
@@ -58,9 +59,6 @@ _ILLEGAL_OPERATION: Final = 20
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a unique index of the application's.
 _MOST_DUPLICATES: Final = 3
-# Conflicts end when the other transaction does, within milliseconds.
-_FIRST_CONFLICT_WAIT_SECONDS: Final = 0.002
-_LONGEST_CONFLICT_WAIT_SECONDS: Final = 0.050
 _ABORT_SECONDS: Final = 1.0
 # MongoDB's default transactionLifetimeLimitSeconds.
 _TRANSACTION_LIFETIME_SECONDS: Final = 60
@@ -77,13 +75,15 @@ class _Sent:
 class _Batch:
     """Requests on their way to one commit, and what is known of the way so far."""
 
-    def __init__(self, requests: Sequence[Request], now: datetime, deadline: float) -> None:
+    def __init__(
+        self, requests: Sequence[Request], turn: Turn, now: datetime, deadline: float
+    ) -> None:
         self.requests = requests
+        self.turn = turn
         self.now = now
         self.deadline = deadline
         self.unknown: _Sent | None = None
         self.failures = 0
-        self.conflicts = 0
         self.duplicates = 0
 
     def seconds_left(self) -> float:
@@ -116,25 +116,28 @@ class Committer:
         self._clock = clock
         self._left_behind: set[asyncio.Future[None]] = set()
 
-    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome]:
+    async def commit(
+        self, requests: Sequence[Request], turn: Turn, deadline: float
+    ) -> list[Outcome]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
         A failure of the database is an outcome too. If the server refuses to write the batch, it is
         cut in halves until the request that is at fault fails alone.
         """
-        batch = _Batch(requests, self._clock(), deadline)
+        batch = _Batch(requests, turn, self._clock(), deadline)
         try:
             return await self._commit_together(batch)
         except _RefusedByServerError as refused:
             if len(requests) > 1 and batch.unknown is None:
                 half = len(requests) // 2
-                first = await self.commit(requests[:half], deadline)
-                return first + await self.commit(requests[half:], deadline)
+                first = await self.commit(requests[:half], turn, deadline)
+                return first + await self.commit(requests[half:], turn, deadline)
             error = batch.not_done(refused.__cause__)
             error.__cause__ = refused.__cause__
         except StorageError as failed:
             error = failed
-        return [error] * len(requests)
+        # One for each: an error that is raised takes up the traceback of its raising.
+        return [_copy(error) for _ in requests]
 
     async def commit_in(self, request: Request, session: AsyncClientSession) -> Result:
         """The same in a transaction of the application's, which commits or aborts it.
@@ -184,6 +187,7 @@ class Committer:
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
+        await self._take_turn(batch.turn, session)
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.
@@ -198,6 +202,14 @@ class Committer:
             await session.commit_transaction()
         return outcomes
 
+    async def _take_turn(self, turn: Turn, session: AsyncClientSession) -> None:
+        now = asyncio.get_running_loop().time()
+        if turn.is_needed(now):
+            if not turn.is_prepared:
+                await self._store.prepare_turn(turn.lane)
+                turn.is_prepared = True
+            turn.took(await self._store.take_turn(turn.lane, session), now)
+
     async def _before_next_try(
         self, batch: _Batch, session: AsyncClientSession, error: BaseException
     ) -> None:
@@ -208,12 +220,8 @@ class Committer:
             batch.duplicates += 1
             seconds = 0.0
         elif isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT:
-            batch.conflicts += 1
-            longest = min(
-                _FIRST_CONFLICT_WAIT_SECONDS * 1.5 ** min(batch.conflicts, 16),
-                _LONGEST_CONFLICT_WAIT_SECONDS,
-            )
-            seconds = random.uniform(0, longest)  # noqa: S311 - spreads load, hides nothing
+            batch.turn.met_conflict(asyncio.get_running_loop().time())
+            seconds = seconds_to_wait()
         elif batch.unknown is None and not _may_pass(error):
             raise _RefusedByServerError from error
         else:
@@ -256,6 +264,12 @@ class Committer:
 
 class _RefusedByServerError(Exception):
     """Another try would fail the same way; the cause is the driver's error."""
+
+
+def _copy(error: StorageError) -> StorageError:
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def _may_pass(error: BaseException) -> bool:

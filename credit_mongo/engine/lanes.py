@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import Request
+from credit_mongo.core.results import Result
+from credit_mongo.engine.turns import Turn
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     CreditError,
@@ -23,8 +26,8 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[Sequence[Request], float], Awaitable[list[Outcome]]]
-"""Requests and a deadline (of the loop's clock) → outcomes in the same order."""
+Commit: TypeAlias = Callable[[Sequence[Request], Turn, float], Awaitable[list[Outcome]]]
+"""Requests of a lane and a deadline (of the loop's clock) → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
 # the client idles while the server works. Four measured best on two cores.
@@ -33,88 +36,118 @@ LANES: Final = 4
 LARGEST_BATCH: Final = 512
 # Seconds of work, at thousands a second: who comes later would only wait for the deadline.
 LONGEST_QUEUE: Final = 20_000
+_COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
 class _Waiting:
     """A caller and its request."""
 
-    __slots__ = ("answer", "deadline", "in_flight", "request", "timer")
+    __slots__ = ("answer", "deadline", "in_flight", "request")
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    def __init__(self, request: Request, answer: asyncio.Future[Result], deadline: float) -> None:
         self.request = request
+        self.answer = answer
         self.deadline = deadline
         self.in_flight = False
-        self.answer: asyncio.Future[Outcome] = loop.create_future()
-        self.timer = loop.call_at(deadline, self._give_up)
-
-    def _give_up(self) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(
-                CommitOutcomeUnknownError()
-                if self.in_flight
-                else StorageError("the operation was not begun in time; nothing was written")
-            )
 
     def tell(self, outcome: Outcome) -> None:
         """Wake the caller, if it still waits."""
-        self.timer.cancel()
         if not self.answer.done():
             if isinstance(outcome, CreditError):
                 self.answer.set_exception(outcome)
             else:
                 self.answer.set_result(outcome)
 
+    def give_up(self) -> None:
+        """Wake the caller at its deadline."""
+        self.tell(
+            CommitOutcomeUnknownError()
+            if self.in_flight
+            else StorageError("the operation was not begun in time; nothing was written")
+        )
+
 
 class _Lane:
     """A queue, and the task that empties it while there is something in it."""
 
-    __slots__ = ("_commit", "_queue", "_spare_seconds", "task")
-
-    def __init__(self, commit: Commit, spare_seconds: float) -> None:
+    def __init__(self, number: int, commit: Commit, spare_seconds: float) -> None:
+        self._turn = Turn(number)
         self._commit = commit
         self._spare_seconds = spare_seconds
         self._queue: deque[_Waiting] = deque()
+        self._in_flight: list[_Waiting] = []
+        # One timer a lane, at the deadline of the oldest: callers come and go by the thousands.
+        self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, waiting: _Waiting) -> None:
+    def add(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
         self._queue.append(waiting)
+        if self._timer is None:
+            self._timer = loop.call_at(waiting.deadline, self._give_up_late_ones, loop)
         if self.task is None:
             # In a context of its own: a caller's pymongo.timeout() is not the batch's.
-            self.task = contextvars.Context().run(asyncio.ensure_future, self._run())
+            self.task = contextvars.Context().run(loop.create_task, self._run())
+
+    def _give_up_late_ones(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        in_time = []
+        for waiting in (*self._in_flight, *self._queue):
+            if waiting.deadline <= now:
+                waiting.give_up()
+            else:
+                in_time.append(waiting.deadline)
+        self._timer = None
+        if in_time:
+            # Not once for each of thousands that came within a moment.
+            next_time = max(min(in_time), now + _COARSEST_DEADLINE_SECONDS)
+            self._timer = loop.call_at(next_time, self._give_up_late_ones, loop)
 
     async def _run(self) -> None:
         try:
             while batch := self._next_batch():
                 await self._commit_batch(batch)
         finally:
+            # Empty, unless the event loop is being shut down.
+            for waiting in self._queue:
+                waiting.give_up()
+            self._queue.clear()
             self.task = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         while self._queue and len(batch) < LARGEST_BATCH:
             waiting = self._queue.popleft()
             # Those who were cancelled or gave up meanwhile asked for nothing.
-            if waiting.answer.done():
-                waiting.timer.cancel()
-            else:
+            if not waiting.answer.done():
                 waiting.in_flight = True
                 batch.append(waiting)
+        self._in_flight = batch
         return batch
 
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         deadline = max(waiting.deadline for waiting in batch) - self._spare_seconds
-        outcomes: Sequence[Outcome] = ()
         try:
-            outcomes = await self._commit([waiting.request for waiting in batch], deadline)
-        finally:
-            # Whatever happens, nobody is left waiting, and nobody is told that nothing happened.
-            for waiting in batch[len(outcomes) :]:
-                waiting.tell(CommitOutcomeUnknownError())
-        for waiting, outcome in zip(batch, outcomes, strict=False):
-            waiting.tell(outcome)
+            outcomes = await self._commit(
+                [waiting.request for waiting in batch], self._turn, deadline
+            )
+        except BaseException as error:
+            # A bug, or the end of the event loop. Nobody is left waiting, and nobody is told that
+            # nothing happened.
+            for waiting in batch:
+                unknown = CommitOutcomeUnknownError()
+                unknown.__cause__ = error
+                waiting.tell(unknown)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.tell(outcome)
 
 
 class Lanes:
@@ -124,10 +157,10 @@ class Lanes:
         self._timeout_seconds = timeout_seconds
         # Commits end this much before their callers give up, so that these hear how.
         spare_seconds = min(0.5, timeout_seconds / 10)
-        self._lanes = [_Lane(commit, spare_seconds) for _ in range(LANES)]
+        self._lanes = [_Lane(number, commit, spare_seconds) for number in range(LANES)]
         self._closed = False
 
-    async def submit(self, request: Request) -> Outcome:
+    async def submit(self, request: Request) -> Result:
         """A request's result, by its deadline.
 
         Cancelling it withdraws a request that is not in flight and does not stop one that is.
@@ -135,16 +168,14 @@ class Lanes:
         """
         if self._closed:
             raise LedgerBusyError("the ledger is closed")
-        lane = self._lanes[hash(request.user_id) % LANES]
+        # The same lane in every process, which hash() is not: see turns.py.
+        lane = self._lanes[zlib.crc32(request.user_id.encode()) % LANES]
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(request, loop, loop.time() + self._timeout_seconds)
-        lane.add(waiting)
-        try:
-            return await waiting.answer
-        finally:
-            waiting.timer.cancel()
+        answer: asyncio.Future[Result] = loop.create_future()
+        lane.add(_Waiting(request, answer, loop.time() + self._timeout_seconds), loop)
+        return await answer
 
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""

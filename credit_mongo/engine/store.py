@@ -7,6 +7,7 @@ already. Nothing here starts, ends or repeats a transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -192,6 +193,29 @@ class Store:
         """Whether the session's transaction sees the row."""
         found = await self._find(witness.collection, {"_id": witness.row_id}, {"_id": 1}, session)
         return bool(found)
+
+    # Whose turn it is
+
+    async def prepare_turn(self, lane: int) -> None:
+        """Make sure that the document is there: it is not made in a transaction."""
+        with contextlib.suppress(DuplicateKeyError):  # another process has just made it
+            await self._database[self._names.lane_turns].update_one(
+                {"_id": lane}, {"$setOnInsert": {"number": 0}}, upsert=True
+            )
+
+    async def take_turn(self, lane: int, session: AsyncClientSession) -> int:
+        """The number of the turn, which the session's transaction has until it ends."""
+        reply = await self._command(
+            {
+                "findAndModify": self._names.lane_turns,
+                "query": {"_id": lane},
+                "update": {"$inc": {"number": 1}},
+                "new": True,
+            },
+            session,
+        )
+        number: int = reply["value"]["number"]
+        return number
 
     # What a batch writes
 
