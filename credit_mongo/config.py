@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +26,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from typing_extensions import Self
 
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
@@ -34,6 +33,9 @@ from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
 from credit_mongo.core.requests import LARGEST_AMOUNT, check_identifier
 from credit_mongo.core.rules import Rules
 from credit_mongo.errors import ConfigurationError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "AuditConfig",
@@ -203,8 +205,8 @@ _CollectionName = Annotated[
 class CollectionNames(_Part):
     """Where the four kinds of documents are kept.
 
-    ``lane_turns`` has no data, only a document for each lane in which processes that write the same
-    users take turns; it comes into being when they meet.
+    ``turns`` has no data, only the document by which processes that write the same users take
+    turns. It comes into being when they meet.
     """
 
     users: _CollectionName = "users"
@@ -216,9 +218,7 @@ class CollectionNames(_Part):
         default="idempotency_records",
         validation_alias=AliasChoices("idempotency_records", "idempotencyRecords"),
     )
-    lane_turns: _CollectionName = Field(
-        default="lane_turns", validation_alias=AliasChoices("lane_turns", "laneTurns")
-    )
+    turns: _CollectionName = "turns"
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
@@ -33,27 +34,38 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
     try:
         # As if without "+srv": names are looked up when the client connects, not here.
         options = parse_uri(uri.replace("mongodb+srv://", "mongodb://", 1), warn=False)["options"]
-    except (PyMongoError, ValueError, TypeError) as error:
+        write_concern = options.get("w", "majority")
+        if write_concern != "majority" and not (
+            isinstance(write_concern, int) and write_concern > 0
+        ):
+            raise ConfigurationError("uri", "w must be 'majority' or left out")
+        return _client(uri, {name.lower() for name in options}, timeout_seconds)[database]
+    except (PyMongoError, ValueError, TypeError, OSError) as error:
         raise ConfigurationError("uri", _without_credentials(str(error), uri)) from None
-    write_concern = options.get("w", "majority")
-    if write_concern != "majority" and not (isinstance(write_concern, int) and write_concern > 0):
-        raise ConfigurationError("uri", "w must be 'majority' or left out")
+
+
+def _client(uri: str, given: set[str], timeout_seconds: float) -> AsyncMongoClient[dict[str, Any]]:
     defaults: dict[str, Any] = {
         "appname": "credit_mongo",
         # Before the deadline of the operation: the error then says which servers did not answer.
         "serverSelectionTimeoutMS": int(min(timeout_seconds * 0.8, 30) * 1000),
     }
-    given = {name.lower() for name in options}
-    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+    return AsyncMongoClient(
         uri, **{name: value for name, value in defaults.items() if name.lower() not in given}
     )
-    return client[database]
 
 
 def _without_credentials(message: str, uri: str) -> str:
-    """The driver's text, unless it could quote a password."""
-    if "@" in uri and any(part in message for part in uri.split("@")[:-1]):
-        return "is not a MongoDB URI"
+    """The driver's text, unless it could quote a user name or a password.
+
+    What a password has unescaped, a parser takes for something else: any word of it may show up.
+    """
+    credentials = uri.rpartition("@")[0].partition("://")[2]
+    if any(word in message for word in re.split(r"\W+", credentials) if word):
+        return (
+            "cannot be used: it must start with mongodb:// or mongodb+srv://, with user name and "
+            "password escaped (urllib.parse.quote_plus), name an existing host and valid options"
+        )
     return message
 
 

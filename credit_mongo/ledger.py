@@ -47,6 +47,7 @@ from credit_mongo.core.results import (
 from credit_mongo.engine.commit import Clock, Committer, as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.store import Store
+from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
 from credit_mongo.history import AuditPage, History, HistoryPage
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
@@ -108,9 +109,12 @@ class CreditLedger:
             audits=config.audit.enabled,
             remembers_for_seconds=config.idempotency.ttl_seconds,
         )
-        self._committer = Committer(database.client, store, config.rules, config.retry, self._clock)
+        turns = Turns()
+        self._committer = Committer(
+            database.client, store, config.rules, retry=config.retry, turns=turns, clock=self._clock
+        )
         self._lanes = Lanes(
-            self._committer.commit, timeout_seconds=config.operation_timeout_seconds
+            self._committer.commit, turns, timeout_seconds=config.operation_timeout_seconds
         )
         self._history = History(database, config.collections)
         self._sessions_in_use: set[int] = set()

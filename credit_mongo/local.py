@@ -10,32 +10,32 @@ import argparse
 import asyncio
 import contextlib
 import importlib.metadata
-import inspect
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pymongo
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
-from typing_extensions import Self
 
+from credit_mongo import local_keeper
 from credit_mongo.errors import CreditError, InvalidRequestError, StorageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["LocalReplicaSet", "Member", "find_mongod", "main"]
 
 _NAME = "rs0"
-_START_SECONDS = 90.0  # for a start; a hundred times what an idle machine needs
+_START_SECONDS = 90.0  # for each step of a start, far more than a busy machine needs
 _STOP_SECONDS = 30.0  # for the keepers to end every mongod and to remove their directories
 _PROBE_SECONDS = 2.0  # for one question to one member
 _PAUSE_SECONDS = 0.05  # between two questions
@@ -76,73 +76,9 @@ def find_mongod() -> Path:
     return packaged
 
 
-def _keep(parent: str, kept: str, directory: str, *command: str) -> None:
-    """Run a member's mongod from a process of its own, its keeper, until the parent is no more.
-
-    Why a process: whatever ends the parent, ``kill -9`` included, closes the pipe that is this
-    process's standard input, so the mongod ends and its directory goes, on Linux and macOS.
-    PR_SET_PDEATHSIG is Linux only, removes no directory, fires when the *thread* that forked ends,
-    and needs Python code between fork and exec, which is unsafe beside other threads. And as the
-    keeper starts the mongod, there can be none that it does not know. It leads a session of its
-    own: Ctrl-C in a terminal reaches the application alone, which then stops in its own order.
-
-    Each line it reads is a port to start on; it answers ``pid …``, and ``ended …`` when that ends.
-    """
-    os.umask(0o077)  # the data is nobody else's business
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # mongod would inherit SIG_IGN
-    process: subprocess.Popen[bytes] | None = None
-    try:
-        # The pipe may also be held open by another child of the parent: so look at the parent.
-        while os.getppid() == int(parent):
-            if process is not None and process.poll() is not None:
-                os.write(1, f"ended exit code {process.returncode}\n".encode())
-                process = None
-            if not select.select([0], [], [], 0.1)[0]:
-                continue
-            if not (line := os.read(0, 100)):
-                break
-            if process is None:
-                os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - pathlib loads slowly
-                port = line.decode().strip()
-                with open(f"{directory}/mongod.log", "ab", buffering=0) as log:  # noqa: PTH123
-                    log.write(f"--- start on port {port}\n".encode())
-                    process = subprocess.Popen(  # noqa: S603
-                        [*command, "--dbpath", directory, "--port", port],
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                    )
-                os.write(1, f"pid {process.pid}\n".encode())
-    except OSError as error:  # not a program; or the parent has just gone
-        with contextlib.suppress(BrokenPipeError):
-            os.write(1, f"ended {error}\n".encode())
-    finally:
-        _end(process, kept, directory)
-
-
-def _end(process: subprocess.Popen[bytes] | None, kept: str, directory: str) -> None:
-    """End a keeper's mongod, at once if its data is not kept, and then remove that."""
-    if process is not None:
-        process.send_signal(signal.SIGTERM if kept else signal.SIGKILL)
-        process.send_signal(signal.SIGCONT)  # a paused one could not obey
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if not kept:
-        shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the last keeper's is empty
-            os.rmdir(os.path.dirname(directory))  # noqa: PTH106, PTH120
-
-
 def _keeper_command(*arguments: str) -> list[str]:
-    modules = "contextlib, os, select, shutil, signal, subprocess, sys"
-    functions = f"{inspect.getsource(_end)}\n{inspect.getsource(_keep)}"
-    source = f"from __future__ import annotations\nimport {modules}\n{functions}"
-    python = [sys.executable, "-I", "-S", "-c"]  # starts in 0.05 s, whatever is installed
-    return [*python, f"{source}\n_keep(*sys.argv[1:])", str(os.getpid()), *arguments]
+    # Without site-packages: it starts in 0.05 s, whatever is installed.
+    return [sys.executable, "-I", "-S", local_keeper.__file__, str(os.getpid()), *arguments]
 
 
 async def _until(probe: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
@@ -344,7 +280,7 @@ class LocalReplicaSet:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The members, always in the same order; any of them may be primary."""
+        """The members, in one order for good; any may be primary. Empty before the first entry."""
         return self._members
 
     @property

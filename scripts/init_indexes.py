@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import pymongo.errors
 from pymongo.errors import (
     NetworkTimeout,
     OperationFailure,
@@ -27,7 +26,7 @@ from pymongo.errors import (
 
 from credit_mongo.config import CollectionNames, Settings
 from credit_mongo.connection import check_replica_set, connect
-from credit_mongo.errors import ConfigurationError, CreditError
+from credit_mongo.errors import CreditError
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 
 CONFLICT = 1
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = asyncio.run(_ensure(options))
     except (CreditError, PyMongoError, OSError, asyncio.TimeoutError) as error:
-        print(f"error: {_explain(error, options)}", file=sys.stderr)
+        print(f"error: {_explain(error)}", file=sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
         print("interrupted: run it again to complete it", file=sys.stderr)
@@ -123,7 +122,7 @@ def _show(report: IndexReport, options: argparse.Namespace) -> None:
         print("Resolve the conflicts (remedies are for mongosh) and run this again.")
 
 
-def _explain(error: BaseException, options: argparse.Namespace) -> str:
+def _explain(error: BaseException) -> str:
     """What went wrong and what to do, in one line and without what the URI keeps secret."""
     if isinstance(error, OperationFailure):
         # The server's text can quote the command; its code cannot.
@@ -142,24 +141,11 @@ def _explain(error: BaseException, options: argparse.Namespace) -> str:
             "Is the URI right, and does each mongod run with --replSet, once initiated? "
             "For development: python -m credit_mongo.local"
         )
-    text = _in_one_line(str(error))
-    wrong_uri = isinstance(error, ConfigurationError | pymongo.errors.ConfigurationError)
-    if wrong_uri and _quotes_credentials(text, options.uri):
-        return (
-            "uri: cannot be used. Does it start with mongodb:// or mongodb+srv://, are its user "
-            "name and password escaped (urllib.parse.quote_plus), and does its host exist?"
-        )
-    return text
+    return _in_one_line(str(error))
 
 
 def _in_one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _quotes_credentials(text: str, uri: str) -> bool:
-    # What a password has unescaped, a parser may take for something else, and quote.
-    secret = uri.rpartition("@")[0].partition("://")[2]
-    return any(part in text for part in re.split(r"\W+", secret) if part)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 python scripts/replay.py              made-up records, on a replica set that is there only meanwhile
 python scripts/replay.py trace.csv    the records of a file: TIMESTAMP,ContextTokens,GeneratedTokens
 
-Exit code 0: every balance equals its transactions; 1: one does not; 2: the input or the server
-is of no use, and stderr says why; 130: Ctrl-C.
+Exit code 0: the books agree; 1: they do not; 2: unusable input or server (see stderr); 130: Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -38,27 +38,22 @@ from credit_mongo import CreditConfig, CreditError, CreditLedger, InsufficientCr
 from credit_mongo.local import LocalReplicaSet
 
 ACTION: Final = "ai-completion"
+PRICES: Final = {
+    "default": "{ContextTokens} * 0.001 + {GeneratedTokens} * 0.004",
+    "premium": "{ContextTokens} * 0.0008 + {GeneratedTokens} * 0.003",
+    "enterprise": "{ContextTokens} * 0.0005 + {GeneratedTokens} * 0.002",
+}
+TIERS: Final = ("free", "premium", "enterprise")
 # What users start with: in the free tier it lasts some of them to the end, and others not.
-OPENING_CREDITS: Final = {"free": 180, "premium": 2_000, "enterprise": 10_000}
-TIERS: Final = tuple(OPENING_CREDITS)
+OPENING_CREDITS: Final = dict(zip(TIERS, (180, 2_000, 10_000), strict=True))
 CONFIG: Final = CreditConfig(
-    costs={
-        ACTION: {
-            "default": "{ContextTokens} * 0.001 + {GeneratedTokens} * 0.004",
-            "premium": "{ContextTokens} * 0.0008 + {GeneratedTokens} * 0.003",
-            "enterprise": "{ContextTokens} * 0.0005 + {GeneratedTokens} * 0.002",
-        }
-    },
-    membership={
-        "tiers": {tier: level for level, tier in enumerate(TIERS)},
-        "credits_caps": OPENING_CREDITS,
-    },
+    costs={ACTION: PRICES},
+    membership={"tiers": dict(zip(TIERS, range(3), strict=True)), "credits_caps": OPENING_CREDITS},
     decimal_places=2,
 )
-OPENING_UNITS: Final = {tier: 10**2 * amount for tier, amount in OPENING_CREDITS.items()}
+OPENING_UNITS: Final = {tier: 100 * amount for tier, amount in OPENING_CREDITS.items()}
 COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-# What one request to the service used: the variables of the price formulas.
-Record: TypeAlias = dict[str, int]
+Record: TypeAlias = dict[str, int]  # the variables of the price formulas
 
 
 class UnusableError(Exception):
@@ -67,11 +62,13 @@ class UnusableError(Exception):
 
 @dataclass
 class Tally:
-    """What the callers were told, by the number of the user, and how long it took."""
+    """What the callers were told, by the number of the user, and then what the database says."""
 
     charges: Counter[int] = field(default_factory=Counter)
     refusals: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
+    balances: dict[str, int] = field(default_factory=dict)
+    differing: list[str] = field(default_factory=list)
 
 
 def read_records(path: str) -> list[Record]:
@@ -91,16 +88,14 @@ def read_records(path: str) -> list[Record]:
 def parse_records(rows: csv.DictReader[str]) -> list[Record]:
     """The records of all rows; ValueError if the row that was read last is none."""
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-        raise ValueError(f"there is no column {', '.join(missing)}")
+        raise ValueError(f"there is no column {missing[0]}")
     records = []
     for row in rows:
         numbers = {name: row[name] or "" for name in COLUMNS[1:]}
         # int() would also take "1_000" and the digits of other scripts.
         for name, text in numbers.items():
             if not re.fullmatch("[0-9]{1,9}", text):
-                raise ValueError(
-                    f"{name} must be a whole number of 1 to 9 digits, not {text!r:.40}"
-                )
+                raise ValueError(f"{name} must be a whole number < 10**9, not {text!r:.40}")
         if None in row:
             raise ValueError("there are more fields than columns")
         records.append({name: int(text) for name, text in numbers.items()})
@@ -129,10 +124,9 @@ def user_id(user: int) -> str:
 async def share_out(
     count: int, options: Namespace, work: Callable[[int, int], Awaitable[None]]
 ) -> None:
-    """``work(n, user)`` for every n below ``count``, with the callers that the options name.
+    """``work(n, user)`` for every n below ``count``, by several callers at once.
 
-    All of a user are the same caller's, who does one after the other: so the order in which a user
-    is charged, and with it who runs out and when, is the same in every run.
+    All of a user are the same caller's, one after the other: so who runs out and when is certain.
     """
 
     async def call(caller: int) -> None:
@@ -184,62 +178,51 @@ async def charge_all(
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
     """Show how far it is: a bar in a terminal, elsewhere a line every second."""
-    terminal = console.is_terminal and not console.quiet
-    bar = Progress(
-        "Replay  ", BarColumn(20), "{task.description}", console=console, disable=not terminal
-    )
+    live = console.is_terminal and not console.quiet
+    columns = ("Replay  ", BarColumn(20), "{task.description}")
+    bar = Progress(*columns, console=console, disable=not live)
     task = bar.add_task("", total=total)
-    started = shown = time.perf_counter()
-    done = 0
+    done, started = 0, time.perf_counter()
+    shown = started
 
     def advance() -> None:
         nonlocal done, shown
         done, now = done + 1, time.perf_counter()
-        if done < total and now - shown < (0.05 if terminal else 1):
+        if done < total and now - shown < (0.05 if live else 1):
             return
         shown, rate = now, done / (now - started)
-        text = f"{done:,} of {total:,}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
+        left = f"{(total - done) / rate:,.0f} s left" if done < total else f"{done / rate:.1f} s"
+        text = f"{done:,} of {total:,}, {rate:,.0f} a second, {left}"
         bar.update(task, completed=done, description=text)
-        if not terminal:
+        if not live:
             console.print("Replay  ", text)
 
     with bar:
         yield advance
 
 
-async def check_books(
-    database: AsyncDatabase[Any], tally: Tally, users: int
-) -> tuple[dict[str, int], list[str]]:
-    """The users' balances, and whose differ from their transactions: sum, count or numbering.
-
-    Both are read from the database; the count must also be what the callers were told.
-    """
+async def check_books(database: AsyncDatabase[Any], tally: Tally, users: int) -> None:
+    """Note the balances, and whose differ from their transactions: sum, count or numbering."""
     facts = {"sum": {"$sum": "$amount"}, "count": {"$sum": 1}, "last": {"$max": "$seq"}}
     group = {"$group": {"_id": "$userId", "first": {"$min": "$seq"}, **facts}}
     cursor = await database[CONFIG.collections.transactions].aggregate([group])
     booked = {row.pop("_id"): row async for row in cursor}
     accounts = {row["_id"]: row async for row in database[CONFIG.collections.users].find()}
-    balances, differing = {}, []
     for user in range(users):
-        name, count = user_id(user), 1 + tally.charges[user]  # the first: the opening credits
-        balances[name] = accounts[name]["credits"]
-        wanted = {"first": 1, "sum": balances[name], "count": count, "last": count}
+        # The opening credits, and the charges that the callers were told of.
+        name, count = user_id(user), 1 + tally.charges[user]
+        balance = tally.balances[name] = accounts[name]["credits"]
+        wanted = {"first": 1, "sum": balance, "count": count, "last": count}
         if booked.get(name) != wanted or accounts[name]["seq"] != count:
-            differing.append(name)
-    return balances, differing
+            tally.differing.append(name)
 
 
 async def init_indexes(uri: str, database: str) -> str:
     """Run the script of that name; what there is now, in a few words."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(__file__).with_name("init_indexes.py")),
-        "--json",
-        # An URI can have a password, and arguments are for every user of the machine to see.
-        env={**os.environ, "MONGODB_URI": uri, "MONGODB_DATABASE": database},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = [sys.executable, str(Path(__file__).with_name("init_indexes.py")), "--json"]
+    # An URI can have a password, and arguments are for every user of the machine to see.
+    env = {**os.environ, "MONGODB_URI": uri, "MONGODB_DATABASE": database}
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=PIPE, stderr=PIPE)
     try:
         output, errors = await process.communicate()
     finally:
@@ -274,32 +257,33 @@ async def run(options: Namespace, records: list[Record], console: Console) -> di
             raise UnusableError(f"the database {name} has users already: name a new one")
         async with CreditLedger.connect(uri, database=name, config=CONFIG) as ledger:
             await create_users(ledger, options)
-            console.print(f"Users    {options.users:,}, of the tiers {', '.join(TIERS)} in turn")
+            console.print(f"Users    {options.users:,}, in turn {', '.join(TIERS)}")
+            console.print(f"Records  {len(records):,} of {options.trace or 'a random generator'}")
             with progress(console, len(records)) as advance:
                 tally = await charge_all(ledger, records, options, advance)
-        balances, differing = await check_books(database, tally, options.users)
-    return {**facts_of(tally, balances), "differing": differing}
+        await check_books(database, tally, options.users)
+    return facts_of(tally)
 
 
-def facts_of(tally: Tally, balances: dict[str, int]) -> dict[str, Any]:
+def facts_of(tally: Tally) -> dict[str, Any]:
     """The facts of all users and of each tier; amounts are in smallest units."""
-    users = len(balances)
     tiers = {}
     for level, tier in enumerate(TIERS):
-        own = range(level, users, len(TIERS))
+        own = range(level, len(tally.balances), len(TIERS))
         tiers[tier] = {
             "users": len(own),
             "charges": sum(tally.charges[user] for user in own),
             "refusals": sum(tally.refusals[user] for user in own),
             "credits_before": len(own) * OPENING_UNITS[tier],
-            "credits_after": sum(balances[user_id(user)] for user in own),
+            "credits_after": sum(tally.balances[user_id(user)] for user in own),
         }
     return {
         **{name: sum(row[name] for row in tiers.values()) for name in tiers[TIERS[0]]},
         "decimal_places": CONFIG.decimal_places,
         "charges_a_second": round(tally.charges.total() / tally.seconds),
         "tiers": tiers,
-        "balances": balances,
+        "balances": tally.balances,
+        "differing": tally.differing,
     }
 
 
@@ -313,31 +297,28 @@ def show(facts: dict[str, Any], console: Console) -> None:
         texts = (f"{amount.scaleb(-CONFIG.decimal_places):,}" for amount in amounts)
         table.add_row(tier, *counts, *texts, end_section=tier == TIERS[-1])
     console.print(table)
-    console.print(f"{facts['charges_a_second']:,} charges a second")
     answer = "no: " + ", ".join(facts["differing"][:9]) if facts["differing"] else "yes"
+    console.print(f"{facts['charges_a_second']:,} charges a second")
     console.print(f"every balance equals its transactions: {answer}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     """The command line's options."""
-
-    def positive(text: str) -> int:
-        if (number := int(text)) < 1:
-            raise ValueError
-        return number
-
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("trace", nargs="?", help=f"a CSV file with {', '.join(COLUMNS)} (default: made-up records)")
     add("--uri", default=os.environ.get("MONGODB_URI"), help="default: MONGODB_URI, or a new one")
     add("--database", help="without users, and stays (default: a new one, dropped afterwards)")
-    add("--users", type=positive, default=100, help="default: 100")
-    add("--callers", type=positive, default=64, help="charges at a time (default: 64)")
-    add("--records", type=positive, default=5_000, help="made-up ones (default: 5000)")
+    add("--users", type=int, default=100, help="default: 100")
+    add("--callers", type=int, default=64, help="charges at a time (default: 64)")
+    add("--records", type=int, default=5_000, help="made-up ones (default: 5000)")
     add("--seed", type=int, default=1, help="of the made-up records (default: 1)")
     add("--json", action="store_true", help="print the facts as JSON, amounts in smallest units")
     add("--balances", action="store_true", help="with --json: each user's balance too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if min(options.users, options.callers, options.records) < 1:
+        parser.error("--users, --callers and --records must be 1 or more")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,7 +41,7 @@ from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
-from credit_mongo.engine.turns import Turn, seconds_to_wait
+from credit_mongo.engine.turns import Turns, seconds_to_wait
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     CreditError,
@@ -75,15 +75,13 @@ class _Sent:
 class _Batch:
     """Requests on their way to one commit, and what is known of the way so far."""
 
-    def __init__(
-        self, requests: Sequence[Request], turn: Turn, now: datetime, deadline: float
-    ) -> None:
+    def __init__(self, requests: Sequence[Request], now: datetime, deadline: float) -> None:
         self.requests = requests
-        self.turn = turn
         self.now = now
         self.deadline = deadline
         self.unknown: _Sent | None = None
         self.failures = 0
+        self.conflicts = 0
         self.duplicates = 0
 
     def seconds_left(self) -> float:
@@ -106,32 +104,33 @@ class Committer:
         client: AsyncMongoClient[Any],
         store: Store,
         rules: Rules,
+        *,
         retry: RetryConfig,
+        turns: Turns,
         clock: Clock,
     ) -> None:
         self._client = client
         self._store = store
         self._rules = rules
         self._retry = retry
+        self._turns = turns
         self._clock = clock
         self._left_behind: set[asyncio.Future[None]] = set()
 
-    async def commit(
-        self, requests: Sequence[Request], turn: Turn, deadline: float
-    ) -> list[Outcome]:
+    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
         A failure of the database is an outcome too. If the server refuses to write the batch, it is
         cut in halves until the request that is at fault fails alone.
         """
-        batch = _Batch(requests, turn, self._clock(), deadline)
+        batch = _Batch(requests, self._clock(), deadline)
         try:
             return await self._commit_together(batch)
         except _RefusedByServerError as refused:
             if len(requests) > 1 and batch.unknown is None:
                 half = len(requests) // 2
-                first = await self.commit(requests[:half], turn, deadline)
-                return first + await self.commit(requests[half:], turn, deadline)
+                first = await self.commit(requests[:half], deadline)
+                return first + await self.commit(requests[half:], deadline)
             error = batch.not_done(refused.__cause__)
             error.__cause__ = refused.__cause__
         except StorageError as failed:
@@ -187,7 +186,8 @@ class Committer:
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
-        await self._take_turn(batch.turn, session)
+        if self._turns.are_needed():
+            await self._store.take_turn(session)
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.
@@ -202,14 +202,6 @@ class Committer:
             await session.commit_transaction()
         return outcomes
 
-    async def _take_turn(self, turn: Turn, session: AsyncClientSession) -> None:
-        now = asyncio.get_running_loop().time()
-        if turn.is_needed(now):
-            if not turn.is_prepared:
-                await self._store.prepare_turn(turn.lane)
-                turn.is_prepared = True
-            turn.took(await self._store.take_turn(turn.lane, session), now)
-
     async def _before_next_try(
         self, batch: _Batch, session: AsyncClientSession, error: BaseException
     ) -> None:
@@ -220,7 +212,8 @@ class Committer:
             batch.duplicates += 1
             seconds = 0.0
         elif isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT:
-            batch.turn.met_conflict(asyncio.get_running_loop().time())
+            batch.conflicts += 1
+            self._turns.met_conflict(batch.conflicts)
             seconds = seconds_to_wait()
         elif batch.unknown is None and not _may_pass(error):
             raise _RefusedByServerError from error

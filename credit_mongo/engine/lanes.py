@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
@@ -16,7 +15,7 @@ from typing import Final, TypeAlias
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
-from credit_mongo.engine.turns import Turn
+from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     CreditError,
@@ -26,8 +25,8 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[Sequence[Request], Turn, float], Awaitable[list[Outcome]]]
-"""Requests of a lane and a deadline (of the loop's clock) → outcomes in the same order."""
+Commit: TypeAlias = Callable[[Sequence[Request], float], Awaitable[list[Outcome]]]
+"""Requests and a deadline (of the loop's clock) → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
 # the client idles while the server works. Four measured best on two cores.
@@ -70,8 +69,7 @@ class _Waiting:
 class _Lane:
     """A queue, and the task that empties it while there is something in it."""
 
-    def __init__(self, number: int, commit: Commit, spare_seconds: float) -> None:
-        self._turn = Turn(number)
+    def __init__(self, commit: Commit, spare_seconds: float) -> None:
         self._commit = commit
         self._spare_seconds = spare_seconds
         self._queue: deque[_Waiting] = deque()
@@ -133,9 +131,7 @@ class _Lane:
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         deadline = max(waiting.deadline for waiting in batch) - self._spare_seconds
         try:
-            outcomes = await self._commit(
-                [waiting.request for waiting in batch], self._turn, deadline
-            )
+            outcomes = await self._commit([waiting.request for waiting in batch], deadline)
         except BaseException as error:
             # A bug, or the end of the event loop. Nobody is left waiting, and nobody is told that
             # nothing happened.
@@ -153,11 +149,12 @@ class _Lane:
 class Lanes:
     """All queues of a ledger."""
 
-    def __init__(self, commit: Commit, *, timeout_seconds: float) -> None:
+    def __init__(self, commit: Commit, turns: Turns, *, timeout_seconds: float) -> None:
+        self._turns = turns
         self._timeout_seconds = timeout_seconds
         # Commits end this much before their callers give up, so that these hear how.
         spare_seconds = min(0.5, timeout_seconds / 10)
-        self._lanes = [_Lane(number, commit, spare_seconds) for number in range(LANES)]
+        self._lanes = [_Lane(commit, spare_seconds) for _ in range(LANES)]
         self._closed = False
 
     async def submit(self, request: Request) -> Result:
@@ -168,8 +165,8 @@ class Lanes:
         """
         if self._closed:
             raise LedgerBusyError("the ledger is closed")
-        # The same lane in every process, which hash() is not: see turns.py.
-        lane = self._lanes[zlib.crc32(request.user_id.encode()) % LANES]
+        # In turns, all share one. On the change, lanes may meet on a user: a conflict, no more.
+        lane = self._lanes[0 if self._turns.are_needed() else hash(request.user_id) % LANES]
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from bson import ObjectId
+from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
@@ -58,6 +58,7 @@ ACCOUNT_FIELDS: Final = dict.fromkeys(
     1,
 )
 _DUPLICATE_KEY: Final = 11000
+_TURN: Final = "turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Store:
         self._names = names
         self._audits = audits
         self._remembers_for_seconds = remembers_for_seconds
+        self._has_turn = False
 
     # What a batch reads
 
@@ -196,26 +198,17 @@ class Store:
 
     # Whose turn it is
 
-    async def prepare_turn(self, lane: int) -> None:
-        """Make sure that the document is there: it is not made in a transaction."""
-        with contextlib.suppress(DuplicateKeyError):  # another process has just made it
-            await self._database[self._names.lane_turns].update_one(
-                {"_id": lane}, {"$setOnInsert": {"number": 0}}, upsert=True
-            )
-
-    async def take_turn(self, lane: int, session: AsyncClientSession) -> int:
-        """The number of the turn, which the session's transaction has until it ends."""
-        reply = await self._command(
-            {
-                "findAndModify": self._names.lane_turns,
-                "query": {"_id": lane},
-                "update": {"$inc": {"number": 1}},
-                "new": True,
-            },
-            session,
-        )
-        number: int = reply["value"]["number"]
-        return number
+    async def take_turn(self, session: AsyncClientSession) -> None:
+        """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
+        if not self._has_turn:
+            # Made outside of the transaction: there, others could not see it until it ends.
+            with contextlib.suppress(DuplicateKeyError):  # another process has just made it
+                await self._database[self._names.turns].update_one(
+                    {"_id": _TURN}, {"$setOnInsert": {"taken": Int64(0)}}, upsert=True
+                )
+            self._has_turn = True
+        update = {"q": {"_id": _TURN}, "u": {"$inc": {"taken": Int64(1)}}}
+        await self._command({"update": self._names.turns, "updates": [update]}, session)
 
     # What a batch writes
 

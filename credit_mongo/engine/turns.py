@@ -1,11 +1,12 @@
 """Turns: how several processes that write the same users stay out of each other's way.
 
 Two transactions that write one user conflict, and one of them fails at once, however large it is.
-Batches make that worse: with hundreds of users each, any two conflict, and random waits let one
-process win for seconds. So when a lane meets a conflict, it begins to take turns with the same lane
-of other processes: the first write of its transactions goes to one document that stands for the
-lane. Who comes second fails there, before it has read or written anything else, and soon tries
-again.
+Batches make that worse: of two with a hundred users each, one nearly always fails, and with random
+waits one process can win for seconds. So when a batch has met conflicts twice in a row, its ledger
+begins to take turns with other processes: the first write of its transactions goes to one document
+that stands for the turn. Who comes second fails right there, before anything was read or written,
+and soon tries again. While that lasts, all requests of a process share one lane: who has the turn
+uses it for everybody who waits.
 
 Nothing depends on it but speed. There is no lease, no clock and nothing to clean up: the turn is
 part of the transaction and ends with it, however that ends.
@@ -13,46 +14,38 @@ part of the transaction and ends with it, however that ends.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Final
 
-__all__ = ["Turn", "seconds_to_wait"]
+__all__ = ["Turns", "seconds_to_wait"]
 
-# How long after the last sign of another process a lane goes on taking turns. Taking one costs a
-# round trip, a conflict a whole try.
-_TAKEN_FOR_SECONDS: Final = 5.0
+# Then it is tried without: those in turns pay with a round trip, and use one commit at a time.
+_TAKEN_FOR_SECONDS: Final = 1.0
+_CONFLICTS_IN_A_ROW: Final = 2
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
 
 
-class Turn:
-    """One lane's turns, seen from this process."""
+class Turns:
+    """Whether this ledger takes turns."""
 
-    def __init__(self, lane: int) -> None:
-        self.lane = lane
-        self.is_prepared = False
+    def __init__(self) -> None:
         self._needed_until = 0.0
-        self._last_number = 0
 
-    def is_needed(self, now: float) -> bool:
-        """Whether another process was met lately (``now`` of the loop's clock, in seconds)."""
-        return now < self._needed_until
+    def are_needed(self) -> bool:
+        """Whether other processes were in the way lately."""
+        return asyncio.get_running_loop().time() < self._needed_until
 
-    def met_conflict(self, now: float) -> None:
-        """Another transaction was writing what we wanted to write."""
-        self._needed_until = now + _TAKEN_FOR_SECONDS
-
-    def took(self, number: int, now: float) -> None:
-        """We have the turn of this number. If it does not follow our last, others took some."""
-        if number != self._last_number + 1:
-            self.met_conflict(now)
-        self._last_number = number
+    def met_conflict(self, in_a_row: int) -> None:
+        """A batch has met the ``in_a_row``-th conflict."""
+        if in_a_row >= _CONFLICTS_IN_A_ROW:
+            self._needed_until = asyncio.get_running_loop().time() + _TAKEN_FOR_SECONDS
 
 
 def seconds_to_wait() -> float:
     """How long to wait for a turn or a user that another transaction holds.
 
-    Short, for the wait of the lane is idle time, and without growth, for who waits longer than the
-    others starves.
+    Short, for meanwhile nothing is done, and without growth, for who waits longer starves.
     """
     return random.uniform(_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)  # noqa: S311 - a lottery

@@ -120,7 +120,7 @@ async def check_that_no_transaction_stays_open(client: Client, seconds: float = 
     deadline = loop.time() + seconds
     still_open = await open_transactions(client)
     while still_open and loop.time() < deadline:
-        await asyncio.sleep(0.05)  # noqa: ASYNC110 - the server tells nobody
+        await asyncio.sleep(0.05)
         still_open = await open_transactions(client)
     assert still_open == 0, f"{still_open} transactions are open {seconds} s later"
 

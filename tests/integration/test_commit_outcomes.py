@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ import pytest_asyncio
 from pymongo import AsyncMongoClient
 
 from credit_mongo import (
+    AccountDataError,
     ChargeResult,
     CommitOutcomeUnknownError,
     CreditConfig,
@@ -341,6 +343,55 @@ async def test_a_document_that_the_server_refuses_fails_its_own_caller_alone(
     await check_that_no_transaction_stays_open(client)
 
 
+FOREIGN_ROWS: dict[str, tuple[str, Row]] = {
+    "an expiry that is text": (
+        "users",
+        {"_id": "odd", "credits": 100, "membershipTier": "premium", "membershipExpiresAt": "2099"},
+    ),
+    "a tier that is a list": (
+        "users",
+        {"_id": "odd", "credits": 100, "membershipTier": ["premium"]},
+    ),
+    "a balance that is a double": ("users", {"_id": "odd", "credits": 100.5}),
+    "a key that the Credit SDK wrote": (
+        "idempotency_records",
+        {
+            "_id": "odd-key",
+            "result": {"success": True},
+            "createdAt": datetime(2026, 1, 1, tzinfo=timezone.utc),
+            "expiresAt": datetime(2099, 1, 1, tzinfo=timezone.utc),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_ROWS)
+async def test_a_row_that_is_not_the_ledgers_fails_its_own_caller_alone(
+    name: str, client: Client, database: Database
+) -> None:
+    """It is told apart as such, stays as it is, and the thirty-two others are charged."""
+    collection, row = FOREIGN_ROWS[name]
+    await database[collection].insert_one(row)
+    users = [f"user-{number}" for number in range(32)]
+    async with CreditLedger(database, prices()) as ledger:
+        await ledger.ensure_indexes()
+        await asyncio.gather(*(ledger.create_user(user_id, credits=100) for user_id in users))
+        if collection != "users":
+            await ledger.create_user("odd", credits=100)
+        odd, *others = await asyncio.gather(
+            outcome_of(ledger.charge("odd", "generate-post", idempotency_key="odd-key")),
+            *(outcome_of(ledger.charge(user_id, "generate-post")) for user_id in users),
+        )
+    assert [other for other in others if not isinstance(other, ChargeResult)] == []
+    assert isinstance(odd, AccountDataError if collection == "users" else CreditError), repr(odd)
+    assert not isinstance(odd, CommitOutcomeUnknownError), "nothing was even tried"
+    assert await database[collection].find_one({"_id": row["_id"]}) == row
+    assert await count(database, "transactions", userId="odd", operation="charge") == 0
+    await database[collection].delete_one({"_id": row["_id"]})
+    await check_promises(database)
+    await check_that_no_transaction_stays_open(client)
+
+
 async def test_a_cancelled_caller_finds_its_charge_made(
     client: Client, shared: Database, patient: CreditLedger
 ) -> None:
@@ -381,9 +432,11 @@ async def test_a_commit_slower_than_the_deadline_is_unknown_and_the_key_settles_
             await hasty.charge(user_id, "generate-post", idempotency_key=user_id)
         assert time.monotonic() - begun < 1 + GRACE_SECONDS
         assert unknown.value.__cause__ is not None
-    await asyncio.sleep(1.3)  # the server commits it meanwhile
+    # The server commits it meanwhile, unless it was told to give it up.
+    await asyncio.sleep(1.3)
+    effects = await count(shared, "transactions", userId=user_id, operation="charge")
     again = await hasty.charge(user_id, "generate-post", idempotency_key=user_id)
-    assert again.replayed
+    assert again.replayed is bool(effects)
     assert await hasty.get_balance(user_id) == 90
     await check_promises(shared)
     await check_that_no_transaction_stays_open(client)
@@ -517,25 +570,38 @@ async def test_a_frozen_server_is_waited_for_until_the_deadline_and_then_used_ag
 async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
     client: Client, database: Database
 ) -> None:
-    """Forty are charged at once, one of them is locked: thirty-nine do not wait for it."""
+    """One of forty is locked for longer than the deadline: thirty-nine are charged meanwhile.
+
+    Those in the same batch, those who come later, and those of another process.
+    """
     config = prices(operation_timeout_seconds=1)
     users = [f"user-{number}" for number in range(40)]
-    async with CreditLedger(database, config) as ledger, client.start_session() as session:
+
+    async def charge_all(ledger: CreditLedger, after_seconds: float) -> list[Any]:
+        await asyncio.sleep(after_seconds)
+        charges = (outcome_of(ledger.charge(user_id, "generate-post")) for user_id in users)
+        return await asyncio.gather(*charges)
+
+    async with (
+        CreditLedger(database, config) as ledger,
+        CreditLedger(database, config) as of_another_process,
+        client.start_session() as session,
+    ):
         await ledger.ensure_indexes()
         await asyncio.gather(*(ledger.create_user(user_id, credits=100) for user_id in users))
         async with await session.start_transaction():
             await database["users"].update_one(
                 {"_id": "user-0"}, {"$set": {"note": "busy"}}, session=session
             )
-            outcomes = await asyncio.gather(
-                *(outcome_of(ledger.charge(user_id, "generate-post")) for user_id in users)
+            waves = await asyncio.gather(
+                charge_all(ledger, 0), charge_all(ledger, 0.2), charge_all(of_another_process, 0.4)
             )
-        assert type(outcomes[0]) is StorageError
-        failed = [
-            user for user, got in zip(users, outcomes, strict=True) if isinstance(got, Exception)
-        ]
-        assert failed == ["user-0"]
+        for wave in waves:
+            failed = {u: e for u, e in zip(users, wave, strict=True) if isinstance(e, Exception)}
+            assert type(failed.pop("user-0")) is StorageError
+            assert not failed
         assert (await ledger.charge("user-0", "generate-post")).balance_after == 90
+        assert (await ledger.charge("user-1", "generate-post")).balance_after == 60
     await check_that_no_transaction_stays_open(client)
 
 

@@ -346,19 +346,17 @@ async def test_a_file_that_cannot_be_executed_is_an_error(
 async def test_kept_data_is_there_after_a_restart_on_other_ports(
     place: Path, tmp_path: Path, size: int
 ) -> None:
-    """A given directory outlives the set, and the next set needs none of the former's ports."""
+    """A given directory outlives the set, and needs none of the former ports to serve again."""
     data = tmp_path / "data"
-    async with LocalReplicaSet(size, data) as former:
-        async with client_of(former) as client:
+    replica_set = LocalReplicaSet(size, data)
+    async with replica_set:
+        ports = {member.port for member in replica_set.members}
+        async with client_of(replica_set) as client:
             await client["shop"]["names"].insert_one({"_id": "kept"})
-        if size == 1:
-            with pytest.raises(StorageError, match="DBPathInUse"):
-                await LocalReplicaSet(size, data).__aenter__()
-        ports = {member.port for member in former.members}
     assert processes_of(data) == []
 
-    async with LocalReplicaSet(size, data) as latter, client_of(latter) as client:
-        assert ports.isdisjoint(member.port for member in latter.members)
+    async with replica_set, client_of(replica_set) as client:
+        assert ports.isdisjoint(member.port for member in replica_set.members)
         assert await client["shop"]["names"].find_one() == {"_id": "kept"}
         await client["shop"]["names"].insert_one({"_id": "written"})
     assert processes_of(data) == []
@@ -368,14 +366,15 @@ async def test_kept_data_is_there_after_a_restart_on_other_ports(
         await LocalReplicaSet(4 - size, data).__aenter__()
 
 
-async def test_one_object_can_be_entered_again_but_not_twice_at_once(place: Path) -> None:
-    """Entering twice would lose the first set, so it is refused."""
-    replica_set = LocalReplicaSet()
-    async with replica_set:
+async def test_no_two_sets_share_a_directory_or_an_object(place: Path, tmp_path: Path) -> None:
+    """Both would lose the first set; so the second is refused, and the first goes on."""
+    async with LocalReplicaSet(1, tmp_path / "data") as replica_set:
+        with pytest.raises(StorageError, match="DBPathInUse"):
+            await LocalReplicaSet(1, tmp_path / "data").__aenter__()
         with pytest.raises(StorageError, match="already"):
             await replica_set.__aenter__()
-    async with replica_set, client_of(replica_set) as client:
-        assert (await client.admin.command("ping"))["ok"] == 1
+        await replica_set.wait_until_ready()
+    assert processes_of(tmp_path) == []
     assert left_by(place) == []
 
 

@@ -1339,7 +1339,7 @@ def request_of(step: Step, held: Shelf, earlier: Sequence[Request], now: datetim
             return grant(step.amount, key=step.key, user_id=step.user_id)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 200), st.lists(STEPS, min_size=20, max_size=60))
 def test_any_sequence_of_requests_keeps_the_promises(opening: int, steps: list[Step]) -> None:
     """Whatever is asked in whatever batches, balances explain themselves and stay within bounds."""

@@ -1,0 +1,62 @@
+"""What users write, for the type checker alone: this file is never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from pymongo import AsyncMongoClient
+from typing_extensions import assert_type
+
+from credit_mongo import (
+    KEEP,
+    AuditLog,
+    ChargeResult,
+    CreditConfig,
+    CreditLedger,
+    GrantResult,
+    HistoryPage,
+    InsufficientCreditsError,
+    Quote,
+    RefundResult,
+    TierChangeResult,
+    Transaction,
+    User,
+)
+
+
+async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -> None:
+    """Every method, with the types that it takes and gives."""
+    config = CreditConfig(costs={"generate-post": {"default": 10, "premium": "{words} / 2"}})
+    async with CreditLedger(client["app"], config) as ledger:
+        assert_type(ledger, CreditLedger)
+        assert_type(await ledger.create_user("u", credits=1, membership_expires_at=when), User)
+        charge = await ledger.charge("u", "generate-post", variables={"a": 1, "b": Decimal(2)})
+        assert_type(charge, ChargeResult)
+        assert_type(charge.cost, int)
+        refund = await ledger.refund("u", 1, action="x", transaction_id=charge.transaction_id)
+        assert_type(refund, RefundResult)
+        assert_type(await ledger.grant("u", 1, action="x", metadata={"a": [1]}), GrantResult)
+        upgrade = await ledger.upgrade_tier("u", "premium", membership_expires_at=KEEP)
+        assert_type(upgrade, TierChangeResult)
+        assert_type(await ledger.renew_tier("u", membership_expires_at=None), TierChangeResult)
+        assert_type(await ledger.get_balance("u"), int)
+        assert_type(await ledger.quote("u", "generate-post", variables={"a": 0.5}), Quote)
+        page = await ledger.get_history("u")
+        assert_type(page, HistoryPage)
+        assert_type(page[0], Transaction)
+        assert_type(page[:2], Sequence[Transaction])
+        assert_type([log for log in await ledger.get_audit_log("u")], list[AuditLog])  # noqa: C416
+        async with client.start_session() as session:
+            assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
+
+
+async def mistakes(ledger: CreditLedger) -> None:
+    """What the type checker refuses; an ignore that is not needed is an error."""
+    await ledger.charge("u", "x", "key")  # type: ignore[call-arg, arg-type]
+    await ledger.grant("u", 1.5, action="x")  # type: ignore[arg-type]
+    await ledger.charge(7, "x")  # type: ignore[arg-type]
+    error = InsufficientCreditsError("u", 2, 1)
+    assert_type(error.required, int)

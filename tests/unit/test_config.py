@@ -1,0 +1,648 @@
+"""The configuration: what it takes, in whose names, and how it says which key is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import pickle
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from credit_mongo import (
+    AuditConfig,
+    CollectionNames,
+    ConfigurationError,
+    CreditConfig,
+    CreditError,
+    IdempotencyConfig,
+    MembershipConfig,
+    RetryConfig,
+)
+from credit_mongo.core.formula import Formula
+from credit_mongo.core.requests import LARGEST_AMOUNT
+
+COSTS: dict[str, Any] = {"post": {"default": 10, "premium": 8}}
+MEMBERSHIP: dict[str, Any] = {
+    "tiers": {"free": 0, "premium": 1},
+    "requirements": {"image": "premium", "post": None},
+    "credits_caps": {"free": 100, "premium": 2000},
+}
+# Stands where a wrong value stands, and must not come back in an error.
+PRIVATE = "private-value"
+
+# A whole configuration of the Credit SDK, as JSON.stringify writes it.
+SDK_JSON = """
+{
+  "costs": {
+    "generate-post": {"default": 10, "premium": 8, "enterprise": 5},
+    "ai-completion": {"default": "{token} * 0.001 + 10", "premium": "{token} * 0.0008 + 8"},
+    "lookup": {"default": 0.5}
+  },
+  "membership": {
+    "tiers": {"free": 0, "premium": 1, "enterprise": 2},
+    "requirements": {"generate-post": null, "generate-video": "premium"},
+    "creditsCaps": {"free": 100, "premium": 2000, "enterprise": 10000}
+  },
+  "retry": {
+    "enabled": true,
+    "maxAttempts": 3,
+    "initialDelay": 100,
+    "maxDelay": 5000,
+    "backoffMultiplier": 1.5
+  },
+  "idempotency": {"enabled": true, "ttl": 3600},
+  "audit": {"enabled": false}
+}
+"""
+
+
+def refusal_of(**values: Any) -> ConfigurationError:
+    """The error of a configuration that is wrong."""
+    with pytest.raises(ConfigurationError) as caught:
+        CreditConfig(**values)
+    error = caught.value
+    # Nothing of pydantic shows through, and with it no input.
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+    assert str(error) == (f"{error.field}: {error.reason}" if error.field else error.reason)
+    return error
+
+
+# --- What it takes --------------------------------------------------------------------------------
+
+
+def test_costs_alone_are_a_configuration() -> None:
+    """Everything else has a default, as the design gives it."""
+    config = CreditConfig(costs=COSTS)
+    assert config.membership is None
+    assert config.retry.enabled
+    assert config.idempotency == IdempotencyConfig(enabled=True, ttl_seconds=86400)
+    assert config.audit == AuditConfig(enabled=True)
+    assert config.decimal_places == 0
+    assert config.operation_timeout_seconds > 0
+    names = config.collections
+    assert (names.users, names.transactions) == ("users", "transactions")
+    assert (names.audit_logs, names.idempotency_records) == ("audit_logs", "idempotency_records")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        CreditConfig.from_json,
+        lambda text: CreditConfig.from_json(text.encode()),
+        lambda text: CreditConfig(**json.loads(text)),
+        lambda text: CreditConfig.model_validate(json.loads(text)),
+    ],
+    ids=["text", "bytes", "values", "model_validate"],
+)
+def test_a_configuration_of_the_credit_sdk_loads_unchanged(
+    load: Callable[[str], CreditConfig],
+) -> None:
+    """Saved as JSON, with its own camelCase keys, it means here what it meant there."""
+    config = load(SDK_JSON)
+    assert config.retry == RetryConfig(
+        enabled=True,
+        max_attempts=3,
+        initial_delay_ms=100,
+        max_delay_ms=5000,
+        backoff_multiplier=1.5,
+    )
+    assert config.idempotency == IdempotencyConfig(enabled=True, ttl_seconds=3600)
+    assert config.audit == AuditConfig(enabled=False)
+    assert config.membership is not None
+    assert config.membership.credits_caps == {"free": 100, "premium": 2000, "enterprise": 10000}
+    assert config.membership.requirements == {"generate-post": None, "generate-video": "premium"}
+    assert config.costs["lookup"]["default"] == Fraction(1, 2)
+    assert config.rules.tariff.prices["lookup"] == {"default": 1}
+    assert config.rules.membership.requirements == {"generate-video": "premium"}
+
+
+def test_both_spellings_of_every_key_are_the_same() -> None:
+    """This library's names and the camelCase ones build equal configurations."""
+    ours = CreditConfig(
+        costs=COSTS,
+        membership=MEMBERSHIP,
+        retry={
+            "enabled": False,
+            "max_attempts": 7,
+            "initial_delay_ms": 1.5,
+            "max_delay_ms": 250,
+            "backoff_multiplier": 3,
+        },
+        idempotency={"enabled": False, "ttl_seconds": 60},
+        audit={"enabled": False},
+        collections={"audit_logs": "a", "idempotency_records": "i"},
+        decimal_places=2,
+        operation_timeout_seconds=2.5,
+    )
+    theirs = CreditConfig(
+        costs=COSTS,
+        membership={
+            "tiers": MEMBERSHIP["tiers"],
+            "requirements": MEMBERSHIP["requirements"],
+            "creditsCaps": MEMBERSHIP["credits_caps"],
+        },
+        retry={
+            "enabled": False,
+            "maxAttempts": 7,
+            "initialDelay": 1.5,
+            "maxDelay": 250,
+            "backoffMultiplier": 3,
+        },
+        idempotency={"enabled": False, "ttl": 60},
+        audit={"enabled": False},
+        collections={"auditLogs": "a", "idempotencyRecords": "i"},
+        decimalPlaces=2,
+        operationTimeoutSeconds=2.5,
+    )
+    assert ours == theirs
+
+
+def test_parts_can_be_given_as_objects() -> None:
+    """Typed parts and plain mappings build equal configurations."""
+    assert CreditConfig(
+        costs=COSTS,
+        membership=MembershipConfig(**MEMBERSHIP),
+        retry=RetryConfig(max_attempts=3),
+        idempotency=IdempotencyConfig(ttl_seconds=60),
+        audit=AuditConfig(enabled=False),
+        collections=CollectionNames(users="accounts"),
+    ) == CreditConfig(
+        costs=COSTS,
+        membership=MEMBERSHIP,
+        retry={"max_attempts": 3},
+        idempotency={"ttl_seconds": 60},
+        audit={"enabled": False},
+        collections={"users": "accounts"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("price", "exact"),
+    [
+        (0, Fraction(0)),
+        (-0.0, Fraction(0)),
+        (Decimal("-0"), Fraction(0)),
+        (0.1, Fraction(1, 10)),
+        (1e-7, Fraction(1, 10**7)),
+        (5e-324, Fraction(5, 10**324)),
+        (Decimal("0.1"), Fraction(1, 10)),
+        (Decimal("1E+3"), Fraction(1000)),
+        (Decimal("1E-400"), Fraction(1, 10**400)),
+        (LARGEST_AMOUNT, Fraction(LARGEST_AMOUNT)),
+    ],
+)
+def test_numbers_are_taken_exactly_as_written(price: float | Decimal, exact: Fraction) -> None:
+    """A float is the decimal that it prints as, and a tiny one is not lost."""
+    assert CreditConfig(costs={"a": {"default": price}}).costs["a"]["default"] == exact
+
+
+def test_json_numbers_are_exact_beyond_what_floats_hold() -> None:
+    """JSON is text: what stands there counts, not the nearest binary float."""
+    config = CreditConfig.from_json('{"costs": {"a": {"default": 0.12345678901234567890123}}}')
+    assert config.costs["a"]["default"] == Fraction("0.12345678901234567890123")
+
+
+@pytest.mark.parametrize("zero", ["0E+2000000", "0E-2000000"])
+def test_a_zero_with_any_exponent_is_taken_or_refused_at_once(zero: str) -> None:
+    """A few characters of JSON never cost seconds, however large a power of ten they name."""
+    started = time.monotonic()
+    with contextlib.suppress(ConfigurationError):
+        config = CreditConfig.from_json(f'{{"costs": {{"a": {{"default": {zero}}}}}}}')
+        assert config.costs["a"]["default"] == 0
+    assert time.monotonic() - started < 0.5
+
+
+def test_identifiers_may_be_what_mongodb_would_mistake() -> None:
+    """Names with spaces, dots, dollars, colons and letters of any script are names."""
+    names = ["my action", "a.b", "$where", "a: b", "écrire", "写", "x" * 255]
+    config = CreditConfig(costs={name: {"default": 1} for name in names})
+    assert list(config.costs) == names
+
+
+# --- Which key is wrong ---------------------------------------------------------------------------
+
+
+def price(value: Any) -> dict[str, Any]:
+    """A configuration with this price."""
+    return {"costs": {"post": {"default": value}}}
+
+
+def part(name: str, **values: Any) -> dict[str, Any]:
+    """A configuration with this part."""
+    return {"costs": COSTS, name: values}
+
+
+def member(**values: Any) -> dict[str, Any]:
+    """A configuration with a membership that differs in these keys."""
+    return {"costs": COSTS, "membership": {**MEMBERSHIP, **values}}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    # Unknown keys, at every level
+    "unknown key": ({"costs": COSTS, "price": 5}, "price"),
+    "unknown key of membership": (member(levels={}), "membership.levels"),
+    "unknown key of retry": (part("retry", attempts=5), "retry.attempts"),
+    "unknown key of idempotency": (part("idempotency", days=5), "idempotency.days"),
+    "unknown key of audit": (part("audit", enable=True), "audit.enable"),
+    "unknown key of collections": (part("collections", accounts="a"), "collections.accounts"),
+    "both spellings of a key": (part("retry", max_attempts=1, maxAttempts=1), "retry.maxAttempts"),
+    "both spellings of caps": (
+        member(creditsCaps=MEMBERSHIP["credits_caps"]),
+        "membership.creditsCaps",
+    ),
+    # Costs
+    "no costs": ({}, "costs"),
+    "costs that are none": ({"costs": None}, "costs"),
+    "costs that are a list": ({"costs": [PRIVATE]}, "costs"),
+    "prices that are a number": ({"costs": {"post": 5}}, "costs.post"),
+    "prices that are none": ({"costs": {"post": None}}, "costs.post"),
+    "no prices": ({"costs": {"post": {}}}, "costs.post"),
+    "negative price": (price(-1), "costs.post.default"),
+    "slightly negative price": (price(-5e-324), "costs.post.default"),
+    "NaN": (price(float("nan")), "costs.post.default"),
+    "infinity": (price(float("inf")), "costs.post.default"),
+    "minus infinity": (price(float("-inf")), "costs.post.default"),
+    "decimal NaN": (price(Decimal("NaN")), "costs.post.default"),
+    "signalling NaN": (price(Decimal("sNaN")), "costs.post.default"),
+    "decimal infinity": (price(Decimal("Infinity")), "costs.post.default"),
+    "bool": (price(True), "costs.post.default"),
+    "none": (price(None), "costs.post.default"),
+    "list": (price([PRIVATE]), "costs.post.default"),
+    "complex": (price(1 + 2j), "costs.post.default"),
+    "bytes": (price(b"10"), "costs.post.default"),
+    "fraction": (price(Fraction(1, 3)), "costs.post.default"),
+    "a price above the largest amount": (price(LARGEST_AMOUNT + 1), "costs.post.default"),
+    "a price of 400 digits": (price(10**400), "costs.post.default"),
+    "a price of 5,000 digits": (price(10**5000), "costs.post.default"),
+    "a decimal of a million digits": (price(Decimal("1E+999999")), "costs.post.default"),
+    "a decimal of a million places": (price(Decimal("1E-999999")), "costs.post.default"),
+    "a decimal of the longest kind": (
+        price(Decimal("1E-999999999999999999")),
+        "costs.post.default",
+    ),
+    "empty formula": (price(""), "costs.post.default"),
+    "formula of words": (price("ten credits"), "costs.post.default"),
+    "formula with a call": (price("__import__('os')"), "costs.post.default"),
+    "formula that is not closed": (price("({token} + 1"), "costs.post.default"),
+    "formula that is endless": (price("1+" * 5000 + "1"), "costs.post.default"),
+    "empty action": ({"costs": {"": {"default": 1}}}, "costs."),
+    "action with a control character": ({"costs": {"a\x07": {"default": 1}}}, "costs.a\x07"),
+    "action of 256 characters": ({"costs": {"x" * 256: {"default": 1}}}, "costs." + "x" * 256),
+    "action that is a number": ({"costs": {5: {"default": 1}}}, "costs.5"),
+    "tier that is a number": ({"costs": {"post": {5: 1}}}, "costs.post.5"),
+    "price for no tier": (
+        {"costs": {"post": {"gold": 5}}, "membership": MEMBERSHIP},
+        "costs.post.gold",
+    ),
+    "price for no tier, of an action with a space": (
+        {"costs": {"my post": {"gold": 5}}, "membership": MEMBERSHIP},
+        "costs.my post.gold",
+    ),
+    "price for no tier, of an action with a colon": (
+        {"costs": {"my: post": {"gold": 5}}, "membership": MEMBERSHIP},
+        "costs.my: post.gold",
+    ),
+    "a price with too many units": (
+        {**price(LARGEST_AMOUNT), "decimal_places": 1},
+        "costs.post.default",
+    ),
+    # Membership
+    "membership that is a list": ({"costs": COSTS, "membership": [PRIVATE]}, "membership"),
+    "membership that is true": ({"costs": COSTS, "membership": True}, "membership"),
+    "no tiers": (part("membership", credits_caps={}), "membership.tiers"),
+    "empty tiers": (member(tiers={}), "membership.tiers"),
+    "tiers that are a list": (member(tiers=["free"]), "membership.tiers"),
+    "a tier without a level": (member(tiers={"free": None}), "membership.tiers.free"),
+    "a level that is a bool": (member(tiers={"free": True}), "membership.tiers.free"),
+    "a level that is a string": (member(tiers={"free": PRIVATE}), "membership.tiers.free"),
+    "a level that is no whole number": (member(tiers={"free": 0.5}), "membership.tiers.free"),
+    "a level below zero": (member(tiers={"free": -1}), "membership.tiers.free"),
+    "a level of 400 digits": (member(tiers={"free": 10**400}), "membership.tiers.free"),
+    "an empty tier": (member(tiers={"": 1}), "membership.tiers."),
+    "a tier named default": (
+        member(tiers={**MEMBERSHIP["tiers"], "default": 2}),
+        "membership.tiers",
+    ),
+    "a requirement that names no tier": (
+        member(requirements={"image": "gold"}),
+        "membership.requirements.image",
+    ),
+    "a requirement of an action with a space": (
+        member(requirements={"my image": "gold"}),
+        "membership.requirements.my image",
+    ),
+    "a requirement that is a number": (
+        member(requirements={"image": 1}),
+        "membership.requirements.image",
+    ),
+    "requirements that are none": (member(requirements=None), "membership.requirements"),
+    "no caps": (part("membership", tiers={"free": 0}), "membership.credits_caps"),
+    "a tier without a cap": (member(credits_caps={"free": 1}), "membership.credits_caps"),
+    "a tier without a cap, in camelCase": (
+        part("membership", tiers=MEMBERSHIP["tiers"], creditsCaps={"free": 1}),
+        "membership.credits_caps",
+    ),
+    "a cap for no tier": (
+        member(credits_caps={**MEMBERSHIP["credits_caps"], "gold": 1}),
+        "membership.credits_caps.gold",
+    ),
+    "a negative cap": (
+        member(credits_caps={"free": -1, "premium": 1}),
+        "membership.credits_caps.free",
+    ),
+    "a cap that is a bool": (
+        member(credits_caps={"free": True, "premium": 1}),
+        "membership.credits_caps.free",
+    ),
+    "a cap that is a formula": (
+        member(credits_caps={"free": "10", "premium": 1}),
+        "membership.credits_caps.free",
+    ),
+    "a cap that is NaN": (
+        member(credits_caps={"free": float("nan"), "premium": 1}),
+        "membership.credits_caps.free",
+    ),
+    "a cap that is infinite": (
+        member(credits_caps={"free": float("inf"), "premium": 1}),
+        "membership.credits_caps.free",
+    ),
+    "a wrong cap, in camelCase": (
+        part("membership", tiers={"free": 0}, creditsCaps={"free": -1}),
+        "membership.creditsCaps.free",
+    ),
+    "a cap with too many units": (
+        {
+            **member(credits_caps={"free": LARGEST_AMOUNT, "premium": 1}),
+            "decimal_places": 1,
+        },
+        "membership.credits_caps.free",
+    ),
+    # Retry
+    "retry that is none": ({"costs": COSTS, "retry": None}, "retry"),
+    "retry that is false": ({"costs": COSTS, "retry": False}, "retry"),
+    "enabled that is a number": (part("retry", enabled=1), "retry.enabled"),
+    "enabled that is a string": (part("retry", enabled="false"), "retry.enabled"),
+    "no attempt": (part("retry", max_attempts=0), "retry.max_attempts"),
+    "attempts that are a bool": (part("retry", max_attempts=True), "retry.max_attempts"),
+    "attempts that are a float": (part("retry", maxAttempts=1.5), "retry.maxAttempts"),
+    "attempts that are a string": (part("retry", maxAttempts="3"), "retry.maxAttempts"),
+    "too many attempts": (part("retry", maxAttempts=10**400), "retry.maxAttempts"),
+    "a negative delay": (part("retry", initial_delay_ms=-1), "retry.initial_delay_ms"),
+    "a delay that is NaN": (part("retry", initialDelay=float("nan")), "retry.initialDelay"),
+    "an infinite delay": (part("retry", maxDelay=float("inf")), "retry.maxDelay"),
+    "a delay that is a bool": (part("retry", maxDelay=True), "retry.maxDelay"),
+    "a longest delay below the first": (
+        part("retry", initial_delay_ms=100, max_delay_ms=99),
+        "retry.max_delay_ms",
+    ),
+    "a multiplier below one": (part("retry", backoff_multiplier=0.5), "retry.backoff_multiplier"),
+    "a multiplier that is NaN": (
+        part("retry", backoffMultiplier=float("nan")),
+        "retry.backoffMultiplier",
+    ),
+    # Idempotency, audit
+    "keys that live for no time": (part("idempotency", ttl_seconds=0), "idempotency.ttl_seconds"),
+    "keys that live for no time, in the SDK's words": (
+        part("idempotency", ttl=0),
+        "idempotency.ttl",
+    ),
+    "keys that live for a negative time": (part("idempotency", ttl=-1), "idempotency.ttl"),
+    "keys that live forever": (part("idempotency", ttl=10**12), "idempotency.ttl"),
+    "keys that live for true": (part("idempotency", ttl=True), "idempotency.ttl"),
+    "keys that live for half a second": (part("idempotency", ttl=0.5), "idempotency.ttl"),
+    "keys that live for a string": (part("idempotency", ttl=PRIVATE), "idempotency.ttl"),
+    "audit that is a string": (part("audit", enabled=PRIVATE), "audit.enabled"),
+    # Collections
+    "a collection without a name": (part("collections", users=""), "collections.users"),
+    "a collection with a dollar": (part("collections", users="a$b"), "collections.users"),
+    "a collection with NUL": (part("collections", users="a\x00b"), "collections.users"),
+    "a collection with a line break": (part("collections", users="users\n"), "collections.users"),
+    "a collection with a long name": (part("collections", users="u" * 256), "collections.users"),
+    "a collection that is a number": (part("collections", users=5), "collections.users"),
+    "a collection of MongoDB's own": (
+        part("collections", audit_logs="system.users"),
+        "collections.audit_logs",
+    ),
+    "two collections of one name": (
+        part("collections", users="credits", transactions="credits"),
+        "collections",
+    ),
+    "a collection named as the default of another": (
+        part("collections", users="transactions"),
+        "collections",
+    ),
+    # The rest
+    "decimal places below zero": ({"costs": COSTS, "decimal_places": -1}, "decimal_places"),
+    "too many decimal places": ({"costs": COSTS, "decimalPlaces": 10}, "decimalPlaces"),
+    "decimal places that are a bool": ({"costs": COSTS, "decimal_places": True}, "decimal_places"),
+    "decimal places that are a float": ({"costs": COSTS, "decimal_places": 2.0}, "decimal_places"),
+    "no time": (
+        {"costs": COSTS, "operation_timeout_seconds": 0},
+        "operation_timeout_seconds",
+    ),
+    "negative time": (
+        {"costs": COSTS, "operation_timeout_seconds": -1},
+        "operation_timeout_seconds",
+    ),
+    "time that is NaN": (
+        {"costs": COSTS, "operation_timeout_seconds": float("nan")},
+        "operation_timeout_seconds",
+    ),
+    "endless time": (
+        {"costs": COSTS, "operation_timeout_seconds": float("inf")},
+        "operation_timeout_seconds",
+    ),
+    "time that is a string": (
+        {"costs": COSTS, "operation_timeout_seconds": PRIVATE},
+        "operation_timeout_seconds",
+    ),
+    "time that is a bool": (
+        {"costs": COSTS, "operation_timeout_seconds": True},
+        "operation_timeout_seconds",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "field"), WRONG.values(), ids=WRONG)
+def test_the_error_names_the_key_that_is_wrong(values: dict[str, Any], field: str) -> None:
+    """Path and spelling are those of the input, and the value that stands there is not quoted."""
+    error = refusal_of(**values)
+    assert error.field == field
+    assert error.reason
+    assert PRIVATE not in f"{error} {error!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("", ""),
+        ("{", ""),
+        ("[]", ""),
+        ("null", ""),
+        ("5", ""),
+        ('"costs"', ""),
+        (b"\xff\xfe\xfd", ""),
+        ("{}", "costs"),
+        ('{"self": 1}', "self"),
+        ('{"costs": {"post": {"default": NaN}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": -Infinity}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": 1e-999999}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": ' + "9" * 5000 + "}}}", ""),
+        ('{"costs": ' + "[" * 100_000, ""),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_json_that_is_no_configuration_is_refused(text: str | bytes, field: str) -> None:
+    """Whatever the text, the error is ours, and in time."""
+    with pytest.raises(ConfigurationError) as caught:
+        CreditConfig.from_json(text)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("text", [None, 5, ["{}"], {"costs": {}}])
+def test_what_is_no_text_is_no_json(text: Any) -> None:
+    """A wrong type is an error of ours, too."""
+    with pytest.raises(ConfigurationError):
+        CreditConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("build", "field"),
+    [
+        (lambda: RetryConfig(max_attempts=0), "max_attempts"),
+        (lambda: IdempotencyConfig(ttl_seconds=0), "ttl_seconds"),
+        (lambda: AuditConfig(enabled="yes"), "enabled"),  # type: ignore[arg-type]
+        (lambda: CollectionNames(users=""), "users"),
+        (lambda: MembershipConfig(tiers={}, credits_caps={}), "tiers"),
+    ],
+    ids=["retry", "idempotency", "audit", "collections", "membership"],
+)
+def test_a_part_that_is_wrong_by_itself_is_our_error(
+    build: Callable[[], object], field: str
+) -> None:
+    """Parts are public, and all errors of this library are under CreditError."""
+    with pytest.raises(CreditError) as caught:
+        build()
+    assert isinstance(caught.value, ConfigurationError)
+    assert caught.value.field == field
+
+
+# --- What it is -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config() -> CreditConfig:
+    """A whole configuration."""
+    return CreditConfig(costs=COSTS, membership=MEMBERSHIP)
+
+
+@pytest.mark.parametrize("name", ["costs", "membership", "decimal_places", "novel"])
+def test_a_configuration_is_frozen(config: CreditConfig, name: str) -> None:
+    """No field can be set or deleted."""
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        setattr(config, name, None)
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        delattr(config, name)
+
+
+def test_a_part_of_a_configuration_is_frozen(config: CreditConfig) -> None:
+    """Nor can the fields of its parts."""
+    for held, name in ((config.retry, "enabled"), (config.collections, "users")):
+        with pytest.raises((TypeError, ValueError)):
+            setattr(held, name, None)
+
+
+def test_what_was_checked_is_what_is_charged(config: CreditConfig) -> None:
+    """Whoever writes into the dictionaries of a configuration cannot smuggle in a price."""
+    prices: Any = config.costs
+    with contextlib.suppress(TypeError, AttributeError):
+        prices["post"]["default"] = Fraction(-1)
+    with contextlib.suppress(TypeError, AttributeError):
+        prices["gift"] = {"default": Fraction(0)}
+    assert config.rules.tariff.prices == {"post": {"default": 10, "premium": 8}}
+
+
+def test_the_callers_own_values_are_copied() -> None:
+    """What the caller does to its dictionaries later changes no price."""
+    costs = copy.deepcopy(COSTS)
+    membership = copy.deepcopy(MEMBERSHIP)
+    config = CreditConfig(costs=costs, membership=membership)
+    costs["post"]["default"] = 0
+    costs["gift"] = {"default": 0}
+    membership["credits_caps"]["free"] = 10**9
+    assert config == CreditConfig(costs=COSTS, membership=MEMBERSHIP)
+    assert config.rules.tariff.prices == {"post": {"default": 10, "premium": 8}}
+    assert config.rules.membership.caps == {"free": 100, "premium": 2000}
+
+
+def test_equal_values_make_equal_configurations(config: CreditConfig) -> None:
+    """However numbers were written, and whether the rules were asked for or not."""
+    same = CreditConfig(
+        costs={"post": {"default": 10.0, "premium": Decimal("8.00")}}, membership=MEMBERSHIP
+    )
+    assert config.rules is not None
+    assert config == same
+    assert config.rules == same.rules
+    assert config != CreditConfig(costs=COSTS)
+    assert config != CreditConfig(costs=COSTS, membership=MEMBERSHIP, decimal_places=1)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))],  # noqa: S301
+)
+@pytest.mark.parametrize("used", [True, False])
+def test_a_configuration_can_be_copied_and_sent(
+    again: Callable[[CreditConfig], CreditConfig], used: bool
+) -> None:
+    """To another process, say, before or after its first use."""
+    config = CreditConfig(costs={"a": {"default": "{n} * 2"}}, membership=MEMBERSHIP)
+    if used:
+        assert config.rules is not None
+    copied = again(config)
+    assert copied == config
+    assert copied.rules == config.rules
+
+
+def test_rules_are_made_once_and_in_smallest_units() -> None:
+    """With two decimal places, a credit is 100 units; formulas stay what they are."""
+    config = CreditConfig(
+        costs={"post": {"default": 13.5, "premium": "{token} / 3"}},
+        membership={
+            "tiers": {"free": 0, "premium": 1},
+            "requirements": {"post": None, "image": "premium"},
+            "credits_caps": {"free": 0.005, "premium": 20},
+        },
+        decimal_places=2,
+    )
+    rules = config.rules
+    assert rules is config.rules
+    assert rules.tariff.units_per_credit == 100
+    assert rules.tariff.prices == {
+        "post": {"default": 1350, "premium": Formula.parse("{token} / 3")}
+    }
+    assert rules.membership.levels == {"free": 0, "premium": 1}
+    assert rules.membership.requirements == {"image": "premium"}
+    assert rules.membership.caps == {"free": 1, "premium": 2000}
+
+
+def test_without_membership_the_rules_have_no_tiers() -> None:
+    """No tier is known, none is required, none has a cap."""
+    membership = CreditConfig(costs=COSTS).rules.membership
+    assert (membership.levels, membership.requirements, membership.caps) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("failures", "milliseconds"), [(1, 20), (2, 40), (3, 80), (6, 640), (7, 1000), (10_000, 1000)]
+)
+def test_delays_grow_up_to_the_longest(failures: int, milliseconds: float) -> None:
+    """The n-th delay is the first times the multiplier n - 1 times, and never above the longest."""
+    retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
+    assert retry.delay_seconds(failures) == pytest.approx(milliseconds / 1000)
