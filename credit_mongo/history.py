@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Generic, TypeVar, overload
 
 from bson import ObjectId
-from bson.errors import InvalidId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -25,6 +24,7 @@ from credit_mongo.rows import (
     Raw,
     account_from,
     audit_log_from,
+    to_object_id,
     transaction_from,
 )
 
@@ -120,24 +120,24 @@ class _Query:
 
     def write_cursor(self, row: Mapping[str, Any]) -> str:
         created_at = (row["createdAt"] - _EPOCH) // timedelta(milliseconds=1)
-        tie = row[self.tie_breaker]
-        place = [self._belongs_to, created_at, str(tie) if isinstance(tie, ObjectId) else int(tie)]
+        tie = row.get(self.tie_breaker, 0)
+        place = [self._belongs_to, created_at, int(tie) if isinstance(tie, int) else str(tie)]
         return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
 
-    def _read_cursor(self, cursor: object) -> tuple[datetime, int | ObjectId]:
+    def _read_cursor(self, cursor: object) -> tuple[datetime, int | str | ObjectId]:
         text = check_identifier("cursor", cursor)
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
             belongs_to, created_at, tie = json.loads(base64.b64decode(padded, b"-_", validate=True))
             moment = _EPOCH + timedelta(milliseconds=_whole(created_at))
-            place = ObjectId(tie) if self.tie_breaker == "_id" else _whole(tie)
-        except (ValueError, TypeError, OverflowError, RecursionError, InvalidId):
+            place = to_object_id(str(tie)) if self.tie_breaker == "_id" else _whole(tie)
+        except (ValueError, TypeError, OverflowError, RecursionError):
             raise InvalidRequestError("cursor", "is not a next_cursor of this method") from None
         if belongs_to != self._belongs_to:
             raise InvalidRequestError("cursor", "belongs to another user or method")
         return moment, place
 
-    def _continue_after(self, moment: datetime, place: int | ObjectId) -> None:
+    def _continue_after(self, moment: datetime, place: int | str | ObjectId) -> None:
         self.filter["$or"] = [
             {"createdAt": {"$lt": moment}},
             {"createdAt": moment, self.tie_breaker: {"$lt": place}},

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -44,7 +45,8 @@ from credit_mongo.core.results import (
     TierChangeResult,
     User,
 )
-from credit_mongo.engine.commit import Clock, Committer, as_storage_error
+from credit_mongo.engine.commit import Clock, Committer
+from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
@@ -60,6 +62,7 @@ __all__ = ["CreditLedger"]
 
 Number = int | float | Decimal
 _R = TypeVar("_R")
+_P = ParamSpec("_P")
 
 
 def _now() -> datetime:
@@ -101,7 +104,7 @@ class CreditLedger:
             )
         self._config = config
         self._database = database
-        self._clock: Clock = lambda: check_moment("clock", clock())
+        self._clock: Clock = lambda: _checked(clock())
         self._owns_client = False
         store = Store(
             database,
@@ -114,7 +117,10 @@ class CreditLedger:
             database.client, store, config.rules, retry=config.retry, turns=turns, clock=self._clock
         )
         self._lanes = Lanes(
-            self._committer.commit, turns, timeout_seconds=config.operation_timeout_seconds
+            self._committer.commit,
+            self._committer.commit_patiently,
+            turns,
+            timeout_seconds=config.operation_timeout_seconds,
         )
         self._history = History(database, config.collections)
         self._sessions_in_use: set[int] = set()
@@ -139,7 +145,7 @@ class CreditLedger:
         Raises ReplicaSetRequiredError, and StorageError if nothing answers in time.
         """
         try:
-            await self._read(check_replica_set(self._database))
+            await self._read(None, check_replica_set, self._database)
         except BaseException:
             await self.close()
             raise
@@ -154,11 +160,17 @@ class CreditLedger:
         await self.close()
 
     async def close(self) -> None:
-        """Accept no more operations, finish those accepted, and close an own client."""
+        """Accept no more operations, finish those accepted, and close an own client.
+
+        Takes no longer than three operations may.
+        """
+        seconds = self._config.operation_timeout_seconds
         await self._lanes.close()
-        await self._committer.close()
+        await self._committer.close(seconds)
         if self._owns_client:
-            await self._database.client.close()
+            # The driver would wait half a minute for a frozen server.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._database.client.close(), seconds)
 
     # Users
 
@@ -188,8 +200,7 @@ class CreditLedger:
     async def get_user(self, user_id: str, *, session: AsyncClientSession | None = None) -> User:
         """A user's account. Raises UserNotFoundError."""
         user_id = check_identifier("user_id", user_id)
-        self._check_client(session)
-        return user_of(await self._read(self._history.account(user_id, session)))
+        return user_of(await self._read(session, self._history.account, user_id, session))
 
     async def get_balance(self, user_id: str, *, session: AsyncClientSession | None = None) -> int:
         """A user's credits, in smallest units. Raises UserNotFoundError."""
@@ -350,8 +361,7 @@ class CreditLedger:
         """
         user_id = check_identifier("user_id", user_id)
         action = check_identifier("action", action)
-        self._check_client(session)
-        account = await self._read(self._history.account(user_id, session))
+        account = await self._read(session, self._history.account, user_id, session)
         self._config.rules.check_access(account, action, self._clock())
         return True
 
@@ -366,7 +376,7 @@ class CreditLedger:
         user_id = check_identifier("user_id", user_id)
         action = check_identifier("action", action)
         exact = None if variables is None else exact_variables(variables)
-        account = await self._read(self._history.account(user_id, None))
+        account = await self._read(None, self._history.account, user_id, None)
         return self._config.rules.quote(account, action, exact, self._clock())
 
     # Records
@@ -389,18 +399,17 @@ class CreditLedger:
         and goes on exactly where that page ended, whatever was written since. Raises
         UserNotFoundError.
         """
-        self._check_client(session)
         return await self._read(
-            self._history.transactions(
-                user_id,
-                limit=limit,
-                offset=offset,
-                cursor=cursor,
-                start_date=start_date,
-                end_date=end_date,
-                action=action,
-                session=session,
-            )
+            session,
+            self._history.transactions,
+            user_id,
+            limit=limit,
+            offset=offset,
+            cursor=cursor,
+            start_date=start_date,
+            end_date=end_date,
+            action=action,
+            session=session,
         )
 
     async def get_audit_log(
@@ -420,19 +429,18 @@ class CreditLedger:
 
         Limits are those of ``get_history``.
         """
-        self._check_client(session)
         return await self._read(
-            self._history.audit_logs(
-                user_id,
-                limit=limit,
-                offset=offset,
-                cursor=cursor,
-                status=status,
-                start_date=start_date,
-                end_date=end_date,
-                action=action,
-                session=session,
-            )
+            session,
+            self._history.audit_logs,
+            user_id,
+            limit=limit,
+            offset=offset,
+            cursor=cursor,
+            status=status,
+            start_date=start_date,
+            end_date=end_date,
+            action=action,
+            session=session,
         )
 
     async def ensure_indexes(self) -> IndexReport:
@@ -459,20 +467,32 @@ class CreditLedger:
     async def _do(self, request: Request, session: AsyncClientSession | None) -> Result:
         if session is None:
             return await self._lanes.submit(request)
-        self._check_client(session)
-        if not session.in_transaction:
-            raise InvalidRequestError("session", "has no transaction in progress: start one first")
-        if id(session) in self._sessions_in_use:
-            # The driver would mix up their commands (asyncio.gather on one session).
-            raise InvalidRequestError("session", "is in use by another operation: await that first")
-        self._sessions_in_use.add(id(session))
-        try:
+        with self._using(session):
+            if not session.in_transaction:
+                raise InvalidRequestError("session", "has no transaction in progress: start one")
             return await self._in_time(self._committer.commit_in(request, session))
-        finally:
-            self._sessions_in_use.discard(id(session))
 
-    def _check_client(self, session: AsyncClientSession | None) -> None:
+    async def _read(
+        self,
+        session: AsyncClientSession | None,
+        read: Callable[_P, Awaitable[_R]],
+        /,
+        *arguments: _P.args,
+        **options: _P.kwargs,
+    ) -> _R:
+        with self._using(session):
+            try:
+                return await self._in_time(read(*arguments, **options))
+            except PyMongoError as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise as_storage_error(error) from error
+
+    @contextlib.contextmanager
+    def _using(self, session: AsyncClientSession | None) -> Iterator[None]:
+        """Refuse a session that is not of this client, or is in use, before anything is sent."""
         if session is None:
+            yield
             return
         if not isinstance(session, AsyncClientSession):
             raise InvalidRequestError(
@@ -480,20 +500,29 @@ class CreditLedger:
             )
         if session.client is not self._database.client:
             raise InvalidRequestError("session", "belongs to another client than the ledger's")
-
-    async def _read(self, reading: Awaitable[_R]) -> _R:
+        if session.has_ended:
+            raise InvalidRequestError("session", "has ended")
+        if id(session) in self._sessions_in_use:
+            # The driver would mix up their commands (asyncio.gather on one session).
+            raise InvalidRequestError("session", "is in use by another operation: await that first")
+        self._sessions_in_use.add(id(session))
         try:
-            return await self._in_time(reading)
-        except PyMongoError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise as_storage_error(error) from error
+            yield
+        finally:
+            self._sessions_in_use.discard(id(session))
 
     async def _in_time(self, work: Awaitable[_R]) -> _R:
         try:
             return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
             raise StorageError("the database did not answer in time") from error
+
+
+def _checked(moment: object) -> datetime:
+    try:
+        return check_moment("clock", moment)
+    except InvalidRequestError as error:
+        raise ConfigurationError("clock", error.reason) from None
 
 
 def _optional_identifier(field: str, value: object) -> str | None:

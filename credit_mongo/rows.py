@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from bson import DBRef, Int64, ObjectId, decode, encode
 from bson.binary import UuidRepresentation
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 Raw: TypeAlias = dict[str, Any]
+_T = TypeVar("_T")
 
 CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
     tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
@@ -201,6 +202,7 @@ _REMEMBERED_FIELDS: Final = {
 def idempotency_row(request: Request, remembered: Remembered, ttl_seconds: int) -> Raw:
     """What is remembered of a keyed request."""
     result = remembered.result
+    assert result is not None  # noqa: S101 - it was made by this very batch
     created_at = result.updated_at if isinstance(result, User) else result.created_at
     return {
         "_id": request.key,
@@ -231,14 +233,21 @@ def account_from(document: Mapping[str, Any]) -> Account:
         user_id=user_id,
         credits=_whole_number(document, "credits"),
         seq=_whole_number(document, "seq") if "seq" in document else 0,
-        membership_tier=document.get("membershipTier"),
-        membership_expires_at=document.get("membershipExpiresAt"),
+        membership_tier=_optional(document, "membershipTier", str),
+        membership_expires_at=_optional(document, "membershipExpiresAt", datetime),
         created_at=created_at,
         updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
     )
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def _optional(document: Mapping[str, Any], field: str, kind: type[_T]) -> _T | None:
+    value = document.get(field)
+    if value is not None and not isinstance(value, kind):
+        raise AccountDataError(document["_id"], field, f"is not a {kind.__name__}")
+    return value
 
 
 def _whole_number(document: Mapping[str, Any], field: str) -> int:
@@ -262,7 +271,9 @@ _RESULTS: Final[Mapping[str, type[Result]]] = {
 
 
 def remembered_from(document: Mapping[str, Any]) -> Remembered:
-    """What a key did."""
+    """What a key did. A record of other software is a key that was used for something else."""
+    if "fingerprint" not in document:
+        return Remembered("", None)
     stored = {
         name: int(value) if isinstance(value, int) else value
         for name, value in document["result"].items()
@@ -280,8 +291,9 @@ def transaction_from(document: Mapping[str, Any]) -> Transaction:
     return Transaction(
         transaction_id=str(document["_id"]),
         user_id=document["userId"],
-        seq=int(document["seq"]),
-        operation=document["operation"],
+        # Rows of the Credit SDK have neither of these two.
+        seq=int(document.get("seq", 0)),
+        operation=document.get("operation", ""),
         action=document["action"],
         amount=int(document["amount"]),
         balance_before=int(document["balanceBefore"]),
@@ -298,7 +310,7 @@ def audit_log_from(document: Mapping[str, Any]) -> AuditLog:
     return AuditLog(
         audit_id=str(document["_id"]),
         user_id=document["userId"],
-        operation=document["operation"],
+        operation=document.get("operation", ""),
         action=document["action"],
         status=document["status"],
         details=document.get("details") or {},

@@ -18,7 +18,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from asyncio.subprocess import PIPE
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ def read_records(path: str) -> list[Record]:
             try:
                 return parse_records(rows)
             except (csv.Error, ValueError) as error:
-                raise UnusableError(f"{path}, line {rows.line_num or 1}: {error}") from None
+                raise UnusableError(f"{path}, line {rows.reader.line_num or 1}: {error}") from None
     except OSError as error:
         raise UnusableError(f"{path}: {error.strerror}") from None
 
@@ -124,18 +124,18 @@ def user_id(user: int) -> str:
 async def share_out(
     count: int, options: Namespace, work: Callable[[int, int], Awaitable[None]]
 ) -> None:
-    """``work(n, user)`` for every n below ``count``, by several callers at once.
+    """``work(n, user)`` for every n below ``count``, by several callers at once."""
+    # The next one of each user who has none under way: so who runs out, and when, is certain.
+    ready = deque(range(min(count, options.users)))
 
-    All of a user are the same caller's, one after the other: so who runs out and when is certain.
-    """
+    async def call() -> None:
+        while ready:
+            number = ready.popleft()
+            await work(number, number % options.users)
+            if number + options.users < count:
+                ready.append(number + options.users)
 
-    async def call(caller: int) -> None:
-        for number in range(count):
-            user = number % options.users
-            if user % options.callers == caller:
-                await work(number, user)
-
-    tasks = [asyncio.create_task(call(caller)) for caller in range(options.callers)]
+    tasks = [asyncio.create_task(call()) for _ in range(options.callers)]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -191,8 +191,8 @@ def progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
         if done < total and now - shown < (0.05 if live else 1):
             return
         shown, rate = now, done / (now - started)
-        left = f"{(total - done) / rate:,.0f} s left" if done < total else f"{done / rate:.1f} s"
-        text = f"{done:,} of {total:,}, {rate:,.0f} a second, {left}"
+        time_left = f"{(total - done) / rate:,.0f} s left" if done < total else "done"
+        text = f"{done:,} of {total:,}, {rate:,.0f} a second, {time_left}"
         bar.update(task, completed=done, description=text)
         if not live:
             console.print("Replay  ", text)

@@ -41,7 +41,10 @@ class RefundableCharge(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What an idempotency key did, for as long as it is remembered."""
+    """What an idempotency key did, for as long as it is remembered.
+
+    ``result`` is None if other software used the key; then no request has the ``fingerprint``.
+    """
 
     fingerprint: str
-    result: Result
+    result: Result | None

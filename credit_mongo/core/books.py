@@ -7,7 +7,7 @@ had come in transactions of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -80,8 +80,9 @@ class Books:
     def _decide(self, request: Request) -> Outcome:
         key = request.key
         if key is not None and (known := self.remembered.get(key)) is not None:
-            if known.fingerprint == request.fingerprint:
-                return replace(known.result, replayed=True)
+            if known.result is not None and known.fingerprint == request.fingerprint:
+                # A copy: each caller may do with its metadata what it likes.
+                return replace(deepcopy(known.result), replayed=True)
             return self._refuse(Refusal(request, IdempotencyConflictError(key), self.now))
         if (unreadable := self.unreadable.get(request.user_id)) is not None:
             return self._refuse(Refusal(request, copy(unreadable), self.now))

@@ -17,21 +17,16 @@ long as the commit before is open, nobody else can change what it read and wrote
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from enum import Enum
+from typing import Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import (
-    ConnectionFailure,
-    DuplicateKeyError,
-    OperationFailure,
-    PyMongoError,
-)
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
@@ -40,28 +35,32 @@ from credit_mongo.core.books import Books, Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
+from credit_mongo.engine.endings import Endings, abort
+from credit_mongo.engine.failures import as_storage_error, is_conflict, may_pass
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turns, seconds_to_wait
-from credit_mongo.errors import (
-    CommitOutcomeUnknownError,
-    CreditError,
-    ReplicaSetRequiredError,
-    StorageError,
-)
+from credit_mongo.errors import CommitOutcomeUnknownError, CreditError, StorageError
 
-__all__ = ["Clock", "Committer", "as_storage_error"]
+__all__ = ["HELD", "Clock", "Committer", "Held"]
 
 Clock: TypeAlias = Callable[[], datetime]
 
-_TRANSIENT: Final = "TransientTransactionError"
-_WRITE_CONFLICT: Final = 112
-_ILLEGAL_OPERATION: Final = 20
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a unique index of the application's.
 _MOST_DUPLICATES: Final = 3
-_ABORT_SECONDS: Final = 1.0
-# MongoDB's default transactionLifetimeLimitSeconds.
-_TRANSACTION_LIFETIME_SECONDS: Final = 60
+# Conflicts that a batch of several users meets before it is parted. Other ledgers' end within one
+# or two; an application's transaction can hold a user for as long as it likes.
+_PATIENCE: Final = 4
+
+
+class Held(Enum):
+    """The type of ``HELD``."""
+
+    HELD = "HELD"
+
+
+HELD: Final = Held.HELD
+"""Instead of an outcome: nothing happened, for another transaction holds the user."""
 
 
 @dataclass(slots=True)
@@ -75,10 +74,15 @@ class _Sent:
 class _Batch:
     """Requests on their way to one commit, and what is known of the way so far."""
 
-    def __init__(self, requests: Sequence[Request], now: datetime, deadline: float) -> None:
+    def __init__(
+        self, requests: Sequence[Request], now: datetime, deadline: float, patience: int | None
+    ) -> None:
         self.requests = requests
         self.now = now
         self.deadline = deadline
+        self.patience = patience
+        self.has_turn = False
+        self.conflicts_with_turn = 0
         self.unknown: _Sent | None = None
         self.failures = 0
         self.conflicts = 0
@@ -87,13 +91,17 @@ class _Batch:
     def seconds_left(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
 
-    def not_done(self, error: BaseException | None) -> StorageError:
+    def not_done(self, error: BaseException) -> StorageError:
         """What to tell the callers when there will be no further try."""
         if self.unknown is not None:
-            return CommitOutcomeUnknownError()
-        if isinstance(error, PyMongoError):
-            return as_storage_error(error)
-        return StorageError("the database did not answer in time; nothing was written")
+            failed: StorageError = CommitOutcomeUnknownError()
+        elif isinstance(error, asyncio.TimeoutError):
+            failed = StorageError("the database did not answer in time; nothing was written")
+        else:
+            failed = as_storage_error(error)
+        if failed is not error:
+            failed.__cause__ = error
+        return failed
 
 
 class Committer:
@@ -115,28 +123,64 @@ class Committer:
         self._retry = retry
         self._turns = turns
         self._clock = clock
-        self._left_behind: set[asyncio.Future[None]] = set()
+        self._endings = Endings(client)
 
-    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome]:
+    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome | Held]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
-        A failure of the database is an outcome too. If the server refuses to write the batch, it is
-        cut in halves until the request that is at fault fails alone.
+        A failure of the database is an outcome too. What cannot be written is found by parting the
+        batch until it is alone: a request that the server refuses fails, and those of a user whom
+        another transaction holds come back as ``HELD``, for ``commit_patiently``.
         """
-        batch = _Batch(requests, self._clock(), deadline)
+        return await self._commit(requests, deadline, _PATIENCE)
+
+    async def commit_patiently(
+        self, requests: Sequence[Request], deadline: float
+    ) -> list[Outcome | Held]:
+        """The same for requests of one user, waiting for whoever holds it until the deadline."""
+        return await self._commit(requests, deadline, None)
+
+    async def _commit(
+        self, requests: Sequence[Request], deadline: float, patience: int | None
+    ) -> list[Outcome | Held]:
         try:
-            return await self._commit_together(batch)
-        except _RefusedByServerError as refused:
-            if len(requests) > 1 and batch.unknown is None:
+            batch = _Batch(requests, self._clock(), deadline, patience)
+            return list(await self._commit_together(batch))
+        except _HeldError:
+            users = list(dict.fromkeys(request.user_id for request in requests))
+            if len(users) == 1:
+                return [HELD] * len(requests)
+            first = set(users[: len(users) // 2])
+            return await self._commit_parts(
+                requests, [r.user_id in first for r in requests], deadline, 1
+            )
+        except _RefusedError as refused:
+            if len(requests) > 1:
                 half = len(requests) // 2
-                first = await self.commit(requests[:half], deadline)
-                return first + await self.commit(requests[half:], deadline)
-            error = batch.not_done(refused.__cause__)
-            error.__cause__ = refused.__cause__
-        except StorageError as failed:
+                return await self._commit_parts(
+                    requests, [n < half for n in range(len(requests))], deadline, patience
+                )
+            error: CreditError = as_storage_error(refused.error)
+            if error is not refused.error:
+                error.__cause__ = refused.error
+        except CreditError as failed:
             error = failed
         # One for each: an error that is raised takes up the traceback of its raising.
         return [_copy(error) for _ in requests]
+
+    async def _commit_parts(
+        self,
+        requests: Sequence[Request],
+        is_first: Sequence[bool],
+        deadline: float,
+        patience: int | None,
+    ) -> list[Outcome | Held]:
+        outcomes: dict[int, Outcome | Held] = {}
+        for part in (True, False):
+            numbers = [n for n, first in enumerate(is_first) if first is part]
+            committed = await self._commit([requests[n] for n in numbers], deadline, patience)
+            outcomes.update(zip(numbers, committed, strict=True))
+        return [outcomes[n] for n in range(len(requests))]
 
     async def commit_in(self, request: Request, session: AsyncClientSession) -> Result:
         """The same in a transaction of the application's, which commits or aborts it.
@@ -157,28 +201,31 @@ class Committer:
             raise as_storage_error(error) from error
         raise outcome
 
-    async def close(self) -> None:
-        """Wait for the transactions that a deadline left behind to be ended on the server."""
-        while self._left_behind:
-            await asyncio.wait(self._left_behind)
+    async def close(self, seconds: float) -> None:
+        """See to it that no transaction stays open on the server."""
+        await self._endings.close(seconds)
 
     async def _commit_together(self, batch: _Batch) -> list[Outcome]:
         session = self._client.start_session()
+        has_ended = False
         try:
             while True:
-                error: BaseException
                 try:
-                    return await asyncio.wait_for(
+                    outcomes = await asyncio.wait_for(
                         self._try(batch, session), max(batch.seconds_left(), 0)
                     )
-                except (asyncio.TimeoutError, PyMongoError) as failure:
-                    error = failure
-                await self._before_next_try(batch, session, error)
+                except Exception as error:
+                    seconds = self._seconds_to_next_try(batch, error)
+                    await abort(session, batch.seconds_left())
+                    await asyncio.sleep(seconds)
+                else:
+                    has_ended = True
+                    return outcomes
         finally:
-            if session.in_transaction:
-                self._end_in_background(session)
-            else:
+            if has_ended:
                 await session.end_session()
+            else:
+                self._endings.begin(session)
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         await session.start_transaction(
@@ -186,8 +233,9 @@ class Committer:
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
-        if self._turns.are_needed():
+        if batch.patience is not None and self._turns.are_needed():
             await self._store.take_turn(session)
+            batch.has_turn = True
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.
@@ -199,108 +247,58 @@ class Committer:
         witness = await self._store.write(books, loaded, session)
         if witness is not None:
             batch.unknown = _Sent(witness, outcomes)
-            await session.commit_transaction()
+        await session.commit_transaction()
         return outcomes
 
-    async def _before_next_try(
-        self, batch: _Batch, session: AsyncClientSession, error: BaseException
-    ) -> None:
-        """Wait as long as the failure asks for; raise if there is to be no next try."""
+    def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
+        """How long to wait after a failure; raises if there is to be no next try."""
         if isinstance(error, asyncio.TimeoutError):
-            raise batch.not_done(error) from error
+            raise batch.not_done(error)
         if isinstance(error, DuplicateKeyError) and batch.duplicates < _MOST_DUPLICATES:
             batch.duplicates += 1
-            seconds = 0.0
-        elif isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT:
-            batch.conflicts += 1
-            self._turns.met_conflict(batch.conflicts)
-            seconds = seconds_to_wait()
-        elif batch.unknown is None and not _may_pass(error):
-            raise _RefusedByServerError from error
+            return 0.0
+        if is_conflict(error):
+            seconds = self._seconds_to_wait_for_others(batch)
+        elif batch.unknown is None and not may_pass(error):
+            raise _RefusedError(error)
         else:
             batch.failures += 1
             gives_up = not self._retry.enabled or batch.failures >= self._retry.max_attempts
             if gives_up and batch.unknown is None:
-                raise batch.not_done(error) from error
+                raise batch.not_done(error)
             seconds = self._retry.delay_seconds(batch.failures)
         if seconds >= batch.seconds_left():
-            raise batch.not_done(error) from error
-        await _abort(session, batch.seconds_left())
-        await asyncio.sleep(seconds)
+            raise batch.not_done(error)
+        return seconds
 
-    def _end_in_background(self, session: AsyncClientSession) -> None:
-        """End a transaction whose callers have their answers already."""
-        ending = asyncio.ensure_future(self._end(session))
-        self._left_behind.add(ending)
-        ending.add_done_callback(self._left_behind.discard)
-
-    async def _end(self, session: AsyncClientSession) -> None:
-        # The driver's abort is sent once and its failure swallowed. This is sent until the server
-        # has answered, or has dropped the transaction by itself.
-        loop = asyncio.get_running_loop()
-        server_drops_it_at = loop.time() + _TRANSACTION_LIFETIME_SECONDS
-        try:
-            await _abort(session, _ABORT_SECONDS)
-            while loop.time() < server_drops_it_at:
-                try:
-                    await asyncio.wait_for(
-                        self._client.admin.command({"killSessions": [session.session_id]}),
-                        _ABORT_SECONDS,
-                    )
-                except (asyncio.TimeoutError, PyMongoError):
-                    await asyncio.sleep(_ABORT_SECONDS)
-                else:
-                    return
-        finally:
-            await session.end_session()
+    def _seconds_to_wait_for_others(self, batch: _Batch) -> float:
+        batch.conflicts += 1
+        if batch.patience is not None:
+            self._turns.met_conflict(batch.conflicts)
+            # Not for want of a turn, but with it: who holds the user takes no turns.
+            batch.conflicts_with_turn += batch.has_turn
+            batch.has_turn = False
+            if batch.conflicts_with_turn >= batch.patience and batch.unknown is None:
+                raise _HeldError
+        return seconds_to_wait(batch.conflicts if batch.patience is None else 1)
 
 
-class _RefusedByServerError(Exception):
-    """Another try would fail the same way; the cause is the driver's error."""
+class _RefusedError(Exception):
+    """Another try would fail the same way."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
-def _copy(error: StorageError) -> StorageError:
+class _HeldError(Exception):
+    """Another transaction holds a user of the batch."""
+
+
+_AnyError = TypeVar("_AnyError", bound=CreditError)
+
+
+def _copy(error: _AnyError) -> _AnyError:
     copied = copy.copy(error)
     copied.__cause__ = error.__cause__
     return copied
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try can go better: a lost connection, an election, a conflict."""
-    return isinstance(error, PyMongoError) and (
-        error.has_error_label(_TRANSIENT)
-        or error.has_error_label("RetryableWriteError")
-        or isinstance(error, ConnectionFailure)
-    )
-
-
-async def _abort(session: AsyncClientSession, seconds: float) -> None:
-    """Tell the server, if it listens; the session's next transaction ends this one in any case."""
-    if session.in_transaction:
-        with contextlib.suppress(asyncio.TimeoutError, PyMongoError):
-            await asyncio.wait_for(session.abort_transaction(), min(seconds, _ABORT_SECONDS))
-
-
-def as_storage_error(error: PyMongoError) -> StorageError:
-    """A driver's error as one of ours, with the labels that ``with_transaction`` looks at."""
-    if isinstance(error, StorageError):
-        return error
-    labels = [
-        label
-        for label in (_TRANSIENT, "UnknownTransactionCommitResult", "RetryableWriteError")
-        if error.has_error_label(label)
-    ]
-    if isinstance(error, DuplicateKeyError):
-        # In an application's transaction: tried again as a whole, it meets the key as known.
-        return StorageError(
-            "another process wrote the same key at the same time", error_labels=[_TRANSIENT]
-        )
-    if isinstance(error, OperationFailure):
-        if error.code == _ILLEGAL_OPERATION:
-            return ReplicaSetRequiredError()
-        # The server's text can quote documents; its code cannot.
-        name = (error.details or {}).get("codeName") or type(error).__name__
-        return StorageError(
-            f"the server refused the operation: {name} (code {error.code})", error_labels=labels
-        )
-    return StorageError(f"{type(error).__name__}: {error}", error_labels=labels)

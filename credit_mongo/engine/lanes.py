@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
+from credit_mongo.engine.commit import Held
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -25,7 +26,7 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[Sequence[Request], float], Awaitable[list[Outcome]]]
+Commit: TypeAlias = Callable[[Sequence[Request], float], Awaitable[list[Outcome | Held]]]
 """Requests and a deadline (of the loop's clock) → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
@@ -69,9 +70,18 @@ class _Waiting:
 class _Lane:
     """A queue, and the task that empties it while there is something in it."""
 
-    def __init__(self, commit: Commit, spare_seconds: float) -> None:
+    def __init__(
+        self,
+        commit: Commit,
+        spare_seconds: float,
+        *,
+        when_held: Callable[[_Waiting], None],
+        when_empty: Callable[[], None] = lambda: None,
+    ) -> None:
         self._commit = commit
         self._spare_seconds = spare_seconds
+        self._when_held = when_held
+        self._when_empty = when_empty
         self._queue: deque[_Waiting] = deque()
         self._in_flight: list[_Waiting] = []
         # One timer a lane, at the deadline of the oldest: callers come and go by the thousands.
@@ -81,9 +91,11 @@ class _Lane:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, waiting: _Waiting) -> None:
+        loop = waiting.answer.get_loop()
         self._queue.append(waiting)
-        if self._timer is None:
+        if self._timer is None or waiting.deadline < self._timer.when():
+            self._stop_timer()
             self._timer = loop.call_at(waiting.deadline, self._give_up_late_ones, loop)
         if self.task is None:
             # In a context of its own: a caller's pymongo.timeout() is not the batch's.
@@ -113,9 +125,13 @@ class _Lane:
                 waiting.give_up()
             self._queue.clear()
             self.task = None
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._stop_timer()
+            self._when_empty()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -143,18 +159,32 @@ class _Lane:
                 raise
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                waiting.tell(outcome)
+                if isinstance(outcome, Held):
+                    waiting.in_flight = False
+                    self._when_held(waiting)
+                else:
+                    waiting.tell(outcome)
 
 
 class Lanes:
-    """All queues of a ledger."""
+    """All queues of a ledger.
 
-    def __init__(self, commit: Commit, turns: Turns, *, timeout_seconds: float) -> None:
+    Most users share a few lanes. A user whom another transaction holds (an application's own, say)
+    gets a lane of its own until its requests are through: nobody waits for somebody else's user.
+    """
+
+    def __init__(
+        self, commit: Commit, commit_patiently: Commit, turns: Turns, *, timeout_seconds: float
+    ) -> None:
+        self._commit_patiently = commit_patiently
         self._turns = turns
         self._timeout_seconds = timeout_seconds
         # Commits end this much before their callers give up, so that these hear how.
-        spare_seconds = min(0.5, timeout_seconds / 10)
-        self._lanes = [_Lane(commit, spare_seconds) for _ in range(LANES)]
+        self._spare_seconds = min(0.5, timeout_seconds / 10)
+        self._shared = [
+            _Lane(commit, self._spare_seconds, when_held=self._set_apart) for _ in range(LANES)
+        ]
+        self._apart: dict[str, _Lane] = {}
         self._closed = False
 
     async def submit(self, request: Request) -> Result:
@@ -165,17 +195,38 @@ class Lanes:
         """
         if self._closed:
             raise LedgerBusyError("the ledger is closed")
-        # In turns, all share one. On the change, lanes may meet on a user: a conflict, no more.
-        lane = self._lanes[0 if self._turns.are_needed() else hash(request.user_id) % LANES]
+        lane = self._apart.get(request.user_id)
+        if lane is None:
+            # In turns, all share one. On the change, lanes may meet on a user: a conflict, no more.
+            number = 0 if self._turns.are_needed() else hash(request.user_id) % LANES
+            lane = self._shared[number]
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
-        lane.add(_Waiting(request, answer, loop.time() + self._timeout_seconds), loop)
+        lane.add(_Waiting(request, answer, loop.time() + self._timeout_seconds))
         return await answer
 
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""
         self._closed = True
-        while tasks := [lane.task for lane in self._lanes if lane.task is not None]:
+        while tasks := [
+            lane.task for lane in (*self._shared, *self._apart.values()) if lane.task is not None
+        ]:
             await asyncio.wait(tasks)
+
+    def _set_apart(self, waiting: _Waiting) -> None:
+        user_id = waiting.request.user_id
+
+        def when_empty() -> None:
+            del self._apart[user_id]
+
+        lane = self._apart.get(user_id)
+        if lane is None:
+            lane = self._apart[user_id] = _Lane(
+                self._commit_patiently,
+                self._spare_seconds,
+                when_held=self._set_apart,
+                when_empty=when_empty,
+            )
+        lane.add(waiting)

@@ -24,6 +24,7 @@ from pymongo.write_concern import WriteConcern
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
 from credit_mongo.core.books import Books, Loaded
+from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
 from credit_mongo.core.rules import Refusal
 from credit_mongo.errors import AccountDataError, InvalidRequestError
@@ -157,7 +158,12 @@ class Store:
         refunded = {row["_id"]: int(row["refunded"]) async for row in refunds}
         charges = await self._find(
             self._names.transactions,
-            {"_id": {"$in": stored_ids}, "operation": ChargeRequest.operation},
+            {
+                "_id": {"$in": stored_ids},
+                # None: rows of the Credit SDK do not say what they are.
+                "operation": {"$in": [ChargeRequest.operation, None]},
+                "amount": {"$lte": 0},
+            },
             {"userId": 1, "amount": 1},
             session,
         )
@@ -178,7 +184,9 @@ class Store:
         documents = await self._find(
             self._names.idempotency_records, {"_id": {"$in": keys}}, None, session
         )
-        remembered = {d["_id"]: remembered_from(d) for d in documents if d["expiresAt"] > now}
+        remembered = {
+            d["_id"]: remembered_from(d) for d in documents if not is_past(d["expiresAt"], now)
+        }
         return remembered, frozenset(d["_id"] for d in documents) - remembered.keys()
 
     async def _find(
@@ -206,9 +214,10 @@ class Store:
                 await self._database[self._names.turns].update_one(
                     {"_id": _TURN}, {"$setOnInsert": {"taken": Int64(0)}}, upsert=True
                 )
-            self._has_turn = True
         update = {"q": {"_id": _TURN}, "u": {"$inc": {"taken": Int64(1)}}}
-        await self._command({"update": self._names.turns, "updates": [update]}, session)
+        reply = await self._command({"update": self._names.turns, "updates": [update]}, session)
+        # Somebody may remove the document: then there are no turns until the next.
+        self._has_turn = reply["n"] == 1
 
     # What a batch writes
 

@@ -25,6 +25,7 @@ _TAKEN_FOR_SECONDS: Final = 1.0
 _CONFLICTS_IN_A_ROW: Final = 2
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
+_MOST_GROWTH: Final = 10
 
 
 class Turns:
@@ -43,9 +44,10 @@ class Turns:
             self._needed_until = asyncio.get_running_loop().time() + _TAKEN_FOR_SECONDS
 
 
-def seconds_to_wait() -> float:
-    """How long to wait for a turn or a user that another transaction holds.
+def seconds_to_wait(in_a_row: int) -> float:
+    """How long to wait, after so many conflicts, for what another transaction holds.
 
-    Short, for meanwhile nothing is done, and without growth, for who waits longer starves.
+    Short, for meanwhile nothing is done, and hardly growing, for who waits longer starves.
     """
-    return random.uniform(_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)  # noqa: S311 - a lottery
+    longest = _LONGEST_WAIT_SECONDS * min(in_a_row, _MOST_GROWTH)
+    return random.uniform(_SHORTEST_WAIT_SECONDS, longest)  # noqa: S311 - a lottery

@@ -614,11 +614,7 @@ def test_the_variables_of_a_formula_are_recorded() -> None:
     """The records hold what the formula was given."""
     posting = posted(charge("share", variables={"total": 3, "parts": 0.5}), account())
     assert posting.details["formula"] == "{total} / {parts}"
-    assert set(posting.details["variables"]) == {"total", "parts"}
-    assert {n: Fraction(v) for n, v in posting.details["variables"].items()} == {
-        "total": 3,
-        "parts": Fraction(1, 2),
-    }
+    assert posting.details["variables"] == {"total": "3", "parts": "0.5"}
 
 
 def test_a_tier_above_the_listed_ones_has_no_access_without_default() -> None:
@@ -1417,6 +1413,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"history", "maintenance"}),
     frozenset({"ledger"}),
     frozenset({"__init__"}),
+    frozenset({"local_keeper"}),
     frozenset({"local"}),
     frozenset({"cli", "integrations"}),
 )

@@ -1,0 +1,55 @@
+"""The driver's errors: which may pass, and what callers see of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
+
+from credit_mongo.errors import ReplicaSetRequiredError, StorageError
+
+__all__ = ["as_storage_error", "is_conflict", "may_pass"]
+
+_TRANSIENT: Final = "TransientTransactionError"
+_RETRYABLE: Final = "RetryableWriteError"
+_LABELS: Final = (_TRANSIENT, _RETRYABLE, "UnknownTransactionCommitResult")
+_WRITE_CONFLICT: Final = 112
+_ILLEGAL_OPERATION: Final = 20
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction holds what this one wanted to write."""
+    return isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another try can go better: a lost connection, an election, …"""
+    return isinstance(error, PyMongoError) and (
+        error.has_error_label(_TRANSIENT)
+        or error.has_error_label(_RETRYABLE)
+        or isinstance(error, ConnectionFailure)
+    )
+
+
+def as_storage_error(error: BaseException) -> StorageError:
+    """An error as one of ours, with the labels that ``with_transaction`` looks at."""
+    if isinstance(error, StorageError):
+        return error
+    if not isinstance(error, PyMongoError):
+        # Its text may quote anything; it is the cause, for those who look.
+        return StorageError(f"the operation failed ({type(error).__name__}); nothing was written")
+    if isinstance(error, DuplicateKeyError):
+        # In an application's transaction: tried again as a whole, it meets the key as known.
+        return StorageError(
+            "another process wrote the same key at the same time", error_labels=[_TRANSIENT]
+        )
+    labels = [label for label in _LABELS if error.has_error_label(label)]
+    if isinstance(error, OperationFailure):
+        if error.code == _ILLEGAL_OPERATION:
+            return ReplicaSetRequiredError()
+        # The server's text can quote documents; its code cannot.
+        name = (error.details or {}).get("codeName") or type(error).__name__
+        return StorageError(
+            f"the server refused the operation: {name} (code {error.code})", error_labels=labels
+        )
+    return StorageError(f"{type(error).__name__}: {error}", error_labels=labels)

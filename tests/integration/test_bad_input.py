@@ -1,0 +1,1011 @@
+"""Bad input, through every argument of every method: a typed error that names it, nothing written."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import inspect
+import json
+import re
+import traceback
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pymongo
+import pytest
+import pytest_asyncio
+from bson import Binary, DatetimeMS, Int64, ObjectId, Regex
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+
+from credit_mongo import (
+    KEEP,
+    AccountDataError,
+    ConfigurationError,
+    CreditConfig,
+    CreditError,
+    CreditLedger,
+    InvalidRequestError,
+    RetryConfig,
+    StorageError,
+    UserNotFoundError,
+)
+from tests.integration.promises import Client, Database, Row, check_promises
+
+UTC = timezone.utc
+FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+USER, OTHER_USER = "user-1", "user-2"
+# Stands in wrong values, and must not come back in an error.
+PRIVATE = "private-value"
+
+
+# --- What is bad, by kind of argument -------------------------------------------------------------
+
+
+class Astray(tzinfo):
+    """A time zone two days away."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(days=2)
+
+    def tzname(self, _: datetime | None) -> None:
+        return None
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Dictionaries within dictionaries."""
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def cyclic() -> dict[str, Any]:
+    """A dictionary that contains itself."""
+    value: dict[str, Any] = {}
+    value["a"] = [value]
+    return value
+
+
+NAN, INFINITY = float("nan"), float("inf")
+BROKEN_BSON = RawBSONDocument(b"\x0d\x00\x00\x00\x02a\x00\xff\x00\x00\x00z\x00")
+WEST = timezone(timedelta(hours=-12))
+
+NO_STRINGS: tuple[Any, ...] = (
+    True,
+    0,
+    5,
+    1.5,
+    NAN,
+    PRIVATE.encode(),
+    {"$ne": PRIVATE},
+    {"$gt": ""},
+    {},
+    [PRIVATE],
+    [],
+    (PRIVATE,),
+    ObjectId(),
+    uuid.uuid4(),
+    re.compile(PRIVATE),
+    Regex("."),
+    FUTURE,
+    object(),
+)
+BAD_STRINGS = (
+    "",
+    "x" * 256,
+    f"{PRIVATE}\x00",
+    f"{PRIVATE}\n",
+    "\x1b[31m",
+    "\x7f",
+    "\x85",
+    f"{PRIVATE}\ud800",
+    "\udfff",
+)
+IDENTIFIER = (*NO_STRINGS, *BAD_STRINGS)
+NO_NUMBERS = (
+    True,
+    False,
+    1.0,
+    NAN,
+    INFINITY,
+    Decimal(1),
+    Fraction(1),
+    1j,
+    "1",
+    PRIVATE,
+    b"1",
+    [1],
+    {"$inc": 1},
+    object(),
+)
+AMOUNT = (*NO_NUMBERS, 0, -1, -(2**53), 2**53, 2**63 - 1, 2**63, 10**400, Int64(0))
+OPENING = (*NO_NUMBERS, -1, 2**53, 2**63, 10**400)
+MOMENT = (
+    True,
+    0,
+    1.77e9,
+    NAN,
+    "2099-01-01T00:00:00Z",
+    PRIVATE,
+    b"2099",
+    date(2099, 1, 1),
+    timedelta(days=1),
+    {"$currentDate": True},
+    [FUTURE],
+    object(),
+    DatetimeMS(0),
+    datetime(2099, 1, 1),  # noqa: DTZ001
+    datetime.max.replace(tzinfo=WEST),
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=12))),
+    datetime(2099, 1, 1, tzinfo=Astray()),
+)
+FLAG = (None, 0, 1, 1.0, "true", "", b"", [], {}, {"$ne": False}, object())
+METADATA = (
+    True,
+    5,
+    NAN,
+    PRIVATE,
+    PRIVATE.encode(),
+    [("a", PRIVATE)],
+    {PRIVATE},
+    object(),
+    {5: PRIVATE},
+    {b"a": PRIVATE},
+    {None: PRIVATE},
+    {"a\x00": PRIVATE},
+    {"a": [{"b\x00": PRIVATE}]},
+    {"\ud800": PRIVATE},
+    {"a": f"{PRIVATE}\udfff"},
+    {"a": object()},
+    {"a": {PRIVATE}},
+    {"a": Decimal("1.5")},
+    {"a": date(2026, 1, 1)},
+    {"a": 2**63},
+    {"a": datetime.max.replace(tzinfo=WEST)},
+    {"a": DatetimeMS(2**62)},
+    {"a": Binary(b"abc", 4)},
+    BROKEN_BSON,
+    {"a": BROKEN_BSON},
+    cyclic(),
+    nested(101),
+    nested(200),
+    nested(50_000),
+    {"a": "x" * 16_384},
+    {"a": "x" * 17_000_000},
+)
+VARIABLES = (
+    True,
+    5,
+    PRIVATE,
+    [("token", 1)],
+    {PRIVATE},
+    object(),
+    {5: 1},
+    {"": 1},
+    {"a b": 1},
+    {"$inc": 1},
+    {"a\x00": 1},
+    {"x" * 65: 1},
+    {"token": None},
+    {"token": True},
+    {"token": PRIVATE},
+    {"token": "5"},
+    {"token": [5]},
+    {"token": {"$gt": 0}},
+    {"token": NAN},
+    {"token": INFINITY},
+    {"token": Decimal("NaN")},
+    {"token": Decimal("sNaN")},
+    {"token": Decimal("Infinity")},
+    {"token": Decimal("1E+999999")},
+    {"token": Decimal("1E-999999")},
+    {"token": Decimal("0E+999999999")},
+    {"token": 10**400},
+    {"token": 1e300},
+    {"token": 1j},
+    {f"v{number}": 1 for number in range(51)},
+)
+SESSION = (True, False, 0, 5, "", PRIVATE, b"", {}, {"$ne": None}, [], object(), KEEP)
+LIMIT = (*NO_NUMBERS, None, 0, -1, 1001, 2**31, 2**63, 10**400)
+OFFSET = (*NO_NUMBERS, None, -1, 100_001, 2**31, 2**63, 10**400)
+STATUS = (*NO_STRINGS, "", "SUCCESS", "Success", "success ", "refused", "$ne", "x" * 10_000, "\x00")
+CURSOR = (
+    *IDENTIFIER,
+    "garbage",
+    "=",
+    "====",
+    "bnVsbA",
+    "W10",
+    "e30",
+    "WzEsMiwzXQ",
+    "Im5vdGhpbmci",
+    "écrire",
+    "../../etc/passwd",
+    '{"$gt": ""}',
+    base64.b64encode(b"[" * 180).decode(),
+    base64.b64encode(b"\xff\xfe\xfd").decode(),
+    base64.b64encode(b"[NaN, NaN, NaN]").decode(),
+    base64.b64encode(b"[" + b"9" * 150 + b"]").decode(),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: a call that goes through, and what is bad for each of its arguments."""
+
+    good: Mapping[str, Any]
+    bad: Mapping[str, Iterable[Any]]
+    writes: bool = True
+    # A good call's own, that the bad values of an argument need or cannot go with.
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def required(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Values that are bad for an argument that has no default, so that None is, too."""
+    return (*values, None)
+
+
+WRITE = {"metadata": METADATA, "idempotency_key": IDENTIFIER, "session": SESSION}
+PAGE = {
+    "limit": LIMIT,
+    "offset": OFFSET,
+    "cursor": CURSOR,
+    "start_date": MOMENT,
+    "end_date": MOMENT,
+    "action": IDENTIFIER,
+    "session": SESSION,
+}
+WHO = {"user_id": required(IDENTIFIER)}
+
+METHODS: dict[str, Method] = {
+    "create_user": Method(
+        good={
+            "user_id": "user-3",
+            "credits": 5,
+            "membership_tier": "free",
+            "membership_expires_at": FUTURE,
+        },
+        bad={
+            **WHO,
+            **WRITE,
+            "credits": required(OPENING),
+            "membership_tier": IDENTIFIER,
+            "membership_expires_at": (*MOMENT, KEEP),
+        },
+    ),
+    "get_user": Method({"user_id": USER}, {**WHO, "session": SESSION}, writes=False),
+    "get_balance": Method({"user_id": USER}, {**WHO, "session": SESSION}, writes=False),
+    "charge": Method(
+        good={"user_id": USER, "action": "ai-completion", "variables": {"token": 100}},
+        bad={
+            **WHO,
+            **WRITE,
+            "action": required(IDENTIFIER),
+            "amount": AMOUNT,
+            "variables": VARIABLES,
+        },
+        without={"amount": ("variables",)},
+    ),
+    "refund": Method(
+        good={"user_id": USER, "amount": 1, "action": "sorry"},
+        bad={
+            **WHO,
+            **WRITE,
+            "amount": required(AMOUNT),
+            "action": required(IDENTIFIER),
+            "transaction_id": IDENTIFIER,
+        },
+    ),
+    "grant": Method(
+        good={"user_id": USER, "amount": 1, "action": "bonus"},
+        bad={**WHO, **WRITE, "amount": required(AMOUNT), "action": required(IDENTIFIER)},
+    ),
+    "upgrade_tier": Method(
+        good={"user_id": USER, "target_tier": "enterprise", "membership_expires_at": FUTURE},
+        bad={
+            **WHO,
+            **WRITE,
+            "target_tier": required(IDENTIFIER),
+            "membership_expires_at": (*MOMENT, "KEEP"),
+        },
+    ),
+    "downgrade_tier": Method(
+        good={"user_id": USER, "target_tier": "free"},
+        bad={
+            **WHO,
+            **WRITE,
+            "target_tier": required(IDENTIFIER),
+            "clear_expiration": FLAG,
+        },
+    ),
+    "renew_tier": Method(
+        good={"user_id": USER, "membership_expires_at": FUTURE},
+        bad={**WHO, **WRITE, "membership_expires_at": (*MOMENT, KEEP), "refill": FLAG},
+    ),
+    "validate_access": Method(
+        good={"user_id": USER, "action": "generate-post"},
+        bad={**WHO, "action": required(IDENTIFIER), "session": SESSION},
+        writes=False,
+    ),
+    "quote": Method(
+        good={"user_id": USER, "action": "ai-completion", "variables": {"token": 100}},
+        bad={**WHO, "action": required(IDENTIFIER), "variables": VARIABLES},
+        writes=False,
+    ),
+    "get_history": Method({"user_id": USER}, {**WHO, **PAGE}, writes=False),
+    "get_audit_log": Method({"user_id": USER}, {**WHO, **PAGE, "status": STATUS}, writes=False),
+}
+# Without arguments of the caller's.
+WITHOUT_INPUT = {"close", "ensure_indexes"}
+CASES = [(name, argument) for name, method in METHODS.items() for argument in method.bad]
+WRITES = [name for name, method in METHODS.items() if method.writes]
+
+
+# --- What the tests speak of ----------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def books(ledger: CreditLedger) -> CreditLedger:
+    """A ledger with two users who have a tier, credits and a past."""
+    for user_id in (USER, OTHER_USER):
+        await ledger.create_user(user_id, credits=1000, membership_tier="premium")
+        for number in range(3):
+            await ledger.charge(user_id, "generate-post", idempotency_key=f"{user_id}-{number}")
+    return ledger
+
+
+async def dump(database: Database) -> dict[str, list[Row]]:
+    """Everything that is in a database."""
+    names = sorted(await database.list_collection_names())
+    return {name: await database[name].find().sort("_id").to_list(None) for name in names}
+
+
+async def call(ledger: CreditLedger, name: str, **changes: Any) -> Any:
+    """Call a method as is good, but for these arguments."""
+    method = METHODS[name]
+    left_out = {other for argument in changes for other in method.without.get(argument, ())}
+    arguments = {n: v for n, v in method.good.items() if n not in left_out} | changes
+    return await getattr(ledger, name)(**arguments)
+
+
+def check_error(error: InvalidRequestError, argument: str) -> None:
+    """It names the argument, and quotes no value; no error of another library hangs on."""
+    assert error.field.split(".")[0] == argument
+    assert str(error) == f"{error.field}: {error.reason}"
+    assert error.code == "INVALID_REQUEST"
+    assert PRIVATE not in f"{error} {error!r}"
+    assert error.__cause__ is None
+
+
+# --- Every argument -------------------------------------------------------------------------------
+
+
+def test_every_argument_of_every_public_method_is_tried() -> None:
+    """A new method or argument needs its bad values above."""
+    public = {
+        name: {
+            parameter for parameter in inspect.signature(method).parameters if parameter != "self"
+        }
+        for name, method in inspect.getmembers(CreditLedger, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    }
+    assert {name: set(method.bad) for name, method in METHODS.items()} == {
+        name: arguments for name, arguments in public.items() if name not in WITHOUT_INPUT
+    }
+    assert all(not public[name] for name in WITHOUT_INPUT)
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_the_good_call_goes_through(books: CreditLedger, name: str) -> None:
+    """So that what is refused below is refused for its bad argument alone."""
+    await call(books, name)
+    for argument in METHODS[name].without:
+        assert argument in METHODS[name].bad
+
+
+@pytest.mark.parametrize(("name", "argument"), CASES)
+async def test_bad_input_gets_a_typed_error_and_writes_nothing(
+    books: CreditLedger, database: Database, name: str, argument: str
+) -> None:
+    """Each bad value is refused by name, and the database stays as it is, to the byte."""
+    before = await dump(database)
+    for number, value in enumerate(METHODS[name].bad[argument]):
+        tried = f"{name}({argument}=<{type(value).__name__}>), bad value {number}"
+        try:
+            with pytest.raises(InvalidRequestError) as caught:
+                await call(books, name, **{argument: value})
+            check_error(caught.value, argument)
+        except BaseException as error:
+            error.add_note(tried)
+            raise
+        assert await dump(database) == before, tried
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_bad_input_leaves_an_applications_transaction_as_it_was(
+    books: CreditLedger, client: Client, database: Database, name: str
+) -> None:
+    """Within it, bad input is refused before anything is sent, and the rest can be committed."""
+    before = await dump(database)
+    async with client.start_session() as session:
+        await session.start_transaction()
+        for argument, values in METHODS[name].bad.items():
+            if argument != "session":
+                value = next(iter(values))
+                with pytest.raises(InvalidRequestError) as caught:
+                    await call(books, name, **{argument: value, "session": session})
+                check_error(caught.value, argument)
+        assert session.in_transaction
+        assert await dump(database) == before
+        await books.charge(USER, "generate-post", session=session)
+        await session.commit_transaction()
+    assert await books.get_balance(USER) == 1000 - 4 * 8
+
+
+async def test_bad_input_beside_good_input_disturbs_nobody(
+    books: CreditLedger, database: Database
+) -> None:
+    """Called at once, the good calls go through as if they were alone."""
+    outcomes = await asyncio.gather(
+        *(books.charge(USER, "generate-post") for _ in range(10)),
+        *(books.charge(USER, "generate-post", amount=value) for value in AMOUNT),
+        *(books.charge(USER, "generate-post", metadata=value) for value in METADATA[:10]),
+        return_exceptions=True,
+    )
+    assert not [outcome for outcome in outcomes[:10] if isinstance(outcome, BaseException)]
+    assert all(type(outcome) is InvalidRequestError for outcome in outcomes[10:])
+    assert await books.get_balance(USER) == 1000 - 13 * 8
+    await check_promises(database)
+
+
+# --- What only together, or only with the account, is bad -----------------------------------------
+
+
+async def test_an_amount_and_variables_do_not_go_together(
+    books: CreditLedger, database: Database
+) -> None:
+    """A charge has one price."""
+    before = await dump(database)
+    with pytest.raises(InvalidRequestError) as caught:
+        await books.charge(USER, "ai-completion", amount=5, variables={"token": 1})
+    check_error(caught.value, "amount")
+    assert await dump(database) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("create_user", {"membership_expires_at": PAST}),
+        ("upgrade_tier", {"membership_expires_at": PAST}),
+        ("renew_tier", {"membership_expires_at": PAST}),
+    ],
+)
+async def test_a_past_expiry_is_refused_and_writes_nothing(
+    books: CreditLedger, database: Database, name: str, changes: dict[str, Any]
+) -> None:
+    """Also when only the clock can tell that it is bad, and with a key, which stays free."""
+    before = await dump(database)
+    with pytest.raises(InvalidRequestError) as caught:
+        await call(books, name, idempotency_key="k", **changes)
+    check_error(caught.value, "membership_expires_at")
+    assert await dump(database) == before
+    await call(books, name, idempotency_key="k")
+
+
+@pytest.mark.parametrize("name", ["grant", "refund"])
+async def test_a_balance_above_int64_is_refused_and_writes_nothing(
+    books: CreditLedger, database: Database, name: str
+) -> None:
+    """The largest balance can be had, one unit more cannot."""
+    await database["users"].update_one({"_id": USER}, {"$set": {"credits": Int64(2**63 - 2)}})
+    result = await call(books, name)
+    assert result.balance_after == 2**63 - 1
+    before = await dump(database)
+    with pytest.raises(InvalidRequestError) as caught:
+        await call(books, name)
+    check_error(caught.value, "amount")
+    assert await dump(database) == before
+
+
+async def test_operators_in_strings_are_strings(books: CreditLedger, database: Database) -> None:
+    """A legal string that looks like a query matches nobody else, and is stored as it is."""
+    for text in ("$ne", "$where: 1", '{"$gt": ""}', "a.b", "user-1' || '1'=='1", "__proto__"):
+        with pytest.raises(UserNotFoundError):
+            await books.get_user(text)
+        user = await books.create_user(text, credits=1, idempotency_key=f"{text}.key")
+        assert user.user_id == text
+        assert (await books.grant(text, 1, action=text)).action == text
+        assert len(await books.get_history(text, action=text)) == 1
+        assert len(await books.get_history(USER, action=text)) == 0
+    await check_promises(database)
+
+
+HOSTILE_METADATA: dict[str, Any] = {
+    "$set": {"credits": 10**9},
+    "$where": "sleep(1000)",
+    "a.b.c": {"$inc": {"credits": 1}},
+    "": {"": ""},
+    "userId": OTHER_USER,
+    "amount": 10**9,
+    "balanceAfter": 10**9,
+    "status": "failed",
+    "code": "X",
+    "result": {"cost": 0},
+    "reference": {"$ref": "users", "$id": USER},
+    "bytes": b"\x00\xff",
+    "deep": nested(90),
+}
+
+
+async def test_metadata_is_stored_verbatim_and_overwrites_no_fact(
+    books: CreditLedger, database: Database
+) -> None:
+    """Dots, dollars and our own names are the caller's words, in all records and in a replay."""
+    first = await books.charge(
+        USER, "generate-post", metadata=HOSTILE_METADATA, idempotency_key="k"
+    )
+    again = await books.charge(USER, "generate-post", idempotency_key="k")
+    assert (again.metadata, again.cost, again.replayed) == (HOSTILE_METADATA, first.cost, True)
+    [newest] = await books.get_history(USER, limit=1)
+    [attempt] = await books.get_audit_log(USER, limit=1)
+    assert first.metadata == newest.metadata == attempt.metadata == HOSTILE_METADATA
+    assert (newest.user_id, newest.amount, newest.balance_after) == (USER, -8, first.balance_after)
+    assert attempt.status == "success"
+    assert attempt.details["amount"] == -8
+    await check_promises(database)
+
+
+# --- Pages ----------------------------------------------------------------------------------------
+
+PAGES = ["get_history", "get_audit_log"]
+
+
+def read_cursor(cursor: str) -> list[Any]:
+    """What is in a cursor."""
+    padded = cursor + "=" * (-len(cursor) % 4)
+    place: list[Any] = json.loads(base64.urlsafe_b64decode(padded))
+    return place
+
+
+def write_cursor(place: Any) -> str:
+    """A cursor of one's own making."""
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_cursor_is_good_for_its_user_and_its_method_alone(
+    books: CreditLedger, name: str
+) -> None:
+    """Another user's cursor and the other method's are refused, and so are both at once."""
+    own = (await call(books, name, limit=1)).next_cursor
+    assert len(await call(books, name, cursor=own)) == 3
+    [other_name] = [other for other in PAGES if other != name]
+    for cursor in (
+        (await call(books, name, user_id=OTHER_USER, limit=1)).next_cursor,
+        (await call(books, other_name, limit=1)).next_cursor,
+        (await call(books, other_name, user_id=OTHER_USER, limit=1)).next_cursor,
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            await call(books, name, cursor=cursor)
+        check_error(caught.value, "cursor")
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_cursor_with_any_other_letter_gives_no_strangers_rows(
+    books: CreditLedger, name: str
+) -> None:
+    """It is refused, or is another place in the same user's rows; never any other error."""
+    cursor = (await call(books, name, limit=1)).next_cursor
+    for position in range(len(cursor)):
+        for letter in ("A", "_", "=", "\u00e9", ""):
+            tampered = cursor[:position] + letter + cursor[position + 1 :]
+            try:
+                page = await call(books, name, cursor=tampered)
+            except InvalidRequestError as error:
+                check_error(error, "cursor")
+            else:
+                assert {row.user_id for row in page} <= {USER}
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_cursor_with_any_other_content_is_refused(books: CreditLedger, name: str) -> None:
+    """Of a wrong shape, of wrong types, beyond what the database can hold or the calendar has."""
+    cursor = (await call(books, name, limit=1)).next_cursor
+    owner, moment, tie = read_cursor(cursor)
+    assert write_cursor([owner, moment, tie]) == cursor
+    wrong: list[Any] = [
+        [],
+        [owner],
+        [owner, moment],
+        [owner, moment, tie, tie],
+        {"a": owner, "b": moment, "c": tie},
+        None,
+        5,
+        "abc",
+        [owner, {"$gt": 0}, tie],
+        *([owner, value, tie] for value in (None, True, 1.5, NAN, "x", [moment], 10**30)),
+        *([owner, value, tie] for value in (2**63, -(2**63), 253_402_300_800_000)),
+        *([owner, moment, value] for value in (None, True, 1.5, NAN, [tie], {"$gt": 0}, "x")),
+        *([owner, moment, value] for value in (2**63, 2**70, -(2**63) - 1, 10**30)),
+        *([value, moment, tie] for value in (None, "", owner[:-1], [owner], 5)),
+    ]
+    for place in wrong:
+        with pytest.raises(InvalidRequestError) as caught:
+            await call(books, name, cursor=write_cursor(place))
+        check_error(caught.value, "cursor")
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_cursor_goes_with_no_offset(books: CreditLedger, name: str) -> None:
+    """A place and a distance from the start contradict each other."""
+    cursor = (await call(books, name, limit=1)).next_cursor
+    with pytest.raises(InvalidRequestError) as caught:
+        await call(books, name, cursor=cursor, offset=1)
+    check_error(caught.value, "offset")
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_dates_that_are_the_wrong_way_round_are_refused(
+    books: CreditLedger, name: str
+) -> None:
+    """The start is not after the end; an empty span is no mistake."""
+    with pytest.raises(InvalidRequestError) as caught:
+        await call(books, name, start_date=FUTURE, end_date=PAST)
+    check_error(caught.value, "start_date")
+    assert len(await call(books, name, start_date=PAST, end_date=PAST)) == 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_limits_of_pages_can_be_used_to_the_full(books: CreditLedger, name: str) -> None:
+    """The largest limit, offset and dates are taken."""
+    assert len(await call(books, name, limit=1000)) == 4
+    assert len(await call(books, name, offset=100_000)) == 0
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    assert len(await call(books, name, start_date=first, end_date=last)) == 4
+
+
+# --- Sessions -------------------------------------------------------------------------------------
+
+WITH_SESSION = [name for name, method in METHODS.items() if "session" in method.bad]
+
+
+@pytest_asyncio.fixture
+async def stranger(replica_set_uri: str) -> AsyncIterator[Client]:
+    """Another client on the same server."""
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True) as stranger:
+        yield stranger
+
+
+@pytest.mark.parametrize("name", WITH_SESSION)
+async def test_a_session_of_another_client_is_refused(
+    books: CreditLedger, stranger: Client, database: Database, name: str
+) -> None:
+    """In a transaction or not: its commit is not this client's."""
+    before = await dump(database)
+    async with stranger.start_session() as session:
+        for in_transaction in (False, True):
+            if in_transaction:
+                await session.start_transaction()
+            with pytest.raises(InvalidRequestError) as caught:
+                await call(books, name, session=session)
+            check_error(caught.value, "session")
+    assert await dump(database) == before
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_in_a_session_needs_a_transaction_in_progress(
+    books: CreditLedger, client: Client, database: Database, name: str
+) -> None:
+    """Not yet begun, committed, aborted or ended: refused, and nothing written outside of one."""
+    before = await dump(database)
+    async with client.start_session() as session:
+        refused = 0
+        for prepare in (None, "commit_transaction", "abort_transaction", "end_session"):
+            if prepare in {"commit_transaction", "abort_transaction"}:
+                await session.start_transaction()
+            if prepare is not None:
+                await getattr(session, prepare)()
+            with pytest.raises(InvalidRequestError) as caught:
+                await call(books, name, session=session)
+            check_error(caught.value, "session")
+            refused += 1
+    assert refused == 4
+    assert await dump(database) == before
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_SESSION if name not in WRITES])
+async def test_a_read_takes_a_session_without_a_transaction_but_none_that_has_ended(
+    books: CreditLedger, client: Client, name: str
+) -> None:
+    """Reads can be causally consistent; after the end, the error is one of ours."""
+    async with client.start_session() as session:
+        await call(books, name, session=session)
+    with pytest.raises(CreditError):
+        await call(books, name, session=session)
+
+
+# --- Construction ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config_value", [None, {}, {"costs": {}}, CreditConfig, RetryConfig(), 5, "x"]
+)
+async def test_a_ledger_needs_a_configuration(
+    database: Database, replica_set_uri: str, config_value: Any
+) -> None:
+    """A dictionary is none: it has not been checked."""
+    with pytest.raises(ConfigurationError):
+        CreditLedger(database, config_value)
+    with pytest.raises(ConfigurationError):
+        CreditLedger.connect(replica_set_uri, database="app", config=config_value)
+
+
+async def test_a_ledger_needs_a_database_of_an_asynchronous_client(
+    client: Client, database: Database, config: CreditConfig
+) -> None:
+    """Not its client, its name, a collection of it, nor the blocking driver's."""
+    blocking = pymongo.MongoClient[Row](connect=False)
+    try:
+        for value in (None, 5, "app", {}, client, database["users"], blocking, blocking["app"]):
+            bad: Any = value
+            with pytest.raises(ConfigurationError) as caught:
+                CreditLedger(bad, config)
+            assert "database" in str(caught.value)
+    finally:
+        blocking.close()
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        lambda: datetime(2026, 1, 1),  # noqa: DTZ001
+        lambda: "2026-01-01",
+        lambda: 1_770_000_000,
+        lambda: None,
+    ],
+    ids=["naive", "string", "seconds", "none"],
+)
+async def test_a_clock_that_tells_no_time_is_refused_before_anything_is_sent(
+    database: Database, config: CreditConfig, clock: Any
+) -> None:
+    """No caller is told that its outcome is unknown when nothing can have happened."""
+    async with CreditLedger(database, config, clock=clock) as ledger:
+        with pytest.raises(InvalidRequestError) as caught:
+            await ledger.create_user(USER)
+        check_error(caught.value, "clock")
+        assert await dump(database) == {}
+
+
+PASSWORD = "open/sesame?of#ann"  # noqa: S105
+QUOTED = "open%2Fsesame%3Fof%23ann"
+
+
+def connect_in_production(uri: Any, database: Any, config: CreditConfig) -> CreditLedger:
+    """As an application does it, for which the driver's warnings are no errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CreditLedger.connect(uri, database=database, config=config)
+
+
+async def refusal_of(uri: Any, database: Any, config: CreditConfig) -> ConfigurationError:
+    """The error of a connection that is refused before anything is sent."""
+    try:
+        ledger = connect_in_production(uri, database, config)
+    except ConfigurationError as error:
+        return error
+    await ledger.close()
+    pytest.fail("it was accepted")
+
+
+def check_that_nothing_of_the_password_shows(error: BaseException) -> None:
+    """Not four letters of it in a row, in the text, or in what a traceback prints."""
+    told = "".join(traceback.format_exception_only(error)) + repr(error) + str(error.__cause__)
+    for secret in (PASSWORD, QUOTED):
+        for start in range(len(secret) - 3):
+            assert secret[start : start + 4] not in told
+
+
+BAD_OPTIONS = [
+    "tls=True",
+    "tls=1",
+    "tls=yes",
+    "ssl=TRUE",
+    "tls",
+    "tls=",
+    "tls=true&tls=false",
+    "tlsInsecure=true&tlsAllowInvalidCertificates=true",
+    "tlsCAFile=/nowhere/ca.pem",
+    "tlsCertificateKeyFile=/nowhere/key.pem",
+    "w=majorty",
+    "w=0",
+    "w=-1",
+    "w=majority&w=1",
+    "w=1.5",
+    "journal=maybe",
+    "retryWrites=perhaps",
+    "replicaset=rs0&replicaSet=rs1",
+    "unknown=1",
+    "maxpoolsise=5",
+    "=x",
+    "minPoolSize=10&maxPoolSize=5",
+    "maxPoolSize=many",
+    "socketTimeoutMS=long",
+    "authMechanism=TRUST",
+    "loadBalanced=true&replicaSet=rs0",
+    "compressors=rar",
+    "authMechanismProperties=AWS_SESSION_TOKEN:open/sesame,nonsense:sesame",
+]
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+@pytest.mark.parametrize("credentials", ["", f"ann:{QUOTED}@"], ids=["", "password"])
+async def test_an_uri_means_what_it_says_or_is_refused(
+    config: CreditConfig, options: str, credentials: str
+) -> None:
+    """What the driver would only warn of is refused: a mistyped ``tls`` would be plaintext."""
+    error = await refusal_of(f"mongodb://{credentials}127.0.0.1/?{options}", "app", config)
+    assert error.field == "uri"
+    check_that_nothing_of_the_password_shows(error)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        None,
+        5,
+        b"mongodb://127.0.0.1",
+        ["mongodb://127.0.0.1"],
+        "",
+        " ",
+        "127.0.0.1",
+        "http://127.0.0.1",
+        "MONGODB://127.0.0.1",
+        "mongodb://",
+        "mongodb:///",
+        "mongodb://127.0.0.1:port",
+        "mongodb://127.0.0.1:99999",
+        "mongodb://127.0.0.1,,127.0.0.2",
+        "mongodb://a,b/?directConnection=true",
+        "mongodb://127.0.0.1/?authMechanism=SCRAM-SHA-256",
+        f"mongodb://ann:{PASSWORD}@127.0.0.1/",
+        f"mongodb://ann:{PASSWORD}@127.0.0.1/?tls=True",
+        "mongodb://ann:open/sesame@127.0.0.1/",
+        "mongodb://ann:open?sesame@127.0.0.1/",
+        "mongodb://ann:open%sesame@127.0.0.1/",
+        "mongodb://ann:open@sesame@127.0.0.1/",
+        "mongodb://ann:open:sesame@127.0.0.1/",
+        "mongodb://ann:sesame",
+        "mongodb://:sesame@127.0.0.1/",
+        "mongodb://ann:sesame@",
+        "mongodb://ann:sesame@:27017/",
+        "mongodb://ann:sesame@127.0.0.1:port/",
+        "mongodb://ann:sesame@127.0.0.1/?authSource=",
+        "mongodb://ann:sesame@127.0.0.1/?x=sesame",
+        "mongodb+srv://ann:sesame@127.0.0.1:27017,other/",
+    ],
+)
+async def test_what_is_no_uri_is_refused_and_tells_no_password(
+    config: CreditConfig, uri: Any
+) -> None:
+    """A password that was not quoted cuts the URI in odd places, and shows in none of the pieces."""
+    error = await refusal_of(uri, "app", config)
+    assert error.field == "uri"
+    check_that_nothing_of_the_password_shows(error)
+
+
+@pytest.mark.parametrize("options", ["", "srvMaxHosts=2", "srvServiceName=mongo", "tls=true"])
+async def test_an_uri_of_a_service_is_taken_with_its_own_options(
+    config: CreditConfig, options: str
+) -> None:
+    """``mongodb+srv`` has options that no other URI has; nothing is looked up yet."""
+    uri = f"mongodb+srv://ann:{QUOTED}@cluster.example.com/?{options}"
+    await connect_in_production(uri, "app", config).close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, 5, b"app", [], "", "x" * 64, "é" * 32, "a.b", "a b", "a$b", "a/b", "a\x00b", "\ud800"],
+    ids=ascii,
+)
+async def test_a_database_has_a_name_that_mongodb_allows(config: CreditConfig, name: Any) -> None:
+    """On any platform, and before anything is sent."""
+    error = await refusal_of("mongodb://127.0.0.1/", name, config)
+    assert error.field == "database"
+
+
+async def test_a_server_that_does_not_answer_tells_no_password() -> None:
+    """What the driver says of servers and credentials is not passed on with secrets."""
+    config = CreditConfig(costs={}, operation_timeout_seconds=0.3)
+    uri = f"mongodb://ann:{QUOTED}@127.0.0.1:1/?replicaSet=rs0"
+    ledger = connect_in_production(uri, "app", config)
+    with pytest.raises(StorageError) as caught:
+        await ledger.__aenter__()
+    check_that_nothing_of_the_password_shows(caught.value)
+    for shown in (repr(ledger), str(ledger)):
+        assert QUOTED not in shown
+        assert PASSWORD not in shown
+
+
+# --- Documents of other software ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"credits": 1.5},
+        {"credits": "5"},
+        {"credits": None},
+        {"credits": True},
+        {"credits": -1},
+        {"seq": "1"},
+        {"seq": -1},
+        {"membershipTier": 5},
+        {"membershipTier": {"$ne": None}},
+        {"membershipTier": ["premium"]},
+        {"membershipExpiresAt": "2099-01-01"},
+        {"membershipExpiresAt": 5},
+    ],
+    ids=str,
+)
+async def test_a_document_that_is_not_ours_stops_its_own_user_alone(
+    books: CreditLedger, database: Database, fields: Row
+) -> None:
+    """Each method says what is wrong with it; others in the same batch never notice."""
+    document = {"_id": "strange", "credits": Int64(50), "seq": Int64(0), **fields}
+    await database.command(
+        {"insert": "users", "documents": [document], "bypassDocumentValidation": True}
+    )
+    outcomes = await asyncio.gather(
+        books.get_user("strange"),
+        books.quote("strange", "generate-post"),
+        books.validate_access("strange", "generate-post"),
+        books.charge("strange", "generate-post"),
+        books.grant("strange", 1, action="bonus"),
+        *(books.charge(USER, "generate-post") for _ in range(20)),
+        *(books.charge(OTHER_USER, "generate-post") for _ in range(20)),
+        return_exceptions=True,
+    )
+    assert not [found for found in outcomes[5:] if isinstance(found, BaseException)]
+    for found in outcomes[:5]:
+        assert isinstance(found, AccountDataError), repr(found)
+        assert found.user_id == "strange"
+        assert found.field == next(iter(fields))
+    assert await database["users"].find_one({"_id": "strange"}) == document
+
+
+async def test_a_transaction_of_other_software_breaks_no_page(
+    books: CreditLedger, database: Database
+) -> None:
+    """A Credit SDK's rows may lie in the same collections: what they lack is an error of ours."""
+    row: Row = {"userId": USER, "action": "post", "createdAt": FUTURE}
+    await database.command(
+        {
+            "insert": "transactions",
+            "documents": [{"_id": ObjectId(), **row, "amount": -5}, {"_id": "a-string", **row}],
+            "bypassDocumentValidation": True,
+        }
+    )
+    await database.command(
+        {
+            "insert": "audit_logs",
+            "documents": [{"_id": ObjectId(), **row}, {"_id": "a-string", **row}],
+            "bypassDocumentValidation": True,
+        }
+    )
+    for name in PAGES:
+        for limit in (1, 2, 50):
+            try:
+                assert len(await call(books, name, limit=limit)) > 0
+            except CreditError as error:
+                assert isinstance(error, StorageError)  # noqa: PT017
