@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import TracebackType
@@ -34,6 +34,7 @@ from credit_mongo.core.requests import (
     check_flag,
     check_identifier,
     check_moment,
+    check_optional,
     to_milliseconds,
 )
 from credit_mongo.core.results import (
@@ -48,6 +49,7 @@ from credit_mongo.core.results import (
 from credit_mongo.engine.commit import Clock, Committer
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
+from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
@@ -67,6 +69,21 @@ _P = ParamSpec("_P")
 
 def _now() -> datetime:
     return to_milliseconds(datetime.now(timezone.utc))
+
+
+def _checked(clock: Clock) -> Clock:
+    def read() -> datetime:
+        try:
+            return check_moment("clock", clock())
+        except InvalidRequestError as error:
+            raise ConfigurationError("clock", error.reason) from None
+
+    return read
+
+
+def _check_transaction_id(field: str, value: object) -> str:
+    # As it is stored: an id of the ledger's may be written in capitals.
+    return str(to_object_id(check_identifier(field, value)))
 
 
 class CreditLedger:
@@ -104,7 +121,7 @@ class CreditLedger:
             )
         self._config = config
         self._database = database
-        self._clock: Clock = lambda: _checked(clock())
+        self._clock = _checked(clock)
         self._owns_client = False
         store = Store(
             database,
@@ -123,7 +140,7 @@ class CreditLedger:
             timeout_seconds=config.operation_timeout_seconds,
         )
         self._history = History(database, config.collections)
-        self._sessions_in_use: set[int] = set()
+        self._sessions = ApplicationSessions(database.client)
 
     @classmethod
     def connect(
@@ -192,8 +209,10 @@ class CreditLedger:
         request = CreateUserRequest(
             **self._common(user_id, idempotency_key, metadata),
             credits=check_amount("credits", credits, least=0),
-            membership_tier=_optional_identifier("membership_tier", membership_tier),
-            membership_expires_at=_optional_moment("membership_expires_at", membership_expires_at),
+            membership_tier=check_optional(check_identifier, "membership_tier", membership_tier),
+            membership_expires_at=check_optional(
+                check_moment, "membership_expires_at", membership_expires_at
+            ),
         )
         return cast(User, await self._do(request, session))
 
@@ -259,7 +278,7 @@ class CreditLedger:
             **self._common(user_id, idempotency_key, metadata),
             amount=check_amount("amount", amount),
             action_name=check_identifier("action", action),
-            charge_id=_optional_transaction_id(transaction_id),
+            charge_id=check_optional(_check_transaction_id, "transaction_id", transaction_id),
         )
         return cast(RefundResult, await self._do(request, session))
 
@@ -304,7 +323,7 @@ class CreditLedger:
             target_tier=check_identifier("target_tier", target_tier),
             membership_expires_at=expires_at
             if isinstance(expires_at, Keep)
-            else _optional_moment("membership_expires_at", expires_at),
+            else check_optional(check_moment, "membership_expires_at", expires_at),
         )
         return cast(TierChangeResult, await self._do(request, session))
 
@@ -347,7 +366,9 @@ class CreditLedger:
         """
         request = RenewTierRequest(
             **self._common(user_id, idempotency_key, metadata),
-            membership_expires_at=_optional_moment("membership_expires_at", membership_expires_at),
+            membership_expires_at=check_optional(
+                check_moment, "membership_expires_at", membership_expires_at
+            ),
             refill=check_flag("refill", refill),
         )
         return cast(TierChangeResult, await self._do(request, session))
@@ -456,7 +477,7 @@ class CreditLedger:
     # The way in
 
     def _common(self, user_id: object, key: object, metadata: object) -> dict[str, Any]:
-        key = _optional_identifier("idempotency_key", key)
+        key = check_optional(check_identifier, "idempotency_key", key)
         return {
             "user_id": check_identifier("user_id", user_id),
             "transaction_id": str(ObjectId()),
@@ -467,7 +488,7 @@ class CreditLedger:
     async def _do(self, request: Request, session: AsyncClientSession | None) -> Result:
         if session is None:
             return await self._lanes.submit(request)
-        with self._using(session):
+        with self._sessions.using(session):
             if not session.in_transaction:
                 raise InvalidRequestError("session", "has no transaction in progress: start one")
             return await self._in_time(self._committer.commit_in(request, session))
@@ -480,7 +501,7 @@ class CreditLedger:
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> _R:
-        with self._using(session):
+        with self._sessions.using(session):
             try:
                 return await self._in_time(read(*arguments, **options))
             except PyMongoError as error:
@@ -488,50 +509,8 @@ class CreditLedger:
                     raise
                 raise as_storage_error(error) from error
 
-    @contextlib.contextmanager
-    def _using(self, session: AsyncClientSession | None) -> Iterator[None]:
-        """Refuse a session that is not of this client, or is in use, before anything is sent."""
-        if session is None:
-            yield
-            return
-        if not isinstance(session, AsyncClientSession):
-            raise InvalidRequestError(
-                "session", f"must be a session of the ledger's client, not {type(session).__name__}"
-            )
-        if session.client is not self._database.client:
-            raise InvalidRequestError("session", "belongs to another client than the ledger's")
-        if session.has_ended:
-            raise InvalidRequestError("session", "has ended")
-        if id(session) in self._sessions_in_use:
-            # The driver would mix up their commands (asyncio.gather on one session).
-            raise InvalidRequestError("session", "is in use by another operation: await that first")
-        self._sessions_in_use.add(id(session))
-        try:
-            yield
-        finally:
-            self._sessions_in_use.discard(id(session))
-
     async def _in_time(self, work: Awaitable[_R]) -> _R:
         try:
             return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
             raise StorageError("the database did not answer in time") from error
-
-
-def _checked(moment: object) -> datetime:
-    try:
-        return check_moment("clock", moment)
-    except InvalidRequestError as error:
-        raise ConfigurationError("clock", error.reason) from None
-
-
-def _optional_identifier(field: str, value: object) -> str | None:
-    return None if value is None else check_identifier(field, value)
-
-
-def _optional_moment(field: str, value: object) -> datetime | None:
-    return None if value is None else check_moment(field, value)
-
-
-def _optional_transaction_id(value: object) -> str | None:
-    return None if value is None else str(to_object_id(check_identifier("transaction_id", value)))

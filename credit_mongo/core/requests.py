@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from fractions import Fraction
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from credit_mongo.errors import InvalidRequestError
+
+_T = TypeVar("_T")
 
 __all__ = [
     "KEEP",
@@ -34,6 +36,7 @@ __all__ = [
     "check_flag",
     "check_identifier",
     "check_moment",
+    "check_optional",
     "to_milliseconds",
 ]
 
@@ -101,6 +104,11 @@ def check_moment(field: str, value: object) -> datetime:
         return to_milliseconds(value)
     except OverflowError:
         raise InvalidRequestError(field, "is out of range in UTC") from None
+
+
+def check_optional(check: Callable[[str, object], _T], field: str, value: object) -> _T | None:
+    """None, or what the check makes of the value."""
+    return None if value is None else check(field, value)
 
 
 def to_milliseconds(moment: datetime) -> datetime:
