@@ -17,7 +17,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-__all__ = ["COST", "OPENING_CREDITS", "Charge", "Load", "Outcome", "drive", "user_ids"]
+__all__ = [
+    "COST",
+    "DRAIN_SECONDS",
+    "OPENING_CREDITS",
+    "Charge",
+    "Load",
+    "Outcome",
+    "drive",
+    "user_ids",
+]
 
 COST: Final = 10
 """What every charge costs, in credits."""
@@ -25,7 +34,7 @@ OPENING_CREDITS: Final = 10**12
 """What every user has in the beginning: no charge is refused."""
 # How long callers may still wait for their answers after the window; then they are cancelled. A
 # transaction a charge on one user would otherwise go on for minutes.
-_DRAIN_SECONDS: Final = 10.0
+DRAIN_SECONDS: Final = 10.0
 # After an error, so that callers of a server that is gone do not spin.
 _PAUSE_SECONDS: Final = 0.01
 
@@ -172,7 +181,7 @@ async def drive(charge: Charge, load: Load) -> Outcome:
             await asyncio.sleep(load.seconds)
             last = _Sample.take()
             meter.stopped = True
-            await asyncio.wait(callers, timeout=_DRAIN_SECONDS)
+            await asyncio.wait(callers, timeout=DRAIN_SECONDS)
         else:
             await asyncio.wait(callers)
             last = _Sample.take()

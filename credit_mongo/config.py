@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -48,9 +48,10 @@ __all__ = [
 ]
 
 
-def _wrong(reason: str) -> PydanticCustomError:
-    # Braces in a reason (a formula's, say) are not placeholders.
-    return PydanticCustomError("credit_mongo", "{reason}", {"reason": reason})
+def _wrong(reason: str, *field: str) -> PydanticCustomError:
+    """What is wrong; ``field`` is the way from where it was noticed to the key that is wrong."""
+    # As context, because braces in a reason (a formula's, say) are not placeholders.
+    return PydanticCustomError("credit_mongo", "{reason}", {"reason": reason, "field": field})
 
 
 def _name(value: str) -> str:
@@ -73,6 +74,8 @@ def _credits(value: Any) -> Fraction:
         raise _wrong(f"must be a number, not {type(value).__name__}")
     if not isinstance(value, int) and not Decimal(str(value)).is_finite():
         raise _wrong("must be a finite number")
+    if value == 0:
+        return Fraction(0)
     # Bounds come before the fraction: that of 1e-999999 would fill the memory.
     if value < 0 or value > LARGEST_AMOUNT:
         raise _wrong(f"must be from 0 to {LARGEST_AMOUNT}")
@@ -96,7 +99,41 @@ _Credits = Annotated[Fraction, BeforeValidator(_credits)]
 _Number = BeforeValidator(_not_boolean)
 
 
-class _Part(BaseModel):
+class _FrozenDict(dict[Any, Any]):
+    """A dict that stays as it is: the rules were made from it."""
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise TypeError("a configuration cannot be changed: build another")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_Mapping = Annotated[dict[_K, _V], AfterValidator(_FrozenDict)]
+
+
+if TYPE_CHECKING:
+    _Checked = BaseModel
+else:
+
+    class _RaisesConfigurationError(type(BaseModel)):
+        # Not in __init__: pydantic calls that for the parts of a whole, too.
+        def __call__(cls, *arguments, **values):
+            try:
+                return super().__call__(*arguments, **values)
+            except ValidationError as error:
+                raise _as_configuration_error(error) from None
+
+    class _Checked(BaseModel, metaclass=_RaisesConfigurationError):
+        pass
+
+
+class _Part(_Checked):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -140,7 +177,7 @@ class RetryConfig(_Part):
     @model_validator(mode="after")
     def _delays_are_ordered(self) -> RetryConfig:
         if self.max_delay_ms < self.initial_delay_ms:
-            raise _wrong("max_delay_ms must not be smaller than initial_delay_ms")
+            raise _wrong("must not be smaller than initial_delay_ms", "max_delay_ms")
         return self
 
     def delay_seconds(self, failures: int) -> float:
@@ -173,25 +210,25 @@ class AuditConfig(_Part):
 class MembershipConfig(_Part):
     """Tiers by level (higher is more), the lowest tier that an action needs, balances by tier."""
 
-    tiers: dict[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
-    requirements: dict[_Name, _Name | None] = Field(default_factory=dict)
-    credits_caps: dict[_Name, _Credits] = Field(
+    tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
+    requirements: _Mapping[_Name, _Name | None] = Field(default_factory=dict)
+    credits_caps: _Mapping[_Name, _Credits] = Field(
         validation_alias=AliasChoices("credits_caps", "creditsCaps")
     )
 
     @model_validator(mode="after")
     def _names_are_tiers(self) -> MembershipConfig:
         if DEFAULT_TIER in self.tiers:
-            raise _wrong(f"tiers: {DEFAULT_TIER!r} is the price of those without a tier")
+            raise _wrong(f"{DEFAULT_TIER!r} is the price of those without a tier", "tiers")
         for action, tier in self.requirements.items():
             if tier is not None and tier not in self.tiers:
-                raise _wrong(f"requirements.{action}: there is no tier {tier!r}")
+                raise _wrong(f"there is no tier {tier!r}", "requirements", action)
         for tier in self.tiers:
             if tier not in self.credits_caps:
-                raise _wrong(f"credits_caps: the tier {tier!r} has none")
+                raise _wrong(f"the tier {tier!r} has none", "credits_caps")
         for tier in self.credits_caps:
             if tier not in self.tiers:
-                raise _wrong(f"credits_caps.{tier}: there is no tier {tier!r}")
+                raise _wrong(f"there is no tier {tier!r}", "credits_caps", tier)
         return self
 
 
@@ -222,11 +259,13 @@ class CollectionNames(_Part):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:
-        names = list(self.model_dump().values())
-        if len(set(names)) < len(names):
-            raise _wrong("two collections have the same name")
-        if any(name.startswith("system.") for name in names):
-            raise _wrong("names that start with 'system.' belong to MongoDB")
+        seen: set[str] = set()
+        for field, name in self.model_dump().items():
+            if name in seen:
+                raise _wrong("two of them have the same name")
+            if name.startswith("system."):
+                raise _wrong("names that start with 'system.' belong to MongoDB", field)
+            seen.add(name)
         return self
 
 
@@ -239,7 +278,7 @@ class CreditConfig(_Part):
     API are counted. ``operation_timeout_seconds`` bounds every call.
     """
 
-    costs: dict[_Name, dict[_Name, Annotated[Any, BeforeValidator(_price)]]]
+    costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price)]]]
     membership: MembershipConfig | None = None
     retry: RetryConfig = Field(default_factory=RetryConfig)
     idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
@@ -256,19 +295,15 @@ class CreditConfig(_Part):
         validation_alias=AliasChoices("operation_timeout_seconds", "operationTimeoutSeconds"),
     )
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _as_configuration_error(error) from None
-
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """A configuration from JSON. Numbers are taken as decimals, exactly as written."""
+        if not isinstance(text, str | bytes):
+            raise ConfigurationError("", f"must be a str or bytes, not {type(text).__name__}")
         try:
             values = json.loads(text, parse_float=Decimal)
-        except ValueError as error:
-            raise ConfigurationError("", f"is not JSON: {error}") from None
+        except (ValueError, RecursionError):
+            raise ConfigurationError("", "is not JSON") from None
         if not isinstance(values, dict):
             raise ConfigurationError("", "must be a JSON object")
         return cls(**values)
@@ -278,18 +313,17 @@ class CreditConfig(_Part):
         tiers = None if self.membership is None else self.membership.tiers
         for action, prices in self.costs.items():
             if not prices:
-                raise _wrong(f"costs.{action}: has no prices")
+                raise _wrong("has no prices", "costs", action)
             for tier, price in prices.items():
                 if tiers is not None and tier != DEFAULT_TIER and tier not in tiers:
-                    raise _wrong(f"costs.{action}.{tier}: there is no tier {tier!r}")
+                    raise _wrong(f"there is no tier {tier!r}", "costs", action, tier)
                 if not isinstance(price, Formula) and self._units(price) > LARGEST_AMOUNT:
-                    raise _wrong(f"costs.{action}.{tier}: is more than {LARGEST_AMOUNT} units")
+                    raise _wrong(f"is more than {LARGEST_AMOUNT} units", "costs", action, tier)
         if self.membership is not None:
             for tier, cap in self.membership.credits_caps.items():
                 if self._units(cap) > LARGEST_AMOUNT:
-                    raise _wrong(
-                        f"membership.credits_caps.{tier}: is more than {LARGEST_AMOUNT} units"
-                    )
+                    reason = f"is more than {LARGEST_AMOUNT} units"
+                    raise _wrong(reason, "membership", "credits_caps", tier)
         return self
 
     @cached_property
@@ -318,16 +352,14 @@ class CreditConfig(_Part):
 
 
 def _as_configuration_error(error: ValidationError) -> ConfigurationError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    reason = first["msg"]
+    errors = error.errors(include_url=False, include_input=False)
+    # A misspelt key also makes the right one missing: name the cause.
+    first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    inner = first.get("ctx", {}).get("field", ()) if first["type"] == "credit_mongo" else ()
+    path = ".".join(str(part) for part in (*first["loc"], *inner) if part != "[key]")
     if first["type"] == "extra_forbidden":
-        reason = "there is no such key"
-    # Checks across keys say themselves which one is wrong.
-    inner, colon, rest = reason.partition(": ")
-    if first["type"] == "credit_mongo" and colon and " " not in inner:
-        return ConfigurationError(f"{path}.{inner}" if path else inner, rest)
-    return ConfigurationError(path, reason)
+        return ConfigurationError(path, "there is no such key")
+    return ConfigurationError(path, first["msg"])
 
 
 class Settings(BaseSettings):

@@ -81,6 +81,10 @@ def _checked(clock: Clock) -> Clock:
     return read
 
 
+def _check_expiry(value: object) -> datetime | None:
+    return check_optional(check_moment, "membership_expires_at", value)
+
+
 def _check_transaction_id(field: str, value: object) -> str:
     # As it is stored: an id of the ledger's may be written in capitals.
     return str(to_object_id(check_identifier(field, value)))
@@ -323,7 +327,7 @@ class CreditLedger:
             target_tier=check_identifier("target_tier", target_tier),
             membership_expires_at=expires_at
             if isinstance(expires_at, Keep)
-            else check_optional(check_moment, "membership_expires_at", expires_at),
+            else _check_expiry(expires_at),
         )
         return cast(TierChangeResult, await self._do(request, session))
 

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 from bson import DBRef, Int64, ObjectId, decode, encode
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
-from bson.errors import BSONError
 
 from credit_mongo.core.accounts import Account, Remembered
 from credit_mongo.core.requests import Request
@@ -70,16 +69,17 @@ def copy_metadata(metadata: object) -> Raw | None:
         raise InvalidRequestError("metadata", f"must be a mapping, not {type(metadata).__name__}")
     try:
         encoded = encode(metadata, codec_options=CODEC_OPTIONS)
+        decoded = decode(encoded, codec_options=CODEC_OPTIONS)
     except RecursionError:
         raise InvalidRequestError("metadata", "is nested too deeply or contains itself") from None
-    except (BSONError, OverflowError, TypeError, ValueError, AttributeError):
+    except Exception:
         # The codec's own message would quote what it could not encode.
         raise InvalidRequestError("metadata", "cannot be stored as BSON") from None
     if len(encoded) > LARGEST_METADATA_BYTES:
         raise InvalidRequestError(
             "metadata", f"takes {len(encoded)} bytes of at most {LARGEST_METADATA_BYTES}"
         )
-    copied: Raw = _plain(decode(encoded, codec_options=CODEC_OPTIONS), DEEPEST_METADATA)
+    copied: Raw = _plain(decoded, DEEPEST_METADATA)
     return copied
 
 

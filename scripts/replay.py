@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -239,6 +240,9 @@ async def init_indexes(uri: str, database: str) -> str:
 
 async def run(options: Namespace, records: list[Record], console: Console) -> dict[str, Any]:
     """Everything, from the server's start to its end; the facts to be shown."""
+    if task := asyncio.current_task():
+        # Before Python 3.11, Ctrl-C is else raised wherever the loop is, and not in this task.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     name = options.database or f"credit_mongo_replay_{uuid4().hex[:8]}"
     async with AsyncExitStack() as stack:
         console.print("Server  ", "as given" if options.uri else "a local replica set, temporary")
@@ -329,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         records = read_records(trace) if trace else make_records(options.records, options.seed)
         facts = asyncio.run(run(options, records, console))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted: nothing is left running", file=sys.stderr)
         return 130
     except (UnusableError, CreditError, PyMongoError) as error:

@@ -98,12 +98,12 @@ def check_moment(field: str, value: object) -> datetime:
     """A datetime with a time zone, in UTC and whole milliseconds (what BSON keeps)."""
     if not isinstance(value, datetime):
         raise InvalidRequestError(field, f"must be a datetime, not {type(value).__name__}")
-    if value.utcoffset() is None:
-        raise InvalidRequestError(field, "must have a time zone (tzinfo)")
     try:
-        return to_milliseconds(value)
-    except OverflowError:
+        if value.utcoffset() is not None:
+            return to_milliseconds(value)
+    except Exception:
         raise InvalidRequestError(field, "is out of range in UTC") from None
+    raise InvalidRequestError(field, "must have a time zone (tzinfo)")
 
 
 def check_optional(check: Callable[[str, object], _T], field: str, value: object) -> _T | None:

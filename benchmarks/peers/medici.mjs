@@ -1,0 +1,124 @@
+// Medici under load: N callers, one after the other's answer, each charge as Medici's README withdraws
+// from a wallet: an entry, the balance after it, a write lock on the wallet, in one transaction.
+//
+//   node medici.mjs DIRECTORY JOB
+//
+// DIRECTORY is where medici and mongoose are installed; JOB is JSON: uri, database, users,
+// openingCredits, cost, callers, hotShare, warmUpSeconds, seconds, drainSeconds, snapshots.
+// Prints "ready" when users have their credits, waits for a line on standard input, then prints what
+// came of it as JSON: times in seconds, latencies in milliseconds.
+
+import { createRequire } from "node:module";
+import { once } from "node:events";
+import { join } from "node:path";
+
+const [, , directory, text] = process.argv;
+const job = JSON.parse(text);
+const require = createRequire(join(directory, "package.json"));
+const mongoose = require("mongoose");
+const { Book, initModels, mongoTransaction } = require("medici");
+
+const DURABLE = {
+  readConcern: { level: "snapshot" },
+  writeConcern: { w: "majority", j: true },
+  readPreference: "primary",
+};
+const account = (user) => `Accounts:${user}`;
+const seconds = () => performance.now() / 1000;
+const sleep = (time) => new Promise((resolve) => setTimeout(resolve, time * 1000));
+// Integers only. Without snapshots, a balance is always the sum of all its transactions.
+const book = new Book("benchmark", {
+  precision: 0,
+  ...(job.snapshots ? {} : { balanceSnapshotSec: 0 }),
+});
+
+async function open() {
+  await mongoose.connect(job.uri, { dbName: job.database, writeConcern: DURABLE.writeConcern });
+  await initModels();
+  const entry = book.entry("Opening credits");
+  entry.debit("Assets", job.openingCredits * job.users.length);
+  for (const user of job.users) entry.credit(account(user), job.openingCredits);
+  await entry.commit();
+}
+
+async function charge(user) {
+  await mongoTransaction(async (session) => {
+    await book
+      .entry("generate-post")
+      .credit("Assets", job.cost)
+      .debit(account(user), job.cost)
+      .commit({ session });
+    const { balance } = await book.balance({ account: account(user) }, { session });
+    if (balance < 0) throw new Error("Not enough balance in wallet.");
+    await book.writelockAccounts([account(user)], { session });
+  }, DURABLE);
+}
+
+function choose() {
+  const { users, hotShare } = job;
+  if (!hotShare || users.length === 1) return users[Math.floor(Math.random() * users.length)];
+  if (Math.random() < hotShare) return users[0];
+  return users[1 + Math.floor(Math.random() * (users.length - 1))];
+}
+
+const acknowledged = {};
+const unknown = {}; // sent, and not acknowledged: those in flight, and those that failed
+const errors = {};
+const finished = []; // moment, latency in milliseconds
+let stopped = false;
+const add = (counts, name, number = 1) => (counts[name] = (counts[name] ?? 0) + number);
+
+async function call() {
+  while (!stopped) {
+    const user = choose();
+    const begun = seconds();
+    add(unknown, user);
+    try {
+      await charge(user);
+    } catch (error) {
+      add(errors, error.codeName ?? error.name);
+      await sleep(0.01);
+      continue;
+    }
+    const now = seconds();
+    add(unknown, user, -1);
+    add(acknowledged, user);
+    finished.push([now, (now - begun) * 1000]);
+  }
+}
+
+function sample() {
+  const { user, system } = process.cpuUsage();
+  return { moment: seconds(), cpu: (user + system) / 1e6 };
+}
+
+await open();
+console.log("ready");
+await once(process.stdin, "data");
+process.stdin.once("end", () => process.exit(1)); // the benchmark is no more
+const callers = Array.from({ length: job.callers }, call);
+await sleep(job.warmUpSeconds);
+const first = sample();
+await sleep(job.seconds);
+const last = sample();
+stopped = true;
+await Promise.race([Promise.allSettled(callers), sleep(job.drainSeconds)]);
+
+const latencies = finished
+  .filter(([moment]) => first.moment <= moment && moment < last.moment)
+  .map(([, latency]) => latency)
+  .sort((a, b) => a - b);
+const quantile = (share) => latencies[Math.floor(latencies.length * share)] ?? 0;
+console.log(
+  JSON.stringify({
+    charges: latencies.length,
+    seconds: last.moment - first.moment,
+    cpu_seconds: last.cpu - first.cpu,
+    median_ms: quantile(0.5),
+    p99_ms: quantile(0.99),
+    errors,
+    acknowledged,
+    unknown: Object.fromEntries(Object.entries(unknown).filter(([, count]) => count > 0)),
+  }),
+  () => process.exit(0), // transactions that are still open end with their connections
+);
