@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 __all__ = [
     "COST",
     "DRAIN_SECONDS",
+    "LONGEST_WINDOW_SECONDS",
     "OPENING_CREDITS",
     "Charge",
     "Load",
@@ -32,9 +33,12 @@ COST: Final = 10
 """What every charge costs, in credits."""
 OPENING_CREDITS: Final = 10**12
 """What every user has in the beginning: no charge is refused."""
-# How long callers may still wait for their answers after the window; then they are cancelled. A
-# transaction a charge on one user would otherwise go on for minutes.
+LONGEST_WINDOW_SECONDS: Final = 30.0
+"""How long a window may get. It is longer than asked for until it has seen an answer a caller: with
+a thousand transactions at once, some peers need more than ten seconds for their first."""
 DRAIN_SECONDS: Final = 10.0
+"""How long callers may still wait for their answers after the window; then they are cancelled. A
+transaction a charge on one user would otherwise go on for minutes."""
 # After an error, so that callers of a server that is gone do not spin.
 _PAUSE_SECONDS: Final = 0.01
 
@@ -178,7 +182,7 @@ async def drive(charge: Charge, load: Load) -> Outcome:
         if load.charges is None:
             await asyncio.sleep(load.warm_up_seconds)
             first = _Sample.take()
-            await asyncio.sleep(load.seconds)
+            await _window(meter, load)
             last = _Sample.take()
             meter.stopped = True
             await asyncio.wait(callers, timeout=DRAIN_SECONDS)
@@ -193,6 +197,14 @@ async def drive(charge: Charge, load: Load) -> Outcome:
         if isinstance(result, Exception):  # not a charge's error: those are counted
             raise result
     return meter.outcome(first, last)
+
+
+async def _window(meter: _Meter, load: Load) -> None:
+    loop = asyncio.get_running_loop()
+    begun, enough = loop.time(), len(meter.moments) + load.callers
+    await asyncio.sleep(load.seconds)
+    while len(meter.moments) < enough and loop.time() - begun < LONGEST_WINDOW_SECONDS:
+        await asyncio.sleep(0.05)
 
 
 async def _call(charge: Charge, load: Load, meter: _Meter) -> None:

@@ -105,8 +105,8 @@ class _FrozenDict(dict[Any, Any]):
     def _refuse(self, *_: object, **__: object) -> Any:
         raise TypeError("a configuration cannot be changed: build another")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)

@@ -183,8 +183,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
     columns = ("Replay  ", BarColumn(20), "{task.description}")
     bar = Progress(*columns, console=console, disable=not live)
     task = bar.add_task("", total=total)
-    done, started = 0, time.perf_counter()
-    shown = started
+    done, shown = 0, (started := time.perf_counter())
 
     def advance() -> None:
         nonlocal done, shown
@@ -210,8 +209,7 @@ async def check_books(database: AsyncDatabase[Any], tally: Tally, users: int) ->
     booked = {row.pop("_id"): row async for row in cursor}
     accounts = {row["_id"]: row async for row in database[CONFIG.collections.users].find()}
     for user in range(users):
-        # The opening credits, and the charges that the callers were told of.
-        name, count = user_id(user), 1 + tally.charges[user]
+        name, count = user_id(user), 1 + tally.charges[user]  # opened, and charged as was told
         balance = tally.balances[name] = accounts[name]["credits"]
         wanted = {"first": 1, "sum": balance, "count": count, "last": count}
         if booked.get(name) != wanted or accounts[name]["seq"] != count:
@@ -240,8 +238,8 @@ async def init_indexes(uri: str, database: str) -> str:
 
 async def run(options: Namespace, records: list[Record], console: Console) -> dict[str, Any]:
     """Everything, from the server's start to its end; the facts to be shown."""
-    if task := asyncio.current_task():
-        # Before Python 3.11, Ctrl-C is else raised wherever the loop is, and not in this task.
+    if sys.platform != "win32" and (task := asyncio.current_task()):
+        # Before Python 3.11, Ctrl-C would be raised wherever the loop is just then.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     name = options.database or f"credit_mongo_replay_{uuid4().hex[:8]}"
     async with AsyncExitStack() as stack:
@@ -297,8 +295,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
     table = Table("Tier", *(Column(title, justify="right") for title in titles))
     for tier, row in {**facts["tiers"], "all": facts}.items():
         counts = (f"{row[name]:,}" for name in ("users", "charges", "refusals"))
-        amounts = (Decimal(row[name]) for name in ("credits_before", "credits_after"))
-        texts = (f"{amount.scaleb(-CONFIG.decimal_places):,}" for amount in amounts)
+        texts = (f"{Decimal(row[name]) / 100:,.2f}" for name in ("credits_before", "credits_after"))
         table.add_row(tier, *counts, *texts, end_section=tier == TIERS[-1])
     console.print(table)
     answer = "no: " + ", ".join(facts["differing"][:9]) if facts["differing"] else "yes"
@@ -338,8 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (UnusableError, CreditError, PyMongoError) as error:
         # On one line, and without the password of an URI that stands in the wrong place.
-        message = re.sub(r":/+\S*@", "://…@", " ".join(str(error).split()))
-        print(f"error: {message}", file=sys.stderr)
+        print("error:", re.sub(r":/+\S*@", "://…@", " ".join(str(error).split())), file=sys.stderr)
         return 2
     if not options.balances:
         del facts["balances"]

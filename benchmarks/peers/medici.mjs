@@ -4,7 +4,8 @@
 //   node medici.mjs DIRECTORY JOB
 //
 // DIRECTORY is where medici and mongoose are installed; JOB is JSON: uri, database, users,
-// openingCredits, cost, callers, hotShare, warmUpSeconds, seconds, drainSeconds, snapshots.
+// openingCredits, cost, callers, atATime (0: all), hotShare, warmUpSeconds, seconds, longestSeconds,
+// drainSeconds, snapshots.
 // Prints "ready" when users have their credits, waits for a line on standard input, then prints what
 // came of it as JSON: times in seconds, latencies in milliseconds.
 
@@ -61,6 +62,21 @@ function choose() {
   return users[1 + Math.floor(Math.random() * (users.length - 1))];
 }
 
+// Lets so many charges through at a time; the others wait their turn.
+let free = job.atATime || Infinity;
+const waiting = [];
+async function throughTheGate(user) {
+  if (free > 0) free -= 1;
+  else await new Promise((resolve) => waiting.push(resolve));
+  try {
+    await charge(user);
+  } finally {
+    const next = waiting.shift();
+    if (next) next();
+    else free += 1;
+  }
+}
+
 const acknowledged = {};
 const unknown = {}; // sent, and not acknowledged: those in flight, and those that failed
 const errors = {};
@@ -74,7 +90,7 @@ async function call() {
     const begun = seconds();
     add(unknown, user);
     try {
-      await charge(user);
+      await throughTheGate(user);
     } catch (error) {
       add(errors, error.codeName ?? error.name);
       await sleep(0.01);
@@ -100,6 +116,9 @@ const callers = Array.from({ length: job.callers }, call);
 await sleep(job.warmUpSeconds);
 const first = sample();
 await sleep(job.seconds);
+while (finished.length < job.callers && seconds() - first.moment < job.longestSeconds) {
+  await sleep(0.05);
+}
 const last = sample();
 stopped = true;
 await Promise.race([Promise.allSettled(callers), sleep(job.drainSeconds)]);
@@ -109,16 +128,15 @@ const latencies = finished
   .map(([, latency]) => latency)
   .sort((a, b) => a - b);
 const quantile = (share) => latencies[Math.floor(latencies.length * share)] ?? 0;
-console.log(
-  JSON.stringify({
-    charges: latencies.length,
-    seconds: last.moment - first.moment,
-    cpu_seconds: last.cpu - first.cpu,
-    median_ms: quantile(0.5),
-    p99_ms: quantile(0.99),
-    errors,
-    acknowledged,
-    unknown: Object.fromEntries(Object.entries(unknown).filter(([, count]) => count > 0)),
-  }),
-  () => process.exit(0), // transactions that are still open end with their connections
-);
+const outcome = {
+  charges: latencies.length,
+  seconds: last.moment - first.moment,
+  cpu_seconds: last.cpu - first.cpu,
+  median_ms: quantile(0.5),
+  p99_ms: quantile(0.99),
+  errors,
+  acknowledged,
+  unknown: Object.fromEntries(Object.entries(unknown).filter(([, count]) => count > 0)),
+};
+// Transactions that are still open end with their connections.
+process.stdout.write(`${JSON.stringify(outcome)}\n`, () => process.exit(0));

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pymongo import AsyncMongoClient
 
-from benchmarks.load import COST, DRAIN_SECONDS, Load, Outcome
+from benchmarks.load import COST, DRAIN_SECONDS, LONGEST_WINDOW_SECONDS, Load, Outcome
 from benchmarks.peers import BooksAreOffError, PeerUnavailableError
 
 __all__ = ["PACKAGES", "MediciPeer"]
@@ -29,10 +29,16 @@ _SETTLE_SECONDS: Final = 1.0
 
 
 class MediciPeer:
-    """Medici with or without its snapshots of balances."""
+    """Medici as its README shows, or with limits that its users could set.
 
-    def __init__(self, uri: str, *, snapshots: bool) -> None:
-        self.name = "Medici" if snapshots else "Medici without balance snapshots"
+    Without ``snapshots``, it never stores a balance; with ``at_a_time``, at most so many charges are
+    in the database at once.
+    """
+
+    def __init__(self, uri: str, *, snapshots: bool = True, at_a_time: int = 0) -> None:
+        limits = ["no snapshots"] * (not snapshots) + [f"{at_a_time} at a time"] * bool(at_a_time)
+        self.name = ", ".join(["Medici", *limits])
+        self._at_a_time = at_a_time
         self._uri = uri
         self._snapshots = snapshots
         self._database_name = f"benchmark_{uuid4().hex[:12]}"
@@ -59,9 +65,11 @@ class MediciPeer:
             "openingCredits": self._opening_credits,
             "cost": COST,
             "callers": load.callers,
+            "atATime": self._at_a_time,
             "hotShare": load.hot_share,
             "warmUpSeconds": load.warm_up_seconds,
             "seconds": load.seconds,
+            "longestSeconds": LONGEST_WINDOW_SECONDS,
             "drainSeconds": DRAIN_SECONDS,
             "snapshots": self._snapshots,
         }

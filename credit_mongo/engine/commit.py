@@ -31,7 +31,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import RetryConfig
-from credit_mongo.core.books import Books, Outcome
+from credit_mongo.core.books import Books, Loaded, Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
@@ -84,6 +84,7 @@ class _Batch:
         self.has_turn = False
         self.conflicts_with_turn = 0
         self.unknown: _Sent | None = None
+        self.tries = 0
         self.failures = 0
         self.conflicts = 0
         self.duplicates = 0
@@ -189,7 +190,7 @@ class Committer:
         """
         try:
             now = self._clock()
-            loaded = await self._store.load([request], now, session)
+            loaded = await self._store.load([request], now, session, with_keys=True)
             books = Books.open(self._rules, now, loaded)
             [outcome] = books.decide_all([request])
             if not isinstance(outcome, CreditError):
@@ -228,6 +229,7 @@ class Committer:
                 self._endings.begin(session)
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
+        batch.tries += 1
         await session.start_transaction(
             read_concern=ReadConcern("snapshot"),
             write_concern=JOURNALED_MAJORITY,
@@ -241,14 +243,27 @@ class Committer:
             # What this snapshot shows is durable once a majority has acknowledged the commit.
             await session.commit_transaction()
             return sent.outcomes
-        loaded = await self._store.load_keys_beside(batch.requests, batch.now, session)
-        books = Books.open(self._rules, batch.now, loaded)
-        outcomes = books.decide_all(batch.requests)
+        loaded, books, outcomes = await self._decide(batch, session)
         witness = await self._store.write(books, loaded, session)
         if witness is not None:
             batch.unknown = _Sent(witness, outcomes)
         await session.commit_transaction()
         return outcomes
+
+    async def _decide(
+        self, batch: _Batch, session: AsyncClientSession
+    ) -> tuple[Loaded, Books, list[Outcome]]:
+        # A request alone is mostly a new one. Its key is looked up only if its insertion has failed
+        # or if the request would be refused: it may have been granted before.
+        with_keys = batch.tries > 1 or len(batch.requests) > 1
+        loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
+        books = Books.open(self._rules, batch.now, loaded)
+        outcomes = books.decide_all(batch.requests)
+        if books.refusals and not with_keys:
+            loaded = await self._store.load_keys(loaded, batch.requests, batch.now, session)
+            books = Books.open(self._rules, batch.now, loaded)
+            outcomes = books.decide_all(batch.requests)
+        return loaded, books, outcomes
 
     def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
         """How long to wait after a failure; raises if there is to be no next try."""

@@ -6,10 +6,9 @@ already. Nothing here starts, ends or repeats a transaction.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
+from credit_mongo.core.accounts import Account, RefundableCharge
 from credit_mongo.core.books import Books, Loaded
 from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
@@ -59,6 +58,7 @@ ACCOUNT_FIELDS: Final = dict.fromkeys(
     1,
 )
 _DUPLICATE_KEY: Final = 11000
+_LARGEST_REPLY: Final = 100_000
 _TURN: Final = "turn"
 
 
@@ -95,39 +95,46 @@ class Store:
     # What a batch reads
 
     async def load(
-        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession
+        self,
+        requests: Sequence[Request],
+        now: datetime,
+        session: AsyncClientSession,
+        *,
+        with_keys: bool,
     ) -> Loaded:
-        """All that a batch needs, as the session's transaction sees it."""
-        accounts, unreadable, charges = await self._load_accounts(requests, session)
-        remembered, expired = await self._load_keys(requests, now, session)
-        return Loaded(accounts, unreadable, charges, remembered, expired)
+        """What a batch needs, as the session's transaction sees it; ``with_keys``, those too.
 
-    async def load_keys_beside(
-        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession
-    ) -> Loaded:
-        """The same, reading the keys outside the transaction while it reads the accounts.
-
-        That saves a round trip. A key that is found was committed by a majority and is final. One
-        that is not found may have come since: then inserting it fails, and the batch tries again.
+        Without, a key that was used shows itself as a duplicate when it is written.
         """
-        if not any(request.key is not None for request in requests):
-            return await self.load(requests, now, session)
-        # Both are awaited whatever happens to one: a session has one command at a time, and the
-        # next may be its abort.
-        found = await asyncio.gather(
-            self._load_accounts(requests, session),
-            self._load_keys(requests, now, None),
-            return_exceptions=True,
+        accounts, unreadable = await self._load_accounts(requests, session)
+        charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
+        charges = await self._load_charges(charge_ids, session) if charge_ids else {}
+        loaded = Loaded(accounts, unreadable, charges, {}, frozenset())
+        return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
+
+    async def load_keys(
+        self,
+        loaded: Loaded,
+        requests: Sequence[Request],
+        now: datetime,
+        session: AsyncClientSession,
+    ) -> Loaded:
+        """The same with what the keys did, and those that are over, though TTL has not yet come."""
+        keys = [request.key for request in requests if request.key is not None]
+        if not keys:
+            return loaded
+        documents = await self._find(
+            self._names.idempotency_records, {"_id": {"$in": keys}}, {}, session
         )
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        if isinstance(found[1], BaseException):
-            raise found[1]
-        return Loaded(*found[0], *found[1])
+        remembered = {
+            d["_id"]: remembered_from(d) for d in documents if not is_past(d["expiresAt"], now)
+        }
+        expired = frozenset(d["_id"] for d in documents) - remembered.keys()
+        return replace(loaded, remembered=remembered, expired_keys=expired)
 
     async def _load_accounts(
         self, requests: Sequence[Request], session: AsyncClientSession
-    ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, RefundableCharge]]:
+    ) -> tuple[dict[str, Account], dict[str, AccountDataError]]:
         user_ids = {request.user_id for request in requests}
         documents = await self._find(
             self._names.users, {"_id": {"$in": list(user_ids)}}, ACCOUNT_FIELDS, session
@@ -139,9 +146,7 @@ class Store:
                 accounts[document["_id"]] = account_from(document)
             except AccountDataError as error:
                 unreadable[document["_id"]] = error
-        charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
-        charges = await self._load_charges(charge_ids, session) if charge_ids else {}
-        return accounts, unreadable, charges
+        return accounts, unreadable
 
     async def _load_charges(
         self, charge_ids: Iterable[str], session: AsyncClientSession
@@ -174,35 +179,32 @@ class Store:
             for row in charges
         }
 
-    async def _load_keys(
-        self, requests: Sequence[Request], now: datetime, session: AsyncClientSession | None
-    ) -> tuple[dict[str, Remembered], frozenset[str]]:
-        """What the keys did, and those whose time is over, though TTL has not yet swept them."""
-        keys = [request.key for request in requests if request.key is not None]
-        if not keys:
-            return {}, frozenset()
-        documents = await self._find(
-            self._names.idempotency_records, {"_id": {"$in": keys}}, None, session
-        )
-        remembered = {
-            d["_id"]: remembered_from(d) for d in documents if not is_past(d["expiresAt"], now)
-        }
-        return remembered, frozenset(d["_id"] for d in documents) - remembered.keys()
-
     async def _find(
         self,
         collection: str,
         query: Mapping[str, Any],
-        fields: Mapping[str, int] | None,
-        session: AsyncClientSession | None,
+        fields: Mapping[str, int],
+        session: AsyncClientSession,
     ) -> list[Raw]:
-        cursor = self._database[collection].find(query, fields, session=session, batch_size=1000)
-        return await cursor.to_list(None)
+        # In one reply: the largest batch's records, with their metadata, are half of 16 MB.
+        reply = await self._command(
+            {
+                "find": collection,
+                "filter": query,
+                "projection": fields,
+                "batchSize": _LARGEST_REPLY,
+                "singleBatch": True,
+            },
+            session,
+        )
+        found: list[Raw] = reply["cursor"]["firstBatch"]
+        return found
 
     async def contains(self, witness: Witness, session: AsyncClientSession) -> bool:
         """Whether the session's transaction sees the row."""
-        found = await self._find(witness.collection, {"_id": witness.row_id}, {"_id": 1}, session)
-        return bool(found)
+        return bool(
+            await self._find(witness.collection, {"_id": witness.row_id}, {"_id": 1}, session)
+        )
 
     # Whose turn it is
 
@@ -264,9 +266,7 @@ class Store:
         keyed = [p.request for p in books.postings if p.request.key is not None]
         replaced = [r.key for r in keyed if r.key in loaded.expired_keys]
         if replaced:
-            # Still only if expired: the keys may have been read before this transaction began, and
-            # another process may have used one again since.
-            query = {"_id": {"$in": replaced}, "expiresAt": {"$lte": books.now}}
+            query = {"_id": {"$in": replaced}}
             await self._command(
                 {
                     "delete": self._names.idempotency_records,

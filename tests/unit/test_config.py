@@ -518,7 +518,7 @@ def test_what_is_no_text_is_no_json(text: Any) -> None:
     [
         (lambda: RetryConfig(max_attempts=0), "max_attempts"),
         (lambda: IdempotencyConfig(ttl_seconds=0), "ttl_seconds"),
-        (lambda: AuditConfig(enabled="yes"), "enabled"),  # type: ignore[arg-type]
+        (lambda: AuditConfig(enabled="yes"), "enabled"),
         (lambda: CollectionNames(users=""), "users"),
         (lambda: MembershipConfig(tiers={}, credits_caps={}), "tiers"),
     ],

@@ -14,7 +14,7 @@ from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 
 import credit_mongo
 from credit_mongo import errors
-from credit_mongo.engine.commit import as_storage_error
+from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,

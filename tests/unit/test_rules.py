@@ -908,6 +908,21 @@ def test_time_never_goes_back_for_a_user(
     assert posting.account.updated_at == dated
 
 
+def test_a_refusal_is_dated_no_earlier_than_what_came_before() -> None:
+    """In the audit log, too, what was tried later stands later, though the clock went back."""
+    decision = RULES.decide(charge("dance"), account(updated_at=FUTURE), NOW)
+    assert isinstance(decision, Refusal)
+    assert decision.at == FUTURE
+
+
+def test_a_membership_that_has_expired_stays_expired_though_the_clock_goes_back() -> None:
+    """A charge that is dated after the expiry is not priced as before it."""
+    found = account(tier="premium", expires_at=NOW + A_MOMENT, updated_at=FUTURE)
+    posting = posted(charge("post"), found)
+    assert posting.account.updated_at == FUTURE
+    assert posting.amount == -10
+
+
 @pytest.mark.parametrize("request_", [charge("dance", amount=100), grant(1), refund(1)])
 def test_the_whole_range_of_balances_can_be_used(request_: Request) -> None:
     """A balance can be emptied to the last unit and filled to 2**63 - 1, not one more."""
