@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
@@ -15,7 +16,9 @@ from credit_mongo.errors import ConfigurationError, ReplicaSetRequiredError
 __all__ = ["check_replica_set", "connect"]
 
 # The character set that MongoDB forbids in the names of databases, on any platform.
-_FORBIDDEN_IN_DATABASE: Final = set('/\\. "$*<>:|?\0')
+_FORBIDDEN_IN_DATABASE: Final = re.compile('[/\\\\. "$*<>:|?\x00\ud800-\udfff]')
+# What makes it an URI to be looked up in DNS.
+_SRV: Final = re.compile(r"(?<=^mongodb)\+srv(?=://)|(?<=[?&])srv\w+=[^&]*&?", re.IGNORECASE)
 _LONGEST_DATABASE: Final = 63
 
 
@@ -27,21 +30,32 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
     """
     if not isinstance(uri, str):
         raise ConfigurationError("uri", f"must be a str, not {type(uri).__name__}")
-    if not isinstance(database, str) or not 0 < len(database.encode()) <= _LONGEST_DATABASE:
-        raise ConfigurationError("database", f"must be a str of 1 to {_LONGEST_DATABASE} bytes")
-    if _FORBIDDEN_IN_DATABASE & set(database):
-        raise ConfigurationError("database", "has a character that MongoDB forbids in names")
+    _check_database(database)
     try:
-        # As if without "+srv": names are looked up when the client connects, not here.
-        options = parse_uri(uri.replace("mongodb+srv://", "mongodb://", 1), warn=False)["options"]
-        write_concern = options.get("w", "majority")
-        if write_concern != "majority" and not (
-            isinstance(write_concern, int) and write_concern > 0
-        ):
-            raise ConfigurationError("uri", "w must be 'majority' or left out")
-        return _client(uri, {name.lower() for name in options}, timeout_seconds)[database]
-    except (PyMongoError, ValueError, TypeError, OSError) as error:
+        with warnings.catch_warnings():
+            # An option that is repeated, or whose value is not known, gives no more than a warning.
+            warnings.simplefilter("error")
+            # As if without "+srv": names are looked up when the client connects, not here.
+            options = parse_uri(_SRV.sub("", uri), warn=False)["options"]
+            _check_write_concern(options.get("w", "majority"))
+            client = _client(uri, {name.lower() for name in options}, timeout_seconds)
+    except (PyMongoError, ValueError, TypeError, OSError, Warning) as error:
         raise ConfigurationError("uri", _without_credentials(str(error), uri)) from None
+    return client[str(database)]
+
+
+def _check_database(database: object) -> None:
+    if not isinstance(database, str):
+        raise ConfigurationError("database", f"must be a str, not {type(database).__name__}")
+    if not 0 < len(database.encode(errors="replace")) <= _LONGEST_DATABASE:
+        raise ConfigurationError("database", f"must have 1 to {_LONGEST_DATABASE} bytes")
+    if _FORBIDDEN_IN_DATABASE.search(database):
+        raise ConfigurationError("database", "has a character that MongoDB forbids in names")
+
+
+def _check_write_concern(write_concern: object) -> None:
+    if write_concern != "majority" and not (isinstance(write_concern, int) and write_concern > 0):
+        raise ConfigurationError("uri", "w must be 'majority' or left out")
 
 
 def _client(uri: str, given: set[str], timeout_seconds: float) -> AsyncMongoClient[dict[str, Any]]:

@@ -15,10 +15,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
-from credit_mongo.core.requests import check_identifier, check_moment
+from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_moment
 from credit_mongo.core.results import AuditLog, Transaction
 from credit_mongo.engine.store import ACCOUNT_FIELDS, JOURNALED_MAJORITY, MAJORITY
-from credit_mongo.errors import InvalidRequestError, UserNotFoundError
+from credit_mongo.errors import AccountDataError, InvalidRequestError, UserNotFoundError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
@@ -94,8 +94,9 @@ class _Query:
     ) -> None:
         self.user_id = check_identifier("user_id", user_id)
         self.limit = _check_count("limit", limit, 1, LARGEST_LIMIT)
-        self.offset = _check_count("offset", offset, 0, LARGEST_OFFSET)
+        self.skip = _check_count("offset", offset, 0, LARGEST_OFFSET)
         self.tie_breaker = tie_breaker
+        self.moment: datetime | None = None
         self._belongs_to = hashlib.blake2b(
             f"{kind}\0{self.user_id}".encode(), digest_size=6
         ).hexdigest()
@@ -110,41 +111,53 @@ class _Query:
         if created_at:
             self.filter["createdAt"] = created_at
         if cursor is not None:
-            if self.offset:
+            if self.skip:
                 raise InvalidRequestError("offset", "goes with no cursor")
-            self._continue_after(*self._read_cursor(cursor))
+            self._continue_after(cursor)
 
     @property
     def sort(self) -> list[tuple[str, int]]:
         return [("createdAt", -1), (self.tie_breaker, -1)]
 
-    def write_cursor(self, row: Mapping[str, Any]) -> str:
-        created_at = (row["createdAt"] - _EPOCH) // timedelta(milliseconds=1)
-        tie = row.get(self.tie_breaker, 0)
-        place = [self._belongs_to, created_at, int(tie) if isinstance(tie, int) else str(tie)]
+    def write_cursor(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The place after these rows."""
+        last = rows[-1]
+        moment, tie = last["createdAt"], last.get(self.tie_breaker)
+        seen = 0
+        if tie is None:
+            # Rows of the Credit SDK have no seq: of one moment, they are counted.
+            alike = [r["createdAt"] == moment and r.get(self.tie_breaker) is None for r in rows]
+            seen = sum(alike) + (self.skip if all(alike) and moment == self.moment else 0)
+        milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
+        place = [self._belongs_to, milliseconds, str(tie) if isinstance(tie, ObjectId) else tie]
+        if seen:
+            place.append(seen)
         return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
 
-    def _read_cursor(self, cursor: object) -> tuple[datetime, int | str | ObjectId]:
+    def _continue_after(self, cursor: object) -> None:
         text = check_identifier("cursor", cursor)
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-            belongs_to, created_at, tie = json.loads(base64.b64decode(padded, b"-_", validate=True))
-            moment = _EPOCH + timedelta(milliseconds=_whole(created_at))
-            place = to_object_id(str(tie)) if self.tie_breaker == "_id" else _whole(tie)
-        except (ValueError, TypeError, OverflowError, RecursionError):
+            place = json.loads(base64.b64decode(padded, b"-_", validate=True))
+            belongs_to, milliseconds, tie, seen = place if len(place) > 3 else [*place, 0]  # noqa: PLR2004
+            moment = _EPOCH + timedelta(milliseconds=_check_count("cursor", milliseconds, 0))
+            if self.tie_breaker == "_id":
+                tie = to_object_id(check_identifier("cursor", tie))
+            elif tie is not None:
+                _check_count("cursor", tie, 0)
+            self.skip = _check_count("cursor", seen, int(tie is None), LARGEST_OFFSET)
+        except (ValueError, TypeError, OverflowError, RecursionError, InvalidRequestError):
             raise InvalidRequestError("cursor", "is not a next_cursor of this method") from None
         if belongs_to != self._belongs_to:
             raise InvalidRequestError("cursor", "belongs to another user or method")
-        return moment, place
-
-    def _continue_after(self, moment: datetime, place: int | str | ObjectId) -> None:
-        self.filter["$or"] = [
-            {"createdAt": {"$lt": moment}},
-            {"createdAt": moment, self.tie_breaker: {"$lt": place}},
-        ]
+        self.moment = moment
+        after = None if tie is None else {"$lt": tie}
+        earlier = [{"createdAt": {"$lt": moment}}, {"createdAt": moment, self.tie_breaker: after}]
+        if isinstance(tie, int):
+            earlier.append({"createdAt": moment, self.tie_breaker: None})
+        self.filter["$or"] = earlier
         # Says what the $or implies, so that the index is entered at the right place.
-        bounds = self.filter.setdefault("createdAt", {})
-        bounds["$lte"] = moment
+        self.filter.setdefault("createdAt", {})["$lte"] = moment
 
 
 class History:
@@ -240,7 +253,7 @@ class History:
         found = self._database[collection].find(
             query.filter,
             sort=query.sort,
-            skip=query.offset,
+            skip=query.skip,
             # One more than asked for tells whether there is a next page.
             limit=query.limit + 1,
             session=session,
@@ -248,19 +261,18 @@ class History:
         documents = await found.to_list(None)
         more = len(documents) > query.limit
         documents = documents[: query.limit]
-        next_cursor = query.write_cursor(documents[-1]) if more else None
-        return [row_from(document) for document in documents], next_cursor
+        next_cursor = query.write_cursor(documents) if more else None
+        try:
+            return [row_from(document) for document in documents], next_cursor
+        except (KeyError, TypeError, ValueError) as error:
+            raise AccountDataError(
+                query.user_id, collection, "have a row of no known kind"
+            ) from error
 
 
-def _check_count(field: str, value: object, least: int, most: int) -> int:
+def _check_count(field: str, value: object, least: int, most: int = LARGEST_BALANCE) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
     if not least <= value <= most:
         raise InvalidRequestError(field, f"must be from {least} to {most}")
     return int(value)
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeAlias
-from uuid import uuid4
 
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
@@ -241,7 +240,7 @@ async def run(options: Namespace, records: list[Record], console: Console) -> di
     if sys.platform != "win32" and (task := asyncio.current_task()):
         # Before Python 3.11, Ctrl-C would be raised wherever the loop is just then.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-    name = options.database or f"credit_mongo_replay_{uuid4().hex[:8]}"
+    name = options.database or f"credit_mongo_replay_{os.urandom(4).hex()}"
     async with AsyncExitStack() as stack:
         console.print("Server  ", "as given" if options.uri else "a local replica set, temporary")
         uri = options.uri or (await stack.enter_async_context(LocalReplicaSet())).uri
@@ -286,6 +285,7 @@ def facts_of(tally: Tally) -> dict[str, Any]:
         "tiers": tiers,
         "balances": tally.balances,
         "differing": tally.differing,
+        "every_balance_equals_its_transactions": not tally.differing,
     }
 
 

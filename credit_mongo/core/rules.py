@@ -82,7 +82,7 @@ class Rules:
     tariff: Tariff
     membership: Membership
 
-    def decide(  # noqa: PLR0911 - one for each kind of request
+    def decide(
         self,
         request: Request,
         account: Account | None,
@@ -92,28 +92,40 @@ class Rules:
         """What a request does to an account (None: there is no such user).
 
         ``charge`` is the charge that a linked refund names, None if it was not found.
-        Time never goes back for a user: a posting is dated the later of ``now`` and the account's
-        last change, so that newest first is also highest ``seq`` first.
+        Time never goes back for a user, though clocks may: it is the later of ``now`` and the
+        account's last change. So newest first is also highest ``seq`` first, and what has expired
+        stays expired.
         """
+        if account is not None:
+            now = max(now, account.updated_at)
         try:
             if isinstance(request, CreateUserRequest):
                 return self._create_user(request, account, now)
             if account is None:
                 raise UserNotFoundError(request.user_id)
-            if isinstance(request, ChargeRequest):
-                return self._charge(request, account, now)
-            if isinstance(request, GrantRequest):
-                return _add(request, account, now, request.amount)
-            if isinstance(request, RefundRequest):
-                return self._refund(request, account, now, charge)
-            if isinstance(request, UpgradeTierRequest):
-                return self._upgrade_tier(request, account, now)
-            if isinstance(request, DowngradeTierRequest):
-                return self._downgrade_tier(request, account, now)
-            if isinstance(request, RenewTierRequest):
-                return self._renew_tier(request, account, now)
+            return self._post(request, account, now, charge)
         except CreditError as error:
             return Refusal(request, error, now)
+
+    def _post(
+        self,
+        request: Request,
+        account: Account,
+        now: datetime,
+        charge: RefundableCharge | None,
+    ) -> Posting:
+        if isinstance(request, ChargeRequest):
+            return self._charge(request, account, now)
+        if isinstance(request, GrantRequest):
+            return _add(request, account, now, request.amount)
+        if isinstance(request, RefundRequest):
+            return self._refund(request, account, now, charge)
+        if isinstance(request, UpgradeTierRequest):
+            return self._upgrade_tier(request, account, now)
+        if isinstance(request, DowngradeTierRequest):
+            return self._downgrade_tier(request, account, now)
+        if isinstance(request, RenewTierRequest):
+            return self._renew_tier(request, account, now)
         raise AssertionError(f"no rule for {type(request).__name__}")
 
     def check_access(self, account: Account, action: str, now: datetime) -> None:
@@ -286,7 +298,7 @@ def _post(
         base.membership_tier,
         base.membership_expires_at,
         base.created_at,
-        max(now, account.updated_at),
+        now,
     )
     return Posting(request, account, after, amount, details, refund_of)
 

@@ -127,7 +127,7 @@ class Store:
             self._names.idempotency_records, {"_id": {"$in": keys}}, {}, session
         )
         remembered = {
-            d["_id"]: remembered_from(d) for d in documents if not is_past(d["expiresAt"], now)
+            d["_id"]: remembered_from(d) for d in documents if not is_past(d.get("expiresAt"), now)
         }
         expired = frozenset(d["_id"] for d in documents) - remembered.keys()
         return replace(loaded, remembered=remembered, expired_keys=expired)

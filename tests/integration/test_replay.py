@@ -139,6 +139,7 @@ def expected(records: list[tuple[int, int]], users: int) -> dict[str, Any]:
         "decimal_places": 2,
         "balances": {f"user-{user:03}": int(b * 100) for user, b in enumerate(balances)},
         "differing": [],
+        "every_balance_equals_its_transactions": True,
     }
 
 
