@@ -145,7 +145,10 @@ class _Query:
                 tie = to_object_id(check_identifier("cursor", tie))
             elif tie is not None:
                 _check_count("cursor", tie, 0)
-            self.skip = _check_count("cursor", seen, int(tie is None), LARGEST_OFFSET)
+            # Counted where there is nothing else to tell rows apart, and only there.
+            self.skip = _check_count(
+                "cursor", seen, *((1, LARGEST_OFFSET) if tie is None else (0, 0))
+            )
         except (ValueError, TypeError, OverflowError, RecursionError, InvalidRequestError):
             raise InvalidRequestError("cursor", "is not a next_cursor of this method") from None
         if belongs_to != self._belongs_to:

@@ -22,8 +22,12 @@ class Peer(Protocol):
     """A ledger under load. Started and stopped for every run; ``stop`` follows any ``start``."""
 
     @property
+    def kind(self) -> str:
+        """What it is, whatever its limits."""
+
+    @property
     def name(self) -> str:
-        """What the report calls it."""
+        """What the report calls it: its kind, with its limits. Of one kind, the best counts."""
 
     async def start(self) -> None:
         """Connect. Raises PeerUnavailableError."""

@@ -37,7 +37,7 @@ class _Waiting(NamedTuple):
 class BatchesByHandPeer(MongoPeer):
     """Group commit without a library."""
 
-    name = "the same batches, by hand"
+    kind = "batches by hand"
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)

@@ -87,7 +87,7 @@ class _IdempotencyRecord(_Document):
 class BeaniePeer(MongoPeer):
     """The four writes through documents."""
 
-    name = "a transaction a charge, with Beanie"
+    kind = "Beanie"
 
     async def prepare(self, users: Sequence[str], opening_credits: int) -> None:
         """Have no books but those of these users, and the documents bound to them."""

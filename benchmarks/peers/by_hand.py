@@ -11,7 +11,7 @@ __all__ = ["ByHandPeer"]
 class ByHandPeer(MongoPeer):
     """The four writes and nothing else; conflicts are repeated by ``with_transaction``."""
 
-    name = "a transaction a charge, by hand"
+    kind = "a transaction a charge"
 
     async def charge(self, user_id: str, cost: int, key: str) -> None:
         """Charge a user; raise if that may not have happened."""

@@ -24,10 +24,12 @@ _IDLE_SECONDS: Final = 4.0
 class LedgerPeer(MongoPeer):
     """credit_mongo, on a client of its own."""
 
-    name = "credit_mongo"
+    kind = "credit_mongo"
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, database_name: str = "") -> None:
+        """``database_name`` is of books that are there; left out, the peer has its own."""
         super().__init__(uri)
+        self.database_name = database_name or self.database_name
         self._ledger: CreditLedger | None = None
 
     @property
@@ -87,7 +89,11 @@ class LedgerPeer(MongoPeer):
 
     async def stop(self) -> None:
         """Close the ledger, remove the books and disconnect."""
+        await self.close()
+        await super().stop()
+
+    async def close(self) -> None:
+        """Close the ledger."""
         if self._ledger is not None:
             await self._ledger.close()
             self._ledger = None
-        await super().stop()

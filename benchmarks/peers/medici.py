@@ -35,9 +35,11 @@ class MediciPeer:
     in the database at once.
     """
 
+    kind = "Medici"
+
     def __init__(self, uri: str, *, snapshots: bool = True, at_a_time: int = 0) -> None:
         limits = ["no snapshots"] * (not snapshots) + [f"{at_a_time} at a time"] * bool(at_a_time)
-        self.name = ", ".join(["Medici", *limits])
+        self.name = ", ".join([self.kind, *limits])
         self._at_a_time = at_a_time
         self._uri = uri
         self._snapshots = snapshots

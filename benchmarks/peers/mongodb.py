@@ -45,18 +45,27 @@ async def open_books(
 
 
 class MongoPeer(ABC):
-    """A peer with a client and a database of its own."""
+    """A peer with a client and a database of its own.
 
-    def __init__(self, uri: str) -> None:
+    With ``at_a_time``, at most so many charges are under way at once, the others wait their turn.
+    """
+
+    def __init__(self, uri: str, at_a_time: int = 0) -> None:
         self.uri = uri
+        self._at_a_time = at_a_time
         self.database_name = f"benchmark_{uuid4().hex[:12]}"
         self.opening_credits = 0
         self._client: AsyncMongoClient[dict[str, Any]] | None = None
 
     @property
     @abstractmethod
+    def kind(self) -> str:
+        """What it is."""
+
+    @property
     def name(self) -> str:
-        """What the report calls it."""
+        """What the report calls it: what it is, with its limit."""
+        return f"{self.kind}, {self._at_a_time} at a time" if self._at_a_time else self.kind
 
     @property
     def client(self) -> AsyncMongoClient[dict[str, Any]]:
@@ -86,7 +95,15 @@ class MongoPeer(ABC):
 
     async def run(self, load: Load) -> Outcome:
         """Take the load."""
-        return await drive(self.charge, load)
+        if not self._at_a_time:
+            return await drive(self.charge, load)
+        gate = asyncio.Semaphore(self._at_a_time)
+
+        async def charge(user_id: str, cost: int, key: str) -> None:
+            async with gate:
+                await self.charge(user_id, cost, key)
+
+        return await drive(charge, load)
 
     async def verify(self, outcome: Outcome) -> None:
         """Compare the books with what was acknowledged. Raises BooksAreOffError."""

@@ -64,8 +64,10 @@ async def _leave_as_it_is(connection: object) -> None:
 class PostgresPeer:
     """PostgreSQL with a pool of one size."""
 
+    kind = "PostgreSQL"
+
     def __init__(self, server: PostgresServer, pool_size: int) -> None:
-        self.name = f"PostgreSQL, {pool_size} connections"
+        self.name = f"{self.kind}, {pool_size} connections"
         self._server = server
         self._pool_size = pool_size
         self._pool: Any = None

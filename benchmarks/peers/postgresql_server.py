@@ -122,7 +122,7 @@ class PostgresServer:
         for path in (self._directory, secret):
             if self._account is not None:
                 os.chown(path, self._account.pw_uid, self._account.pw_gid)
-        options = "--encoding UTF8 --locale C --auth scram-sha-256 --no-sync".split()
+        options = ["--encoding", "UTF8", "--locale", "C", "--auth", "scram-sha-256", "--no-sync"]
         place = ("--pgdata", self._directory / "data")
         login = ("--username", _USER, "--pwfile", secret)
         done = subprocess.run(

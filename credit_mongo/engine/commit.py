@@ -144,6 +144,7 @@ class Committer:
     async def _commit(
         self, requests: Sequence[Request], deadline: float, patience: int | None
     ) -> list[Outcome | Held]:
+        failed: CreditError
         try:
             batch = _Batch(requests, self._clock(), deadline, patience)
             return list(await self._commit_together(batch))
@@ -152,22 +153,20 @@ class Committer:
             if len(users) == 1:
                 return [HELD] * len(requests)
             first = set(users[: len(users) // 2])
-            return await self._commit_parts(
-                requests, [r.user_id in first for r in requests], deadline, 1
-            )
+            parts = [request.user_id in first for request in requests]
+            patience = 1
         except _RefusedError as refused:
-            if len(requests) > 1:
-                half = len(requests) // 2
-                return await self._commit_parts(
-                    requests, [n < half for n in range(len(requests))], deadline, patience
-                )
-            error: CreditError = as_storage_error(refused.error)
-            if error is not refused.error:
-                error.__cause__ = refused.error
-        except CreditError as failed:
-            error = failed
+            parts = [number < len(requests) // 2 for number in range(len(requests))]
+            failed = as_storage_error(refused.error)
+            if failed is not refused.error:
+                failed.__cause__ = refused.error
+        except CreditError as error:
+            parts = []
+            failed = error
+        if len(parts) > 1:
+            return await self._commit_parts(requests, parts, deadline, patience)
         # One for each: an error that is raised takes up the traceback of its raising.
-        return [_copy(error) for _ in requests]
+        return [_copy(failed) for _ in requests]
 
     async def _commit_parts(
         self,
