@@ -75,7 +75,7 @@ async def _write(
     )
     if user is None:
         return False
-    rows = charge_rows(user_id, user["seq"], user["credits"] + cost, cost, key, now)
+    rows = charge_rows(user_id, user["seq"], user["credits"] + cost, cost=cost, key=key, now=now)
     for collection, row in zip(
         ("transactions", "audit_logs", "idempotency_records"), rows, strict=True
     ):
@@ -84,7 +84,7 @@ async def _write(
 
 
 def charge_rows(
-    user_id: str, seq: int, balance: int, cost: int, key: str, now: datetime
+    user_id: str, seq: int, balance: int, *, cost: int, key: str, now: datetime
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The transaction, the audit log and the idempotency record of a charge on a balance."""
     transaction_id = ObjectId()

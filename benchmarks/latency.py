@@ -17,36 +17,31 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 
-from benchmarks.hand_written import charge_by_hand
-from credit_mongo import CreditConfig, CreditLedger
+from benchmarks.hand_written import ACTION, charge_by_hand
+from benchmarks.load import COST
+from benchmarks.peers.mongodb import CONFIG, open_books
+from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
 
-COST = 10
 WARM_UP_ROUNDS = 100
-CONFIG = CreditConfig(
-    costs={"generate-post": {"default": COST, "premium": 8}},
-    membership={
-        "tiers": {"free": 0, "premium": 1},
-        "credits_caps": {"free": 100, "premium": 2000},
-    },
-)
 
 
 async def measure(
     client: AsyncMongoClient[dict[str, Any]], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each charge: by the library, by hand. Both on databases with all indexes."""
+    """Seconds of each charge: by the library, by hand. Both on databases with all indexes.
+
+    The two databases are made and, when all charges of both were found in them, removed.
+    """
     ours, theirs = client["latency_ledger"], client["latency_by_hand"]
     charges = WARM_UP_ROUNDS + rounds
-    async with CreditLedger(theirs, CONFIG) as ledger:
-        await ledger.ensure_indexes()
-        await ledger.create_user("user", credits=COST * charges)
+    for database in (ours, theirs):
+        await client.drop_database(database)
+        await open_books(database, ["user"], COST * charges)
     async with CreditLedger(ours, CONFIG) as ledger:
-        await ledger.ensure_indexes()
-        await ledger.create_user("user", credits=COST * charges)
 
         async def by_library(number: int) -> None:
-            await ledger.charge("user", "generate-post", idempotency_key=f"request-{number}")
+            await ledger.charge("user", ACTION, idempotency_key=f"request-{number}")
 
         async def by_hand(number: int) -> None:
             assert await charge_by_hand(client, theirs, "user", COST, f"request-{number}")
@@ -62,7 +57,13 @@ async def measure(
         for collection in ("transactions", "audit_logs"):
             assert await database[collection].count_documents({}) == charges + 1
         assert await database["idempotency_records"].count_documents({}) == charges
+        await client.drop_database(database)
     return seconds[0][WARM_UP_ROUNDS:], seconds[1][WARM_UP_ROUNDS:]
+
+
+def median_ms(seconds: list[float]) -> float:
+    """The median of some times, in milliseconds."""
+    return statistics.median(seconds) * 1000
 
 
 async def _timed(charge: Callable[[int], Awaitable[None]], number: int) -> float:
@@ -85,10 +86,10 @@ async def main() -> None:
     for name, times in (("credit_mongo", ours), ("hand-written", theirs)):
         nine_tenths = statistics.quantiles(times, n=10)[-1]
         print(
-            f"{name:13} median {statistics.median(times) * 1000:6.2f} ms, "
+            f"{name:13} median {median_ms(times):6.2f} ms, "
             f"nine of ten within {nine_tenths * 1000:6.2f} ms, {len(times)} charges"
         )
-    print(f"ratio of the medians: {statistics.median(ours) / statistics.median(theirs):.2f}")
+    print(f"ratio of the medians: {median_ms(ours) / median_ms(theirs):.2f}")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ async def _window(meter: _Meter, load: Load) -> None:
     loop = asyncio.get_running_loop()
     begun, enough = loop.time(), len(meter.moments) + load.callers
     await asyncio.sleep(load.seconds)
-    while len(meter.moments) < enough and loop.time() - begun < LONGEST_WINDOW_SECONDS:
+    while len(meter.moments) < enough and loop.time() - begun < LONGEST_WINDOW_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
 

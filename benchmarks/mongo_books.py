@@ -16,10 +16,11 @@ from pymongo.asynchronous.database import AsyncDatabase
 from benchmarks.load import COST, Outcome
 from benchmarks.peers import BooksAreOffError
 
-__all__ = ["Account", "Base", "check_books"]
+__all__ = ["LOWEST_ID", "Account", "Base", "check_books"]
 
 _Row = dict[str, Any]
 _KEYS_AT_ONCE: Final = 10_000
+LOWEST_ID: Final = ObjectId("0" * 24)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Account:
 class Base:
     """What was there before the run. Its rows are not looked at again, only counted."""
 
-    last_id: ObjectId = ObjectId("0" * 24)
+    last_id: ObjectId = LOWEST_ID
     """No row of the base has a higher id; every row of the run has."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
     transactions: int = 0

@@ -43,9 +43,9 @@ from credit_mongo.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from credit_mongo.history import AuditPage, HistoryPage
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport
+from credit_mongo.pages import AuditPage, HistoryPage
 
 __all__ = [
     "CREDIT_DOCUMENTS",

@@ -53,8 +53,9 @@ from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
-from credit_mongo.history import AuditPage, History, HistoryPage
+from credit_mongo.history import History
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.pages import AuditPage, HistoryPage
 from credit_mongo.rows import copy_metadata, to_object_id
 
 if TYPE_CHECKING:

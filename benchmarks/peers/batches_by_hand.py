@@ -66,13 +66,7 @@ class BatchesByHandPeer(MongoPeer):
             while queue:
                 batch = [queue.popleft() for _ in range(min(len(queue), _LARGEST_BATCH))]
                 try:
-                    async with self.client.start_session() as session:
-                        paid = await session.with_transaction(
-                            lambda session, batch=batch: self._write(batch, session),
-                            READ_CONCERN,
-                            WRITE_CONCERN,
-                            ReadPreference.PRIMARY,
-                        )
+                    paid = await self._commit(batch)
                 except Exception as error:
                     for waiting in batch:
                         waiting.answer.set_exception(error)
@@ -82,6 +76,15 @@ class BatchesByHandPeer(MongoPeer):
                             waiting.answer.set_result(paid[waiting.key])
         finally:
             self._tasks[lane] = None
+
+    async def _commit(self, batch: list[_Waiting]) -> dict[str, bool]:
+        async def write(session: AsyncClientSession) -> dict[str, bool]:
+            return await self._write(batch, session)
+
+        async with self.client.start_session() as session:
+            return await session.with_transaction(
+                write, READ_CONCERN, WRITE_CONCERN, ReadPreference.PRIMARY
+            )
 
     async def _write(self, batch: list[_Waiting], session: AsyncClientSession) -> dict[str, bool]:
         """Write a batch in the session's transaction; returns by key whether it was paid."""
@@ -99,7 +102,7 @@ class BatchesByHandPeer(MongoPeer):
             paid[key] = balance >= cost
             if paid[key]:
                 after[user_id] = (balance - cost, seq + 1)
-                rows.append(charge_rows(user_id, seq + 1, balance, cost, key, now))
+                rows.append(charge_rows(user_id, seq + 1, balance, cost=cost, key=key, now=now))
         updates = [
             {
                 "q": {"_id": user_id, "credits": {"$gte": user["credits"] - after[user_id][0]}},

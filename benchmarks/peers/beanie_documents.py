@@ -114,9 +114,9 @@ async def _write(user_id: str, cost: int, key: str, session: AsyncClientSession)
         return False
     # The user is as this transaction sees it, and written by it: nobody else can change it.
     balance = user.credits
-    await user.update(
-        Inc({_User.credits: -cost, _User.seq: 1}), Set({_User.updated_at: now}), session=session
-    )
+    added = Inc({_User.credits: -cost, _User.seq: 1})  # type: ignore[no-untyped-call]
+    moment = Set({_User.updated_at: now})  # type: ignore[no-untyped-call]
+    await user.update(added, moment, session=session)
     transaction_id = PydanticObjectId(ObjectId())
     result = {
         "transaction_id": str(transaction_id),

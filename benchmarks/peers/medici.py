@@ -31,8 +31,8 @@ _SETTLE_SECONDS: Final = 1.0
 class MediciPeer:
     """Medici as its README shows, or with limits that its users could set.
 
-    Without ``snapshots``, it never stores a balance; with ``at_a_time``, at most so many charges are
-    in the database at once.
+    Without ``snapshots``, it never stores a balance; with ``at_a_time``, at most so many charges
+    are under way at once, the others wait their turn.
     """
 
     kind = "Medici"

@@ -38,9 +38,9 @@ FROM users u LEFT JOIN (
         bool_and(balance_before = before AND balance_after = before + amount AND seq = number)
             AS unbroken
     FROM (
-        SELECT *, coalesce(lag(balance_after) OVER (PARTITION BY user_id ORDER BY seq), 0) AS before,
-            row_number() OVER (PARTITION BY user_id ORDER BY seq) AS number
-        FROM transactions
+        SELECT *, coalesce(lag(balance_after) OVER of_one_user, 0) AS before,
+            row_number() OVER of_one_user AS number
+        FROM transactions WINDOW of_one_user AS (PARTITION BY user_id ORDER BY seq)
     ) AS chain
     GROUP BY user_id
 ) AS t ON t.user_id = u.id

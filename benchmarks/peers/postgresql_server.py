@@ -138,16 +138,20 @@ class PostgresServer:
 
     def _start(self, binaries: Path) -> subprocess.Popen[bytes]:
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
-        command = [binaries / "postgres", "-D", self._directory / "data", "-p", str(self._port)]
+        data = str(self._directory / "data")
+        command = [str(binaries / "postgres"), "-D", data, "-p", str(self._port)]
         with self._log.open("wb") as log:
-            return subprocess.Popen([*command, *settings], stdout=log, **self._options())
+            options: dict[str, Any] = {"stdout": log, **self._options()}
+            process: subprocess.Popen[bytes] = subprocess.Popen([*command, *settings], **options)
+            return process
 
     async def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         import asyncpg  # noqa: PLC0415 - optional: it is there, or we were not here
 
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _START_SECONDS
-        while True:
+        connection: Any = None
+        while connection is None:
             try:
                 connection = await asyncpg.connect(**self.connection)
             except (OSError, asyncpg.PostgresError) as error:
@@ -155,8 +159,6 @@ class PostgresServer:
                     said = self._log.read_text(errors="replace")[-300:]
                     raise PeerUnavailableError(f"it does not start: {said}") from error
                 await asyncio.sleep(0.1)
-            else:
-                break
         self.version = str(await connection.fetchval("SHOW server_version"))
         await connection.close()
 
@@ -177,7 +179,9 @@ def _find_binaries() -> Path:
         import asyncpg  # noqa: F401, PLC0415
     except ImportError:
         raise PeerUnavailableError("install asyncpg (the extra `bench`)") from None
-    found = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
+    found = [
+        path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()
+    ]
     if found:
         return max(found, key=lambda path: int(path.parent.name))
     on_path = shutil.which("initdb")

@@ -48,9 +48,9 @@ Clock: TypeAlias = Callable[[], datetime]
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a unique index of the application's.
 _MOST_DUPLICATES: Final = 3
-# Conflicts that a batch of several users meets before it is parted. Other ledgers' end within one
-# or two; an application's transaction can hold a user for as long as it likes.
-_PATIENCE: Final = 4
+# How long a batch that has the turn meets conflicts before it is parted. Commits of ledgers that
+# take no turns yet end sooner; an application's transaction can hold a user as long as it likes.
+_PATIENCE_SECONDS: Final = 0.2
 
 
 class Held(Enum):
@@ -75,14 +75,15 @@ class _Batch:
     """Requests on their way to one commit, and what is known of the way so far."""
 
     def __init__(
-        self, requests: Sequence[Request], now: datetime, deadline: float, patience: int | None
+        self, requests: Sequence[Request], now: datetime, deadline: float, patience: float | None
     ) -> None:
         self.requests = requests
         self.now = now
         self.deadline = deadline
         self.patience = patience
         self.has_turn = False
-        self.conflicts_with_turn = 0
+        self.lost_turn = False
+        self.held_since: float | None = None
         self.unknown: _Sent | None = None
         self.tries = 0
         self.failures = 0
@@ -91,6 +92,12 @@ class _Batch:
 
     def seconds_left(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
+
+    def patience_is_over(self) -> bool:
+        """Whether a user is held for too long by somebody who takes no turns."""
+        now = asyncio.get_running_loop().time()
+        self.held_since = self.held_since or now
+        return self.patience is not None and now - self.held_since >= self.patience
 
     def not_done(self, error: BaseException) -> StorageError:
         """What to tell the callers when there will be no further try."""
@@ -133,7 +140,7 @@ class Committer:
         batch until it is alone: a request that the server refuses fails, and those of a user whom
         another transaction holds come back as ``HELD``, for ``commit_patiently``.
         """
-        return await self._commit(requests, deadline, _PATIENCE)
+        return await self._commit(requests, deadline, _PATIENCE_SECONDS)
 
     async def commit_patiently(
         self, requests: Sequence[Request], deadline: float
@@ -142,7 +149,7 @@ class Committer:
         return await self._commit(requests, deadline, None)
 
     async def _commit(
-        self, requests: Sequence[Request], deadline: float, patience: int | None
+        self, requests: Sequence[Request], deadline: float, patience: float | None
     ) -> list[Outcome | Held]:
         failed: CreditError
         try:
@@ -154,7 +161,7 @@ class Committer:
                 return [HELD] * len(requests)
             first = set(users[: len(users) // 2])
             parts = [request.user_id in first for request in requests]
-            patience = 1
+            patience = 0.0
         except _RefusedError as refused:
             parts = [number < len(requests) // 2 for number in range(len(requests))]
             failed = as_storage_error(refused.error)
@@ -173,7 +180,7 @@ class Committer:
         requests: Sequence[Request],
         is_first: Sequence[bool],
         deadline: float,
-        patience: int | None,
+        patience: float | None,
     ) -> list[Outcome | Held]:
         outcomes: dict[int, Outcome | Held] = {}
         for part in (True, False):
@@ -229,13 +236,18 @@ class Committer:
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1
+        if batch.lost_turn:
+            batch.lost_turn = False
+            await self._store.wait_for_turn(batch.seconds_left())
         await session.start_transaction(
             read_concern=ReadConcern("snapshot"),
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
-        if batch.patience is not None and self._turns.are_needed():
+        if self._turns.are_needed():
+            batch.lost_turn = True
             await self._store.take_turn(session)
+            batch.lost_turn = False
             batch.has_turn = True
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
@@ -286,15 +298,15 @@ class Committer:
         return seconds
 
     def _seconds_to_wait_for_others(self, batch: _Batch) -> float:
+        if batch.lost_turn:
+            return 0.0  # the next try waits for it
         batch.conflicts += 1
-        if batch.patience is not None:
+        if not batch.has_turn:
             self._turns.met_conflict(batch.conflicts)
-            # Not for want of a turn, but with it: who holds the user takes no turns.
-            batch.conflicts_with_turn += batch.has_turn
-            batch.has_turn = False
-            if batch.conflicts_with_turn >= batch.patience and batch.unknown is None:
-                raise _HeldError
-        return seconds_to_wait(batch.conflicts if batch.patience is None else 1)
+        elif batch.patience_is_over() and batch.unknown is None:
+            raise _HeldError
+        batch.has_turn = False
+        return seconds_to_wait(batch.conflicts)
 
 
 class _RefusedError(Exception):

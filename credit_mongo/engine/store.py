@@ -208,6 +208,19 @@ class Store:
 
     # Whose turn it is
 
+    async def wait_for_turn(self, seconds: float) -> None:
+        """Wait until nobody has the turn: a write outside of transactions waits on the server."""
+        update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
+        await self._database.command(
+            {
+                "update": self._names.turns,
+                "updates": [update],
+                "maxTimeMS": max(int(seconds * 1000), 1),
+                # It is written in order to wait; nobody needs to know it again.
+                "writeConcern": {"w": 1, "j": False},
+            }
+        )
+
     async def take_turn(self, session: AsyncClientSession) -> None:
         """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
         if not self._has_turn:

@@ -5,8 +5,8 @@ Batches make that worse: of two with a hundred users each, one nearly always fai
 waits one process can win for seconds. So when a batch has met conflicts twice in a row, its ledger
 begins to take turns with other processes: the first write of its transactions goes to one document
 that stands for the turn. Who comes second fails right there, before anything was read or written,
-and soon tries again. While that lasts, all requests of a process share one lane: who has the turn
-uses it for everybody who waits.
+and waits on the server until the turn is free. While that lasts, all requests of a process share
+one lane: who has the turn uses it for everybody who waits.
 
 Nothing depends on it but speed. There is no lease, no clock and nothing to clean up: the turn is
 part of the transaction and ends with it, however that ends.
@@ -20,8 +20,10 @@ from typing import Final
 
 __all__ = ["Turns", "seconds_to_wait"]
 
-# Then it is tried without: those in turns pay with a round trip, and use one commit at a time.
-_TAKEN_FOR_SECONDS: Final = 1.0
+# Then it is tried without, for in turns there is one commit at a time for all. Where that meets
+# conflicts again at once, the next time is twice as long.
+_SHORTEST_SECONDS: Final = 1.0
+_LONGEST_SECONDS: Final = 30.0
 _CONFLICTS_IN_A_ROW: Final = 2
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
@@ -33,15 +35,20 @@ class Turns:
 
     def __init__(self) -> None:
         self._needed_until = 0.0
+        self._seconds = _SHORTEST_SECONDS
 
     def are_needed(self) -> bool:
         """Whether other processes were in the way lately."""
         return asyncio.get_running_loop().time() < self._needed_until
 
     def met_conflict(self, in_a_row: int) -> None:
-        """A batch has met the ``in_a_row``-th conflict."""
-        if in_a_row >= _CONFLICTS_IN_A_ROW:
-            self._needed_until = asyncio.get_running_loop().time() + _TAKEN_FOR_SECONDS
+        """A batch that had no turn has met the ``in_a_row``-th conflict."""
+        now = asyncio.get_running_loop().time()
+        if in_a_row < _CONFLICTS_IN_A_ROW or now < self._needed_until:
+            return
+        came_back = now < self._needed_until + self._seconds
+        self._seconds = min(2 * self._seconds, _LONGEST_SECONDS) if came_back else _SHORTEST_SECONDS
+        self._needed_until = now + self._seconds
 
 
 def seconds_to_wait(in_a_row: int) -> float:

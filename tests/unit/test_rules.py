@@ -1422,7 +1422,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"core"}),
     frozenset({"config"}),
     frozenset({"rows", "connection"}),
-    frozenset({"documents"}),
+    frozenset({"documents", "pages"}),
     frozenset({"engine"}),
     frozenset({"drivers"}),
     frozenset({"history", "maintenance"}),
@@ -1451,7 +1451,6 @@ PURE_IMPORTS = frozenset(
         "itertools",
         "math",
         "operator",
-        "pyparsing",
         "re",
         "typing",
     }

@@ -1,0 +1,62 @@
+"""Measure this library beside its peers: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from benchmarks.chart import MissingChartError, draw
+from benchmarks.figures import figures
+from benchmarks.loops import cancel_on_signals, run
+from benchmarks.machine import describe_machine
+from benchmarks.options import Options, read_options
+from benchmarks.peers.medici import PACKAGES, MediciPeer
+from benchmarks.report import show, write_json
+from benchmarks.servers import Servers
+from benchmarks.work import ORDER, Works
+
+__all__ = ["main"]
+
+
+async def _measure(options: Options, console: Console) -> int:
+    cancel_on_signals()
+    try:
+        async with Servers(options) as servers:
+            works = Works(options, servers, lambda line: console.print(line, highlight=False))
+            for number in ORDER:
+                if number in options.only:
+                    await works.do(number)
+    except asyncio.CancelledError:
+        console.print("Interrupted; everything that was started is stopped.")
+        return 130
+    results = works.results
+    used_medici = any(run.kind == MediciPeer.kind for run in results.runs)
+    machine = describe_machine(
+        options.loop,
+        servers.mongod_version,
+        servers.postgresql_version,
+        PACKAGES["medici"] if used_medici else "",
+    )
+    found = figures(results, options.only)
+    show(console, results, found, machine)
+    if options.json is not None:
+        write_json(options.json, results, found, machine)
+    if options.chart is not None and 9 in options.only:
+        try:
+            draw(results, options.sweep_callers, options.chart)
+        except MissingChartError as reason:
+            console.print(str(reason))
+    return 1 if results.off else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m benchmarks`` and return its exit code."""
+    options = read_options(arguments)
+    return run(_measure(options, Console(soft_wrap=False)), options.loop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

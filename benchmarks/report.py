@@ -1,0 +1,120 @@
+"""What is shown and written of the results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Figure
+from benchmarks.options import WORKS
+from benchmarks.results import Results
+
+__all__ = ["show", "write_json"]
+
+_REACHED: Final = {True: "yes", False: "NO", None: ""}
+
+
+def show(console: Console, results: Results, found: list[Figure], machine: dict[str, str]) -> None:
+    """Print the tables."""
+    console.print(_figures(found))
+    console.print(_peers(results))
+    for name, value in machine.items():
+        console.print(f"{name}: {value}", highlight=False)
+    for reason in results.unavailable.values():
+        console.print(reason)
+    for what in results.off:
+        console.print(f"[bold red]the books are off:[/] {what}")
+    if not results.off:
+        console.print(
+            f"After each of {len(results.runs) + 2 * len(results.latencies)} runs the books were "
+            "checked: balances, chains, counts. All agree with what was acknowledged."
+        )
+
+
+def write_json(path: Path, results: Results, found: list[Figure], machine: dict[str, str]) -> None:
+    """Write everything that was measured."""
+    everything = {
+        "machine": machine,
+        "figures": [figure.to_dict() for figure in found],
+        "runs": [run.to_dict() for run in results.runs],
+        "latency_rounds_ms": [
+            {"credit_mongo": ours, "by_hand": by_hand} for ours, by_hand in results.latencies
+        ],
+        "unavailable": results.unavailable,
+        "books_that_are_off": results.off,
+    }
+    path.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+
+
+def _figures(found: list[Figure]) -> Table:
+    table = Table(title="Figures: medians of the rounds")
+    for name in ("work", "what"):
+        table.add_column(name)
+    for name in ("measured", "to reach", "reached"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("made of")
+    last = 0
+    for figure in found:
+        reached = _REACHED[figure.reached]
+        table.add_row(
+            f"{figure.work}. {WORKS[figure.work]}" if figure.work != last else "",
+            figure.what,
+            "not measured" if figure.value is None else _number(figure.value),
+            f"{figure.sign} {_number(figure.bound)}",
+            f"[bold red]{reached}[/]" if figure.reached is False else reached,
+            figure.remark,
+        )
+        last = figure.work
+    return table
+
+
+def _peers(results: Results) -> Table:
+    """Every peer at every work: the median, and the range of the rounds."""
+    table = Table(title="Runs: charges/s and client CPU are medians of the rounds")
+    table.add_column("work")
+    table.add_column("peer")
+    for name in (
+        "charges/s",
+        "lowest",
+        "highest",
+        "median ms",
+        "p99 ms",
+        "CPU µs",
+        "errors",
+        "cut off",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    places = dict.fromkeys((run.work, run.scenario) for run in results.runs)
+    for work, scenario in places:
+        title = f"{work}. {scenario or WORKS[work]}"
+        everyone = [run for run in results.runs if (run.work, run.scenario) == (work, scenario)]
+        for name in sorted(results.names(everyone)):
+            outcomes = [run.outcome for run in everyone if run.peer == name]
+            rates = [outcome.rate for outcome in outcomes]
+            errors = sum(sum(outcome.errors.values()) for outcome in outcomes)
+            unknown = sum(sum(outcome.unknown.values()) for outcome in outcomes)
+            table.add_row(
+                title,
+                name,
+                _number(statistics.median(rates)),
+                _number(min(rates)),
+                _number(max(rates)),
+                f"{statistics.median(outcome.median_ms for outcome in outcomes):.1f}",
+                f"{statistics.median(outcome.p99_ms for outcome in outcomes):.1f}",
+                f"{statistics.median(outcome.cpu_microseconds for outcome in outcomes):.0f}",
+                str(errors),
+                str(unknown - errors),
+            )
+            title = ""
+    return table
+
+
+def _number(value: float) -> str:
+    if value == int(value) or value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
