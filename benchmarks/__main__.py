@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Console
 
@@ -20,12 +21,17 @@ from benchmarks.work import ORDER, Works
 
 __all__ = ["main"]
 
+# Of tables that go to a file or a pipe.
+_FILE_COLUMNS: Final = 150
+
 
 async def _measure(options: Options, console: Console) -> int:
     cancel_on_signals()
     try:
         async with Servers(options) as servers:
-            works = Works(options, servers, lambda line: console.print(line, highlight=False))
+            works = Works(
+                options, servers, lambda line: console.print(line, highlight=False, soft_wrap=True)
+            )
             for number in ORDER:
                 if number in options.only:
                     await works.do(number)
@@ -49,13 +55,16 @@ async def _measure(options: Options, console: Console) -> int:
             draw(results, options.sweep_callers, options.chart)
         except MissingChartError as reason:
             console.print(str(reason))
-    return 1 if results.off else 0
+    return 1 if results.off or results.failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m benchmarks`` and return its exit code."""
     options = read_options(arguments)
-    return run(_measure(options, Console(soft_wrap=False)), options.loop)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_COLUMNS)
+    return run(_measure(options, console), options.loop)
 
 
 if __name__ == "__main__":

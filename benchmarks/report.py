@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Figure
+from benchmarks.load import Outcome
 from benchmarks.options import WORKS
 from benchmarks.results import Results
 
 __all__ = ["show", "write_json"]
 
+# Longer titles are folded.
+_TITLE_COLUMNS: Final = 48
 _REACHED: Final = {True: "yes", False: "NO", None: ""}
 
 
@@ -27,8 +30,9 @@ def show(console: Console, results: Results, found: list[Figure], machine: dict[
         console.print(f"{name}: {value}", highlight=False)
     for reason in results.unavailable.values():
         console.print(reason)
-    for what in results.off:
-        console.print(f"[bold red]the books are off:[/] {what}")
+    for title, lines in (("the books are off", results.off), ("failed", results.failed)):
+        for line in lines:
+            console.print(f"[bold red]{title}:[/] {line}")
     if not results.off:
         console.print(
             f"After each of {len(results.runs) + 2 * len(results.latencies)} runs the books were "
@@ -47,23 +51,25 @@ def write_json(path: Path, results: Results, found: list[Figure], machine: dict[
         ],
         "unavailable": results.unavailable,
         "books_that_are_off": results.off,
+        "failed": results.failed,
     }
     path.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
 
 
 def _figures(found: list[Figure]) -> Table:
     table = Table(title="Figures: medians of the rounds")
-    for name in ("work", "what"):
-        table.add_column(name)
+    table.add_column("work", max_width=_TITLE_COLUMNS)
     for name in ("measured", "to reach", "reached"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("made of")
     last = 0
     for figure in found:
+        if figure.work != last:
+            table.add_section()
+            table.add_row(f"[bold]{figure.work}. {WORKS[figure.work]}[/]")
         reached = _REACHED[figure.reached]
         table.add_row(
-            f"{figure.work}. {WORKS[figure.work]}" if figure.work != last else "",
-            figure.what,
+            f"   {figure.what}",
             "not measured" if figure.value is None else _number(figure.value),
             f"{figure.sign} {_number(figure.bound)}",
             f"[bold red]{reached}[/]" if figure.reached is False else reached,
@@ -75,46 +81,36 @@ def _figures(found: list[Figure]) -> Table:
 
 def _peers(results: Results) -> Table:
     """Every peer at every work: the median, and the range of the rounds."""
-    table = Table(title="Runs: charges/s and client CPU are medians of the rounds")
-    table.add_column("work")
-    table.add_column("peer")
-    for name in (
-        "charges/s",
-        "lowest",
-        "highest",
-        "median ms",
-        "p99 ms",
-        "CPU µs",
-        "errors",
-        "cut off",
-    ):
+    table = Table(title="Runs: medians of the rounds; latencies in ms, client CPU in µs a charge")
+    table.add_column("run", max_width=_TITLE_COLUMNS)
+    for name in ("charges/s", "lowest", "highest", "median", "p99", "CPU", "errors", "cut off"):
         table.add_column(name, justify="right", no_wrap=True)
     places = dict.fromkeys((run.work, run.scenario) for run in results.runs)
     for work, scenario in places:
-        title = f"{work}. {scenario or WORKS[work]}"
+        table.add_section()
+        table.add_row(f"[bold]{work}. {scenario or WORKS[work]}[/]")
         everyone = [run for run in results.runs if (run.work, run.scenario) == (work, scenario)]
         for name in sorted(results.names(everyone)):
-            outcomes = [run.outcome for run in everyone if run.peer == name]
-            rates = [outcome.rate for outcome in outcomes]
-            errors = sum(sum(outcome.errors.values()) for outcome in outcomes)
-            unknown = sum(sum(outcome.unknown.values()) for outcome in outcomes)
-            table.add_row(
-                title,
-                name,
-                _number(statistics.median(rates)),
-                _number(min(rates)),
-                _number(max(rates)),
-                f"{statistics.median(outcome.median_ms for outcome in outcomes):.1f}",
-                f"{statistics.median(outcome.p99_ms for outcome in outcomes):.1f}",
-                f"{statistics.median(outcome.cpu_microseconds for outcome in outcomes):.0f}",
-                str(errors),
-                str(unknown - errors),
-            )
-            title = ""
+            _add_peer(table, name, [run.outcome for run in everyone if run.peer == name])
     return table
 
 
+def _add_peer(table: Table, name: str, outcomes: list[Outcome]) -> None:
+    rates = [outcome.rate for outcome in outcomes]
+    errors = sum(sum(outcome.errors.values()) for outcome in outcomes)
+    unknown = sum(sum(outcome.unknown.values()) for outcome in outcomes)
+    table.add_row(
+        f"   {name}",
+        _number(statistics.median(rates)),
+        _number(min(rates)),
+        _number(max(rates)),
+        _number(statistics.median(outcome.median_ms for outcome in outcomes)),
+        _number(statistics.median(outcome.p99_ms for outcome in outcomes)),
+        _number(statistics.median(outcome.cpu_microseconds for outcome in outcomes)),
+        str(errors),
+        str(unknown - errors),
+    )
+
+
 def _number(value: float) -> str:
-    if value == int(value) or value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"

@@ -49,6 +49,8 @@ class Results:
     """Peers by kind, and why they were not to be had."""
     off: list[str] = field(default_factory=list)
     """Whose books are off, and how."""
+    failed: list[str] = field(default_factory=list)
+    """Who ended in an error of another kind."""
 
     def of(self, work: int, name: str, scenario: str = "") -> list[Run]:
         """The runs of a peer, by its name or its kind."""

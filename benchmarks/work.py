@@ -135,7 +135,8 @@ class Works:
         uri = await self._servers.mongodb(1)
         for scenario, users in SWEEP.items():
             for callers in self._options.sweep_callers:
-                peers: list[Peer] = [LedgerPeer(uri), ByHandPeer(uri), *await self._postgresql()]
+                pools = await self._postgresql(1 if users > 1 else 2)
+                peers: list[Peer] = [LedgerPeer(uri), ByHandPeer(uri), *pools]
                 load = self._load(callers, users)
                 await self._compare(9, peers, load, f"{callers} callers, {scenario}")
 
@@ -150,8 +151,11 @@ class Works:
             hot_share=hot_share,
         )
 
-    async def _postgresql(self) -> list[PostgresPeer]:
-        """One peer a size of the pool; none if PostgreSQL is not to be had."""
+    async def _postgresql(self, best_of_work: int = 0) -> list[PostgresPeer]:
+        """One peer a size of the pool, or the best of a work; none if PostgreSQL is not to be had.
+
+        Without that work, all sizes.
+        """
         if PostgresPeer.kind in self.results.unavailable:
             return []
         try:
@@ -159,7 +163,9 @@ class Works:
         except PeerUnavailableError as reason:
             self._skip(PostgresPeer.kind, reason)
             return []
-        return [PostgresPeer(server, size) for size in self._options.pools]
+        peers = [PostgresPeer(server, size) for size in self._options.pools]
+        best = self.results.best(best_of_work, PostgresPeer.kind)
+        return [peer for peer in peers if best is None or peer.name == best[0]]
 
     async def _compare(
         self, number: int, peers: Sequence[Peer], load: Load, scenario: str = ""
@@ -186,6 +192,9 @@ class Works:
         except BooksAreOffError as error:
             self.results.off.append(f"{peer.name}: {error}")
             self._tell(f"   {peer.name}: THE BOOKS ARE OFF: {error}")
+        except Exception as error:  # one peer's failure must not lose the figures of the others
+            self.results.failed.append(f"{peer.name}: {error!r}")
+            self._tell(f"   {peer.name}: FAILED: {error!r}")
         finally:
             await peer.stop()
 
