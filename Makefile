@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format lint types clean
+.PHONY: demo test check bench format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
@@ -15,6 +15,9 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest $(TESTS)
 
 check: lint types test
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -35,6 +38,10 @@ $(BIN)/python:
 
 $(VENV)/demo: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable ".[local,cli]"
+	@touch $@
+
+$(VENV)/bench: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable ".[bench]"
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(BIN)/python
