@@ -16,6 +16,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.options import Options, read_options
 from benchmarks.peers.medici import PACKAGES, MediciPeer
 from benchmarks.report import show, write_json
+from benchmarks.results import Results
 from benchmarks.servers import Servers
 from benchmarks.work import ORDER, Works
 
@@ -27,18 +28,27 @@ _FILE_COLUMNS: Final = 150
 
 async def _measure(options: Options, console: Console) -> int:
     cancel_on_signals()
-    try:
-        async with Servers(options) as servers:
-            works = Works(
-                options, servers, lambda line: console.print(line, highlight=False, soft_wrap=True)
-            )
+    interrupted = False
+    async with Servers(options) as servers:
+        works = Works(
+            options,
+            servers,
+            lambda line: console.print(line, highlight=False, soft_wrap=True),
+        )
+        try:
             for number in ORDER:
                 if number in options.only:
                     await works.do(number)
-    except asyncio.CancelledError:
-        console.print("Interrupted; everything that was started is stopped.")
+        except asyncio.CancelledError:
+            interrupted = True
+    _report(options, console, works.results, servers)
+    if interrupted:
+        console.print("Interrupted. This is what was measured; what was started is stopped.")
         return 130
-    results = works.results
+    return 1 if works.results.off or works.results.failed else 0
+
+
+def _report(options: Options, console: Console, results: Results, servers: Servers) -> None:
     used_medici = any(run.kind == MediciPeer.kind for run in results.runs)
     machine = describe_machine(
         options.loop,
@@ -55,7 +65,6 @@ async def _measure(options: Options, console: Console) -> int:
             draw(results, options.sweep_callers, options.chart)
         except MissingChartError as reason:
             console.print(str(reason))
-    return 1 if results.off or results.failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

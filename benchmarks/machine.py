@@ -6,11 +6,16 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 import tempfile
+import time
 from pathlib import Path
+from typing import Final
 
 __all__ = ["describe_machine"]
+
+_PAGE_BYTES: Final = 8192
 
 
 def describe_machine(loop: str, mongod: str, postgresql: str, medici: str) -> dict[str, str]:
@@ -19,7 +24,8 @@ def describe_machine(loop: str, mongod: str, postgresql: str, medici: str) -> di
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "data directory": f"on {_file_system(tempfile.gettempdir())}",
+        "data directory": f"{_file_system(tempfile.gettempdir())}, a flush takes "
+        f"{_flush_milliseconds():.2f} ms",
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_version()}, event loop {loop}",
         "mongod": mongod,
@@ -47,6 +53,20 @@ def _file_system(path: str) -> str:
         above = [m for m in mounts if Path(path).resolve().is_relative_to(m[1])]
         return max(above, key=lambda mount: len(mount[1]))[2]
     return "an unknown file system"
+
+
+def _flush_milliseconds() -> float:
+    """The median time that one page takes to the disk, where nothing else has to be written."""
+    times = []
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(bytes(_PAGE_BYTES))
+        for _ in range(100):
+            file.seek(0)
+            begun = time.perf_counter()
+            file.write(bytes(_PAGE_BYTES))
+            os.fsync(file.fileno())
+            times.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(times)
 
 
 def _node() -> str:

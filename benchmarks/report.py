@@ -24,8 +24,10 @@ _REACHED: Final = {True: "yes", False: "NO", None: ""}
 
 def show(console: Console, results: Results, found: list[Figure], machine: dict[str, str]) -> None:
     """Print the tables."""
-    console.print(_figures(found))
-    console.print(_peers(results))
+    if found:
+        console.print(_figures(found))
+    if results.runs:
+        console.print(_peers(results))
     for name, value in machine.items():
         console.print(f"{name}: {value}", highlight=False)
     for reason in results.unavailable.values():

@@ -23,7 +23,7 @@ from benchmarks.processes import run_processes, together
 from benchmarks.results import Results, Run
 from benchmarks.servers import Servers
 
-__all__ = ["ORDER", "SWEEP", "Works"]
+__all__ = ["ORDER", "SWEEP", "Works", "sweep_name"]
 
 ORDER: Final = (1, 2, 5, 6, 7, 9, 8, 3, 4)
 """Works with the same number of members stand together, and what leaves most behind last."""
@@ -35,6 +35,11 @@ _SPREAD: Final = 1000
 _PROCESSES: Final = 4
 
 Tell: TypeAlias = Callable[[str], None]
+
+
+def sweep_name(callers: int, scenario: str) -> str:
+    """What a load of work 9 is called."""
+    return f"{callers} caller{'s' if callers > 1 else ''}, {scenario}"
 
 
 class Works:
@@ -138,7 +143,7 @@ class Works:
                 pools = await self._postgresql(1 if users > 1 else 2)
                 peers: list[Peer] = [LedgerPeer(uri), ByHandPeer(uri), *pools]
                 load = self._load(callers, users)
-                await self._compare(9, peers, load, f"{callers} callers, {scenario}")
+                await self._compare(9, peers, load, sweep_name(callers, scenario))
 
     # Parts of works
 

@@ -18,7 +18,6 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.read_preferences import ReadPreference
 
 from benchmarks.hand_written import READ_CONCERN, WRITE_CONCERN, charge_rows
-from benchmarks.load import Load, Outcome
 from benchmarks.peers.mongodb import MongoPeer
 
 __all__ = ["BatchesByHandPeer"]
@@ -54,11 +53,13 @@ class BatchesByHandPeer(MongoPeer):
             self._tasks[lane] = loop.create_task(self._empty(lane))
         assert await answer
 
-    async def run(self, load: Load) -> Outcome:
-        """Take the load, and let the lanes end."""
-        outcome = await super().run(load)
-        await asyncio.gather(*(task for task in self._tasks if task is not None))
-        return outcome
+    async def stop(self) -> None:
+        """End the lanes, remove the books and disconnect."""
+        tasks = [task for task in self._tasks if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().stop()
 
     async def _empty(self, lane: int) -> None:
         queue = self._queues[lane]
@@ -69,7 +70,8 @@ class BatchesByHandPeer(MongoPeer):
                     paid = await self._commit(batch)
                 except Exception as error:
                     for waiting in batch:
-                        waiting.answer.set_exception(error)
+                        if not waiting.answer.done():
+                            waiting.answer.set_exception(error)
                 else:
                     for waiting in batch:
                         if not waiting.answer.done():

@@ -132,7 +132,7 @@ class MediciPeer:
 
 def _install() -> None:
     if shutil.which("node") is None or shutil.which("npm") is None:
-        raise PeerUnavailableError("there is no Node here: install node and npm (20 or newer)")
+        raise PeerUnavailableError("there is no Node here; install node (20 or newer) and npm")
     manifest = _DIRECTORY / "package.json"
     wanted = json.dumps({"private": True, "dependencies": PACKAGES})
     installed = _DIRECTORY / "node_modules" / "medici"

@@ -84,6 +84,7 @@ class _Batch:
         self.has_turn = False
         self.lost_turn = False
         self.held_since: float | None = None
+        self.clock = asyncio.get_running_loop().time
         self.unknown: _Sent | None = None
         self.tries = 0
         self.failures = 0
@@ -91,11 +92,11 @@ class _Batch:
         self.duplicates = 0
 
     def seconds_left(self) -> float:
-        return self.deadline - asyncio.get_running_loop().time()
+        return self.deadline - self.clock()
 
     def patience_is_over(self) -> bool:
         """Whether a user is held for too long by somebody who takes no turns."""
-        now = asyncio.get_running_loop().time()
+        now = self.clock()
         self.held_since = self.held_since or now
         return self.patience is not None and now - self.held_since >= self.patience
 
@@ -244,7 +245,7 @@ class Committer:
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
-        if self._turns.are_needed():
+        if self._turns.are_needed(batch.clock()):
             batch.lost_turn = True
             await self._store.take_turn(session)
             batch.lost_turn = False
@@ -302,7 +303,7 @@ class Committer:
             return 0.0  # the next try waits for it
         batch.conflicts += 1
         if not batch.has_turn:
-            self._turns.met_conflict(batch.conflicts)
+            self._turns.met_conflict(batch.conflicts, batch.clock())
         elif batch.patience_is_over() and batch.unknown is None:
             raise _HeldError
         batch.has_turn = False

@@ -195,16 +195,17 @@ class Lanes:
         """
         if self._closed:
             raise LedgerBusyError("the ledger is closed")
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         lane = self._apart.get(request.user_id)
         if lane is None:
             # In turns, all share one. On the change, lanes may meet on a user: a conflict, no more.
-            number = 0 if self._turns.are_needed() else hash(request.user_id) % LANES
+            number = 0 if self._turns.are_needed(now) else hash(request.user_id) % LANES
             lane = self._shared[number]
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
-        loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
-        lane.add(_Waiting(request, answer, loop.time() + self._timeout_seconds))
+        lane.add(_Waiting(request, answer, now + self._timeout_seconds))
         return await answer
 
     async def close(self) -> None:

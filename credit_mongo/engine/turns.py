@@ -14,7 +14,6 @@ part of the transaction and ends with it, however that ends.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import Final
 
@@ -31,19 +30,18 @@ _MOST_GROWTH: Final = 10
 
 
 class Turns:
-    """Whether this ledger takes turns."""
+    """Whether this ledger takes turns. ``now`` is the event loop's clock, in seconds."""
 
     def __init__(self) -> None:
         self._needed_until = 0.0
         self._seconds = _SHORTEST_SECONDS
 
-    def are_needed(self) -> bool:
+    def are_needed(self, now: float) -> bool:
         """Whether other processes were in the way lately."""
-        return asyncio.get_running_loop().time() < self._needed_until
+        return now < self._needed_until
 
-    def met_conflict(self, in_a_row: int) -> None:
+    def met_conflict(self, in_a_row: int, now: float) -> None:
         """A batch that had no turn has met the ``in_a_row``-th conflict."""
-        now = asyncio.get_running_loop().time()
         if in_a_row < _CONFLICTS_IN_A_ROW or now < self._needed_until:
             return
         came_back = now < self._needed_until + self._seconds

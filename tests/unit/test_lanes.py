@@ -1,0 +1,293 @@
+"""Group commit's queues: who shares a commit, who waits, and what each caller is told.
+
+What a commit does is shown on a real replica set elsewhere; here it is a stand-in that the tests
+hold up and let go, so that every order of events can be had at will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timezone
+
+import pytest
+import pytest_asyncio
+
+from credit_mongo.core.books import Outcome
+from credit_mongo.core.requests import GrantRequest, Request
+from credit_mongo.core.results import GrantResult
+from credit_mongo.engine.commit import HELD, Held
+from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
+from credit_mongo.engine.turns import Turns
+from credit_mongo.errors import (
+    CommitOutcomeUnknownError,
+    InsufficientCreditsError,
+    LedgerBusyError,
+    StorageError,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def request(number: int, user_id: str = "user") -> GrantRequest:
+    """A request that can be told from others."""
+    return GrantRequest(user_id=user_id, transaction_id=str(number), amount=1, action_name="gift")
+
+
+def result(of: Request) -> GrantResult:
+    """What its caller is to get."""
+    return GrantResult(of.transaction_id, of.user_id, of.action, 1, 0, 1, NOW, None)
+
+
+class Commits:
+    """Commits that wait until they are let go, and what they were given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.patient: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.held: set[str] = set()
+        self.released = asyncio.Event()
+        self.refused: dict[str, Exception] = {}
+        self.failure: BaseException | None = None
+
+    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome | Held]:
+        """Outcomes, once the gate is open."""
+        assert deadline > asyncio.get_running_loop().time()
+        self.batches.append([r.transaction_id for r in requests])
+        self.begun.set()
+        await self.gate.wait()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
+
+    async def commit_patiently(
+        self, requests: Sequence[Request], deadline: float
+    ) -> list[Outcome | Held]:
+        """The same for a user apart."""
+        assert deadline > asyncio.get_running_loop().time()
+        self.patient.append([r.transaction_id for r in requests])
+        if self.held & {r.user_id for r in requests}:
+            await self.released.wait()
+        return [self._outcome(r) for r in requests]
+
+    def _outcome(self, of: Request) -> Outcome:
+        refusal = self.refused.get(of.transaction_id)
+        return refusal if isinstance(refusal, InsufficientCreditsError) else result(of)
+
+
+@pytest_asyncio.fixture
+async def commits() -> AsyncIterator[Commits]:
+    """Commits, let go at the end of the test."""
+    commits = Commits()
+    yield commits
+    commits.gate.set()
+
+
+def lanes_on(commits: Commits, timeout_seconds: float = 5.0) -> Lanes:
+    """Lanes in front of these commits."""
+    return Lanes(commits.commit, commits.commit_patiently, Turns(), timeout_seconds=timeout_seconds)
+
+
+def submit(lanes: Lanes, *requests: Request) -> list[asyncio.Task[object]]:
+    """A caller for each request."""
+    return [asyncio.ensure_future(lanes.submit(r)) for r in requests]
+
+
+async def settle() -> None:
+    """Let everything happen that can happen."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_an_idle_lane_commits_at_once(commits: Commits) -> None:
+    """No timer collects a batch: a request alone is on its way before anything else happens."""
+    [caller] = submit(lanes_on(commits), request(1))
+    await settle()
+    assert commits.batches == [["1"]]
+    commits.gate.set()
+    assert await caller == result(request(1))
+
+
+async def test_what_arrives_while_a_lane_is_busy_shares_the_next_commit(commits: Commits) -> None:
+    """One commit for all who waited, in the order in which they came, each with its own result."""
+    lanes = lanes_on(commits)
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    callers += submit(lanes, *(request(n) for n in range(1, 40)))
+    await settle()
+    commits.gate.set()
+    assert await asyncio.gather(*callers) == [result(request(n)) for n in range(40)]
+    assert commits.batches == [["0"], [str(n) for n in range(1, 40)]]
+
+
+async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) -> None:
+    """The rest goes with the one after it."""
+    lanes = lanes_on(commits)
+    callers = submit(lanes, *(request(n) for n in range(LARGEST_BATCH + 7)))
+    await settle()
+    commits.gate.set()
+    await asyncio.gather(*callers)
+    assert [len(batch) for batch in commits.batches] == [LARGEST_BATCH, 7]
+
+
+async def test_a_refusal_is_its_callers_alone(commits: Commits) -> None:
+    """The others of the batch get their results."""
+    lanes = lanes_on(commits)
+    commits.refused["1"] = InsufficientCreditsError("user", 2, 1)
+    commits.gate.set()
+    first, second, third = submit(lanes, request(0), request(1), request(2))
+    assert (await first, await third) == (result(request(0)), result(request(2)))
+    with pytest.raises(InsufficientCreditsError):
+        await second
+
+
+async def test_a_full_queue_refuses_at_once_and_keeps_what_it_accepted(commits: Commits) -> None:
+    """LedgerBusyError, and everybody who got in is served."""
+    lanes = lanes_on(commits)
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    room = LONGEST_QUEUE // LANES
+    callers += submit(lanes, *(request(n) for n in range(1, room + 1)))
+    await settle()
+    with pytest.raises(LedgerBusyError):
+        await lanes.submit(request(room + 1))
+    commits.gate.set()
+    assert len(await asyncio.gather(*callers)) == room + 1
+
+
+async def test_a_caller_that_is_cancelled_in_the_queue_asked_for_nothing(commits: Commits) -> None:
+    """Its request is not sent; those around it are."""
+    lanes = lanes_on(commits)
+    first, *others = submit(lanes, request(0))
+    await commits.begun.wait()
+    waiting = submit(lanes, request(1), request(2), request(3))
+    await settle()
+    waiting[1].cancel()
+    commits.gate.set()
+    await asyncio.gather(first, waiting[0], waiting[2], *others)
+    assert commits.batches == [["0"], ["1", "3"]]
+    assert waiting[1].cancelled()
+
+
+async def test_a_caller_that_is_cancelled_in_flight_stops_nobody(commits: Commits) -> None:
+    """The commit goes on; the others of its batch get their results."""
+    lanes = lanes_on(commits)
+    callers = submit(lanes, request(0), request(1))
+    await commits.begun.wait()
+    callers[0].cancel()
+    await settle()
+    callers[0].cancel()
+    commits.gate.set()
+    assert await callers[1] == result(request(1))
+    assert commits.batches == [["0", "1"]]
+
+
+async def test_at_the_deadline_a_caller_in_the_queue_hears_that_nothing_happened(
+    commits: Commits,
+) -> None:
+    """And one in flight that it is unknown; the lane goes on with who comes then."""
+    lanes = lanes_on(commits, timeout_seconds=0.2)
+    [in_flight] = submit(lanes, request(0))
+    await commits.begun.wait()
+    [waiting] = submit(lanes, request(1))
+    with pytest.raises(CommitOutcomeUnknownError):
+        await in_flight
+    with pytest.raises(StorageError, match="nothing was written") as not_begun:
+        await waiting
+    assert not isinstance(not_begun.value, CommitOutcomeUnknownError)
+    commits.gate.set()
+    assert await lanes.submit(request(2)) == result(request(2))
+    assert commits.batches == [["0"], ["2"]]
+
+
+async def test_an_error_nobody_expected_leaves_nobody_waiting(commits: Commits) -> None:
+    """Its callers hear that the outcome is unknown, with the cause; the next are served."""
+    lanes = lanes_on(commits)
+    commits.failure = RuntimeError("a bug")
+    callers = submit(lanes, request(0), request(1))
+    await commits.begun.wait()
+    later = submit(lanes, request(2))
+    commits.gate.set()
+    for caller in callers:
+        with pytest.raises(CommitOutcomeUnknownError) as unknown:
+            await caller
+        assert isinstance(unknown.value.__cause__, RuntimeError)
+    assert await later[0] == result(request(2))
+
+
+async def test_closing_finishes_what_was_accepted(commits: Commits) -> None:
+    """Also what is still in the queue; then nothing is accepted any more."""
+    lanes = lanes_on(commits)
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    callers += submit(lanes, request(1))
+    await settle()
+    closing = asyncio.ensure_future(lanes.close())
+    await settle()
+    with pytest.raises(LedgerBusyError):
+        await lanes.submit(request(2))
+    assert not closing.done()
+    commits.gate.set()
+    await closing
+    assert all(caller.done() for caller in callers)
+
+
+async def test_a_user_who_is_held_travels_alone_until_its_requests_are_through(
+    commits: Commits,
+) -> None:
+    """Others of its lane do not wait for it, its later requests follow it, and then it is back."""
+    lanes = lanes_on(commits)
+    commits.gate.set()
+    # In turns all users share a lane: so they are in one here.
+    lanes._turns._needed_until = float("inf")
+    commits.held.add("held")
+    held = submit(lanes, request(1, "held"))
+    assert await lanes.submit(request(2, "free")) == result(request(2, "free"))
+    await settle()
+    held += submit(lanes, request(3, "held"))
+    assert await lanes.submit(request(4, "free")) == result(request(4, "free"))
+    await settle()
+    assert not any(caller.done() for caller in held)
+    commits.held.clear()
+    commits.released.set()
+    await asyncio.gather(*held)
+    assert commits.patient == [["1"], ["3"]]
+    await lanes.submit(request(5, "held"))
+    assert commits.batches[-1] == ["5"]
+
+
+async def test_a_lane_has_no_part_in_its_callers_context(commits: Commits) -> None:
+    """A deadline that a caller has set for itself (pymongo.timeout) is not that of the batch."""
+    mine = contextvars.ContextVar("mine", default="nobody's")
+    seen: list[str] = []
+
+    async def look(requests: Sequence[Request], _deadline: float) -> list[Outcome | Held]:
+        seen.append(mine.get())
+        return [result(r) for r in requests]
+
+    lanes = Lanes(look, commits.commit_patiently, Turns(), timeout_seconds=5)
+    mine.set("a caller's")
+    await lanes.submit(request(1))
+    assert seen == ["nobody's"]
+
+
+def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer() -> None:
+    """One conflict is chance; who meets them again right after the turns stays longer in turns."""
+    turns, now, lengths = Turns(), 100.0, []
+    turns.met_conflict(1, now)
+    assert not turns.are_needed(now)
+    for pause in (*[0.0] * 8, 1000.0):
+        now += pause
+        turns.met_conflict(2, now)
+        began = now
+        while turns.are_needed(now):
+            turns.met_conflict(2, now)  # in turns, this changes nothing
+            now += 0.5
+        lengths.append(now - began)
+    assert lengths[:8] == sorted(lengths[:8])
+    assert lengths[0] < lengths[7] == 30.0
+    assert lengths[8] == lengths[0]
