@@ -41,9 +41,10 @@ from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turns, seconds_to_wait
 from credit_mongo.errors import CommitOutcomeUnknownError, CreditError, StorageError
 
-__all__ = ["HELD", "Clock", "Committer", "Held"]
+__all__ = ["HELD", "Clock", "Committer", "Held", "TakeMore"]
 
 Clock: TypeAlias = Callable[[], datetime]
+TakeMore: TypeAlias = Callable[[], Sequence[Request]]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a unique index of the application's.
@@ -75,9 +76,15 @@ class _Batch:
     """Requests on their way to one commit, and what is known of the way so far."""
 
     def __init__(
-        self, requests: Sequence[Request], now: datetime, deadline: float, patience: float | None
+        self,
+        requests: list[Request],
+        take_more: TakeMore,
+        now: datetime,
+        deadline: float,
+        patience: float | None,
     ) -> None:
         self.requests = requests
+        self.take_more = take_more
         self.now = now
         self.deadline = deadline
         self.patience = patience
@@ -134,27 +141,36 @@ class Committer:
         self._clock = clock
         self._endings = Endings(client)
 
-    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome | Held]:
+    async def commit(
+        self, requests: list[Request], deadline: float, take_more: TakeMore
+    ) -> list[Outcome | Held]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
+
+        Who has waited for a turn uses it for those, too, who have come meanwhile: they are added to
+        the requests.
 
         A failure of the database is an outcome too. What cannot be written is found by parting the
         batch until it is alone: a request that the server refuses fails, and those of a user whom
         another transaction holds come back as ``HELD``, for ``commit_patiently``.
         """
-        return await self._commit(requests, deadline, _PATIENCE_SECONDS)
+        return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS)
 
     async def commit_patiently(
-        self, requests: Sequence[Request], deadline: float
+        self, requests: list[Request], deadline: float, take_more: TakeMore
     ) -> list[Outcome | Held]:
         """The same for requests of one user, waiting for whoever holds it until the deadline."""
-        return await self._commit(requests, deadline, None)
+        return await self._commit(requests, deadline, take_more, None)
 
     async def _commit(
-        self, requests: Sequence[Request], deadline: float, patience: float | None
+        self,
+        requests: list[Request],
+        deadline: float,
+        take_more: TakeMore,
+        patience: float | None,
     ) -> list[Outcome | Held]:
         failed: CreditError
         try:
-            batch = _Batch(requests, self._clock(), deadline, patience)
+            batch = _Batch(requests, take_more, self._clock(), deadline, patience)
             return list(await self._commit_together(batch))
         except _HeldError:
             users = list(dict.fromkeys(request.user_id for request in requests))
@@ -186,7 +202,7 @@ class Committer:
         outcomes: dict[int, Outcome | Held] = {}
         for part in (True, False):
             numbers = [n for n, first in enumerate(is_first) if first is part]
-            committed = await self._commit([requests[n] for n in numbers], deadline, patience)
+            committed = await self._commit([requests[n] for n in numbers], deadline, list, patience)
             outcomes.update(zip(numbers, committed, strict=True))
         return [outcomes[n] for n in range(len(requests))]
 
@@ -250,6 +266,8 @@ class Committer:
             await self._store.take_turn(session)
             batch.lost_turn = False
             batch.has_turn = True
+            if batch.unknown is None:
+                batch.requests += batch.take_more()
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.

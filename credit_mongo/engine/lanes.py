@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
-from credit_mongo.engine.commit import Held
+from credit_mongo.engine.commit import Held, TakeMore
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -26,8 +26,8 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[Sequence[Request], float], Awaitable[list[Outcome | Held]]]
-"""Requests and a deadline (of the loop's clock) → outcomes in the same order."""
+Commit: TypeAlias = Callable[[list[Request], float, TakeMore], Awaitable[list[Outcome | Held]]]
+"""Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
 # the client idles while the server works. Four measured best on two cores.
@@ -134,20 +134,26 @@ class _Lane:
             self._timer = None
 
     def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        while self._queue and len(batch) < LARGEST_BATCH:
+        self._in_flight = []
+        self._take_more()
+        return self._in_flight
+
+    def _take_more(self) -> list[Request]:
+        """Fill the batch from the queue; what is new in it."""
+        before = len(self._in_flight)
+        while self._queue and len(self._in_flight) < LARGEST_BATCH:
             waiting = self._queue.popleft()
             # Those who were cancelled or gave up meanwhile asked for nothing.
             if not waiting.answer.done():
                 waiting.in_flight = True
-                batch.append(waiting)
-        self._in_flight = batch
-        return batch
+                self._in_flight.append(waiting)
+        return [waiting.request for waiting in self._in_flight[before:]]
 
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         deadline = max(waiting.deadline for waiting in batch) - self._spare_seconds
+        requests = [waiting.request for waiting in batch]
         try:
-            outcomes = await self._commit([waiting.request for waiting in batch], deadline)
+            outcomes = await self._commit(requests, deadline, self._take_more)
         except BaseException as error:
             # A bug, or the end of the event loop. Nobody is left waiting, and nobody is told that
             # nothing happened.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 
 import pytest
@@ -17,7 +17,7 @@ import pytest_asyncio
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import GrantRequest, Request
 from credit_mongo.core.results import GrantResult
-from credit_mongo.engine.commit import HELD, Held
+from credit_mongo.engine.commit import HELD, Held, TakeMore
 from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
@@ -50,22 +50,27 @@ class Commits:
         self.begun = asyncio.Event()
         self.held: set[str] = set()
         self.released = asyncio.Event()
+        self.takes_more = False
         self.refused: dict[str, Exception] = {}
         self.failure: BaseException | None = None
 
-    async def commit(self, requests: Sequence[Request], deadline: float) -> list[Outcome | Held]:
+    async def commit(
+        self, requests: list[Request], deadline: float, take_more: TakeMore
+    ) -> list[Outcome | Held]:
         """Outcomes, once the gate is open."""
         assert deadline > asyncio.get_running_loop().time()
         self.batches.append([r.transaction_id for r in requests])
         self.begun.set()
         await self.gate.wait()
+        if self.takes_more:
+            requests += take_more()
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
         return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
 
     async def commit_patiently(
-        self, requests: Sequence[Request], deadline: float
+        self, requests: list[Request], deadline: float, _take_more: TakeMore
     ) -> list[Outcome | Held]:
         """The same for a user apart."""
         assert deadline > asyncio.get_running_loop().time()
@@ -122,6 +127,19 @@ async def test_what_arrives_while_a_lane_is_busy_shares_the_next_commit(commits:
     commits.gate.set()
     assert await asyncio.gather(*callers) == [result(request(n)) for n in range(40)]
     assert commits.batches == [["0"], [str(n) for n in range(1, 40)]]
+
+
+async def test_who_comes_while_a_commit_waits_for_its_turn_rides_along(commits: Commits) -> None:
+    """The commit takes them in before it reads anything, and each gets its own result."""
+    lanes = lanes_on(commits)
+    commits.takes_more = True
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    callers += submit(lanes, request(1), request(2))
+    await settle()
+    commits.gate.set()
+    assert await asyncio.gather(*callers) == [result(request(n)) for n in range(3)]
+    assert commits.batches == [["0"]]
 
 
 async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) -> None:
@@ -265,7 +283,9 @@ async def test_a_lane_has_no_part_in_its_callers_context(commits: Commits) -> No
     mine = contextvars.ContextVar("mine", default="nobody's")
     seen: list[str] = []
 
-    async def look(requests: Sequence[Request], _deadline: float) -> list[Outcome | Held]:
+    async def look(
+        requests: list[Request], _deadline: float, _take_more: TakeMore
+    ) -> list[Outcome | Held]:
         seen.append(mine.get())
         return [result(r) for r in requests]
 
