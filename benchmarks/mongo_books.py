@@ -62,13 +62,16 @@ async def check_books(
     chains: dict[str, list[_Row]] = defaultdict(list)
     for row in transactions:
         chains[row["userId"]].append(row)
+    missing = set(outcome.acknowledged)
     async for user in database["users"].find({}, {"credits": 1, "seq": 1}):
+        missing.discard(user["_id"])
         chain = sorted(chains.pop(user["_id"], []), key=lambda row: int(row["seq"]))
         before = base.accounts.get(user["_id"], Account(0, 0))
         _check_chain(user, chain, before)
         charges = len(chain) if base.accounts else len(chain) - 1
         opened_with = before.credits if base.accounts else opening_credits
         _check_charges(user, charges, opened_with, outcome)
+    _must(not missing, f"{len(missing)} users that were charged are not there")
     _must(not chains, f"{len(chains)} users have transactions and no account")
     await _check_audit_logs(database, transactions, base)
     await _check_keys(database, transactions, base)

@@ -47,6 +47,8 @@ class Results:
     """Medians of a round of work 5, in milliseconds: this library's and by hand."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Peers by kind, and why they were not to be had."""
+    checked: int = 0
+    """After how many runs the books were found to agree with what was acknowledged."""
     off: list[str] = field(default_factory=list)
     """Whose books are off, and how."""
     failed: list[str] = field(default_factory=list)

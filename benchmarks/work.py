@@ -103,6 +103,7 @@ class Works:
                 seconds = await latency.measure(client, self._options.latency_charges)
                 ours, by_hand = (latency.median_ms(times) for times in seconds)
                 self.results.latencies.append((ours, by_hand))
+                self.results.checked += 2
                 self._tell(f"   round {number + 1}: {ours:.2f} ms, by hand {by_hand:.2f} ms")
 
     async def _processes(self, number: int, *, users: int, hot_share: float) -> None:
@@ -119,6 +120,7 @@ class Works:
                 whole = together(parts)
                 self._add(Run(number, "", peer.kind, peer.name, whole, tuple(parts)))
                 await peer.verify(whole)
+                self.results.checked += 1
 
     async def _growth(self) -> None:
         uri = await self._servers.mongodb(1)
@@ -186,6 +188,7 @@ class Works:
                     outcome = await peer.run(load)
                     self._add(Run(number, scenario, peer.kind, peer.name, outcome))
                     await peer.verify(outcome)
+                    self.results.checked += 1
 
     @contextlib.asynccontextmanager
     async def _using(self, peer: Peer) -> AsyncIterator[None]:
@@ -224,6 +227,7 @@ class Works:
         outcome = await peer.run(Load(1000, load.users, 0, 0, charges=charges))
         self._add(Run(8, scenario, peer.kind, peer.name, outcome))
         await peer.verify_since(base, outcome)
+        self.results.checked += 1
 
     def _skip(self, kind: str, reason: PeerUnavailableError) -> None:
         self.results.unavailable[kind] = f"{kind} skipped: {reason}"

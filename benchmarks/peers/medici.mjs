@@ -108,10 +108,10 @@ function sample() {
   return { moment: seconds(), cpu: (user + system) / 1e6 };
 }
 
+process.stdin.once("end", () => process.exit(1)); // the benchmark is no more
 await open();
 console.log("ready");
 await once(process.stdin, "data");
-process.stdin.once("end", () => process.exit(1)); // the benchmark is no more
 const callers = Array.from({ length: job.callers }, call);
 await sleep(job.warmUpSeconds);
 const first = sample();

@@ -117,7 +117,9 @@ class PostgresPeer:
 
     async def verify(self, outcome: Outcome) -> None:
         """Compare the books with what was acknowledged. Raises BooksAreOffError."""
+        missing = set(outcome.acknowledged)
         for user in await self._pool.fetch(_BALANCES):
+            missing.discard(user["id"])
             name, charges = user["id"], user["count"] - 1
             if not user["unbroken"] or not user["seq"] == user["last"] == user["count"]:
                 raise BooksAreOffError(f"{name}: the chain of transactions is broken")
@@ -128,6 +130,8 @@ class PostgresPeer:
                 raise BooksAreOffError(f"{name}: {charges} charges stored, {least} acknowledged")
             if user["credits"] != self._opening_credits - COST * charges:
                 raise BooksAreOffError(f"{name}: did not pay {COST} for each of {charges} charges")
+        if missing:
+            raise BooksAreOffError(f"{len(missing)} users that were charged are not there")
         if unmatched := await self._pool.fetchval(_UNMATCHED):
             raise BooksAreOffError(f"{unmatched} rows have no match in the other tables")
 

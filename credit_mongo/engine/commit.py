@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
@@ -221,7 +221,9 @@ class Committer:
                 return outcome
             for refusal in books.refusals:
                 await self._store.write_refusal(refusal)
-        except PyMongoError as error:
+        except CreditError:
+            raise
+        except Exception as error:
             raise as_storage_error(error) from error
         raise outcome
 
@@ -253,6 +255,7 @@ class Committer:
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1
+        batch.has_turn = False
         if batch.lost_turn:
             batch.lost_turn = False
             await self._store.wait_for_turn(batch.seconds_left())
@@ -324,7 +327,6 @@ class Committer:
             self._turns.met_conflict(batch.conflicts, batch.clock())
         elif batch.patience_is_over() and batch.unknown is None:
             raise _HeldError
-        batch.has_turn = False
         return seconds_to_wait(batch.conflicts)
 
 
