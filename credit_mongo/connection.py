@@ -61,8 +61,9 @@ def _check_write_concern(write_concern: object) -> None:
 def _client(uri: str, given: set[str], timeout_seconds: float) -> AsyncMongoClient[dict[str, Any]]:
     defaults: dict[str, Any] = {
         "appname": "credit_mongo",
-        # Before the deadline of the operation: the error then says which servers did not answer.
-        "serverSelectionTimeoutMS": int(min(timeout_seconds * 0.8, 30) * 1000),
+        # Before the deadline of the operation, by more than the driver's half second between two
+        # looks: the error then says which servers did not answer.
+        "serverSelectionTimeoutMS": int(max(timeout_seconds - 1, timeout_seconds / 2) * 1000),
     }
     return AsyncMongoClient(
         uri, **{name: value for name, value in defaults.items() if name.lower() not in given}

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["CreditLedger"]
 
 Number = int | float | Decimal
+_HASTE_SECONDS = 0.2
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
@@ -169,7 +170,8 @@ class CreditLedger:
         try:
             await self._read(None, check_replica_set, self._database)
         except BaseException:
-            await self.close()
+            # Nothing was begun that would have to be finished, and the deadline is near or over.
+            await self._close_client(_HASTE_SECONDS)
             raise
         return self
 
@@ -189,10 +191,16 @@ class CreditLedger:
         seconds = self._config.operation_timeout_seconds
         await self._lanes.close()
         await self._committer.close(seconds)
+        await self._close_client(seconds)
+
+    async def _close_client(self, seconds: float) -> None:
         if self._owns_client:
-            # The driver would wait half a minute for a frozen server.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._database.client.close(), seconds)
+            # The driver would wait half a minute for a frozen server to end its sessions. Asked a
+            # second time, it has no sessions any more, and closes its connections.
+            for _ in range(2):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._database.client.close(), seconds / 2)
+                    break
 
     # Users
 

@@ -256,17 +256,21 @@ class Committer:
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1
         batch.has_turn = False
+        awaited = 0
+        in_turns = self._turns.are_needed(batch.clock())
+        if in_turns and (pause := self._turns.seconds_to_pause(batch.clock())):
+            await asyncio.sleep(pause)
         if batch.lost_turn:
             batch.lost_turn = False
-            await self._store.wait_for_turn(batch.seconds_left())
+            await self._store.wait_for_turn()
         await session.start_transaction(
             read_concern=ReadConcern("snapshot"),
             write_concern=JOURNALED_MAJORITY,
             read_preference=ReadPreference.PRIMARY,
         )
-        if self._turns.are_needed(batch.clock()):
+        if in_turns:
             batch.lost_turn = True
-            await self._store.take_turn(session)
+            awaited = await self._store.take_turn(session)
             batch.lost_turn = False
             batch.has_turn = True
             if batch.unknown is None:
@@ -281,6 +285,8 @@ class Committer:
         if witness is not None:
             batch.unknown = _Sent(witness, outcomes)
         await session.commit_transaction()
+        if in_turns:
+            self._turns.had_turn(awaited, batch.clock())
         return outcomes
 
     async def _decide(

@@ -15,7 +15,7 @@ from typing import Any, Final
 from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
+from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure, WriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -60,6 +60,7 @@ ACCOUNT_FIELDS: Final = dict.fromkeys(
 _DUPLICATE_KEY: Final = 11000
 _LARGEST_REPLY: Final = 100_000
 _TURN: Final = "turn"
+_WAIT_MILLISECONDS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,31 +209,48 @@ class Store:
 
     # Whose turn it is
 
-    async def wait_for_turn(self, seconds: float) -> None:
-        """Wait until nobody has the turn: a write outside of transactions waits on the server."""
-        update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
-        await self._database.command(
-            {
-                "update": self._names.turns,
-                "updates": [update],
-                "maxTimeMS": max(int(seconds * 1000), 1),
-                # It is written in order to wait; nobody needs to know it again.
-                "writeConcern": {"w": 1, "j": False},
-            }
-        )
+    async def wait_for_turn(self) -> None:
+        """Wait until nobody has the turn: a write outside of transactions waits on the server.
 
-    async def take_turn(self, session: AsyncClientSession) -> None:
-        """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
+        The server looks ever more seldom, so it is asked anew in between: who has waited for long
+        is not to come last.
+        """
+        update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
+        command = {
+            "update": self._names.turns,
+            "updates": [update],
+            "maxTimeMS": _WAIT_MILLISECONDS,
+            # It is written in order to wait; nobody needs to know it again.
+            "writeConcern": {"w": 1, "j": False},
+        }
+        while True:
+            with contextlib.suppress(ExecutionTimeout):
+                await self._database.command(command)
+                return
+
+    async def take_turn(self, session: AsyncClientSession) -> int:
+        """Have the turn for as long as the session's transaction lasts, or fail with a conflict.
+
+        Returns how often anybody has waited for it so far.
+        """
         if not self._has_turn:
             # Made outside of the transaction: there, others could not see it until it ends.
             with contextlib.suppress(DuplicateKeyError):  # another process has just made it
                 await self._database[self._names.turns].update_one(
-                    {"_id": _TURN}, {"$setOnInsert": {"taken": Int64(0)}}, upsert=True
+                    {"_id": _TURN}, {"$setOnInsert": {"awaited": Int64(0)}}, upsert=True
                 )
-        update = {"q": {"_id": _TURN}, "u": {"$inc": {"taken": Int64(1)}}}
-        reply = await self._command({"update": self._names.turns, "updates": [update]}, session)
+        reply = await self._command(
+            {
+                "findAndModify": self._names.turns,
+                "query": {"_id": _TURN},
+                "update": {"$inc": {"taken": Int64(1)}},
+            },
+            session,
+        )
         # Somebody may remove the document: then there are no turns until the next.
-        self._has_turn = reply["n"] == 1
+        turn = reply["value"]
+        self._has_turn = turn is not None
+        return int(turn["awaited"]) if turn is not None else 0
 
     # What a batch writes
 

@@ -21,9 +21,12 @@ __all__ = ["Turns", "seconds_to_wait"]
 
 # Then it is tried without, for in turns there is one commit at a time for all. Where that meets
 # conflicts again at once, the next time is twice as long.
-_SHORTEST_SECONDS: Final = 1.0
+_SHORTEST_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 30.0
 _CONFLICTS_IN_A_ROW: Final = 2
+# Who waits on the server looks every five milliseconds. Without a pause, who has just had the turn
+# would mostly have it again before they look.
+_COURTESY_SECONDS: Final = 0.006
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
 _MOST_GROWTH: Final = 10
@@ -35,6 +38,8 @@ class Turns:
     def __init__(self) -> None:
         self._needed_until = 0.0
         self._seconds = _SHORTEST_SECONDS
+        self._awaited = 0
+        self._not_before = 0.0
 
     def are_needed(self, now: float) -> bool:
         """Whether other processes were in the way lately."""
@@ -47,6 +52,16 @@ class Turns:
         came_back = now < self._needed_until + self._seconds
         self._seconds = min(2 * self._seconds, _LONGEST_SECONDS) if came_back else _SHORTEST_SECONDS
         self._needed_until = now + self._seconds
+
+    def had_turn(self, awaited: int, now: float) -> None:
+        """A commit that had the turn has ended; ``awaited`` is how often others had waited then."""
+        if awaited != self._awaited:
+            self._not_before = now + _COURTESY_SECONDS
+        self._awaited = awaited
+
+    def seconds_to_pause(self, now: float) -> float:
+        """How long to leave the turn to those who wait for it."""
+        return max(self._not_before - now, 0.0)
 
 
 def seconds_to_wait(in_a_row: int) -> float:

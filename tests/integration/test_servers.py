@@ -1,0 +1,117 @@
+"""Servers that cannot serve: a mongod without a replica set, and none at all."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from credit_mongo import (
+    CommitOutcomeUnknownError,
+    CreditConfig,
+    CreditLedger,
+    ReplicaSetRequiredError,
+    StorageError,
+)
+from credit_mongo.local import find_mongod
+
+CONFIG = CreditConfig(costs={"post": {"default": 1}}, operation_timeout_seconds=1)
+# What a call may take beyond its deadline: these machines are shared.
+LENIENCE_SECONDS = 1.0
+
+Call = Callable[[CreditLedger], Awaitable[object]]
+CALLS: dict[str, Call] = {
+    "charge": lambda ledger: ledger.charge("user", "post", idempotency_key="key"),
+    "create_user": lambda ledger: ledger.create_user("user"),
+}
+READS: dict[str, Call] = {
+    "get_balance": lambda ledger: ledger.get_balance("user"),
+    "get_history": lambda ledger: ledger.get_history("user"),
+}
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest_asyncio.fixture(scope="module")
+async def standalone_uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A mongod as one starts it without knowing better."""
+    directory: Path = tmp_path_factory.mktemp("standalone")
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        str(find_mongod()),
+        *("--dbpath", str(directory), "--port", str(port), "--bind_ip", "127.0.0.1"),
+        *("--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--logpath", f"{directory}/log"),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    uri = f"mongodb://127.0.0.1:{port}/"
+    try:
+        async with AsyncMongoClient[dict[str, object]](uri) as client:
+            for _ in range(100):
+                try:
+                    await client.admin.command("ping")
+                    break
+                except PyMongoError:
+                    await asyncio.sleep(0.1)
+        yield uri
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_a_standalone_mongod_is_refused_on_entering(standalone_uri: str) -> None:
+    """With the remedy in the message."""
+    ledger = CreditLedger.connect(standalone_uri, database="app", config=CONFIG)
+    with pytest.raises(ReplicaSetRequiredError, match=r"--replSet rs0.*rs\.initiate\(\)"):
+        await ledger.__aenter__()
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_standalone_mongod_is_refused_by_each_call(standalone_uri: str, name: str) -> None:
+    """Also by a ledger that nobody entered, and nothing is written."""
+    ledger = CreditLedger.connect(standalone_uri, database="app", config=CONFIG)
+    try:
+        with pytest.raises(ReplicaSetRequiredError, match="--replSet rs0"):
+            await CALLS[name](ledger)
+    finally:
+        await ledger.close()
+    async with AsyncMongoClient[dict[str, object]](standalone_uri) as client:
+        assert await client["app"].list_collection_names() == []
+
+
+async def test_a_server_that_does_not_answer_is_told_on_entering() -> None:
+    """A StorageError with the address in it, within the deadline."""
+    port = free_port()
+    ledger = CreditLedger.connect(
+        f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", database="app", config=CONFIG
+    )
+    begun = time.monotonic()
+    with pytest.raises(StorageError, match=str(port)):
+        await ledger.__aenter__()
+    assert time.monotonic() - begun < 1 + LENIENCE_SECONDS
+
+
+@pytest.mark.parametrize("name", [*CALLS, *READS])
+async def test_a_server_that_does_not_answer_is_told_by_each_call(name: str) -> None:
+    """Within the deadline, and no caller is left in doubt: nothing can have happened."""
+    ledger = CreditLedger.connect(
+        f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs0", database="app", config=CONFIG
+    )
+    begun = time.monotonic()
+    with pytest.raises(StorageError) as told:
+        await {**CALLS, **READS}[name](ledger)
+    assert time.monotonic() - begun < 1 + LENIENCE_SECONDS
+    assert not isinstance(told.value, CommitOutcomeUnknownError)
+    await ledger.close()
