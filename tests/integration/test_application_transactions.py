@@ -274,7 +274,7 @@ async def test_a_refusal_does_not_wait_for_a_transaction_that_made_the_collectio
         began = time.monotonic()
         with pytest.raises(InsufficientCreditsError):
             await ledger.charge("u", "post", session=session)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
     try:
         async with CreditLedger(database, prices()) as ledger:
@@ -665,13 +665,13 @@ async def test_an_operation_in_a_transaction_ends_by_its_deadline(
 ) -> None:
     """Not with an unknown outcome: the application has committed nothing."""
     async with CreditLedger(shared, prices(operation_timeout_seconds=0.3)) as hasty:
-        slow = {"blockConnection": True, "blockTimeMS": 1000}
+        slow = {"blockConnection": True, "blockTimeMS": 5000}
         async with failing(client, APP_NAME, ONCE, failCommands=["update"], **slow):
             began = time.monotonic()
             with pytest.raises(StorageError) as caught:
                 async with transaction(application) as session:
                     await hasty.charge(user, "post", session=session)
-            assert time.monotonic() - began < 0.8
+            assert time.monotonic() - began < 3
         assert type(caught.value) is StorageError
         await check_that_no_transaction_stays_open(client)
         assert await traces(shared, user) == counts(**OPENED)

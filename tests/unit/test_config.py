@@ -216,7 +216,7 @@ def test_a_zero_with_any_exponent_is_taken_or_refused_at_once(zero: str) -> None
     with contextlib.suppress(ConfigurationError):
         config = CreditConfig.from_json(f'{{"costs": {{"a": {{"default": {zero}}}}}}}')
         assert config.costs["a"]["default"] == 0
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5  # a hang, not a speed
 
 
 def test_identifiers_may_be_what_mongodb_would_mistake() -> None:
