@@ -1,7 +1,8 @@
 """Group commit: requests that arrive while a lane is busy share its next commit.
 
 No timers and no added delay: an idle lane commits at once, and what arrives meanwhile goes next. A
-user always meets the same lane, so that one process never conflicts with itself.
+user's requests go to one lane at a time, so that a process does not conflict with itself, but for
+the moment in which its users change lanes (see ``Lanes``).
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ Commit: TypeAlias = Callable[[list[Request], float, TakeMore], Awaitable[list[Ou
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
-# the client idles while the server works. Four measured best on two cores.
+# the client idles while the server works.
 LANES: Final = 4
-# MongoDB advises some 1,000 documents a transaction; a charge writes three and a share of a user's.
+# Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
+# cost of the commit is shared by all. What a batch reads stays below 16 MB (see store.py).
 LARGEST_BATCH: Final = 512
 # Seconds of work, at thousands a second: who comes later would only wait for the deadline.
 LONGEST_QUEUE: Final = 20_000

@@ -135,9 +135,6 @@ async def ensure_indexes(
     """
     database = database.with_options(codec_options=CODEC_OPTIONS)
     changes: list[IndexChange] = []
-    # Of the validators, only that of the balances, which applications write to as well, and which
-    # costs nothing that can be measured. The others would take 4 to 5 % of the throughput, to check
-    # rows that only the ledger writes.
     for document in credit_documents(names):
         wanted = _Wanted(
             collection=document.Settings.name,
