@@ -13,7 +13,7 @@ from pymongo.uri_parser import parse_uri
 
 from credit_mongo.errors import ConfigurationError, ReplicaSetRequiredError
 
-__all__ = ["check_replica_set", "connect"]
+__all__ = ["check_database", "check_replica_set", "connect"]
 
 # The character set that MongoDB forbids in the names of databases, on any platform.
 _FORBIDDEN_IN_DATABASE: Final = re.compile('[/\\\\. "$*<>:|?\x00\ud800-\udfff]')
@@ -30,7 +30,7 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
     """
     if not isinstance(uri, str):
         raise ConfigurationError("uri", f"must be a str, not {type(uri).__name__}")
-    _check_database(database)
+    check_database(database)
     try:
         with warnings.catch_warnings():
             # An option that is repeated, or whose value is not known, gives no more than a warning.
@@ -44,7 +44,8 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
     return client[str(database)]
 
 
-def _check_database(database: object) -> None:
+def check_database(database: object) -> None:
+    """Raise ConfigurationError unless MongoDB allows the name on every platform."""
     if not isinstance(database, str):
         raise ConfigurationError("database", f"must be a str, not {type(database).__name__}")
     if not 0 < len(database.encode(errors="replace")) <= _LONGEST_DATABASE:

@@ -77,7 +77,7 @@ class CreditTransaction(_CreditDocument):
     amount: int
     balance_before: int = Field(alias="balanceBefore")
     balance_after: int = Field(alias="balanceAfter")
-    metadata: Raw | None = None
+    metadata: Raw | None = Field(default=None, repr=False)
     idempotency_key: str | None = Field(default=None, alias="idempotencyKey", repr=False)
     refund_of: PydanticObjectId | str | None = Field(default=None, alias="refundOf")
     created_at: datetime = Field(alias="createdAt")
@@ -109,7 +109,7 @@ class CreditAuditLog(_CreditDocument):
     action: str
     status: str
     details: Raw
-    metadata: Raw | None = None
+    metadata: Raw | None = Field(default=None, repr=False)
     error_message: str | None = Field(default=None, alias="errorMessage")
     created_at: datetime = Field(alias="createdAt")
 
@@ -137,7 +137,7 @@ class CreditIdempotencyRecord(_CreditDocument):
     operation: str
     user_id: str = Field(alias="userId")
     fingerprint: str
-    result: Raw
+    result: Raw = Field(repr=False)
     created_at: datetime = Field(alias="createdAt")
     expires_at: datetime = Field(alias="expiresAt")
 

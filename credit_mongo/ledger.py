@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -54,6 +54,7 @@ from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
 from credit_mongo.history import History
+from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.pages import AuditPage, HistoryPage
 from credit_mongo.rows import copy_metadata, to_object_id
@@ -133,7 +134,7 @@ class CreditLedger:
             database,
             config.collections,
             audits=config.audit.enabled,
-            remembers_for_seconds=config.idempotency.ttl_seconds,
+            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds),
         )
         turns = Turns()
         self._committer = Committer(
@@ -485,7 +486,7 @@ class CreditLedger:
         try:
             return await ensure_indexes(self._database, self._config.collections)
         except PyMongoError as error:
-            raise as_storage_error(error) from error
+            raise as_storage_error(error)  # noqa: B904 - with its cause
 
     # The way in
 
@@ -498,9 +499,12 @@ class CreditLedger:
             "metadata": copy_metadata(metadata),
         }
 
-    async def _do(self, request: Request, session: AsyncClientSession | None) -> Result:
+    def _do(self, request: Request, session: AsyncClientSession | None) -> Awaitable[Result]:
         if session is None:
-            return await self._lanes.submit(request)
+            return self._lanes.submit(request)
+        return self._do_in(request, session)
+
+    async def _do_in(self, request: Request, session: AsyncClientSession) -> Result:
         with self._sessions.using(session):
             if not session.in_transaction:
                 raise InvalidRequestError("session", "has no transaction in progress: start one")
@@ -518,12 +522,11 @@ class CreditLedger:
             try:
                 return await self._in_time(read(*arguments, **options))
             except PyMongoError as error:
-                if isinstance(error, StorageError):
-                    raise
-                raise as_storage_error(error) from error
+                raise as_storage_error(error)  # noqa: B904 - with its cause
 
     async def _in_time(self, work: Awaitable[_R]) -> _R:
         try:
-            return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
+            with Unlogged():
+                return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
             raise StorageError("the database did not answer in time") from error

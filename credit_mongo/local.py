@@ -56,7 +56,8 @@ def find_mongod() -> Path:
     there must ``exec`` its mongod, which is otherwise not the process that gets the signals.
     """
     if wanted := os.environ.get("CREDIT_MONGO_MONGOD"):
-        if not (Path(wanted).is_file() and os.access(wanted, os.X_OK)):
+        # Not Path.is_file(), which raises for a name that is too long.
+        if not (os.path.isfile(wanted) and os.access(wanted, os.X_OK)):  # noqa: PTH113
             raise StorageError(
                 f"CREDIT_MONGO_MONGOD={wanted} is not a program. Unset it: {_REMEDY}"
             )
@@ -390,10 +391,10 @@ def _new_directory() -> Path:
 
 
 def _make_members(data: Path, size: int) -> None:
-    found = len(list(data.glob("member-*")))
-    if found not in (0, size):
-        raise StorageError(f"{data} has the data of {found} members, not of {size}")
     try:
+        found = len(list(data.glob("member-*")))
+        if found not in (0, size):
+            raise StorageError(f"{data} has the data of {found} members, not of {size}")
         for number in range(size):
             (data / f"member-{number}").mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -191,6 +191,7 @@ def _milliseconds(moment: datetime) -> int:
 def _check_count(field: str, value: object, least: int, most: int = LARGEST_BALANCE) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
-    if not least <= value <= most:
+    count = int.__int__(value)  # what it holds, whatever a subclass says
+    if not least <= count <= most:
         raise InvalidRequestError(field, f"must be from {least} to {most}")
-    return int(value)
+    return count

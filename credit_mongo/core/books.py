@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
 from credit_mongo.core.requests import (
     ChargeRequest,
+    CorrectionRequest,
     CreateUserRequest,
     GrantRequest,
     RefundRequest,
@@ -22,6 +23,7 @@ from credit_mongo.core.requests import (
 )
 from credit_mongo.core.results import (
     ChargeResult,
+    CorrectionResult,
     GrantResult,
     RefundResult,
     Result,
@@ -128,6 +130,7 @@ _RESULT_KINDS: Final[Mapping[type[Request], Callable[..., Result]]] = {
     ChargeRequest: ChargeResult,
     RefundRequest: RefundResult,
     GrantRequest: GrantResult,
+    CorrectionRequest: CorrectionResult,
 }
 
 
@@ -142,7 +145,7 @@ def result_of(posting: Posting) -> Result:
             request.transaction_id,
             account.user_id,
             request.action,
-            abs(posting.amount),
+            posting.amount if kind is CorrectionResult else abs(posting.amount),
             posting.balance_before,
             account.credits,
             account.updated_at,

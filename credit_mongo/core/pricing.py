@@ -12,10 +12,9 @@ from credit_mongo.core.requests import LARGEST_AMOUNT
 from credit_mongo.errors import (
     FormulaEvaluationError,
     MissingVariableError,
-    UndefinedActionError,
 )
 
-__all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "to_units"]
+__all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "find_price", "to_units"]
 
 DEFAULT_TIER: Final = "default"
 """The price of those without a tier, and of tiers that are not listed."""
@@ -38,20 +37,6 @@ class Tariff:
     prices: Mapping[str, Mapping[str, Price]]
     units_per_credit: int
 
-    def of_action(self, action: str) -> Mapping[str, Price]:
-        """The prices of an action by tier. Raises UndefinedActionError."""
-        try:
-            return self.prices[action]
-        except KeyError:
-            raise UndefinedActionError(action) from None
-
-    def find(self, action: str, tier: str | None) -> Price | None:
-        """The price for a tier in force; None if the tier has no access to the action."""
-        prices = self.of_action(action)
-        if tier is not None and tier in prices:
-            return prices[tier]
-        return prices.get(DEFAULT_TIER)
-
     def evaluate(
         self, action: str, price: Price, variables: Mapping[str, Fraction] | None
     ) -> Priced:
@@ -64,7 +49,7 @@ class Tariff:
         if isinstance(price, int):
             return Priced(price, None)
         if variables is None and price.variables:
-            fallback = self.of_action(action).get(DEFAULT_TIER)
+            fallback = self.prices[action].get(DEFAULT_TIER)
             if isinstance(fallback, int):
                 return Priced(fallback, None)
             raise MissingVariableError(price.text, next(iter(price.variables)), ())
@@ -77,6 +62,13 @@ class Tariff:
                 f"it costs more than {LARGEST_AMOUNT} units",
             )
         return Priced(max(cost, 0), price.text)
+
+
+def find_price(prices: Mapping[str, Price], tier: str | None) -> Price | None:
+    """Of an action's prices, the one for a tier in force; None if the tier has no access."""
+    if tier is not None and tier in prices:
+        return prices[tier]
+    return prices.get(DEFAULT_TIER)
 
 
 def to_units(credits_due: Fraction, units_per_credit: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from fractions import Fraction
@@ -24,6 +24,7 @@ __all__ = [
     "LARGEST_AMOUNT",
     "LARGEST_BALANCE",
     "ChargeRequest",
+    "CorrectionRequest",
     "CreateUserRequest",
     "DowngradeTierRequest",
     "GrantRequest",
@@ -82,9 +83,10 @@ def check_amount(field: str, value: object, *, least: int = 1) -> int:
     """Credits in smallest units: an int from ``least`` to 2**53 - 1; no bool, float or string."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
-    if not least <= value <= LARGEST_AMOUNT:
+    amount = int.__int__(value)  # what it holds, whatever a subclass says
+    if not least <= amount <= LARGEST_AMOUNT:
         raise InvalidRequestError(field, f"must be from {least} to {LARGEST_AMOUNT}")
-    return int(value)
+    return amount
 
 
 def check_flag(field: str, value: object) -> bool:
@@ -134,8 +136,9 @@ class Request:
 
     user_id: str
     transaction_id: str
-    key: str | None = None
-    metadata: Mapping[str, Any] | None = None
+    # Not shown: reprs land in logs.
+    key: str | None = field(default=None, repr=False)
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def action(self) -> str:
@@ -272,6 +275,30 @@ class RenewTierRequest(Request):
         return _fingerprint(
             self.operation, self.user_id, _text(self.membership_expires_at), self.refill
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionRequest(Request):
+    """Settle, by a record, what was found to be wrong with an account's history.
+
+    It never changes the balance: the books then sum up to what the account has. ``credits`` and
+    ``seq`` are the account's as verified, ``total`` the sum of its transactions' amounts,
+    ``highest_seq`` the highest of any. ``settles`` are the findings.
+    """
+
+    operation: ClassVar[str] = "correction"
+
+    credits: int
+    seq: int
+    total: int
+    highest_seq: int
+    operator: str
+    reason: str
+    settles: tuple[Mapping[str, Any], ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.operation, self.user_id, self.credits, self.seq, self.total)
 
 
 def _text(moment: datetime | Keep | None) -> str | None:

@@ -1,7 +1,8 @@
 """What callers get back. All frozen; credits are whole numbers of the smallest unit.
 
 ``replayed`` tells that an idempotency key had done it before. It takes no part in comparisons: the
-answer to a repeated request equals the first.
+answer to a repeated request equals the first. The caller's metadata and keys stay out of every
+``repr``: that is what lands in logs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 __all__ = [
     "AuditLog",
     "ChargeResult",
+    "CorrectionResult",
     "GrantResult",
     "Quote",
     "RefundResult",
@@ -49,7 +51,7 @@ class ChargeResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
@@ -64,13 +66,28 @@ class RefundResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class GrantResult:
     """What a grant gave."""
+
+    transaction_id: str
+    user_id: str
+    action: str
+    amount: int
+    balance_before: int
+    balance_after: int
+    created_at: datetime
+    metadata: Mapping[str, Any] | None = field(repr=False)
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionResult:
+    """What a correction added to the history (``amount``, of either sign); the balance stayed."""
 
     transaction_id: str
     user_id: str
@@ -99,7 +116,9 @@ class TierChangeResult:
     replayed: bool = field(default=False, compare=False)
 
 
-Result: TypeAlias = User | ChargeResult | RefundResult | GrantResult | TierChangeResult
+Result: TypeAlias = (
+    User | ChargeResult | RefundResult | GrantResult | TierChangeResult | CorrectionResult
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,7 @@ class Transaction:
     amount: int
     balance_before: int
     balance_after: int
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None = field(repr=False)
     idempotency_key: str | None = field(repr=False)
     refund_of: str | None
     created_at: datetime
@@ -144,6 +163,6 @@ class AuditLog:
     action: str
     status: str
     details: Mapping[str, Any]
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None = field(repr=False)
     error_message: str | None
     created_at: datetime

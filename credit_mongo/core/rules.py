@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, TypeAlias
 from credit_mongo.core.accounts import Account, RefundableCharge
 from credit_mongo.core.formula import readable_variables
 from credit_mongo.core.membership import Membership, is_past
-from credit_mongo.core.pricing import DEFAULT_TIER, Priced, Tariff
+from credit_mongo.core.pricing import DEFAULT_TIER, Price, Priced, Tariff, find_price
 from credit_mongo.core.requests import (
     LARGEST_BALANCE,
     ChargeRequest,
+    CorrectionRequest,
     CreateUserRequest,
     DowngradeTierRequest,
     GrantRequest,
@@ -107,7 +108,7 @@ class Rules:
         except CreditError as error:
             return Refusal(request, error, now)
 
-    def _post(
+    def _post(  # noqa: PLR0911 - one for each kind of request
         self,
         request: Request,
         account: Account,
@@ -126,6 +127,8 @@ class Rules:
             return self._downgrade_tier(request, account, now)
         if isinstance(request, RenewTierRequest):
             return self._renew_tier(request, account, now)
+        if isinstance(request, CorrectionRequest):
+            return _correct(request, account, now)
         raise AssertionError(f"no rule for {type(request).__name__}")
 
     def check_access(self, account: Account, action: str, now: datetime) -> None:
@@ -143,12 +146,17 @@ class Rules:
         cost = self._price(account, action, tier, variables).cost
         return Quote(action, tier, cost, account.credits, cost <= account.credits)
 
-    def _check_access(self, account: Account, action: str, tier: str | None) -> None:
+    def _check_access(self, account: Account, action: str, tier: str | None) -> Price | None:
+        """The price for those who may do the action; None if it has no prices."""
         self.membership.check_requirement(account, action, tier)
         prices = self.tariff.prices.get(action)
-        if prices is not None and self.tariff.find(action, tier) is None:
+        if prices is None:
+            return None
+        price = find_price(prices, tier)
+        if price is None:
             listed = {name: price for name, price in prices.items() if name != DEFAULT_TIER}
             raise MembershipRequiredError(account.user_id, self.membership.lowest(listed), tier)
+        return price
 
     def _price(
         self,
@@ -157,10 +165,10 @@ class Rules:
         tier: str | None,
         variables: Mapping[str, Any] | None,
     ) -> Priced:
-        self.tariff.of_action(action)
-        self._check_access(account, action, tier)
-        price = self.tariff.find(action, tier)
-        assert price is not None  # noqa: S101 - _check_access has seen to it
+        if action not in self.tariff.prices:
+            raise UndefinedActionError(action)
+        price = self._check_access(account, action, tier)
+        assert price is not None  # noqa: S101 - the action has prices
         return self.tariff.evaluate(action, price, variables)
 
     def _create_user(
@@ -301,6 +309,25 @@ def _post(
         now,
     )
     return Posting(request, account, after, amount, details, refund_of)
+
+
+def _correct(request: CorrectionRequest, account: Account, now: datetime) -> Posting:
+    if (account.credits, account.seq) != (request.credits, request.seq):
+        raise InvalidRequestError(
+            "seq", "the account has moved since it was verified: verify again"
+        )
+    amount = account.credits - request.total
+    if max(abs(amount), abs(request.total), request.highest_seq + 1) > LARGEST_BALANCE:
+        raise InvalidRequestError("total", "no correction can make up for such amounts")
+    details = {
+        "correction": {
+            "operator": request.operator,
+            "reason": request.reason,
+            "settles": [dict(finding) for finding in request.settles],
+        }
+    }
+    as_summed_up = account._replace(credits=request.total, seq=request.highest_seq)
+    return _post(request, as_summed_up, now, amount, details)
 
 
 def _refuse_past(expires_at: datetime | None, now: datetime) -> None:

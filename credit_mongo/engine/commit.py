@@ -36,10 +36,12 @@ from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
 from credit_mongo.engine.endings import Endings, abort
-from credit_mongo.engine.failures import as_storage_error, is_conflict, may_pass
+from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
+from credit_mongo.engine.spells import Spell
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
-from credit_mongo.engine.turns import Turns, seconds_to_wait
+from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
 from credit_mongo.errors import CommitOutcomeUnknownError, CreditError, StorageError
+from credit_mongo.log_redaction import Unlogged
 
 __all__ = ["HELD", "Clock", "Committer", "Held", "TakeMore"]
 
@@ -49,6 +51,8 @@ TakeMore: TypeAlias = Callable[[], Sequence[Request]]
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a unique index of the application's.
 _MOST_DUPLICATES: Final = 3
+# After a repeated request, those of others are more likely, and a batch is too dear to fail often.
+_KEYS_SECONDS: Final = 10.0
 # How long a batch that has the turn meets conflicts before it is parted. Commits of ledgers that
 # take no turns yet end sooner; an application's transaction can hold a user as long as it likes.
 _PATIENCE_SECONDS: Final = 0.2
@@ -110,14 +114,11 @@ class _Batch:
     def not_done(self, error: BaseException) -> StorageError:
         """What to tell the callers when there will be no further try."""
         if self.unknown is not None:
-            failed: StorageError = CommitOutcomeUnknownError()
-        elif isinstance(error, asyncio.TimeoutError):
-            failed = StorageError("the database did not answer in time; nothing was written")
-        else:
-            failed = as_storage_error(error)
-        if failed is not error:
-            failed.__cause__ = error
-        return failed
+            return caused_by(error, CommitOutcomeUnknownError())
+        if isinstance(error, asyncio.TimeoutError):
+            late = StorageError("the database did not answer in time; nothing was written")
+            return caused_by(error, late)
+        return as_storage_error(error)
 
 
 class Committer:
@@ -138,6 +139,7 @@ class Committer:
         self._rules = rules
         self._retry = retry
         self._turns = turns
+        self._repeats = Spell(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
         self._endings = Endings(client)
 
@@ -171,7 +173,8 @@ class Committer:
         failed: CreditError
         try:
             batch = _Batch(requests, take_more, self._clock(), deadline, patience)
-            return list(await self._commit_together(batch))
+            with Unlogged():
+                return list(await self._commit_together(batch))
         except _HeldError:
             users = list(dict.fromkeys(request.user_id for request in requests))
             if len(users) == 1:
@@ -182,8 +185,6 @@ class Committer:
         except _RefusedError as refused:
             parts = [number < len(requests) // 2 for number in range(len(requests))]
             failed = as_storage_error(refused.error)
-            if failed is not refused.error:
-                failed.__cause__ = refused.error
         except CreditError as error:
             parts = []
             failed = error
@@ -224,7 +225,7 @@ class Committer:
         except CreditError:
             raise
         except Exception as error:
-            raise as_storage_error(error) from error
+            raise as_storage_error(error)  # noqa: B904 - with its cause
         raise outcome
 
     async def close(self, seconds: float) -> None:
@@ -256,7 +257,7 @@ class Committer:
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1
         batch.has_turn = False
-        awaited = 0
+        turn, turn_began = Turn(0, 0), 0.0
         in_turns = self._turns.are_needed(batch.clock())
         if in_turns and (pause := self._turns.seconds_to_pause(batch.clock())):
             await asyncio.sleep(pause)
@@ -270,7 +271,7 @@ class Committer:
         )
         if in_turns:
             batch.lost_turn = True
-            awaited = await self._store.take_turn(session)
+            turn, turn_began = await self._store.take_turn(session), batch.clock()
             batch.lost_turn = False
             batch.has_turn = True
             if batch.unknown is None:
@@ -286,22 +287,25 @@ class Committer:
             batch.unknown = _Sent(witness, outcomes)
         await session.commit_transaction()
         if in_turns:
-            self._turns.had_turn(awaited, batch.clock())
+            self._turns.had_turn(turn, turn_began, batch.clock())
         return outcomes
 
     async def _decide(
         self, batch: _Batch, session: AsyncClientSession
     ) -> tuple[Loaded, Books, list[Outcome]]:
-        # A request alone is mostly a new one. Its key is looked up only if its insertion has failed
-        # or if the request would be refused: it may have been granted before.
-        with_keys = batch.tries > 1 or len(batch.requests) > 1
+        # Requests are mostly new ones. Keys are looked up only if an insertion has failed, now or
+        # lately, or if a request would be refused: it may have been granted before.
+        lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
+        with_keys = batch.tries > 1 or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
         books = Books.open(self._rules, batch.now, loaded)
         outcomes = books.decide_all(batch.requests)
         if books.refusals and not with_keys:
-            loaded = await self._store.load_keys(loaded, batch.requests, batch.now, session)
-            books = Books.open(self._rules, batch.now, loaded)
-            outcomes = books.decide_all(batch.requests)
+            refused = [refusal.request for refusal in books.refusals]
+            loaded = await self._store.load_keys(loaded, refused, batch.now, session)
+            if loaded.remembered:
+                books = Books.open(self._rules, batch.now, loaded)
+                outcomes = books.decide_all(batch.requests)
         return loaded, books, outcomes
 
     def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
@@ -310,6 +314,7 @@ class Committer:
             raise batch.not_done(error)
         if isinstance(error, DuplicateKeyError) and batch.duplicates < _MOST_DUPLICATES:
             batch.duplicates += 1
+            self._repeats.begin(batch.clock())
             return 0.0
         if is_conflict(error):
             seconds = self._seconds_to_wait_for_others(batch)

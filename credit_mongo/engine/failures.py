@@ -8,11 +8,13 @@ from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailur
 
 from credit_mongo.errors import ReplicaSetRequiredError, StorageError
 
-__all__ = ["as_storage_error", "is_conflict", "may_pass"]
+__all__ = ["as_storage_error", "caused_by", "is_conflict", "may_pass"]
 
 _TRANSIENT: Final = "TransientTransactionError"
 _RETRYABLE: Final = "RetryableWriteError"
 _LABELS: Final = (_TRANSIENT, _RETRYABLE, "UnknownTransactionCommitResult")
+# All of a server's answer that quotes nothing.
+_KEPT: Final = frozenset({"code", "codeName", "errorLabels"})
 _WRITE_CONFLICT: Final = 112
 _ILLEGAL_OPERATION: Final = 20
 
@@ -32,9 +34,21 @@ def may_pass(error: BaseException) -> bool:
 
 
 def as_storage_error(error: BaseException) -> StorageError:
-    """An error as one of ours, with the labels that ``with_transaction`` looks at."""
-    if isinstance(error, StorageError):
-        return error
+    """An error as one of ours: its cause, and the labels that ``with_transaction`` looks at."""
+    return error if isinstance(error, StorageError) else caused_by(error, _as_ours(error))
+
+
+def caused_by(error: BaseException, ours: StorageError) -> StorageError:
+    """Our error with the driver's as its cause, without the server's text: it can quote keys."""
+    if isinstance(error, OperationFailure):
+        details = {name: value for name, value in (error.details or {}).items() if name in _KEPT}
+        text = details.get("codeName") or f"code {error.code}"
+        error = type(error)(text, error.code, details).with_traceback(error.__traceback__)
+    ours.__cause__ = error
+    return ours
+
+
+def _as_ours(error: BaseException) -> StorageError:
     if not isinstance(error, PyMongoError):
         # Its text may quote anything; it is the cause, for those who look.
         return StorageError(f"the operation failed ({type(error).__name__}); nothing was written")

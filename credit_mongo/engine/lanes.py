@@ -195,11 +195,11 @@ class Lanes:
         self._apart: dict[str, _Lane] = {}
         self._closed = False
 
-    async def submit(self, request: Request) -> Result:
-        """A request's result, by its deadline.
+    def submit(self, request: Request) -> asyncio.Future[Result]:
+        """A request's result, by its deadline; the future raises what it was refused for.
 
         Cancelling it withdraws a request that is not in flight and does not stop one that is.
-        Raises what the request was refused for, LedgerBusyError and StorageError.
+        Raises LedgerBusyError.
         """
         if self._closed:
             raise LedgerBusyError("the ledger is closed")
@@ -214,7 +214,7 @@ class Lanes:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         answer: asyncio.Future[Result] = loop.create_future()
         lane.add(_Waiting(request, answer, now + self._timeout_seconds))
-        return await answer
+        return answer
 
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from bson import Int64, ObjectId
@@ -26,6 +26,7 @@ from credit_mongo.core.books import Books, Loaded
 from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
 from credit_mongo.core.rules import Refusal
+from credit_mongo.engine.turns import Turn
 from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
@@ -33,11 +34,10 @@ from credit_mongo.rows import (
     account_from,
     account_update,
     idempotency_row,
+    posting_rows,
     refusal_row,
     remembered_from,
-    success_row,
     to_object_id,
-    transaction_row,
     user_row,
 )
 
@@ -80,7 +80,7 @@ class Store:
         names: CollectionNames,
         *,
         audits: bool,
-        remembers_for_seconds: int,
+        remembers_for: timedelta,
     ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
@@ -90,7 +90,7 @@ class Store:
         )
         self._names = names
         self._audits = audits
-        self._remembers_for_seconds = remembers_for_seconds
+        self._remembers_for = remembers_for
         self._has_turn = False
 
     # What a batch reads
@@ -228,11 +228,8 @@ class Store:
                 await self._database.command(command)
                 return
 
-    async def take_turn(self, session: AsyncClientSession) -> int:
-        """Have the turn for as long as the session's transaction lasts, or fail with a conflict.
-
-        Returns how often anybody has waited for it so far.
-        """
+    async def take_turn(self, session: AsyncClientSession) -> Turn:
+        """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
         if not self._has_turn:
             # Made outside of the transaction: there, others could not see it until it ends.
             with contextlib.suppress(DuplicateKeyError):  # another process has just made it
@@ -250,7 +247,7 @@ class Store:
         # Somebody may remove the document: then there are no turns until the next.
         turn = reply["value"]
         self._has_turn = turn is not None
-        return int(turn["awaited"]) if turn is not None else 0
+        return Turn(int(turn.get("taken", 0)), int(turn["awaited"])) if turn else Turn(0, 0)
 
     # What a batch writes
 
@@ -263,13 +260,17 @@ class Store:
         """
         names = self._names
         await self._write_accounts(books, loaded, session)
-        transactions = [transaction_row(posting) for posting in books.postings]
-        await self._insert(names.transactions, transactions, session)
+        transactions: list[Raw] = []
         audit_logs: list[Raw] = []
+        for posting in books.postings:
+            transaction, audit_log = posting_rows(posting)
+            transactions.append(transaction)
+            if self._audits:
+                audit_logs.append(audit_log)
         if self._audits:
-            audit_logs += [success_row(posting) for posting in books.postings]
             audit_logs += [refusal_row(r) for r in books.refusals if is_audited(r)]
-            await self._insert(names.audit_logs, audit_logs, session)
+        await self._insert(names.transactions, transactions, session)
+        await self._insert(names.audit_logs, audit_logs, session)
         await self._write_keys(books, loaded, session)
         if transactions:
             return Witness(names.transactions, transactions[0]["_id"])
@@ -306,7 +307,7 @@ class Store:
                 session,
             )
         records = [
-            idempotency_row(r, books.remembered[r.key], self._remembers_for_seconds)
+            idempotency_row(r, books.remembered[r.key], self._remembers_for)
             for r in keyed
             if r.key is not None
         ]

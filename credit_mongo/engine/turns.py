@@ -15,49 +15,59 @@ part of the transaction and ends with it, however that ends.
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["Turns", "seconds_to_wait"]
+from credit_mongo.engine.spells import Spell
 
-# Then it is tried without, for in turns there is one commit at a time for all. Where that meets
-# conflicts again at once, the next time is twice as long.
+__all__ = ["Turn", "Turns", "seconds_to_wait"]
+
+# Then it is tried without, for in turns there is one commit at a time for all. A conflict soon
+# after is no chance: the next time begins at once, and is twice as long.
 _SHORTEST_SECONDS: Final = 5.0
-_LONGEST_SECONDS: Final = 30.0
+_LONGEST_SECONDS: Final = 60.0
 _CONFLICTS_IN_A_ROW: Final = 2
 # Who waits on the server looks every five milliseconds. Without a pause, who has just had the turn
 # would mostly have it again before they look.
 _COURTESY_SECONDS: Final = 0.006
+# One commit after the other without waiting costs least; others wait for as long as this at most.
+_LONGEST_RUN_SECONDS: Final = 0.05
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
 _MOST_GROWTH: Final = 10
+
+
+class Turn(NamedTuple):
+    """What the document says to those who take a turn: how often that was done, and waited for."""
+
+    taken: int
+    awaited: int
 
 
 class Turns:
     """Whether this ledger takes turns. ``now`` is the event loop's clock, in seconds."""
 
     def __init__(self) -> None:
-        self._needed_until = 0.0
-        self._seconds = _SHORTEST_SECONDS
-        self._awaited = 0
+        self._spell = Spell(shortest_seconds=_SHORTEST_SECONDS, longest_seconds=_LONGEST_SECONDS)
+        self._last = Turn(0, 0)
+        self._run_began = 0.0
         self._not_before = 0.0
 
     def are_needed(self, now: float) -> bool:
         """Whether other processes were in the way lately."""
-        return now < self._needed_until
+        return self._spell.is_on(now)
 
     def met_conflict(self, in_a_row: int, now: float) -> None:
         """A batch that had no turn has met the ``in_a_row``-th conflict."""
-        if in_a_row < _CONFLICTS_IN_A_ROW or now < self._needed_until:
-            return
-        came_back = now < self._needed_until + self._seconds
-        self._seconds = min(2 * self._seconds, _LONGEST_SECONDS) if came_back else _SHORTEST_SECONDS
-        self._needed_until = now + self._seconds
+        if in_a_row >= _CONFLICTS_IN_A_ROW or self._spell.was_on_lately(now):
+            self._spell.begin(now)
 
-    def had_turn(self, awaited: int, now: float) -> None:
-        """A commit that had the turn has ended; ``awaited`` is how often others had waited then."""
-        if awaited != self._awaited:
+    def had_turn(self, turn: Turn, began: float, now: float) -> None:
+        """A commit that had a turn since ``began`` has ended."""
+        if turn.taken != self._last.taken + 1:  # somebody else had one in between
+            self._run_began = began
+        if turn.awaited != self._last.awaited and now - self._run_began >= _LONGEST_RUN_SECONDS:
             self._not_before = now + _COURTESY_SECONDS
-        self._awaited = awaited
+        self._last = turn
 
     def seconds_to_pause(self, now: float) -> float:
         """How long to leave the turn to those who wait for it."""

@@ -19,7 +19,7 @@ from credit_mongo.core.requests import GrantRequest, Request
 from credit_mongo.core.results import GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
 from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
-from credit_mongo.engine.turns import Turns
+from credit_mongo.engine.turns import Turn, Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     InsufficientCreditsError,
@@ -300,14 +300,29 @@ def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer(
     turns, now, lengths = Turns(), 100.0, []
     turns.met_conflict(1, now)
     assert not turns.are_needed(now)
-    for pause in (*[0.0] * 8, 1000.0):
+    for in_a_row, pause in ((2, 0.0), *[(1, 0.0)] * 7, (2, 1000.0)):
         now += pause
-        turns.met_conflict(2, now)
+        turns.met_conflict(in_a_row, now)
         began = now
         while turns.are_needed(now):
             turns.met_conflict(2, now)  # in turns, this changes nothing
             now += 0.5
         lengths.append(now - began)
     assert lengths[:8] == sorted(lengths[:8])
-    assert lengths[0] < lengths[7] == 30.0
+    assert lengths[0] < lengths[7] == 60.0
     assert lengths[8] == lengths[0]
+
+
+def test_the_turn_is_left_to_others_after_a_run_of_commits() -> None:
+    """As long as nobody waits, or the run is short, the next commit begins at once."""
+    turns = Turns()
+    turns.had_turn(Turn(taken=7, awaited=3), began=10.00, now=10.01)
+    assert turns.seconds_to_pause(10.01) == 0
+    turns.had_turn(Turn(taken=8, awaited=5), began=10.02, now=10.04)  # others wait, for a moment
+    assert turns.seconds_to_pause(10.04) == 0
+    turns.had_turn(Turn(taken=9, awaited=7), began=10.05, now=10.07)  # and for long
+    assert 0 < turns.seconds_to_pause(10.07) < 0.01
+    turns.had_turn(Turn(taken=13, awaited=9), began=10.20, now=10.22)  # three had it in between
+    assert turns.seconds_to_pause(10.22) == 0
+    turns.had_turn(Turn(taken=14, awaited=9), began=10.23, now=10.99)  # nobody waits
+    assert turns.seconds_to_pause(10.99) == 0

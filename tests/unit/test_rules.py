@@ -1421,7 +1421,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"core"}),
     frozenset({"config"}),
-    frozenset({"rows", "connection"}),
+    frozenset({"rows", "connection", "log_redaction"}),
     frozenset({"documents", "pages"}),
     frozenset({"engine"}),
     frozenset({"drivers"}),

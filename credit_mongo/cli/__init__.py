@@ -1,0 +1,60 @@
+"""The command line, ``credit-mongo COMMAND …``. It needs the extra ``cli``; the library does not.
+
+Exit codes, of every command:
+
+    0    done, and all is well
+    1    something is wrong with the data, or something of the application's is in the way
+    2    it could not be done; one line on stderr says what to do
+    130  Ctrl-C
+
+A command is a module in ``credit_mongo/cli/commands``. It is found by being there:
+
+    @app.command("count")                                       # from credit_mongo.cli.application
+    def count(
+        uri: Uri = None,                                        # from credit_mongo.cli.connecting
+        database: DatabaseName = None,
+        timeout: Timeout = 10.0,
+        as_json: AsJson = False,                                # from credit_mongo.cli.output
+    ) -> int:
+        \"\"\"Count the users.\"\"\"                                 # what --help shows
+        where = Connecting.to(uri, database, timeout)
+
+        async def work(database: Database) -> int:
+            with progress("Counting", "users") as advance:      # from credit_mongo.cli.output
+                return await count_users(database, on_progress=advance)
+
+        users = where.run(work)
+        show_facts({"users": users}) if as_json else show(f"{where.database}: {users} users")
+        return DONE                                             # from credit_mongo.cli.failures
+
+It returns the exit code, and lets errors rise: ``failures.explain`` makes one line of any.
+``where.run`` connects, sees to it that the server is a replica set, and closes. A script is a thin
+door: ``sys.exit(main(["count", *sys.argv[1:]]))``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run with the command line's arguments (without the program's name); the exit code."""
+    try:
+        import rich  # noqa: F401, PLC0415 - whether they are there
+        import typer  # noqa: F401, PLC0415
+
+        from credit_mongo.cli.application import run  # noqa: PLC0415 - it needs both
+
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("rich", "typer"):
+            raise
+        needed = f"error: {error.name} is missing: pip install 'credit-mongo[cli]'"
+        print(needed, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run it again to complete it", file=sys.stderr)
+        return 130

@@ -1,0 +1,62 @@
+"""The application: all commands, and the one place where each of them begins and ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import typer
+from typer.main import get_command
+
+from credit_mongo.cli import commands
+from credit_mongo.cli.failures import DONE, EXPECTED, INTERRUPTED, NOT_DONE, explain
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(name="credit-mongo", add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def credit_mongo() -> None:
+    """Keep the books of a credit ledger in MongoDB.
+
+    Exit codes: 0 done; 1 something is wrong with the data; 2 it could not be done; 130 Ctrl-C.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's character set lacks is no reason to end with a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for module in pkgutil.iter_modules(commands.__path__):
+        import_module(f"{commands.__name__}.{module.name}")
+    try:
+        code = get_command(app).main(
+            list(arguments), prog_name="credit-mongo", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _end_unread()
+    except EXPECTED as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return NOT_DONE
+    except SystemExit as ended:
+        # Typer's way with a broken pipe, as if something were wrong with the data.
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _end_unread()
+        raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else DONE
+
+
+def _end_unread() -> int:
+    """Whoever read the output has gone. Python would fail again when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return NOT_DONE

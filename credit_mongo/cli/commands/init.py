@@ -1,0 +1,70 @@
+"""``credit-mongo init``: the collections, the indexes and the validator of the ledger."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE, FOUND
+from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.config import CollectionNames
+from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
+
+_COLUMNS = {"state": 9, "kind": 11, "what": 0}
+
+
+@app.command("init")
+def init(
+    *,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing, show what would be.")
+    ] = False,
+    as_json: AsJson = False,
+    no_validators: Annotated[
+        bool, typer.Option("--no-validators", help="Set no validator.")
+    ] = False,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Create the collections, the indexes and the validator that are missing.
+
+    Run it as often as you like. Exit code 1: something of the application's is in the way, shown
+    with its remedy. Building an index may take longer than the timeout.
+    """
+    where = Connecting.to(uri, database, timeout)
+
+    async def work(found: Database) -> IndexReport:
+        return await ensure_indexes(
+            found, CollectionNames(), validators=not no_validators, dry_run=dry_run
+        )
+
+    report = where.run(work)
+    if as_json:
+        show_facts({"database": where.database, "dry_run": dry_run, **report.to_dict()})
+    else:
+        _show(report, where.database, dry_run=dry_run)
+    return FOUND if report.conflicts else DONE
+
+
+def _show(report: IndexReport, database: str, *, dry_run: bool) -> None:
+    show_rows(_COLUMNS, [(change.state, change.kind, _words(change)) for change in report.changes])
+    for change in report.conflicts:
+        # Not in the table, which would break the command into lines.
+        show(f"{'':9} remedy:     {change.remedy}")
+    counts = (
+        f"{len(report.created)} created, {len(report.kept)} kept, "
+        f"{len(report.changed)} changed, {len(report.conflicts)} in conflict"
+    )
+    show(f"{database}: {counts}{' (dry run: nothing was written)' if dry_run else ''}")
+    if report.conflicts:
+        show("Resolve the conflicts (remedies are for mongosh) and run this again.")
+
+
+def _words(change: IndexChange) -> str:
+    name = f".{change.name}" if change.name else ""
+    reason = f": {change.reason}" if change.reason else ""
+    return f"{change.collection}{name}{reason}"

@@ -1,0 +1,91 @@
+"""``credit-mongo roles``: least-privilege roles of the database, to look at or to create."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+from pymongo.errors import OperationFailure
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.config import CollectionNames
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.roles import Role, RoleChange, RoleReport, credit_roles, ensure_roles
+
+_COLUMNS: Final = {"state": 7, "role": 0}
+_UNAUTHORIZED: Final = 13
+
+
+@app.command("roles")
+def roles(
+    *,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    create: Annotated[
+        bool,
+        typer.Option("--create", help="Create them on the server, or put right what differs."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --create: write nothing, show what would be.")
+    ] = False,
+    as_json: AsJson = False,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Print the least-privilege roles of the database, as commands for mongosh.
+
+    No server is asked for that. With --create, a user with the role userAdmin on the database
+    creates them; run it as often as you like.
+    """
+    where = Connecting.to(uri, database, timeout)
+    wanted = credit_roles(where.database)
+    if not create:
+        if dry_run:
+            raise typer.BadParameter("--dry-run goes with --create")
+        _print(wanted, where.database, as_json=as_json)
+        return DONE
+    report = where.run(lambda found: _ensure(found, dry_run=dry_run))
+    if as_json:
+        show_facts({"database": where.database, "dry_run": dry_run, **report.to_dict()})
+    else:
+        _show(report, where.database, dry_run=dry_run)
+    return DONE
+
+
+async def _ensure(database: Database, *, dry_run: bool) -> RoleReport:
+    try:
+        return await ensure_roles(database, CollectionNames(), dry_run=dry_run)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        raise StorageError(
+            "the server refuses it: Unauthorized (code 13); "
+            "the user needs the role userAdmin on the database"
+        ) from None
+
+
+def _print(wanted: tuple[Role, ...], database: str, *, as_json: bool) -> None:
+    if as_json:
+        described = [{"purpose": role.purpose, **role.create_command()} for role in wanted]
+        show_facts({"database": database, "roles": described})
+        return
+    for role in wanted:
+        show(f"// {role.name}: {role.purpose}")
+        show(role.to_mongosh())
+
+
+def _show(report: RoleReport, database: str, *, dry_run: bool) -> None:
+    show_rows(_COLUMNS, [(change.state, _words(change)) for change in report.changes])
+    counts = (
+        f"{len(report.created)} created, {len(report.kept)} kept, {len(report.changed)} changed"
+    )
+    show(f"{database}: {counts}{' (dry run: nothing was written)' if dry_run else ''}")
+
+
+def _words(change: RoleChange) -> str:
+    if change.state != "changed":
+        return change.role
+    differences = [f"+ {each}" for each in change.added] + [f"- {each}" for each in change.removed]
+    return f"{change.role}: {', '.join(differences) or 'inherits no other role'}"

@@ -1,0 +1,134 @@
+"""``credit-mongo verify``: whether the books keep their promises, and corrections for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import (
+    Connecting,
+    Database,
+    DatabaseName,
+    Timeout,
+    Uri,
+    seconds_up_to,
+)
+from credit_mongo.cli.failures import DONE, FOUND
+from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.maintenance.findings import Finding, Verification
+from credit_mongo.maintenance.repair import Repair, repair
+from credit_mongo.maintenance.verify import verify
+
+# What a configuration can have.
+_LONGEST_TTL_SECONDS = 366 * 24 * 3600
+_FINDINGS = {"user": 0, "finding": 0, "seq": 0, "transaction": 0, "detail": 0}
+_CORRECTIONS = {"user": 0, "correction": 0, "amount": 0, "settles": 0, "reason": 0}
+
+
+@app.command("verify")
+def verify_books(
+    *,
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this user; may be repeated.")
+    ] = None,
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Auditing is disabled: expect no audit rows.")
+    ] = False,
+    key_ttl: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds_up_to(_LONGEST_TTL_SECONDS),
+            metavar="SECONDS",
+            help="How long keys are remembered. Default: a day, or what the records say.",
+        ),
+    ] = None,
+    do_repair: Annotated[
+        bool, typer.Option("--repair", help="Settle what is found by correcting transactions.")
+    ] = False,
+    operator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who repairs; kept with each correction.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why; kept with each correction.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing, show what --repair would add.")
+    ] = False,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Look for everything that is wrong with the books: balances, history, audit rows, keys.
+
+    Exit code 1: something is wrong, and shown. With --repair, a correcting transaction is added for
+    each user that is off; exit code 1 then means that something is left. History is never edited.
+    """
+    _check_repair(do_repair=do_repair, operator=operator, reason=reason, dry_run=dry_run)
+    where = Connecting.to(uri, database, timeout)
+    options: dict[str, Any] = {
+        "user_ids": user or None,
+        "audits": not no_audit,
+        "key_ttl_seconds": key_ttl,
+    }
+    if operator is not None and reason is not None:
+        options |= {"operator": operator, "reason": reason, "dry_run": dry_run}
+
+    async def work(found: Database) -> Verification | Repair:
+        with progress("Verifying", "transactions") as advance:
+            return await _work(found, {**options, "on_progress": advance}, do_repair=do_repair)
+
+    outcome = where.run(work)
+    if as_json:
+        show_facts({"database": where.database, **outcome.to_dict()})
+    elif isinstance(outcome, Repair):
+        _show_repair(outcome, where.database)
+    else:
+        _show(outcome, where.database)
+    left = not outcome.is_complete if isinstance(outcome, Repair) else outcome.findings_total
+    return FOUND if left else DONE
+
+
+async def _work(
+    database: Database, options: dict[str, Any], *, do_repair: bool
+) -> Verification | Repair:
+    return await (repair if do_repair else verify)(database, **options)
+
+
+def _check_repair(
+    *, do_repair: bool, operator: str | None, reason: str | None, dry_run: bool
+) -> None:
+    if do_repair and not (operator and reason):
+        raise typer.BadParameter("--repair needs --operator NAME and --reason TEXT")
+    if not do_repair and (dry_run or operator is not None or reason is not None):
+        raise typer.BadParameter("--operator, --reason and --dry-run go with --repair")
+
+
+def _show(verification: Verification, database: str) -> None:
+    show_rows(_FINDINGS, [_cells(finding) for finding in verification.findings])
+    left_out = verification.findings_total - len(verification.findings)
+    if left_out:
+        show(f"… and {left_out} more")
+    show(
+        f"{database}: {verification.users} users, {verification.transactions} transactions, "
+        f"{verification.findings_total} findings of {verification.users_off} users"
+    )
+
+
+def _cells(finding: Finding) -> tuple[object, ...]:
+    seq = "-" if finding.seq is None else finding.seq
+    return finding.user_id, finding.code, seq, finding.transaction_id or "-", finding.detail
+
+
+def _show_repair(done: Repair, database: str) -> None:
+    _show(done.verification, database)
+    rows = [(c.user_id, c.state, c.amount, c.findings, c.reason) for c in done.corrections]
+    show_rows(_CORRECTIONS, rows)
+    states = [correction.state for correction in done.corrections]
+    show(
+        f"{database}: {states.count('added')} corrections added, "
+        f"{states.count('would-be-added')} would be added, "
+        f"{states.count('not-possible')} not possible"
+    )

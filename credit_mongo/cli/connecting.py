@@ -1,0 +1,89 @@
+"""Where the database is: the options of every command that needs one, and the way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+import typer
+from pymongo.asynchronous.database import AsyncDatabase
+
+from credit_mongo.config import Settings
+from credit_mongo.connection import check_replica_set, connect
+
+__all__ = ["Connecting", "Database", "DatabaseName", "Timeout", "Uri", "seconds_up_to"]
+
+Database: TypeAlias = AsyncDatabase[dict[str, Any]]
+_T = TypeVar("_T")
+
+_LONGEST_TIMEOUT_SECONDS: Final = 3600
+
+
+def seconds_up_to(longest: int) -> Callable[[str | float], float]:
+    """What reads a time span above zero, in seconds, from the command line."""
+
+    def read(text: str | float) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 < float(text) <= longest:
+                return float(text)
+        raise typer.BadParameter(f"must be above 0, up to {longest} seconds")
+
+    return read
+
+
+Uri = Annotated[
+    str | None,
+    typer.Option(metavar="URI", show_default=False, help="Default: MONGODB_URI, or localhost."),
+]
+DatabaseName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", show_default=False, help="Default: MONGODB_DATABASE, or 'credits'."
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        parser=seconds_up_to(_LONGEST_TIMEOUT_SECONDS),
+        metavar="SECONDS",
+        help="How long to wait for the server to answer at all.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """Where the database is, and how long to wait for its server."""
+
+    uri: str = field(repr=False)
+    database: str
+    timeout_seconds: float
+
+    @classmethod
+    def to(cls, uri: str | None, database: str | None, timeout_seconds: float) -> Connecting:
+        """What the command line says, or else the environment."""
+        settings = Settings()
+        return cls(
+            settings.uri if uri is None else uri,
+            settings.database if database is None else database,
+            timeout_seconds,
+        )
+
+    def run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
+        """Connect, see to it that the server is a replica set, do the work, close.
+
+        Raises ConfigurationError, ReplicaSetRequiredError, asyncio.TimeoutError and PyMongoError.
+        """
+        return asyncio.run(self._run(work))
+
+    async def _run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
+        database = connect(self.uri, self.database, self.timeout_seconds)
+        try:
+            # A moment more, for the driver to say which servers did not answer it in time.
+            await asyncio.wait_for(check_replica_set(database), self.timeout_seconds + 1)
+            return await work(database)
+        finally:
+            await database.client.close()

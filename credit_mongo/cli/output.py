@@ -1,0 +1,109 @@
+"""What commands show: tables and progress on a terminal, plain lines and JSON elsewhere.
+
+Nothing that is shown is taken for markup, and no control character of a stored name reaches the
+terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Advance", "AsJson", "progress", "show", "show_facts", "show_rows"]
+
+Advance: TypeAlias = Callable[[int, int | None], None]
+"""How many are done, and of how many (None: nobody knows)."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def show(line: str) -> None:
+    """One line, never wrapped: it may be a command to be copied."""
+    print(_printable(line))
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """The result as JSON."""
+    print(json.dumps(facts, indent=2))
+
+
+def show_rows(columns: Mapping[str, int], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under the names of ``columns``, each with its least width in characters.
+
+    On a terminal a table, and elsewhere a line each, without names, the columns one space apart.
+    """
+    texts = [[_printable(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        widths = [
+            max([least, *(len(row[number]) for row in texts)])
+            for number, least in enumerate(columns.values())
+        ]
+        for row in texts:
+            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print(" ".join(padded).rstrip())
+    elif texts:
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        for row in texts:
+            table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        Console().print(table)
+
+
+@contextmanager
+def progress(label: str, unit: str) -> Iterator[Advance]:
+    """A bar on stderr with count, rate and time left; nothing if that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(label, total=None)
+        # An estimate may turn out to be too small.
+        yield lambda done, total: bar.update(
+            task, completed=done, total=None if total is None else max(done, total)
+        )
+
+
+class _RateColumn(ProgressColumn):
+    """How many of them a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

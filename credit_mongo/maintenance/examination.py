@@ -1,0 +1,285 @@
+"""The examination: one user's books in one snapshot, and each thing that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.maintenance.chain import Chain, whole
+from credit_mongo.maintenance.findings import Code, Finding
+from credit_mongo.maintenance.reading import LOOK_UP, Reading
+from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_live
+from credit_mongo.maintenance.sweep import is_no_account
+from credit_mongo.rows import Raw
+
+__all__ = ["MOST_FINDINGS", "Examined", "accepted_by", "examine", "examine_records"]
+
+MOST_FINDINGS: Final = 1000
+"""What is kept of one user's findings, and what one correction can settle."""
+
+_FIELDS: Final = dict.fromkeys(
+    (
+        *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
+        *("idempotencyKey", "refundOf", "createdAt"),
+    ),
+    1,
+)
+_AUDIT_FIELDS: Final = dict.fromkeys(
+    ("userId", "operation", "action", "status", "details", "createdAt"), 1
+)
+_USER_FIELDS: Final = {"credits": 1, "seq": 1}
+
+
+@dataclass(slots=True)
+class Examined:
+    """What was found, without what corrections have settled; the first ones, and how many."""
+
+    user_id: str
+    exists: bool = False
+    balance: int | None = None
+    seq: int | None = None
+    """As the account has them; None if they are no whole numbers."""
+    sum: int = 0
+    """Of the amounts of all transactions."""
+    highest_seq: int = 0
+    transactions: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    total: int = 0
+
+    def tell(self, finding: Finding) -> None:
+        """Add a finding."""
+        self.total += 1
+        if len(self.findings) < MOST_FINDINGS:
+            self.findings.append(finding)
+
+
+class _Teller:
+    """Passes on what is not settled, and each thing once."""
+
+    def __init__(self, examined: Examined, accepted: frozenset[str]) -> None:
+        self._examined = examined
+        self._accepted = accepted
+        self._charges_told: set[str] = set()
+
+    def __call__(self, finding: Finding) -> None:
+        if signature(finding.as_record()) in self._accepted:
+            return
+        if finding.code == "refund-exceeds" and finding.transaction_id is not None:
+            if finding.transaction_id in self._charges_told:
+                return
+            if len(self._charges_told) < MOST_FINDINGS:
+                self._charges_told.add(finding.transaction_id)
+        self._examined.tell(finding)
+
+
+def signature(record: Raw) -> str:
+    """The same for what is the same thing, wrong in the same way."""
+    return repr(sorted((name, str(value)) for name, value in record.items()))
+
+
+async def accepted_by(
+    reading: Reading, user_id: str, session: AsyncClientSession
+) -> frozenset[str]:
+    """What the user's corrections have settled."""
+    corrections = reading.database[reading.names.transactions].find(
+        {"userId": user_id, "action": CorrectionRequest.operation, "correction": {"$exists": True}},
+        {"correction.settles": 1},
+        session=session,
+    )
+    return frozenset(
+        [
+            signature(record)
+            async for correction in corrections
+            for record in correction["correction"].get("settles", ())
+        ]
+    )
+
+
+async def examine(
+    reading: Reading, user_id: str, session: AsyncClientSession, now: datetime
+) -> Examined:
+    """A user's account, chain, audit rows, keys and refunds."""
+    examined = Examined(user_id)
+    users = reading.database[reading.names.users]
+    user = await users.find_one({"_id": user_id}, _USER_FIELDS, session=session)
+    if user is not None:
+        examined.exists = True
+        examined.balance = whole(user.get("credits"))
+        examined.seq = whole(user.get("seq", 0))
+    tell = _Teller(examined, await accepted_by(reading, user_id, session))
+    look_up = _LookUp(reading, user_id, session, reading.remembered_since(now), tell)
+    chain = Chain(user_id, user, reading.key_ttl, tell)
+    rows = reading.database[reading.names.transactions].find(
+        {"userId": user_id}, _FIELDS, session=session, batch_size=LOOK_UP, allow_disk_use=True
+    )
+    batch: list[Raw] = []
+    async for row in rows.sort([("seq", 1), ("createdAt", 1), ("_id", 1)]):
+        chain.add(row)
+        batch.append(row)
+        if len(batch) == LOOK_UP:
+            await look_up.all_of(batch)
+            batch = []
+    await look_up.all_of(batch)
+    if not is_no_account(user, chain.rows):
+        chain.end()
+    if reading.audits:
+        await look_up.orphaned_audits()
+    examined.transactions, examined.sum = chain.rows, chain.sum
+    examined.highest_seq = max(chain.seq, examined.seq or 0)
+    return examined
+
+
+class _LookUp:
+    """What belongs to a user's transactions in the other collections, many at once."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        user_id: str,
+        session: AsyncClientSession,
+        remembered_since: datetime,
+        tell: _Teller,
+    ) -> None:
+        self._reading = reading
+        self._user_id = user_id
+        self._session = session
+        self._remembered_since = remembered_since
+        self._tell_finding = tell
+
+    def _tell(self, code: Code, row: Raw) -> None:
+        seq, row_id = whole(row.get("seq")), str(row["_id"])
+        self._tell_finding(Finding(self._user_id, code, seq=seq, transaction_id=row_id))
+
+    async def all_of(self, rows: Sequence[Raw]) -> None:
+        """Audit rows, keys and refunded charges of some transactions."""
+        if self._reading.audits and rows:
+            await self._audits_of(rows)
+        keyed = {row["idempotencyKey"]: row for row in rows if self._is_remembered(row)}
+        if keyed:
+            names, session = self._reading.names, self._session
+            ids = list(keyed)
+            records = await self._reading.by_ids(
+                names.idempotency_records, ids, {"_id": 1}, session
+            )
+            for key, row in keyed.items():
+                if key not in records:
+                    self._tell("key-missing", row)
+        refunds = [row for row in rows if row.get("refundOf") is not None]
+        if refunds:
+            await self._refunds_of(refunds)
+
+    async def _audits_of(self, rows: Sequence[Raw]) -> None:
+        ids = [row["_id"] for row in rows]
+        names = self._reading.names
+        audits = await self._reading.by_ids(names.audit_logs, ids, _AUDIT_FIELDS, self._session)
+        for row in rows:
+            audit = audits.get(row["_id"])
+            if audit is None:
+                self._tell("audit-missing", row)
+            elif not _agree(row, audit):
+                self._tell("audit-differs", row)
+
+    def _is_remembered(self, row: Raw) -> bool:
+        key, moment = row.get("idempotencyKey"), row.get("createdAt")
+        if not isinstance(key, str) or not isinstance(moment, datetime):
+            return False
+        return moment > self._remembered_since
+
+    async def _refunds_of(self, refunds: Sequence[Raw]) -> None:
+        charge_ids = list({row["refundOf"]: None for row in refunds})
+        charges = await self._reading.refunded(charge_ids, self._session)
+        for row in refunds:
+            refunded = charges[row["refundOf"]]
+            wrong = refunded.wrong_for(self._user_id)
+            if wrong == "refund-exceeds":
+                charge = refunded.charge or {}
+                amount = whole(charge.get("amount"))
+                self._tell_finding(
+                    Finding(
+                        self._user_id,
+                        wrong,
+                        seq=whole(charge.get("seq")),
+                        transaction_id=str(row["refundOf"]),
+                        expected=None if amount is None else -amount,
+                        found=refunded.refunded,
+                    )
+                )
+            elif wrong is not None:
+                self._tell(wrong, row)
+
+    async def orphaned_audits(self) -> None:
+        """Audit rows of successes that this user has no transaction for."""
+        reading, names = self._reading, self._reading.names
+        audits = reading.database[names.audit_logs].find(
+            {"userId": self._user_id, "status": "success"},
+            {"_id": 1},
+            session=self._session,
+            batch_size=LOOK_UP,
+        )
+        ids: list[Any] = []
+        async for audit in audits:
+            ids.append(audit["_id"])
+            if len(ids) == LOOK_UP:
+                await self._orphans_of(ids)
+                ids = []
+        if ids:
+            await self._orphans_of(ids)
+
+    async def _orphans_of(self, ids: Sequence[Any]) -> None:
+        names, fields = self._reading.names, {"userId": 1}
+        rows = await self._reading.by_ids(names.transactions, ids, fields, self._session)
+        for row_id in ids:
+            if rows.get(row_id, {}).get("userId") != self._user_id:
+                self._tell("audit-orphaned", {"_id": row_id})
+
+
+def _agree(row: Raw, audit: Raw) -> bool:
+    details = audit.get("details")
+    return (
+        isinstance(details, dict)
+        and audit.get("status") == "success"
+        and all(
+            audit.get(name) == row.get(name)
+            for name in ("userId", "operation", "action", "createdAt")
+        )
+        and all(
+            details.get(name) == row.get(name)
+            for name in ("amount", "balanceBefore", "balanceAfter")
+        )
+    )
+
+
+async def examine_records(
+    reading: Reading,
+    user_id: str,
+    keys: Sequence[str],
+    session: AsyncClientSession,
+    now: datetime,
+) -> Examined:
+    """Idempotency records of a user's that may be odd."""
+    examined = Examined(user_id)
+    tell = _Teller(examined, await accepted_by(reading, user_id, session))
+    for part in _parts(keys):
+        names = reading.names
+        records = await reading.by_ids(names.idempotency_records, part, RECORD_FIELDS, session)
+        live = [record for record in records.values() if is_live(record, now)]
+        for record, row in await find_odd(reading, live, session):
+            code: Code = "key-differs"
+            if row is None or row.get("userId") != user_id:
+                code = "key-orphaned"
+            result = record.get("result")
+            row_id = result.get("transaction_id") if isinstance(result, dict) else None
+            if row_id is None and row is not None:
+                row_id = row["_id"]
+            tell(Finding(user_id, code, transaction_id=None if row_id is None else str(row_id)))
+    return examined
+
+
+def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(keys), LOOK_UP):
+        yield keys[begin : begin + LOOK_UP]

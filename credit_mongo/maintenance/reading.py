@@ -1,0 +1,196 @@
+"""How a verification reads: snapshots that last as long as the server keeps them, rows in bulk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions, DatetimeConversion
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames, IdempotencyConfig
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.findings import Code
+from credit_mongo.rows import Raw
+
+__all__ = ["LOOK_UP", "Reading", "Rows", "is_gone"]
+
+# Naive datetimes are made in half the time; here they are only compared with each other. A date
+# that Python has no form for is no reason to stop.
+_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+LOOK_UP: Final = 1000
+"""How many documents are asked for by their ids at once."""
+_BATCH: Final = 2000
+_SAMPLE: Final = 1000
+# SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
+_GONE: Final = frozenset({239, 246, 43})
+_BAD_HINT: Final = 2
+# An expired record is swept by the clock of the server, and was judged by those of the processes.
+CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether the snapshot is gone, or the server; a fresh one can go on."""
+    return isinstance(error, ConnectionFailure) or (
+        isinstance(error, OperationFailure) and error.code in _GONE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The collections to read, and how they were written."""
+
+    database: AsyncDatabase[Raw]
+    names: CollectionNames
+    audits: bool
+    """Whether each transaction is to have its audit row."""
+    key_ttl: timedelta
+    """How long keys were remembered."""
+
+    @classmethod
+    async def of(
+        cls,
+        database: AsyncDatabase[Any],
+        names: CollectionNames,
+        *,
+        audits: bool,
+        key_ttl_seconds: float | None,
+    ) -> Reading:
+        """Without a TTL, the configuration's default, or that of the records if it is shorter."""
+        database = database.with_options(
+            codec_options=_CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            # A snapshot session brings its own.
+            read_concern=ReadConcern(),
+        )
+        if key_ttl_seconds is not None:
+            return cls(database, names, audits, timedelta(seconds=key_ttl_seconds))
+        fields = {"createdAt": 1, "expiresAt": 1}
+        found = database[names.idempotency_records].find({}, fields, limit=_SAMPLE)
+        ttl = timedelta(seconds=IdempotencyConfig().ttl_seconds)
+        async for record in found:
+            times = (record.get("createdAt"), record.get("expiresAt"))
+            if all(isinstance(moment, datetime) for moment in times):
+                ttl = min(ttl, times[1] - times[0])
+        return cls(database, names, audits, ttl)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncClientSession]:
+        """One moment, until ``is_gone``.
+
+        Several cursors of the session may be read at once: no transaction is in progress, and after
+        its first command nothing in the session changes that they need.
+        """
+        async with self.database.client.start_session(snapshot=True) as session:
+            # This fixes the moment. An empty collection has one as well.
+            await self.database[self.names.users].find_one({"_id": ""}, session=session)
+            yield session
+
+    async def now(self) -> datetime:
+        """The time by the clock that removes expired records."""
+        hello = await self.database.command("hello")
+        now: datetime = hello["localTime"]
+        return now
+
+    def remembered_since(self, now: datetime) -> datetime:
+        """The keys of transactions after this moment are remembered."""
+        return now - self.key_ttl + CLOCKS_DIFFER_BY
+
+    async def by_ids(
+        self,
+        collection: str,
+        ids: Sequence[Any],
+        fields: Mapping[str, Any],
+        session: AsyncClientSession,
+    ) -> dict[Any, Raw]:
+        """Documents by ``_id``; those that are not there are left out."""
+        found = await (
+            self.database[collection]
+            .find({"_id": {"$in": list(ids)}}, fields, session=session, batch_size=LOOK_UP + 1)
+            .to_list(None)
+        )
+        return {document["_id"]: document for document in found}
+
+    async def refunded(
+        self, charge_ids: Sequence[Any], session: AsyncClientSession
+    ) -> dict[Any, RefundedCharge]:
+        """Charges that were refunded, with all that was given back for them."""
+        transactions = self.database[self.names.transactions]
+        refunds = await transactions.aggregate(
+            [
+                {"$match": {"refundOf": {"$in": list(charge_ids)}}},
+                {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+            ],
+            session=session,
+        )
+        sums = {row["_id"]: row["refunded"] async for row in refunds}
+        fields = {"userId": 1, "operation": 1, "amount": 1}
+        charges = await self.by_ids(self.names.transactions, charge_ids, fields, session)
+        return {
+            charge_id: RefundedCharge(charges.get(charge_id), sums.get(charge_id, 0))
+            for charge_id in charge_ids
+        }
+
+
+class RefundedCharge(NamedTuple):
+    """A charge as it is stored (None: it is not there), and the sum of its refunds."""
+
+    charge: Raw | None
+    refunded: int
+
+    def wrong_for(self, user_id: str) -> Code | None:
+        """What is wrong with a refund of it that this user got."""
+        charge = self.charge
+        if charge is None or charge.get("operation", "charge") != "charge":
+            return "refund-orphaned"
+        if charge.get("userId") != user_id:
+            return "refund-foreign"
+        amount = charge.get("amount")
+        if not isinstance(amount, int) or self.refunded > -amount:
+            return "refund-exceeds"
+        return None
+
+
+class Rows:
+    """Documents of one collection in order; the next ones are fetched while these are looked at."""
+
+    def __init__(self, cursor: AsyncCursor[Raw]) -> None:
+        self._cursor = cursor.batch_size(_BATCH)
+        self._next: asyncio.Task[list[Raw]] | None = asyncio.create_task(self._fetch())
+
+    async def _fetch(self) -> list[Raw]:
+        return await self._cursor.to_list(_BATCH)
+
+    async def next(self) -> list[Raw]:
+        """The next ones; empty at the end. Raises StorageError if an index is missing."""
+        if self._next is None:
+            return []
+        try:
+            rows = await self._next
+        except OperationFailure as error:
+            if error.code == _BAD_HINT:
+                raise StorageError("an index is missing: run credit-mongo init first") from error
+            raise
+        self._next = asyncio.create_task(self._fetch()) if rows else None
+        return rows
+
+    async def close(self) -> None:
+        """Whether all was read or not."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        try:
+            await self._cursor.close()
+        except PyMongoError:
+            return  # the server ends it

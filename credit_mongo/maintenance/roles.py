@@ -1,0 +1,238 @@
+"""Least-privilege roles for one database: what each kind of work needs, and nothing beside it.
+
+What is granted stands here collection by collection, as MongoDB's own words for actions. A user who
+has one of these roles can touch no other collection, and no other database.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.connection import check_database
+from credit_mongo.rows import Raw
+
+__all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
+
+RoleState: TypeAlias = Literal["created", "kept", "changed"]
+
+_ROLE_EXISTS: Final = 51002
+# The whole database, in a privilege: what concerns the list of its collections.
+_DATABASE: Final = ""
+_READ: Final = ("find",)
+_ARCHIVE_COLLECTIONS: Final = ("archive_manifests",)
+
+
+@dataclass(frozen=True, slots=True)
+class Privilege:
+    """Actions on one collection of one database; the collection ``""`` is the database itself."""
+
+    database: str
+    collection: str
+    actions: tuple[str, ...]
+
+    def to_dict(self) -> Raw:
+        """As ``createRole`` takes it."""
+        resource = {"db": self.database, "collection": self.collection}
+        return {"resource": resource, "actions": list(self.actions)}
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A role of the database, and who should have it."""
+
+    name: str
+    database: str
+    purpose: str
+    privileges: tuple[Privilege, ...]
+
+    def create_command(self) -> Raw:
+        """The command that creates it, run in its database."""
+        return {"createRole": self.name, **self._definition()}
+
+    def update_command(self) -> Raw:
+        """The command that makes an existing one the same; who has it keeps it."""
+        return {"updateRole": self.name, **self._definition()}
+
+    def to_mongosh(self) -> str:
+        """One line to paste into mongosh, whatever database it is in."""
+        database, command = json.dumps(self.database), json.dumps(self.create_command())
+        return f"db.getSiblingDB({database}).runCommand({command})"
+
+    def _definition(self) -> Raw:
+        return {"privileges": [each.to_dict() for each in self.privileges], "roles": []}
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """What became of one role (in a dry run: what would)."""
+
+    role: str
+    state: RoleState
+    added: tuple[str, ...] = ()
+    """What was not granted yet, as ``action on database.collection``."""
+    removed: tuple[str, ...] = ()
+    """What was granted beyond that, inherited roles included."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleReport:
+    """What became of all roles."""
+
+    changes: tuple[RoleChange, ...]
+
+    @property
+    def created(self) -> tuple[RoleChange, ...]:
+        """What was missing."""
+        return self._in_state("created")
+
+    @property
+    def kept(self) -> tuple[RoleChange, ...]:
+        """What was there."""
+        return self._in_state("kept")
+
+    @property
+    def changed(self) -> tuple[RoleChange, ...]:
+        """What was there with more or fewer privileges."""
+        return self._in_state("changed")
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """The changes by state (``created``, ``kept``, ``changed``), for JSON."""
+        return {
+            name: [asdict(change) for change in getattr(self, name)]
+            for name in ("created", "kept", "changed")
+        }
+
+    def _in_state(self, state: RoleState) -> tuple[RoleChange, ...]:
+        return tuple(change for change in self.changes if change.state == state)
+
+
+def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[Role, ...]:
+    """The four roles: ``creditRuntime``, ``creditArchiver``, ``creditSetup``, ``creditReader``.
+
+    ``names`` are those of the configuration; None: the default ones. Raises ConfigurationError for
+    a database that MongoDB cannot have.
+    """
+    check_database(database)
+    names = names or CollectionNames()
+    kinds = (
+        ("creditRuntime", "for the application: all of CreditLedger", _work(names)),
+        ("creditArchiver", "for the job that moves old rows", _archiving(names)),
+        ("creditSetup", "for ensure_indexes, before a deployment", _setup(names)),
+        ("creditReader", "for reports and checks: writes nothing", _reading(names)),
+    )
+    return tuple(
+        Role(name, database, purpose, tuple(Privilege(database, *item) for item in granted.items()))
+        for name, purpose, granted in kinds
+    )
+
+
+async def ensure_roles(
+    database: AsyncDatabase[Any], names: CollectionNames, *, dry_run: bool = False
+) -> RoleReport:
+    """Create the database's four roles, or make them what they should be.
+
+    It can be run again. A role of the same name loses what it has beyond the privileges here, and
+    roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
+    nothing is written. Needs the role userAdmin on the database. Raises PyMongoError.
+    """
+    changes = [
+        await _ensure_role(database, role, dry_run=dry_run)
+        for role in credit_roles(database.name, names)
+    ]
+    return RoleReport(tuple(changes))
+
+
+async def _ensure_role(database: AsyncDatabase[Any], role: Role, *, dry_run: bool) -> RoleChange:
+    wanted = _granted(each.to_dict() for each in role.privileges)
+    while True:
+        found = await database.command(
+            {"rolesInfo": {"role": role.name, "db": database.name}, "showPrivileges": True}
+        )
+        if found["roles"]:
+            break
+        try:
+            if not dry_run:
+                await database.command(role.create_command())
+        except OperationFailure as error:
+            # Another process created it since we looked: see what it is now.
+            if error.code != _ROLE_EXISTS:
+                raise
+        else:
+            return RoleChange(role.name, "created", added=wanted)
+    [existing] = found["roles"]
+    # What it inherits is in there as well.
+    has = _granted(existing["inheritedPrivileges"])
+    added = tuple(each for each in wanted if each not in has)
+    removed = tuple(each for each in has if each not in wanted)
+    if not (added or removed or existing["roles"]):
+        return RoleChange(role.name, "kept")
+    if not dry_run:
+        await database.command(role.update_command())
+    return RoleChange(role.name, "changed", added, removed)
+
+
+def _granted(privileges: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """``action on place`` of each, sorted: two roles that can do the same have the same."""
+    granted = set()
+    for privilege in privileges:
+        resource = privilege["resource"]
+        database, collection = resource.get("db"), resource.get("collection")
+        # Of another kind, such as {"cluster": true}.
+        place = str(dict(resource)) if database is None else f"{database}.{collection}".rstrip(".")
+        granted |= {f"{action} on {place}" for action in privilege["actions"]}
+    return tuple(sorted(granted))
+
+
+# What each kind of work does
+
+
+def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    # Records are never changed; a key that is over is replaced, as TTL comes a minute late.
+    return {
+        names.users: ("find", "insert", "update"),
+        names.transactions: ("find", "insert"),
+        names.audit_logs: ("find", "insert"),
+        names.idempotency_records: ("find", "insert", "remove"),
+        names.turns: ("find", "insert", "update"),
+    }
+
+
+def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    moved = ("createIndex", "find", "insert", "remove")
+    return {
+        # It is written in the transaction that moves its rows: a charge of it cannot come between.
+        names.users: ("find", "update"),
+        names.transactions: ("find", "remove"),
+        names.audit_logs: ("find", "remove"),
+        names.idempotency_records: _READ,
+        names.turns: _READ,
+        **dict.fromkeys(_archives(names), moved),
+    }
+
+
+def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    # The ledger makes the turns itself, when they are needed, and they have no index.
+    kept = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
+    actions = ("collMod", "createCollection", "createIndex", "listIndexes")
+    return {_DATABASE: ("listCollections",), **dict.fromkeys(kept, actions)}
+
+
+def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys((*_collections(names), *_archives(names)), _READ)
+
+
+def _collections(names: CollectionNames) -> tuple[str, ...]:
+    return tuple(names.model_dump().values())
+
+
+def _archives(names: CollectionNames) -> tuple[str, ...]:
+    """Where the archive keeps what it has moved, and its account of that."""
+    moved = (names.transactions, names.audit_logs)
+    return (*(f"{name}_archive" for name in moved), *_ARCHIVE_COLLECTIONS)

@@ -1,0 +1,225 @@
+"""The verification: whether the books keep their promises, for all users or some.
+
+A user's credits are the sum of its transactions (1), which follow from each other without a gap
+(5); each transaction has its audit row and its idempotency record, and they have their transaction
+(6); no charge was refunded beyond what it took (8).
+
+All is read in one snapshot for as long as the server keeps it (five minutes unless configured
+otherwise), and then in a fresh one from the next user on: each promise is about one user at one
+moment. It holds up nobody who writes, and what is written meanwhile makes no false finding. Its
+memory does not grow with the number of users or transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, PyMongoError
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.core.requests import check_identifier
+from credit_mongo.errors import StorageError, UserNotFoundError
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.maintenance.examination import Examined, examine, examine_records
+from credit_mongo.maintenance.findings import Finding, Verification
+from credit_mongo.maintenance.reading import Reading, is_gone
+from credit_mongo.maintenance.records import RecordSweep
+from credit_mongo.maintenance.sweep import Sweep
+
+__all__ = ["Finding", "OnProgress", "Verification", "examine_user", "verify"]
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the number of transactions that were looked at, and about how many there are."""
+
+_T = TypeVar("_T")
+MOST_FINDINGS: Final = 10_000
+# Users with findings who are told apart, so that nobody is counted twice.
+_MOST_USERS: Final = 100_000
+_MOST_TRIES: Final = 5
+_PAUSE_SECONDS: Final = 0.5
+
+
+async def verify(
+    database: AsyncDatabase[Any],
+    *,
+    user_ids: Iterable[str] | None = None,
+    collections: CollectionNames | None = None,
+    audits: bool = True,
+    key_ttl_seconds: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Verification:
+    """Look for everything that is wrong with the books of all users, or of ``user_ids``.
+
+    ``audits``: False where auditing is disabled. ``key_ttl_seconds``: how long keys are remembered;
+    left out, a day, or what the records have if that is shorter. It needs the indexes of the
+    ledger, and a role that can read. Nothing is written.
+
+    Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
+    and StorageError or PyMongoError if the database can't be read.
+    """
+    only = None
+    if user_ids is not None:
+        only = list(dict.fromkeys(check_identifier("user_ids", user_id) for user_id in user_ids))
+    reading = await Reading.of(
+        database, collections or CollectionNames(), audits=audits, key_ttl_seconds=key_ttl_seconds
+    )
+    work = _Verifying(reading, on_progress or (lambda _done, _total: None))
+    with Unlogged():
+        if only is None:
+            await work.all_users()
+        else:
+            await work.some_users(only)
+    return work.result()
+
+
+async def examine_user(reading: Reading, user_id: str) -> Examined:
+    """All that is wrong with one user's books, records included."""
+    examined = await in_snapshot(
+        reading, lambda session, now: examine(reading, user_id, session, now)
+    )
+
+    async def add(owner: str, keys: list[str]) -> None:
+        found = await in_snapshot(
+            reading, lambda session, now: examine_records(reading, owner, keys, session, now)
+        )
+        for finding in found.findings:
+            examined.tell(finding)
+        examined.total += found.total - len(found.findings)
+
+    await _go_through(reading, RecordSweep(reading, add, [user_id]))
+    return examined
+
+
+class _Verifying:
+    """A verification under way."""
+
+    def __init__(self, reading: Reading, on_progress: OnProgress) -> None:
+        self._reading = reading
+        self._on_progress = on_progress
+        self._users = 0
+        self._transactions = 0
+        self._users_off = 0
+        self._known_off: set[str] = set()
+        self._findings: list[Finding] = []
+        self._total = 0
+
+    def result(self) -> Verification:
+        return Verification(
+            users=self._users,
+            transactions=self._transactions,
+            users_off=self._users_off,
+            findings_total=self._total,
+            findings=tuple(self._findings),
+        )
+
+    def _add(self, examined: Examined) -> None:
+        if not examined.total:
+            return
+        if examined.user_id not in self._known_off:
+            self._users_off += 1
+            if len(self._known_off) < _MOST_USERS:
+                self._known_off.add(examined.user_id)
+        self._total += examined.total
+        self._findings += examined.findings[: MOST_FINDINGS - len(self._findings)]
+
+    async def some_users(self, user_ids: Sequence[str]) -> None:
+        for user_id in user_ids:
+            examined = await examine_user(self._reading, user_id)
+            if not (examined.exists or examined.transactions or examined.total):
+                raise UserNotFoundError(user_id)
+            self._add(examined)
+            self._users += examined.exists
+            self._transactions += examined.transactions
+            self._on_progress(self._transactions, None)
+
+    async def all_users(self) -> None:
+        reading = self._reading
+        transactions = reading.database[reading.names.transactions]
+        total = await transactions.estimated_document_count()
+        sweep = Sweep(reading, self._examine, lambda done: self._on_progress(done, total))
+        await _go_through(reading, sweep)
+        self._users, self._transactions = sweep.users, sweep.transactions
+        if self._total or not sweep.has_seen_all_records:
+            await _go_through(reading, RecordSweep(reading, self._examine_records))
+        await self._count_unusable()
+
+    async def _examine(self, user_id: str) -> tuple[bool, int]:
+        reading = self._reading
+        examined = await in_snapshot(reading, lambda s, now: examine(reading, user_id, s, now))
+        self._add(examined)
+        return examined.exists, examined.transactions
+
+    async def _examine_records(self, user_id: str, keys: list[str]) -> None:
+        reading = self._reading
+        self._add(
+            await in_snapshot(
+                reading, lambda session, now: examine_records(reading, user_id, keys, session, now)
+            )
+        )
+
+    async def _count_unusable(self) -> None:
+        """Documents whose user is no string, which no walk through the users meets."""
+        names, database = self._reading.names, self._reading.database
+        found = 0
+        no_string = {"$not": {"$type": "string"}}
+        for collection, query in (
+            (names.users, {"_id": no_string, "credits": {"$exists": True}}),
+            (names.transactions, {"userId": no_string}),
+        ):
+            found += await database[collection].count_documents(query)
+        if found:
+            self._total += 1
+            self._findings.append(Finding("", "user-unusable", found=found))
+
+
+Look: TypeAlias = Callable[[AsyncClientSession, datetime], Awaitable[_T]]
+
+
+@asynccontextmanager
+async def _fresh(reading: Reading) -> AsyncIterator[tuple[AsyncClientSession, datetime]]:
+    async with reading.snapshot() as session:
+        # After the snapshot's moment: what had expired then has expired now.
+        yield session, await reading.now()
+
+
+async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
+    """Look at something in one snapshot; if that is gone, from the beginning in a fresh one."""
+    for number in range(1, _MOST_TRIES + 1):
+        try:
+            async with _fresh(reading) as (session, now):
+                return await look(session, now)
+        except PyMongoError as error:
+            if not is_gone(error):
+                raise
+            if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
+                raise
+            if number == _MOST_TRIES:
+                raise StorageError(
+                    "the server gives up its snapshots before one user's books are read: "
+                    "raise its parameter minSnapshotHistoryWindowInSeconds"
+                ) from error
+            await asyncio.sleep(_PAUSE_SECONDS)
+    raise AssertionError
+
+
+async def _go_through(reading: Reading, walk: Sweep | RecordSweep) -> None:
+    """Walk to the end, going on in a fresh snapshot where the one before was gone."""
+    tries, place = 0, walk.place
+    while True:
+        try:
+            async with _fresh(reading) as (session, now):
+                await walk.run(session, now)
+                return
+        except PyMongoError as error:
+            tries = tries + 1 if walk.place == place else 1
+            if not is_gone(error) or tries > _MOST_TRIES:
+                raise
+            place = walk.place
+            await walk.go_on(is_stuck=tries > 1)
+            await asyncio.sleep(_PAUSE_SECONDS if tries > 1 else 0)

@@ -1,0 +1,505 @@
+"""Passwords, idempotency keys and metadata are in no log, no error and no repr, at DEBUG either."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import inspect
+import logging
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pymongo import AsyncMongoClient
+
+import credit_mongo
+from credit_mongo import (
+    AccountDataError,
+    AuditLog,
+    ChargeResult,
+    ConfigurationError,
+    CreditConfig,
+    CreditError,
+    CreditLedger,
+    GrantResult,
+    IdempotencyConflictError,
+    RefundResult,
+    Settings,
+    StorageError,
+    Transaction,
+    credit_documents,
+)
+from credit_mongo.config import CollectionNames
+from credit_mongo.core import requests
+from tests.integration.access_control import ADMINISTRATOR, GuardedReplicaSet
+from tests.integration.promises import Client, Database, failing, rows, with_options
+
+UTC = timezone.utc
+FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
+APP_NAME = "secrecy"
+# One word in all that is secret, and nowhere else.
+WORD = "opensesame"
+PASSWORD = f"{WORD}-password"
+METADATA: dict[str, Any] = {
+    f"{WORD}-name": 1,
+    "value": f"{WORD}-value",
+    "nested": [{"deep": {f"{WORD}-deep": f"{WORD}-deep-value"}}],
+    "bytes": f"{WORD}-bytes".encode(),
+}
+KEYS = iter(f"{WORD}-key-{number}" for number in range(10_000))
+WORDS = (
+    WORD,
+    base64.b64encode(WORD.encode()).decode()[:12],
+    WORD.encode().hex(),
+)
+
+
+def tells(text: str) -> bool:
+    """Whether a text has anything of a secret."""
+    return any(word.lower() in text.lower() for word in WORDS)
+
+
+class Everything(logging.Handler):
+    """All that any logger says, and how: message, arguments, traceback, and the record itself."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.NOTSET)
+        self.records: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{self.format(record)} {record.msg!r} {record.msg} {record.args!r}"
+        self.records.append((record.name, text))
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What the test itself asks the database for, as an application may, is not kept."""
+        records, self.records = self.records, []
+        try:
+            yield
+        finally:
+            self.records = records
+
+    def of(self, logger: str) -> list[str]:
+        """What one of them has said."""
+        return [text for name, text in self.records if name == logger]
+
+    def check(self) -> None:
+        """None of it tells a secret."""
+        told = [f"{name}: {text}" for name, text in self.records if tells(text)]
+        assert not told, "\n\n".join(told)
+
+
+@pytest.fixture
+def logged() -> Iterator[Everything]:
+    """Every logger at DEBUG, those that do not hand on what they are told included."""
+    handler = Everything()
+    loggers = [logging.getLogger()]
+    loggers += [logging.getLogger(name) for name in logging.Logger.manager.loggerDict]
+    before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    for logger in loggers[1:]:
+        logger.setLevel(logging.NOTSET)
+        logger.propagate, logger.disabled = True, False
+    loggers[0].setLevel(logging.DEBUG)
+    loggers[0].addHandler(handler)
+    yield handler
+    loggers[0].removeHandler(handler)
+    for logger, level, propagate, disabled in before:
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+
+
+def check_error(error: BaseException) -> None:
+    """Nothing that is shown of an error of ours, or of one of ours behind it, tells a secret."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, CreditError):
+            shown = [str(seen), repr(seen), repr(seen.args), *traceback.format_exception_only(seen)]
+            assert not tells(" ".join(shown)), shown
+        seen = seen.__cause__ or seen.__context__
+
+
+# --- The life of a ledger -------------------------------------------------------------------------
+
+
+def config(**changes: Any) -> CreditConfig:
+    """Prices and tiers."""
+    return CreditConfig(
+        costs={"post": {"default": 10}, "ai": {"default": "{token} * 2 / {parts}"}},
+        membership={"tiers": {"free": 0, "premium": 1}, "credits_caps": {"free": 5, "premium": 99}},
+        **changes,
+    )
+
+
+class Clock:
+    """The time, which can be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+def secret(**more: Any) -> dict[str, Any]:
+    """A key and metadata for a call."""
+    return {"idempotency_key": next(KEYS), "metadata": METADATA, **more}
+
+
+class Life:
+    """Calls on a ledger, with a note of all that they gave."""
+
+    def __init__(self, ledger: CreditLedger, clock: Clock) -> None:
+        self.ledger = ledger
+        self.clock = clock
+        self.database = ledger._database.name
+        self.results: list[Any] = []
+        self.errors: list[BaseException] = []
+
+    async def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """A result, or an error; both are kept."""
+        try:
+            result = await getattr(self.ledger, name)(*arguments, **options)
+        except CreditError as error:
+            self.errors.append(error)
+            return error
+        self.results.append(result)
+        return result
+
+    async def succeed(self) -> None:
+        """All that goes well."""
+        await self.call("create_user", "u", credits=60, membership_tier="free", **secret())
+        options = secret()
+        charge = await self.call("charge", "u", "post", **options)
+        assert (await self.call("charge", "u", "post", **options)).replayed
+        self.clock.ahead += timedelta(days=2)
+        assert not (await self.call("charge", "u", "post", **options)).replayed
+        await self.call(
+            "refund", "u", 1, action="x", transaction_id=charge.transaction_id, **secret()
+        )
+        await self.call("grant", "u", 5, action="x", **secret())
+        await self.call("upgrade_tier", "u", "premium", **secret())
+        await self.call("renew_tier", "u", membership_expires_at=FUTURE, **secret())
+        await self.call("downgrade_tier", "u", "free", **secret())
+        await self.call("grant", "u", 500, action="x", **secret())
+        await self.call("charge", "u", "ai", variables={"token": 5, "parts": 2}, **secret())
+        await asyncio.gather(*(self.call("charge", "u", "post", **secret()) for _ in range(20)))
+        for name in ("get_user", "get_balance", "get_history", "get_audit_log"):
+            await self.call(name, "u")
+        page = await self.call("get_history", "u", limit=2)
+        await self.call("get_history", "u", cursor=page.next_cursor)
+        await self.call("quote", "u", "post")
+        await self.call("validate_access", "u", "post")
+        await self.call("ensure_indexes")
+        assert not self.errors
+
+    async def be_refused(self) -> None:
+        """All that is refused, and bad input of which the secret is a part."""
+        key = next(KEYS)
+        await self.call("grant", "u", 1, action="x", idempotency_key=key, metadata=METADATA)
+        conflict = await self.call("grant", "u", 2, action="x", idempotency_key=key)
+        assert isinstance(conflict, IdempotencyConflictError)
+        before = len(self.errors)
+        refused = [
+            self.call("charge", "u", "post", amount=10**9, **secret()),
+            self.call("charge", "nobody", "post", **secret()),
+            self.call("charge", "u", "unheard-of", **secret()),
+            self.call("charge", "u", "ai", variables={"token": 5}, **secret()),
+            self.call("charge", "u", "ai", variables={"token": 5, "parts": 0}, **secret()),
+            self.call("create_user", "u", **secret()),
+            self.call("refund", "u", 5, action="x", transaction_id="6" * 24, **secret()),
+            self.call("upgrade_tier", "u", "unheard-of", **secret()),
+            self.call("downgrade_tier", "u", "premium", **secret()),
+            self.call("grant", "u", 1, action="x", idempotency_key=f"{WORD}\n"),
+            self.call("grant", "u", 1, action="x", idempotency_key=WORD * 99),
+            self.call("grant", "u", 1, action="x", idempotency_key={WORD: WORD}),
+            self.call("grant", "u", 1, action="x", idempotency_key=[WORD]),
+            self.call("grant", "u", 1, action="x", idempotency_key=WORD.encode()),
+            self.call("grant", "u", 1, action="x", metadata=WORD),
+            self.call("grant", "u", 1, action="x", metadata={WORD: object()}),
+            self.call("grant", "u", 1, action="x", metadata={WORD: WORD * 10_000}),
+            self.call("grant", "u", 1, action="x", metadata={f"{WORD}\x00": 1}),
+            self.call("grant", "u", 1, action="x", metadata={"a": f"{WORD}\ud800"}),
+            self.call("grant", "u", WORD, action="x"),
+            self.call("grant", "u", 1, action="x", session=WORD),
+            self.call("get_history", "u", cursor=WORD),
+            self.call("get_audit_log", "u", status=WORD),
+        ]
+        await asyncio.gather(*refused)
+        assert len(self.errors) == before + len(refused)
+
+    async def fail(self, client: Client, database: Database) -> None:
+        """All that the server may do to a command, and refuse of a document."""
+        for command in ("find", "insert", "update", "delete", "commitTransaction"):
+            for data in (
+                {"errorCode": 13},
+                {"errorCode": 112},
+                {"errorCode": 50},
+                {"errorCode": 11000},
+                {"errorCode": 121},
+                {"closeConnection": True},
+                {"writeConcernError": {"code": 100, "errmsg": "x"}},
+            ):
+                mode = {"times": 1}
+                async with failing(client, APP_NAME, mode, failCommands=[command], **data):
+                    await self.call("grant", "u", 1, action="x", **secret())
+                async with failing(client, APP_NAME, mode, failCommands=[command], **data):
+                    await self.call("charge", "u", "post", amount=10**9, **secret())
+                async with failing(client, APP_NAME, mode, failCommands=[command], **data):
+                    await self.call("get_history", "u")
+        await self._meet_an_index(database)
+        await self._meet_a_validator(database)
+
+    async def _meet_an_index(self, database: Database) -> None:
+        # The server's own words quote the values that would be there twice.
+        await database["transactions"].delete_many({})
+        await database["transactions"].create_index("metadata.value", unique=True)
+        for _ in range(2):
+            await self.call("grant", "u", 1, action="x", **secret())
+        await database["transactions"].drop_indexes()
+
+    async def _meet_a_validator(self, database: Database) -> None:
+        for name in ("transactions", "audit_logs", "idempotency_records"):
+            await database.command({"collMod": name, "validator": {"never": {"$exists": True}}})
+            await self.call("grant", "u", 1, action="x", **secret())
+            await self.call("charge", "u", "post", amount=10**9, **secret())
+            await database.command({"collMod": name, "validator": {}})
+
+    async def be_in_the_way(self, client: Client) -> None:
+        """Conflicts with the application's transaction, up to the deadline, and calls within it."""
+        async with client.start_session() as session:
+            await session.start_transaction()
+            await client[self.database]["users"].update_one(
+                {"_id": "u"}, {"$set": {"mine": 1}}, session=session
+            )
+            await self.call("grant", "u", 1, action="x", **secret())
+            await session.abort_transaction()
+        own = self.ledger._database.client
+        async with own.start_session() as session:
+            for ending in ("abort_transaction", "commit_transaction"):
+                await session.start_transaction()
+                options = secret(session=session)
+                await self.call("grant", "u", 1, action="x", **options)
+                await self.call("grant", "u", 1, action="x", **options)
+                await self.call("charge", "u", "post", amount=10**9, **secret(session=session))
+                await self.call("get_history", "u", session=session)
+                await getattr(session, ending)()
+
+    def check(self) -> None:
+        """Nothing that was given tells a secret when it is shown."""
+        for error in self.errors:
+            check_error(error)
+        for result in self.results:
+            shown = f"{result!r} {result} "
+            if isinstance(result, credit_mongo.HistoryPage | credit_mongo.AuditPage):
+                shown += f"{list(result)!r} {result[:2]!r}"
+            assert not tells(shown), shown
+
+
+@pytest_asyncio.fixture(params=["a client of its own", "the application's client"])
+async def life(
+    request: pytest.FixtureRequest, replica_set_uri: str, database: Database, logged: Everything
+) -> AsyncIterator[Life]:
+    """A ledger, however it is connected, while every logger speaks."""
+    clock = Clock()
+    settings = config(operation_timeout_seconds=2)
+    uri = with_options(replica_set_uri, appName=APP_NAME)
+    if request.param == "a client of its own":
+        ledger = CreditLedger.connect(uri, database=database.name, config=settings, clock=clock)
+        async with ledger:
+            yield Life(ledger, clock)
+    else:
+        async with (
+            AsyncMongoClient[dict[str, Any]](uri, tz_aware=True) as client,
+            CreditLedger(client[database.name], settings, clock=clock) as ledger,
+        ):
+            yield Life(ledger, clock)
+
+
+async def test_success_and_refusal_tell_no_secret(
+    life: Life, database: Database, logged: Everything
+) -> None:
+    """Logs, errors and reprs, at DEBUG, with the ledger's own client and the application's.
+
+    The secrets are where they belong: in the database, and in what a caller asks for.
+    """
+    await life.succeed()
+    await life.be_refused()
+    life.check()
+    logged.check()
+    commands = logged.of("pymongo.command")
+    for name in ("find", "insert", "update", "delete", "aggregate", "commitTransaction"):
+        assert any(f'"commandName": "{name}"' in text for text in commands), name
+    with logged.aside():
+        assert tells(str(await rows(database, "transactions")))
+        assert tells(str(await rows(database, "idempotency_records")))
+    assert tells(str((await life.ledger.get_history("u"))[0].metadata))
+    logged.check()
+
+
+async def test_failures_of_the_database_tell_no_secret(
+    life: Life, client: Client, database: Database, logged: Everything
+) -> None:
+    """Each command fails in each way, and the application's rules refuse the ledger's documents."""
+    await life.call("ensure_indexes")
+    await life.call("create_user", "u", credits=60, **secret())
+    await life.fail(client, database)
+    await life.be_in_the_way(client)
+    assert len([error for error in life.errors if type(error) is StorageError]) > 30
+    life.check()
+    logged.check()
+
+
+async def test_a_document_of_other_software_tells_no_secret(
+    life: Life, database: Database, logged: Everything
+) -> None:
+    """Where a number should be, it may have anything."""
+    await life.call("create_user", "u", credits=60)
+    with logged.aside():
+        change = {"q": {"_id": "u"}, "u": {"$set": {"credits": f"{WORD}-balance"}}}
+        unchecked = {"bypassDocumentValidation": True}
+        await database.command({"update": "users", "updates": [change], **unchecked})
+    await life.call("grant", "u", 1, action="x", **secret())
+    await life.call("get_balance", "u")
+    assert {type(error) for error in life.errors} == {AccountDataError}
+    life.check()
+    logged.check()
+
+
+async def test_the_applications_own_commands_are_logged_as_ever(
+    life: Life, logged: Everything
+) -> None:
+    """On the same client and the same collections, also while the ledger works: no side effect."""
+    await life.call("create_user", "u", credits=60)
+    users = life.ledger._database["users"]
+
+    async def look() -> None:
+        for _ in range(10):
+            assert await users.find_one({"_id": WORD}) is None
+
+    await asyncio.gather(look(), *(life.call("charge", "u", "post", **secret()) for _ in range(5)))
+    told = [text for text in logged.of("pymongo.command") if tells(text)]
+    assert len(told) == 10
+    assert all('"commandName": "find"' in text for text in told)
+    life.check()
+
+
+# --- Connections ----------------------------------------------------------------------------------
+
+
+async def failure_to_enter(uri: str) -> BaseException:
+    """Why a ledger cannot be used there."""
+    ledger = CreditLedger.connect(uri, database="app", config=config(operation_timeout_seconds=1))
+    with pytest.raises(StorageError) as caught:
+        await ledger.__aenter__()
+    assert not tells(repr(ledger))
+    return caught.value
+
+
+async def test_a_server_that_is_not_there_tells_no_password(logged: Everything) -> None:
+    """The driver looks for it again and again, and says so."""
+    error = await failure_to_enter(f"mongodb://ann:{PASSWORD}@127.0.0.1:1/?replicaSet=rs0")
+    check_error(error)
+    assert not tells("".join(traceback.format_exception(error)))
+    assert logged.of("pymongo.serverSelection")
+    logged.check()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GuardedReplicaSet]:
+    """A server with access control."""
+    async with GuardedReplicaSet(tmp_path_factory.mktemp("guarded")) as server:
+        server.password = PASSWORD
+        await server.create_administrator()
+        yield server
+
+
+@pytest.mark.parametrize("mechanism", ["", "SCRAM-SHA-1", "SCRAM-SHA-256"])
+async def test_a_password_is_in_no_log_whether_it_is_right_or_wrong(
+    guarded: GuardedReplicaSet, logged: Everything, mechanism: str
+) -> None:
+    """The conversation that proves it is not logged, and a wrong one is not told either."""
+    option = f"&authMechanism={mechanism}" if mechanism else ""
+    uri = guarded.uri_of(ADMINISTRATOR) + option
+    settings = config(operation_timeout_seconds=5)
+    async with CreditLedger.connect(uri, database="app", config=settings) as ledger:
+        life = Life(ledger, Clock())
+        await life.call("create_user", f"u{mechanism}", credits=9, **secret())
+        await life.call("charge", f"u{mechanism}", "post", **secret())
+        assert not tells(repr(ledger))
+    error = await failure_to_enter(uri.replace(PASSWORD, f"wrong-{WORD}"))
+    assert "AuthenticationFailed" in str(error)
+    check_error(error)
+    assert not tells("".join(traceback.format_exception(error)))
+    life.check()
+    logged.check()
+
+
+async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> None:
+    """Nor do the settings from the environment when they are shown."""
+    for uri in (
+        f"mongodb://ann:{PASSWORD}@127.0.0.1/?tls=True",
+        f"mongodb://ann:{PASSWORD}@127.0.0.1:port/",
+        f"mongodb://ann:{WORD}/{WORD}@127.0.0.1/",
+        f"mongodb://ann:{WORD}@{WORD}@127.0.0.1/",
+        f"{WORD}@127.0.0.1",
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            CreditLedger.connect(uri, database="app", config=config())
+        check_error(caught.value)
+        assert not tells("".join(traceback.format_exception(caught.value)))
+    settings = Settings(uri=f"mongodb://ann:{PASSWORD}@127.0.0.1/")
+    assert not tells(f"{settings!r} {settings}")
+    logged.check()
+
+
+# --- What is shown of an object -------------------------------------------------------------------
+
+
+def fields_of(kind: type[Any]) -> dict[str, Any]:
+    """Values for all fields of a dataclass: a secret in each that may hold one."""
+    secrets = {"metadata": METADATA, "key": WORD, "idempotency_key": WORD}
+    return {f.name: secrets.get(f.name) for f in dataclasses.fields(kind)}
+
+
+PUBLIC = [kind for _, kind in inspect.getmembers(credit_mongo, inspect.isclass)]
+DATACLASSES = [kind for kind in PUBLIC if dataclasses.is_dataclass(kind)]
+REQUESTS = [
+    kind
+    for _, kind in inspect.getmembers(requests, inspect.isclass)
+    if dataclasses.is_dataclass(kind)
+]
+DOCUMENTS = credit_documents(CollectionNames())
+
+
+def test_the_walk_finds_what_holds_metadata() -> None:
+    """The tests below look at something."""
+    holders = {kind for kind in DATACLASSES if "metadata" in fields_of(kind)}
+    assert holders == {ChargeResult, RefundResult, GrantResult, Transaction, AuditLog}
+    assert len(REQUESTS) > 7
+
+
+@pytest.mark.parametrize("kind", [*DATACLASSES, *REQUESTS], ids=lambda kind: kind.__name__)
+def test_no_result_and_no_request_shows_a_key_or_metadata(kind: type[Any]) -> None:
+    """They land in logs, in tracebacks with locals, in error trackers."""
+    shown = kind(**fields_of(kind))
+    assert not tells(f"{shown!r} {shown} {[shown]}")
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS, ids=lambda kind: kind.__name__)
+def test_no_document_shows_a_key_or_metadata(kind: type[Any]) -> None:
+    """What an application reads with Beanie is shown no better."""
+    secrets = {
+        "metadata": METADATA,
+        "idempotency_key": WORD,
+        "result": {"metadata": METADATA},
+    }
+    values = {name: secrets.get(name) for name in kind.model_fields}
+    if "fingerprint" in kind.model_fields:
+        values["id"] = WORD
+    shown = kind.model_construct(**values)
+    assert not tells(f"{shown!r} {shown} {[shown]}")
