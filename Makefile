@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench format lint types clean
+.PHONY: demo test faults mutants check bench soak format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
@@ -14,10 +14,24 @@ demo: $(VENV)/demo
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(TESTS)
 
+# Far more of each disturbance than `make test`; prints the numbers reached.
+faults: $(VENV)/dev
+	FAULTS_SERVER_KILLS=$(or $(KILLS),200) FAULTS_CLIENT_KILLS=$(or $(KILLS),200) \
+	FAULTS_ELECTIONS=$(or $(ELECTIONS),100) FAULTS_ROLLBACKS=$(or $(ROLLBACKS),20) \
+	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
+	$(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(TESTS)
+
 check: lint types test
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+soak: $(VENV)/dev
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED))
+
+# Plants bugs, one at a time, and sees whether the tests find them.
+mutants: $(VENV)/dev
+	$(BIN)/python -m tests.mutants $(BUG)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

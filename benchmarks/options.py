@@ -82,10 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="short runs, one round: only to see that it works")
     add("--only", type=_numbers, default=tuple(WORKS), help="these works, as in 1,6,7 (else: all)")
-    add("--seconds", type=_positive, default=5.0, help="of each run, as measured (%(default)s)")
+    add("--seconds", type=_positive, default=2.0, help="of each run, as measured (%(default)s)")
     add("--warm-up-seconds", type=_positive, default=1.0, help="before that (%(default)s)")
     add("--rounds", type=_whole, default=3, help="of which the median is taken (%(default)s)")
-    add("--pools", type=_numbers, default=(8, 16, 32, 64, 128), help="PostgreSQL's sizes to try")
+    add("--pools", type=_numbers, default=(16, 32, 64), help="PostgreSQL's sizes to try")
     add("--latency-charges", type=_whole, default=500, help="of work 5, a round (%(default)s)")
     add("--growth-rows", type=_whole, default=5_000_000, help="of work 8 (%(default)s)")
     add("--growth-charges", type=_whole, default=20_000, help="of work 8 (%(default)s)")

@@ -240,10 +240,12 @@ _CollectionName = Annotated[
 
 
 class CollectionNames(_Part):
-    """Where the four kinds of documents are kept.
+    """Where the four kinds of documents are kept, and what jobs leave.
 
     ``turns`` has no data, only the document by which processes that write the same users take
-    turns. It comes into being when they meet.
+    turns. It comes into being when they meet, as those below do when a job has something to keep:
+    archived rows, what went where (``archive_manifests``), where a user's history goes on from
+    (``archive_borders``), and how much of whom was erased (``erasures``).
     """
 
     users: _CollectionName = "users"
@@ -256,6 +258,11 @@ class CollectionNames(_Part):
         validation_alias=AliasChoices("idempotency_records", "idempotencyRecords"),
     )
     turns: _CollectionName = "turns"
+    transactions_archive: _CollectionName = "transactions_archive"
+    audit_logs_archive: _CollectionName = "audit_logs_archive"
+    archive_manifests: _CollectionName = "archive_manifests"
+    archive_borders: _CollectionName = "archive_borders"
+    erasures: _CollectionName = "erasures"
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:
@@ -365,13 +372,12 @@ def _as_configuration_error(error: ValidationError) -> ConfigurationError:
 class Settings(BaseSettings):
     """Where the database is: MONGODB_URI and MONGODB_DATABASE of the environment."""
 
+    # By these names alone: URI and DATABASE of an environment are somebody else's.
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     uri: str = Field(
         default="mongodb://127.0.0.1:27017/?replicaSet=rs0",
         repr=False,
-        validation_alias=AliasChoices("uri", "MONGODB_URI"),
+        validation_alias="MONGODB_URI",
     )
-    database: str = Field(
-        default="credits", validation_alias=AliasChoices("database", "MONGODB_DATABASE")
-    )
+    database: str = Field(default="credits", validation_alias="MONGODB_DATABASE")

@@ -11,6 +11,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
 from credit_mongo.core.requests import check_identifier
+from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import ACCOUNT_FIELDS, JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.errors import AccountDataError, InvalidRequestError, UserNotFoundError
 from credit_mongo.pages import AuditPage, HistoryPage, PageQuery
@@ -32,18 +33,22 @@ Row = TypeVar("Row")
 class History:
     """What the ledger's collections hold, read as a majority has acknowledged it."""
 
-    def __init__(self, database: AsyncDatabase[Raw], names: CollectionNames) -> None:
+    def __init__(
+        self, database: AsyncDatabase[Raw], names: CollectionNames, latest_write: LatestWrite
+    ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
             read_concern=MAJORITY,
             write_concern=JOURNALED_MAJORITY,
         )
         self._names = names
+        self._latest_write = latest_write
 
     async def account(self, user_id: str, session: AsyncClientSession | None) -> Account:
         """A user's account. Raises UserNotFoundError and AccountDataError."""
         users = self._database[self._names.users]
-        document = await users.find_one({"_id": user_id}, ACCOUNT_FIELDS, session=session)
+        async with self._latest_write.seen_by(session) as seen:
+            document = await users.find_one({"_id": user_id}, ACCOUNT_FIELDS, session=seen)
         if document is None:
             raise UserNotFoundError(user_id)
         return account_from(document)
@@ -119,15 +124,16 @@ class History:
         row_from: Callable[[Mapping[str, Any]], Row],
         session: AsyncClientSession | None,
     ) -> tuple[list[Row], str | None]:
-        found = self._database[collection].find(
-            query.filter,
-            sort=query.sort,
-            skip=query.skip,
-            # One more than asked for tells whether there is a next page.
-            limit=query.limit + 1,
-            session=session,
-        )
-        documents = await found.to_list(None)
+        async with self._latest_write.seen_by(session) as seen:
+            found = self._database[collection].find(
+                query.filter,
+                sort=query.sort,
+                skip=query.skip,
+                # One more than asked for tells whether there is a next page.
+                limit=query.limit + 1,
+                session=seen,
+            )
+            documents = await found.to_list(None)
         more = len(documents) > query.limit
         documents = documents[: query.limit]
         next_cursor = query.write_cursor(documents) if more else None

@@ -85,7 +85,10 @@ class Books:
             if known.result is not None and known.fingerprint == request.fingerprint:
                 # A copy: each caller may do with its metadata what it likes.
                 return replace(deepcopy(known.result), replayed=True)
-            return self._refuse(Refusal(request, IdempotencyConflictError(key), self.now))
+            account = self.accounts.get(request.user_id)
+            # Time never goes back for a user, in its audit log neither.
+            now = self.now if account is None else max(self.now, account.updated_at)
+            return self._refuse(Refusal(request, IdempotencyConflictError(key), now))
         if (unreadable := self.unreadable.get(request.user_id)) is not None:
             return self._refuse(Refusal(request, copy(unreadable), self.now))
         charge_id = request.charge_id if isinstance(request, RefundRequest) else None

@@ -16,6 +16,7 @@ __all__ = [
     "AuditLog",
     "ChargeResult",
     "CorrectionResult",
+    "Erasure",
     "GrantResult",
     "Quote",
     "RefundResult",
@@ -166,3 +167,23 @@ class AuditLog:
     metadata: Mapping[str, Any] | None = field(repr=False)
     error_message: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """How many rows of each kind went with a user; ``erasure_id`` is that of the record of it.
+
+    ``transactions_in_files`` have not gone: they were archived to files, which nothing here can
+    reach. Whoever keeps those has to see to them.
+    """
+
+    erasure_id: str
+    user_id: str
+    users: int
+    transactions: int
+    audit_logs: int
+    idempotency_records: int
+    archived_transactions: int
+    archived_audit_logs: int
+    transactions_in_files: int
+    erased_at: datetime

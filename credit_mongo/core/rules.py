@@ -133,7 +133,7 @@ class Rules:
 
     def check_access(self, account: Account, action: str, now: datetime) -> None:
         """Raise UndefinedActionError or MembershipRequiredError unless the user may do it."""
-        tier = self.membership.tier_in_force(account, now)
+        tier = self.membership.tier_in_force(account, max(now, account.updated_at))
         if action not in self.tariff.prices and action not in self.membership.requirements:
             raise UndefinedActionError(action)
         self._check_access(account, action, tier)
@@ -142,7 +142,7 @@ class Rules:
         self, account: Account, action: str, variables: Mapping[str, Any] | None, now: datetime
     ) -> Quote:
         """What the action would cost the user now. Raises what a charge would, but for credits."""
-        tier = self.membership.tier_in_force(account, now)
+        tier = self.membership.tier_in_force(account, max(now, account.updated_at))
         cost = self._price(account, action, tier, variables).cost
         return Quote(action, tier, cost, account.credits, cost <= account.credits)
 

@@ -35,8 +35,10 @@ from credit_mongo.core.books import Books, Loaded, Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
-from credit_mongo.engine.endings import Endings, abort
+from credit_mongo.engine.deadlines import Deadlines, Late
+from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
+from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.spells import Spell
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
@@ -96,6 +98,7 @@ class _Batch:
         self.lost_turn = False
         self.held_since: float | None = None
         self.clock = asyncio.get_running_loop().time
+        self.is_given_up = False
         self.unknown: _Sent | None = None
         self.tries = 0
         self.failures = 0
@@ -104,6 +107,11 @@ class _Batch:
 
     def seconds_left(self) -> float:
         return self.deadline - self.clock()
+
+    def check_that_it_goes_on(self) -> None:
+        """Once the callers have had their answer, nothing is committed or taken from the queue."""
+        if self.is_given_up:
+            raise _GivenUpError
 
     def patience_is_over(self) -> bool:
         """Whether a user is held for too long by somebody who takes no turns."""
@@ -132,6 +140,8 @@ class Committer:
         *,
         retry: RetryConfig,
         turns: Turns,
+        latest_write: LatestWrite,
+        deadlines: Deadlines,
         clock: Clock,
     ) -> None:
         self._client = client
@@ -139,9 +149,11 @@ class Committer:
         self._rules = rules
         self._retry = retry
         self._turns = turns
+        self._latest_write = latest_write
         self._repeats = Spell(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
-        self._endings = Endings(client)
+        self._deadlines = deadlines
+        self._endings = Endings(client, deadlines)
 
     async def commit(
         self, requests: list[Request], deadline: float, take_more: TakeMore
@@ -231,28 +243,32 @@ class Committer:
     async def close(self, seconds: float) -> None:
         """See to it that no transaction stays open on the server."""
         await self._endings.close(seconds)
+        await self._deadlines.close()
 
     async def _commit_together(self, batch: _Batch) -> list[Outcome]:
         session = self._client.start_session()
+        left: list[Late] = []
         has_ended = False
         try:
             while True:
                 try:
-                    outcomes = await asyncio.wait_for(
-                        self._try(batch, session), max(batch.seconds_left(), 0)
+                    outcomes = await self._deadlines.keep(
+                        self._try(batch, session), batch.seconds_left(), left
                     )
                 except Exception as error:
                     seconds = self._seconds_to_next_try(batch, error)
-                    await abort(session, batch.seconds_left())
+                    session = await self._endings.abort(session, batch.seconds_left())
                     await asyncio.sleep(seconds)
                 else:
                     has_ended = True
+                    self._latest_write.was(session)
                     return outcomes
         finally:
             if has_ended:
                 await session.end_session()
             else:
-                self._endings.begin(session)
+                batch.is_given_up = True
+                self._endings.begin(session, left)
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1
@@ -264,6 +280,7 @@ class Committer:
         if batch.lost_turn:
             batch.lost_turn = False
             await self._store.wait_for_turn()
+        batch.check_that_it_goes_on()
         await session.start_transaction(
             read_concern=ReadConcern("snapshot"),
             write_concern=JOURNALED_MAJORITY,
@@ -272,6 +289,7 @@ class Committer:
         if in_turns:
             batch.lost_turn = True
             turn, turn_began = await self._store.take_turn(session), batch.clock()
+            batch.check_that_it_goes_on()
             batch.lost_turn = False
             batch.has_turn = True
             if batch.unknown is None:
@@ -282,7 +300,9 @@ class Committer:
             await session.commit_transaction()
             return sent.outcomes
         loaded, books, outcomes = await self._decide(batch, session)
+        batch.check_that_it_goes_on()
         witness = await self._store.write(books, loaded, session)
+        batch.check_that_it_goes_on()
         if witness is not None:
             batch.unknown = _Sent(witness, outcomes)
         await session.commit_transaction()
@@ -347,6 +367,10 @@ class _RefusedError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
+
+
+class _GivenUpError(Exception):
+    """The deadline has passed; nobody waits for this try."""
 
 
 class _HeldError(Exception):

@@ -15,7 +15,9 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-__all__ = ["Endings", "abort"]
+from credit_mongo.engine.deadlines import Deadlines, Late
+
+__all__ = ["Endings"]
 
 _ANSWER_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.1
@@ -23,23 +25,34 @@ _PAUSE_SECONDS: Final = 0.1
 _TRANSACTION_LIFETIME_SECONDS: Final = 60
 
 
-async def abort(session: AsyncClientSession, seconds: float) -> None:
-    """Tell the server, if it listens; the session's next transaction ends this one in any case."""
-    if session.in_transaction:
-        with contextlib.suppress(asyncio.TimeoutError, PyMongoError):
-            await asyncio.wait_for(session.abort_transaction(), min(seconds, _ANSWER_SECONDS))
-
-
 class Endings:
     """The sessions that are being ended in the background; their callers have their answers."""
 
-    def __init__(self, client: AsyncMongoClient[Any]) -> None:
+    def __init__(self, client: AsyncMongoClient[Any], deadlines: Deadlines) -> None:
         self._client = client
+        self._deadlines = deadlines
         self._tasks: set[asyncio.Future[None]] = set()
 
-    def begin(self, session: AsyncClientSession) -> None:
-        """End a session that may have a transaction open on the server."""
-        task = asyncio.ensure_future(self._end(session))
+    async def abort(self, session: AsyncClientSession, seconds: float) -> AsyncClientSession:
+        """Abort the session's transaction; a session for the next one.
+
+        It is another if the server does not answer: that one is then ended in the background.
+        """
+        if not session.in_transaction:
+            return session
+        left: list[Late] = []
+        try:
+            with contextlib.suppress(PyMongoError):
+                longest = min(seconds, _ANSWER_SECONDS)
+                await self._deadlines.keep(session.abort_transaction(), longest, left)
+        except asyncio.TimeoutError:
+            self.begin(session, left)
+            return self._client.start_session()
+        return session
+
+    def begin(self, session: AsyncClientSession, left: list[Late]) -> None:
+        """End a session that may have a transaction open, and work that was left alone on it."""
+        task = asyncio.ensure_future(self._end(session, left))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -52,19 +65,26 @@ class Endings:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _end(self, session: AsyncClientSession) -> None:
-        loop = asyncio.get_running_loop()
-        server_drops_it_at = loop.time() + _TRANSACTION_LIFETIME_SECONDS
+    async def _end(self, session: AsyncClientSession, left: list[Late]) -> None:
         try:
-            await abort(session, _ANSWER_SECONDS)
-            while loop.time() < server_drops_it_at:
-                # Every user may end his own sessions; no privilege is needed.
-                kill = self._client.admin.command({"killSessions": [session.session_id]})
-                try:
-                    await asyncio.wait_for(kill, _ANSWER_SECONDS)
-                except (asyncio.TimeoutError, PyMongoError):
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                else:
-                    return
+            # What is under way fails at once, and lets go of its users.
+            await self._kill(session)
+            if left:
+                # It may just have begun something: the session is killed once more.
+                await asyncio.wait(left)
+                await self._kill(session)
         finally:
             await session.end_session()
+
+    async def _kill(self, session: AsyncClientSession) -> None:
+        loop = asyncio.get_running_loop()
+        server_drops_it_at = loop.time() + _TRANSACTION_LIFETIME_SECONDS
+        while loop.time() < server_drops_it_at:
+            # Every user may end his own sessions; no privilege is needed.
+            kill = self._client.admin.command({"killSessions": [session.session_id]})
+            try:
+                await self._deadlines.keep(kill, _ANSWER_SECONDS)
+            except (asyncio.TimeoutError, PyMongoError):
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return

@@ -11,6 +11,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.core.requests import CorrectionRequest
 from credit_mongo.maintenance.chain import Chain, whole
+from credit_mongo.maintenance.erase import is_being_erased
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.maintenance.reading import LOOK_UP, Reading
 from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_live
@@ -111,6 +112,9 @@ async def examine(
         examined.exists = True
         examined.balance = whole(user.get("credits"))
         examined.seq = whole(user.get("seq", 0))
+    if await is_being_erased(reading.database, reading.names, user_id, session):
+        # What is left of it has no account, and is to go.
+        return examined
     tell = _Teller(examined, await accepted_by(reading, user_id, session))
     look_up = _LookUp(reading, user_id, session, reading.remembered_since(now), tell)
     chain = Chain(user_id, user, reading.key_ttl, tell)
@@ -263,6 +267,8 @@ async def examine_records(
 ) -> Examined:
     """Idempotency records of a user's that may be odd."""
     examined = Examined(user_id)
+    if await is_being_erased(reading.database, reading.names, user_id, session):
+        return examined
     tell = _Teller(examined, await accepted_by(reading, user_id, session))
     for part in _parts(keys):
         names = reading.names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.config import CollectionNames, IdempotencyConfig
+from credit_mongo.config import CollectionNames
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
@@ -33,6 +33,7 @@ LOOK_UP: Final = 1000
 """How many documents are asked for by their ids at once."""
 _BATCH: Final = 2000
 _SAMPLE: Final = 1000
+_PATIENCE_SECONDS: Final = 1.0
 # SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
 _GONE: Final = frozenset({239, 246, 43})
 _BAD_HINT: Final = 2
@@ -59,31 +60,33 @@ class Reading:
     """How long keys were remembered."""
 
     @classmethod
-    async def of(
+    def of(
         cls,
         database: AsyncDatabase[Any],
         names: CollectionNames,
         *,
         audits: bool,
-        key_ttl_seconds: float | None,
+        key_ttl: timedelta,
     ) -> Reading:
-        """Without a TTL, the configuration's default, or that of the records if it is shorter."""
+        """Of the database as the primary has it."""
         database = database.with_options(
             codec_options=_CODEC_OPTIONS,
             read_preference=ReadPreference.PRIMARY,
             # A snapshot session brings its own.
             read_concern=ReadConcern(),
         )
-        if key_ttl_seconds is not None:
-            return cls(database, names, audits, timedelta(seconds=key_ttl_seconds))
+        return cls(database, names, audits, key_ttl)
+
+    async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
+        """The same, with the time that some of the records have, if it is shorter."""
+        records = self.database[self.names.idempotency_records]
         fields = {"createdAt": 1, "expiresAt": 1}
-        found = database[names.idempotency_records].find({}, fields, limit=_SAMPLE)
-        ttl = timedelta(seconds=IdempotencyConfig().ttl_seconds)
-        async for record in found:
-            times = (record.get("createdAt"), record.get("expiresAt"))
-            if all(isinstance(moment, datetime) for moment in times):
-                ttl = min(ttl, times[1] - times[0])
-        return cls(database, names, audits, ttl)
+        ttl = self.key_ttl
+        async for record in records.find({}, fields, limit=_SAMPLE, session=session):
+            created_at, expires_at = record.get("createdAt"), record.get("expiresAt")
+            if isinstance(created_at, datetime) and isinstance(expires_at, datetime):
+                ttl = min(ttl, expires_at - created_at)
+        return replace(self, key_ttl=ttl)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncClientSession]:
@@ -188,6 +191,8 @@ class Rows:
     async def close(self) -> None:
         """Whether all was read or not."""
         if self._next is not None:
+            # Cancelled under way, the driver drops the connection.
+            await asyncio.wait({self._next}, timeout=_PATIENCE_SECONDS)
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -114,26 +114,33 @@ async def _find_creations(
 def agree(record: Raw, row: Raw) -> bool:
     """Whether a record remembers this transaction, and as it is."""
     result = _result(record)
+    # The result of a creation has no such id.
     row_id = result.get("transaction_id")
-    if row_id is not None and row_id != str(row["_id"]):
-        return False
-    same = all(record.get(name) == row.get(name) for name in ("userId", "operation", "createdAt"))
-    return same and record["_id"] == row.get("idempotencyKey") and _tells(result, row)
+    return (
+        (row_id is None or row_id == str(row["_id"]))
+        and record["_id"] == row.get("idempotencyKey")
+        and record.get("userId") == row.get("userId")
+        and record.get("operation") == row.get("operation")
+        and record.get("createdAt") == row.get("createdAt")
+        and _tells(result, row)
+    )
 
 
-def _result(record: Raw) -> Mapping[str, Any]:
+def _result(record: Raw) -> Raw:
     result = record.get("result")
-    return result if isinstance(result, Mapping) else {}
+    return result if isinstance(result, dict) else {}
 
 
-def _tells(result: Mapping[str, Any], row: Raw) -> bool:
+def _tells(result: Raw, row: Raw) -> bool:
     """Whether the result has the numbers of the transaction, by whatever names."""
     amount, before, after = row.get("amount"), row.get("balanceBefore"), row.get("balanceAfter")
     if not isinstance(amount, int):
         return False
     told: tuple[Any, ...]
     if "cost" in result:
-        told = (result.get("balance_before"), -result["cost"], result.get("balance_after"))
+        cost = result["cost"]
+        cost = -cost if isinstance(cost, int) else None
+        told = (result.get("balance_before"), cost, result.get("balance_after"))
     elif "amount" in result:
         told = (result.get("balance_before"), result["amount"], result.get("balance_after"))
     elif "credits_delta" in result:

@@ -21,13 +21,21 @@ from credit_mongo.config import CollectionNames, CreditConfig
 from credit_mongo.core.requests import CorrectionRequest, check_identifier, to_milliseconds
 from credit_mongo.core.results import CorrectionResult
 from credit_mongo.engine.commit import Committer
+from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.examination import Examined
 from credit_mongo.maintenance.reading import Reading
-from credit_mongo.maintenance.verify import OnProgress, Verification, examine_user, verify
+from credit_mongo.maintenance.verify import (
+    OnProgress,
+    Verification,
+    examine_user,
+    open_reading,
+    verify,
+)
 
 __all__ = ["Correction", "Repair", "repair"]
 
@@ -106,7 +114,10 @@ async def repair(
         key_ttl_seconds=key_ttl_seconds,
         on_progress=on_progress,
     )
-    reading = await Reading.of(database, names, audits=audits, key_ttl_seconds=key_ttl_seconds)
+    with Unlogged():
+        reading = await open_reading(
+            database, names, audits=audits, key_ttl_seconds=key_ttl_seconds
+        )
     work = _Repairing(reading, database, operator, reason, dry_run=dry_run)
     users = dict.fromkeys(finding.user_id for finding in verification.findings)
     try:
@@ -137,6 +148,8 @@ class _Repairing:
             config.rules,
             retry=config.retry,
             turns=Turns(),
+            latest_write=LatestWrite(database.client),
+            deadlines=Deadlines(database.client),
             clock=lambda: to_milliseconds(datetime.now(timezone.utc)),
         )
         self._reading = reading

@@ -236,8 +236,7 @@ class Sweep:
         if is_stuck and self._open_user is not None:
             self._suspects[self._open_user] = None
             self._passed_over.add(self._open_user)
-            self.place = self._open_user
-        self._open_user = None
+            self.place, self._open_user = self._open_user, None
         self._is_one_snapshot = False
         for user_id, _ in self._keys.values():
             self._suspects[user_id] = None
@@ -245,6 +244,10 @@ class Sweep:
             self._suspects.update(dict.fromkeys(user_ids))
         self._keys.clear()
         self._refunds.clear()
+        if self._open_user is not None:
+            # Comes again, from the beginning.
+            self._suspects.pop(self._open_user, None)
+            self._open_user = None
         await self._tell_suspects()
 
     def _open(self) -> list[_ByUser]:

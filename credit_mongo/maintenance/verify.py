@@ -15,15 +15,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from credit_mongo.config import CollectionNames
+from credit_mongo.config import CollectionNames, IdempotencyConfig
 from credit_mongo.core.requests import check_identifier
+from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.examination import Examined, examine, examine_records
@@ -32,7 +33,7 @@ from credit_mongo.maintenance.reading import Reading, is_gone
 from credit_mongo.maintenance.records import RecordSweep
 from credit_mongo.maintenance.sweep import Sweep
 
-__all__ = ["Finding", "OnProgress", "Verification", "examine_user", "verify"]
+__all__ = ["Finding", "OnProgress", "Verification", "examine_user", "open_reading", "verify"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of transactions that were looked at, and about how many there are."""
@@ -66,16 +67,33 @@ async def verify(
     only = None
     if user_ids is not None:
         only = list(dict.fromkeys(check_identifier("user_ids", user_id) for user_id in user_ids))
-    reading = await Reading.of(
-        database, collections or CollectionNames(), audits=audits, key_ttl_seconds=key_ttl_seconds
-    )
-    work = _Verifying(reading, on_progress or (lambda _done, _total: None))
     with Unlogged():
+        reading = await open_reading(
+            database, collections, audits=audits, key_ttl_seconds=key_ttl_seconds
+        )
+        work = _Verifying(reading, on_progress or (lambda _done, _total: None))
         if only is None:
             await work.all_users()
         else:
             await work.some_users(only)
     return work.result()
+
+
+async def open_reading(
+    database: AsyncDatabase[Any],
+    collections: CollectionNames | None,
+    *,
+    audits: bool,
+    key_ttl_seconds: float | None,
+) -> Reading:
+    """How to read; without a TTL, a day, or that of the records if it is shorter."""
+    default = IdempotencyConfig().ttl_seconds
+    seconds = default if key_ttl_seconds is None else key_ttl_seconds
+    names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
+    reading = Reading.of(database, names, audits=audits, key_ttl=key_ttl)
+    if key_ttl_seconds is not None:
+        return reading
+    return await in_snapshot(reading, lambda session, _now: reading.with_ttl_of_records(session))
 
 
 async def examine_user(reading: Reading, user_id: str) -> Examined:
@@ -197,8 +215,9 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
         except PyMongoError as error:
             if not is_gone(error):
                 raise
+            # Not as it is: whoever walks from user to user would go on with the next.
             if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
-                raise
+                raise as_storage_error(error) from error
             if number == _MOST_TRIES:
                 raise StorageError(
                     "the server gives up its snapshots before one user's books are read: "

@@ -574,7 +574,7 @@ async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
 
     Those in the same batch, those who come later, and those of another process.
     """
-    config = prices(operation_timeout_seconds=1)
+    config = prices(operation_timeout_seconds=2)
     users = [f"user-{number}" for number in range(40)]
 
     async def charge_all(ledger: CreditLedger, after_seconds: float) -> list[Any]:

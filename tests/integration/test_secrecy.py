@@ -452,7 +452,7 @@ async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> N
             CreditLedger.connect(uri, database="app", config=config())
         check_error(caught.value)
         assert not tells("".join(traceback.format_exception(caught.value)))
-    settings = Settings(uri=f"mongodb://ann:{PASSWORD}@127.0.0.1/")
+    settings = Settings(MONGODB_URI=f"mongodb://ann:{PASSWORD}@127.0.0.1/")
     assert not tells(f"{settings!r} {settings}")
     logged.check()
 

@@ -24,6 +24,7 @@ from credit_mongo import (
     MembershipConfig,
     RetryConfig,
 )
+from credit_mongo.config import Settings
 from credit_mongo.core.formula import Formula
 from credit_mongo.core.requests import LARGEST_AMOUNT
 
@@ -646,3 +647,14 @@ def test_delays_grow_up_to_the_longest(failures: int, milliseconds: float) -> No
     """The n-th delay is the first times the multiplier n - 1 times, and never above the longest."""
     retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
     assert retry.delay_seconds(failures) == pytest.approx(milliseconds / 1000)
+
+
+def test_settings_are_read_by_their_own_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """URI and DATABASE are somebody else's, and would send the ledger elsewhere."""
+    for name, value in (("URI", "mongodb://elsewhere/"), ("DATABASE", "elsewhere")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MONGODB_URI", raising=False)
+    monkeypatch.setenv("MONGODB_DATABASE", "ours")
+    settings = Settings()
+    assert settings.uri == "mongodb://127.0.0.1:27017/?replicaSet=rs0"
+    assert settings.database == "ours"

@@ -261,7 +261,7 @@ async def test_a_user_who_is_held_travels_alone_until_its_requests_are_through(
     lanes = lanes_on(commits)
     commits.gate.set()
     # In turns all users share a lane: so they are in one here.
-    lanes._turns._needed_until = float("inf")
+    lanes._turns.met_conflict(2, asyncio.get_running_loop().time())
     commits.held.add("held")
     held = submit(lanes, request(1, "held"))
     assert await lanes.submit(request(2, "free")) == result(request(2, "free"))

@@ -1,0 +1,72 @@
+"""Deadlines that end the waiting, and not at once the work.
+
+Before Python 3.12, a task that is cancelled while PyMongo waits for a server can leave the client's
+topology locked for good: every later call then waits for ever. So work that is late is left alone,
+with nobody waiting for it, until the driver must have stopped looking for a server. Only then is
+what still waits for an answer cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pymongo.asynchronous.mongo_client import AsyncMongoClient
+
+__all__ = ["Deadlines", "Late"]
+
+Late: TypeAlias = asyncio.Future[Any]
+"""Work that nobody waits for any more."""
+
+_T = TypeVar("_T")
+_SPARE_SECONDS: Final = 1.0
+
+
+class Deadlines:
+    """Does a client's work, each piece for as long as somebody has time for it."""
+
+    def __init__(self, client: AsyncMongoClient[Any]) -> None:
+        self._client = client
+        self._late: set[Late] = set()
+
+    async def keep(
+        self, work: Coroutine[Any, Any, _T], seconds: float, left: list[Late] | None = None
+    ) -> _T:
+        """What the work comes to. Raises asyncio.TimeoutError if it is not done in time.
+
+        Work that was left alone, at the deadline or because the caller was cancelled, goes on for a
+        while, and is added to ``left``: what it must not do any more, it has to be told.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=max(seconds, 0))
+        except asyncio.CancelledError:
+            self._leave(task, left)
+            raise
+        if done:
+            return task.result()
+        self._leave(task, left)
+        raise asyncio.TimeoutError
+
+    async def close(self) -> None:
+        """End what is late, now."""
+        for task in self._late:
+            task.cancel()
+        if self._late:
+            await asyncio.wait(self._late)
+
+    def _leave(self, task: Late, left: list[Late] | None) -> None:
+        if left is not None:
+            left.append(task)
+        seconds = self._client.options.server_selection_timeout + _SPARE_SECONDS
+        timer = asyncio.get_running_loop().call_later(seconds, task.cancel)
+
+        def ended(task: Late) -> None:
+            timer.cancel()
+            self._late.discard(task)
+            if not task.cancelled():
+                task.exception()  # seen: nobody waits for it any more
+
+        self._late.add(task)
+        task.add_done_callback(ended)

@@ -1,0 +1,311 @@
+"""``credit-mongo``, as a process of its own: exit codes, one line on stderr, what it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Int64
+
+from credit_mongo import CreditLedger
+from credit_mongo.cli import main
+from tests.integration.promises import Client, Database, failing, with_options
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ("-c", "import sys; from credit_mongo.cli import main; sys.exit(main())")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without where its database is."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MONGODB_")}
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
+
+
+async def run(
+    *arguments: str, program: tuple[str, ...] = PROGRAM, **more: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *program,
+        *arguments,
+        cwd=ROOT,
+        env=environment(**more),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def run_on_terminal(*arguments: str) -> tuple[int, str]:
+    """Exit code, and what a terminal of 300 columns is sent."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *PROGRAM,
+        *arguments,
+        cwd=ROOT,
+        env=environment(COLUMNS="300", TERM="xterm"),
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def read() -> bytes:
+        sent = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                return sent
+            if not part:
+                return sent
+            sent += part
+
+    sent = await asyncio.to_thread(read)
+    os.close(ours)
+    return await process.wait(), sent.decode()
+
+
+def where(replica_set_uri: str, database: Database) -> tuple[str, ...]:
+    return ("--uri", replica_set_uri, "--database", database.name)
+
+
+# All commands
+
+
+async def test_help_names_the_commands_and_the_exit_codes() -> None:
+    """Of the program and of each command."""
+    code, overview, errors = await run("--help")
+    assert (code, errors) == (0, "")
+    assert "130 Ctrl-C" in overview
+    for command in ("init", "verify"):
+        assert command in overview
+        code, output, errors = await run(command, "--help")
+        assert (code, errors) == (0, "")
+        assert {"--uri", "--database", "--timeout", "--json"} <= set(output.split())
+
+
+URI = "mongodb://ada:ge heim@127.0.0.1/"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("--nonsense",),
+        ("verify", "extra"),
+        ("verify", "--timeout", "-1"),
+        ("verify", "--timeout", "nan"),
+        ("verify", "--timeout", URI),
+        ("verify", "--key-ttl", "0"),
+        ("verify", "--database", ""),
+        ("verify", "--database", URI),
+        ("verify", "--user"),
+        ("verify", "--repair"),
+        ("verify", "--repair", "--operator", "Ada"),
+        ("verify", "--repair", "--operator", "Ada", "--reason", ""),
+        ("verify", "--dry-run"),
+        ("verify", "--operator", "Ada"),
+        ("verify", URI),
+        (URI,),
+        ("verify", f"--url={URI}"),
+        ("verify", "--uri", "nonsense"),
+        ("verify", "--uri", URI, "--timeout", "0.5"),
+        ("verify", "--uri", f"{URI}?tls=1"),
+        ("verify", "--uri", "mongodb://ada:geheim@127.0.0.1:1/", "--timeout", "0.5"),
+        ("init", "--json=7"),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_exit_2_in_one_line_without_secrets(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where an URI stands in the wrong place."""
+    assert main(arguments) == 2
+    output, errors = capsys.readouterr()
+    assert (output, errors.count("\n")) == ("", 1), errors
+    assert errors.startswith("error: ")
+    assert "heim" not in errors
+
+
+async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Database) -> None:
+    """What only the library looks at."""
+    for wrong in (("--user", ""), ("--user", "a\nb")):
+        code, output, errors = await run("verify", *where(replica_set_uri, database), *wrong)
+        assert (code, output, errors.count("\n")) == (2, "", 1), errors
+        assert errors.startswith("error: user_ids: ")
+
+
+async def test_the_library_needs_neither_typer_nor_rich() -> None:
+    """They are an extra; without it, the command line says so."""
+    looks = "import sys, credit_mongo, credit_mongo.cli; print({'typer', 'rich'} & {*sys.modules})"
+    assert await run(program=("-c", looks)) == (0, "set()\n", "")
+    without = "import sys; sys.modules['typer'] = None; from credit_mongo.cli import main"
+    code, output, errors = await run("init", program=("-c", f"{without}; sys.exit(main())"))
+    assert (code, output) == (2, "")
+    assert errors == "error: typer is missing: pip install 'credit-mongo[cli]'\n"
+
+
+async def test_the_right_that_is_missing_is_told(
+    client: Client, replica_set_uri: str, database: Database, ledger: CreditLedger
+) -> None:
+    """In one line, with exit code 2."""
+    uri = with_options(replica_set_uri, appname="no-rights")
+    async with failing(client, "no-rights", failCommands=["find", "aggregate"], errorCode=13):
+        code, output, errors = await run("verify", "--uri", uri, "--database", database.name)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "Unauthorized (code 13)" in errors
+
+
+async def test_output_that_nobody_reads_is_no_traceback(
+    replica_set_uri: str, database: Database
+) -> None:
+    """As in ``credit-mongo init | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *PROGRAM,
+        *("init", "--dry-run", *where(replica_set_uri, database)),
+        cwd=ROOT,
+        env=environment(),
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    _, errors = await process.communicate()
+    assert (process.returncode, errors.decode()) == (2, "")
+
+
+async def test_ctrl_c_exits_130(client: Client, replica_set_uri: str, database: Database) -> None:
+    """In one line, while it waits for the server."""
+    uri = with_options(replica_set_uri, appname="slow")
+    data = {"failCommands": ["listCollections"], "blockConnection": True, "blockTimeMS": 3000}
+    async with failing(client, "slow", **data):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *PROGRAM,
+            *("init", "--uri", uri, "--database", database.name),
+            cwd=ROOT,
+            env=environment(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await wait_until_blocked(client, "slow")
+        process.send_signal(signal.SIGINT)
+        output, errors = await process.communicate()
+    assert (process.returncode, output) == (130, b"")
+    assert errors.decode() == "interrupted: run it again to complete it\n"
+
+
+async def wait_until_blocked(client: Client, app_name: str) -> None:
+    """Until a command of this client is under way."""
+    match = {"appName": app_name, "command.listCollections": {"$exists": True}}
+    while True:
+        operations = await client.admin.aggregate([{"$currentOp": {}}, {"$match": match}])
+        if await operations.to_list(None):
+            return
+        await asyncio.sleep(0.05)
+
+
+# init
+
+
+async def test_init_is_the_script_s(replica_set_uri: str, database: Database) -> None:
+    """The same lines, and a table on a terminal with commands that can be copied."""
+    await database["transactions"].create_index("action", unique=True)
+    code, output, errors = await run("init", *where(replica_set_uri, database))
+    assert (code, errors) == (1, "")
+    remedy = 'db.getCollection("transactions").dropIndex("action_1")'
+    assert f"remedy:     {remedy}\n" in output
+    code, shown = await run_on_terminal("init", *where(replica_set_uri, database))
+    assert code == 1
+    assert remedy in shown
+    assert "state" in shown
+
+
+# verify
+
+
+async def test_verify_tells_whether_all_is_well(
+    ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """By the exit code, in lines, as JSON; the script and the program alike."""
+    await ledger.create_user("ada", credits=10, idempotency_key="secret-key")
+    await ledger.create_user("[bold]\u202eeve", credits=10, metadata={"note": "secret-note"})
+    here = where(replica_set_uri, database)
+    code, output, errors = await run("verify", *here)
+    assert (code, errors) == (0, "")
+    assert output == f"{database.name}: 2 users, 2 transactions, 0 findings of 0 users\n"
+
+    await database["users"].update_many({}, {"$inc": {"credits": Int64(5)}})
+    script = ("scripts/verify.py",)
+    code, output, errors = await run(*here, program=script)
+    assert (code, errors) == (1, "")
+    assert "the balance is 15, but the transactions sum up to 10" in output
+    assert "[bold]\\u202eeve" in output
+    code, as_json, errors = await run("verify", *here, "--json", "--user", "ada")
+    assert (code, errors) == (1, "")
+    facts: dict[str, Any] = json.loads(as_json)
+    assert (facts["database"], facts["users"], facts["users_off"]) == (database.name, 1, 1)
+    assert [finding["code"] for finding in facts["findings"]] == ["balance-differs"]
+    code, shown = await run_on_terminal("verify", *here)
+    assert code == 1
+    assert "[bold]\\u202eeve" in shown
+    for text in (output, as_json, shown):
+        assert "secret" not in text
+
+
+async def test_verify_of_an_unknown_user_is_not_done(
+    ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """A misspelt name is not a user that is well."""
+    code, output, errors = await run("verify", *where(replica_set_uri, database), "--user", "nil")
+    assert (code, output, errors) == (2, "", "error: there is no user 'nil'\n")
+
+
+async def test_verify_repairs(
+    ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """Shown first with --dry-run, then done; what can't be done is exit code 1."""
+    await ledger.create_user("ada", credits=10)
+    await database["users"].update_one({"_id": "ada"}, {"$inc": {"credits": Int64(5)}})
+    here = where(replica_set_uri, database)
+    who = ("--repair", "--operator", "Ada", "--reason", "a disk was lost")
+    code, output, errors = await run("verify", *here, *who, "--dry-run")
+    assert (code, errors) == (1, "")
+    assert "would-be-added 5" in output
+    assert await ledger.get_balance("ada") == 15
+    assert len(await ledger.get_history("ada")) == 1
+    code, output, errors = await run("verify", *here, *who, "--json")
+    assert (code, errors) == (0, "")
+    [correction] = json.loads(output)["corrections"]
+    assert (correction["state"], correction["amount"]) == ("added", 5)
+    newest = (await ledger.get_history("ada"))[0]
+    assert (newest.operation, newest.amount, newest.balance_after) == ("correction", 5, 15)
+    assert (await run("verify", *here))[0] == 0
+    await database["users"].delete_one({"_id": "ada"})
+    code, output, errors = await run("verify", *here, *who)
+    assert (code, errors) == (1, "")
+    assert "not-possible" in output
+
+
+@pytest.mark.parametrize("ttl", ["1", "86400", "31622400"])
+async def test_verify_takes_the_time_that_keys_are_remembered(
+    ledger: CreditLedger, replica_set_uri: str, database: Database, ttl: str
+) -> None:
+    """As long as a configuration can have it."""
+    await ledger.create_user("ada", credits=10, idempotency_key="key")
+    assert (await run("verify", *where(replica_set_uri, database), "--key-ttl", ttl))[0] == 0

@@ -1,0 +1,56 @@
+"""What a read asks the servers for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bson import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from credit_mongo import CreditConfig, CreditLedger
+from tests.integration.promises import Database
+
+
+class Times(CommandListener):
+    """When the last commit was, by the servers' clock, and what each read outside of one asked."""
+
+    def __init__(self) -> None:
+        self.committed: Timestamp | None = None
+        self.read_after: list[tuple[str, Timestamp | None]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        concern = event.command.get("readConcern", {})
+        if event.command_name == "find" and "txnNumber" not in event.command:
+            self.read_after.append((concern.get("level"), concern.get("afterClusterTime")))
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        if event.command_name == "commitTransaction":
+            self.committed = event.reply["operationTime"]
+
+    def failed(self, event: object) -> None:
+        """Nothing fails here."""
+
+
+async def test_a_read_asks_for_the_state_after_the_latest_commit(
+    replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """A new primary does not know at once what a majority has, and would show less."""
+    times = Times()
+    async with (
+        AsyncMongoClient[dict[str, Any]](replica_set_uri, event_listeners=[times]) as client,
+        CreditLedger(client[database.name], config) as ledger,
+    ):
+        await ledger.create_user("ann", credits=100)
+        for _ in range(2):
+            await ledger.charge("ann", "generate-post")
+            times.read_after.clear()
+            await ledger.get_balance("ann")
+            await ledger.get_history("ann")
+            await ledger.get_audit_log("ann")
+            assert times.committed is not None
+            for level, after in times.read_after:
+                assert level == "majority"
+                assert after is not None
+                assert after >= times.committed
+            assert len(times.read_after) == 3

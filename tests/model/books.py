@@ -1,0 +1,262 @@
+"""The model: what every operation does, plainly, with no code of the library.
+
+Its state is a few dictionaries and lists. Its answers are ``Done`` and ``Refused``, in the words of
+the library's results and errors, without the ids that only the library can make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from decimal import Context, Decimal
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from tests.model.configurations import Configuration, Price
+
+Facts: TypeAlias = dict[str, Any]
+
+LARGEST_AMOUNT = 2**53 - 1
+LARGEST_VALUE = 10**18
+CODES = {
+    "FormulaEvaluationError": "FORMULA_EVALUATION_ERROR",
+    "IdempotencyConflictError": "IDEMPOTENCY_KEY_CONFLICT",
+    "InsufficientCreditsError": "INSUFFICIENT_CREDITS",
+    "InvalidRequestError": "INVALID_REQUEST",
+    "InvalidTierChangeError": "INVALID_TIER_CHANGE",
+    "MembershipRequiredError": "MEMBERSHIP_REQUIRED",
+    "MissingVariableError": "MISSING_VARIABLE",
+    "RefundExceedsChargeError": "REFUND_EXCEEDS_CHARGE",
+    "TransactionNotFoundError": "TRANSACTION_NOT_FOUND",
+    "UndefinedActionError": "UNDEFINED_ACTION",
+    "UndefinedTierError": "UNDEFINED_TIER",
+    "UserExistsError": "USER_EXISTS",
+    "UserNotFoundError": "USER_NOT_FOUND",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A result: the name of its class and its fields, but for ``transaction_id``."""
+
+    kind: str
+    facts: Facts
+    replayed: bool = False
+
+
+class Refused(Exception):  # noqa: N818 - an answer, which happens to be raised
+    """An error: the name of its class and its attributes."""
+
+    def __init__(self, kind: str, **facts: Any) -> None:
+        super().__init__(kind, facts)
+        self.kind = kind
+        self.code = CODES[kind]
+        self.facts = facts
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of one of the ledger's methods."""
+
+    method: str
+    user_id: str
+    arguments: Facts
+    key: str | None = None
+    metadata: Facts | None = None
+
+    @property
+    def action(self) -> str:
+        """What the records call it."""
+        return str(self.arguments.get("action", self.method))
+
+    @property
+    def effect(self) -> tuple[Any, ...]:
+        """The same for calls that ask for the same; metadata makes no difference."""
+        asked = {name: plain(value) for name, value in self.arguments.items()}
+        return self.method, self.user_id, asked
+
+
+@dataclass
+class User:
+    """An account."""
+
+    credits: int
+    tier: str | None
+    expires_at: datetime | None
+    seq: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass
+class Remembered:
+    """What a key did. ``transaction_id`` is the library's, for the result of a repetition."""
+
+    effect: tuple[Any, ...]
+    done: Done
+    expires_at: datetime
+    number: int
+
+
+@dataclass
+class Books:
+    """All that the ledger should hold. ``transactions`` and ``audits`` are in order of calls."""
+
+    users: dict[str, User] = field(default_factory=dict)
+    transactions: list[Facts] = field(default_factory=list)
+    audits: list[Facts] = field(default_factory=list)
+    keys: dict[str, Remembered] = field(default_factory=dict)
+
+    def found(self, user_id: str) -> User:
+        """A user, or the refusal."""
+        if user_id not in self.users:
+            raise Refused("UserNotFoundError", user_id=user_id)
+        return self.users[user_id]
+
+    def chain(self, user_id: str) -> list[Facts]:
+        """A user's transactions, newest first."""
+        return [row for row in reversed(self.transactions) if row["user_id"] == user_id]
+
+    def audit_log(self, user_id: str) -> list[Facts]:
+        """A user's attempts: by time, and within a moment by call, newest first."""
+        rows = [row for row in self.audits if row["user_id"] == user_id]
+        return sorted(rows, key=lambda row: (row["created_at"], row["number"]), reverse=True)
+
+
+def plain(value: Any) -> Any:
+    """An argument without the ways to write it."""
+    if isinstance(value, Mapping):
+        return {name: exact(number) for name, number in value.items()}
+    if isinstance(value, datetime):
+        return milliseconds(value)
+    return value
+
+
+def milliseconds(moment: datetime) -> datetime:
+    """The moment in UTC, without what is shorter than a millisecond."""
+    moment = moment.astimezone(timezone.utc)
+    return moment - timedelta(microseconds=moment.microsecond % 1000)
+
+
+def exact(number: float | Decimal) -> Fraction:
+    """A number as it is written."""
+    return Fraction(str(number))
+
+
+def to_units(credits_due: Fraction, decimal_places: int) -> int:
+    """Whole smallest units, rounded half up."""
+    units = credits_due * 10**decimal_places
+    whole = int(units.numerator // units.denominator)
+    return whole + 1 if units - whole >= Fraction(1, 2) else whole
+
+
+def readable(variables: Mapping[str, Fraction]) -> dict[str, int | Decimal]:
+    """Variables as an error tells them."""
+    context = Context(prec=34)
+    return {
+        name: int(number)
+        if number == int(number)
+        else context.divide(Decimal(number.numerator), Decimal(number.denominator))
+        for name, number in variables.items()
+    }
+
+
+def is_over(expires_at: datetime | None, now: datetime) -> bool:
+    """Whether an expiry has come."""
+    return expires_at is not None and now >= expires_at
+
+
+class Tariff:
+    """Who may do what, and what it costs, in one configuration."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.prices = configuration.prices
+        self.levels = configuration.levels
+        self.requirements = configuration.requirements
+        self.decimal_places = configuration.decimal_places
+        self.caps = {
+            tier: to_units(Fraction(cap), configuration.decimal_places)
+            for tier, cap in configuration.caps.items()
+        }
+
+    def level(self, tier: str) -> int:
+        """How high a tier is."""
+        if tier not in self.levels:
+            raise Refused("UndefinedTierError", tier=tier)
+        return self.levels[tier]
+
+    def tier_in_force(self, user: User, now: datetime) -> str | None:
+        """A user's tier, unless it is over."""
+        if user.tier is None or is_over(user.expires_at, now):
+            return None
+        if self.levels:
+            self.level(user.tier)
+        return user.tier
+
+    def check_access(self, user_id: str, action: str, tier: str | None) -> None:
+        """Whether somebody of this tier may do it."""
+        needed = self.requirements.get(action)
+        if needed is not None and (tier is None or self.levels[tier] < self.levels[needed]):
+            raise Refused("MembershipRequiredError", user_id=user_id, required=needed, current=tier)
+        by_tier = self.prices.get(action)
+        if by_tier is not None and tier not in by_tier and "default" not in by_tier:
+            listed = sorted(by_tier, key=lambda name: self.levels.get(name, 0))
+            raise Refused(
+                "MembershipRequiredError", user_id=user_id, required=listed[0], current=tier
+            )
+
+    def cost(
+        self, user_id: str, action: str, tier: str | None, given: Mapping[str, Any] | None
+    ) -> tuple[int, Facts]:
+        """What it costs in units, and how that came about."""
+        if action not in self.prices:
+            raise Refused("UndefinedActionError", action=action)
+        self.check_access(user_id, action, tier)
+        by_tier = self.prices[action]
+        price = by_tier[tier if tier is not None and tier in by_tier else "default"]
+        if not price.is_fixed and price.variables and given is None:
+            fallback = by_tier.get("default")
+            if fallback is None or not fallback.is_fixed:
+                raise Refused(
+                    "MissingVariableError",
+                    formula=price.written,
+                    missing_variable=price.variables[0],
+                    provided_variables=(),
+                )
+            price = fallback
+        if price.is_fixed:
+            return to_units(price.means({}), self.decimal_places), {}
+        variables = {name: exact(number) for name, number in (given or {}).items()}
+        told = {name: str(number) for name, number in readable(variables).items()}
+        return self._formula(price, variables), {"formula": price.written, "variables": told}
+
+    def _formula(self, price: Price, variables: Mapping[str, Fraction]) -> int:
+        for name in price.variables:
+            if name not in variables:
+                raise Refused(
+                    "MissingVariableError",
+                    formula=price.written,
+                    missing_variable=name,
+                    provided_variables=tuple(sorted(variables)),
+                )
+        wrong = ""
+        cost = 0
+        try:
+            credits_due = price.means(variables)
+            cost = to_units(credits_due, self.decimal_places)
+        except ZeroDivisionError:
+            wrong = "division by zero"
+        else:
+            if abs(credits_due) > LARGEST_VALUE:
+                wrong = "the result is beyond ±10**18"
+            elif cost > LARGEST_AMOUNT:
+                wrong = f"it costs more than {LARGEST_AMOUNT} units"
+        if wrong:
+            raise Refused(
+                "FormulaEvaluationError",
+                formula=price.written,
+                variables=readable(variables),
+                cause=wrong,
+            )
+        return max(cost, 0)

@@ -1,0 +1,563 @@
+"""The bugs: what is replaced by what, and which tests have to notice.
+
+Each is a mistake that somebody could make and a reviewer could miss. ``was`` stands once in its
+file; a bug whose place has changed is reported, never passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["PLANTED", "Bug"]
+
+RULES: Final = "tests/unit/test_rules.py"
+REQUESTS: Final = "tests/unit/test_requests.py"
+FORMULA: Final = "tests/unit/test_formula.py"
+CONFIG: Final = "tests/unit/test_config.py"
+ERRORS: Final = "tests/unit/test_errors.py"
+LANES: Final = "tests/unit/test_lanes.py"
+OPERATIONS: Final = "tests/integration/test_operations.py"
+CONCURRENCY: Final = "tests/integration/test_concurrency.py"
+OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
+SESSIONS: Final = "tests/integration/test_application_transactions.py"
+BAD_INPUT: Final = "tests/integration/test_bad_input.py"
+VERIFY: Final = "tests/integration/test_verify.py"
+SECRECY: Final = "tests/integration/test_secrecy.py"
+INDEXES: Final = "tests/integration/test_indexes.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A bug: in ``file`` of the package, ``was`` becomes ``now``."""
+
+    name: str
+    file: str
+    was: str
+    now: str
+    tests: tuple[str, ...]
+
+
+PLANTED: Final = (
+    # Rules
+    Bug(
+        "a missing balance guard",
+        "core/rules.py",
+        "if priced.cost > account.credits:",
+        "if False:",
+        (RULES,),
+    ),
+    Bug(
+        "the last credit cannot be spent",
+        "core/rules.py",
+        "if priced.cost > account.credits:",
+        "if priced.cost >= account.credits:",
+        (RULES,),
+    ),
+    Bug("a seq is skipped", "core/rules.py", "account.seq + 1,", "account.seq + 2,", (RULES,)),
+    Bug(
+        "time goes back with the clock",
+        "core/rules.py",
+        "now = max(now, account.updated_at)",
+        "pass",
+        (RULES,),
+    ),
+    Bug(
+        "a charge is refunded again and again",
+        "core/rules.py",
+        "if request.amount > charge.refundable:",
+        "if request.amount > charge.charged:",
+        (RULES,),
+    ),
+    Bug(
+        "somebody else's charge is refunded",
+        "core/rules.py",
+        "if charge is None or charge.user_id != account.user_id:",
+        "if charge is None:",
+        (RULES,),
+    ),
+    Bug(
+        "an expired membership is kept by an upgrade",
+        "core/rules.py",
+        "expires_at = None if is_past(kept, now) else kept",
+        "expires_at = kept",
+        (RULES,),
+    ),
+    Bug(
+        "an upgrade to the tier that one has",
+        "core/rules.py",
+        "target_level <= self.membership.level(current)",
+        "target_level < self.membership.level(current)",
+        (RULES,),
+    ),
+    Bug(
+        "a renewal always refills",
+        "core/rules.py",
+        "if refill else account.credits",
+        "if True else account.credits",
+        (RULES,),
+    ),
+    Bug(
+        "a charge with an amount asks for no access",
+        "core/rules.py",
+        "            self._check_access(account, request.action, tier)\n            priced",
+        "            priced",
+        (RULES,),
+    ),
+    Bug(
+        "a balance may exceed what BSON holds",
+        "core/rules.py",
+        "if amount > LARGEST_BALANCE - account.credits:",
+        "if False:",
+        (RULES,),
+    ),
+    Bug(
+        "a grant lowers the balance",
+        "core/rules.py",
+        "return _add(request, account, now, request.amount)",
+        "return _post(request, account, now, -request.amount, {})",
+        (RULES,),
+    ),
+    Bug(
+        "an expired membership still prices",
+        "core/membership.py",
+        "if tier is None or is_past(account.membership_expires_at, now):",
+        "if tier is None:",
+        (RULES,),
+    ),
+    Bug(
+        "a membership that ends this moment is still in force",
+        "core/membership.py",
+        "expires_at <= now",
+        "expires_at < now",
+        (RULES,),
+    ),
+    Bug(
+        "a tier does not reach its own requirement",
+        "core/membership.py",
+        "self.level(tier) < self.level(required)",
+        "self.level(tier) <= self.level(required)",
+        (RULES,),
+    ),
+    # Prices
+    Bug(
+        "rounding the wrong way",
+        "core/pricing.py",
+        "(2 * exact.numerator + exact.denominator) //",
+        "(2 * exact.numerator + exact.denominator - 1) //",
+        (RULES, CONFIG),
+    ),
+    Bug(
+        "a formula below zero gives credits",
+        "core/pricing.py",
+        "return Priced(max(cost, 0), price.text)",
+        "return Priced(cost, price.text)",
+        (RULES,),
+    ),
+    Bug(
+        "a formula without its variables costs the default",
+        "core/pricing.py",
+        "if variables is None and price.variables:",
+        "if not variables and price.variables:",
+        (RULES,),
+    ),
+    Bug(
+        "division is rounded",
+        "core/formula.py",
+        '"/": truediv}',
+        '"/": lambda a, b: Fraction(a // b)}',
+        (FORMULA,),
+    ),
+    # Requests
+    Bug(
+        "a bool is an amount",
+        "core/requests.py",
+        "    if isinstance(value, bool) or not isinstance(value, int):\n"
+        '        raise InvalidRequestError(field, f"must be an int, not',
+        "    if not isinstance(value, int):\n"
+        '        raise InvalidRequestError(field, f"must be an int, not',
+        (REQUESTS, BAD_INPUT),
+    ),
+    Bug(
+        "control characters in identifiers",
+        "core/requests.py",
+        "if _FORBIDDEN.search(value):",
+        "if False:",
+        (REQUESTS,),
+    ),
+    Bug(
+        "a fingerprint that ignores the amount",
+        "core/requests.py",
+        "            self.action,\n            self.amount,\n            None if variables",
+        "            self.action,\n            None if variables",
+        (REQUESTS, OPERATIONS),
+    ),
+    Bug(
+        "a fingerprint that ignores the user",
+        "core/requests.py",
+        "return _fingerprint(self.operation, self.user_id, self.action, self.amount)",
+        "return _fingerprint(self.operation, self.action, self.amount)",
+        (REQUESTS, OPERATIONS),
+    ),
+    Bug(
+        "a fingerprint that ignores the charge that is refunded",
+        "core/requests.py",
+        "self.action, self.amount, self.charge_id)",
+        "self.action, self.amount)",
+        (REQUESTS, OPERATIONS),
+    ),
+    Bug(
+        "microseconds that the database cuts off",
+        "core/requests.py",
+        "moment.replace(microsecond=moment.microsecond // 1000 * 1000)",
+        "moment",
+        (REQUESTS, OPERATIONS),
+    ),
+    # Books
+    Bug(
+        "a key that answers any request",
+        "core/books.py",
+        "known.fingerprint == request.fingerprint",
+        "True",
+        (RULES, OPERATIONS),
+    ),
+    Bug(
+        "each request of a batch is decided on what was loaded",
+        "core/books.py",
+        "        self.accounts[account.user_id] = account\n",
+        "",
+        (RULES, CONCURRENCY),
+    ),
+    Bug(
+        "refunds in one batch do not see each other",
+        "core/books.py",
+        "refunded=charge.refunded + posting.amount",
+        "refunded=charge.refunded",
+        (RULES, CONCURRENCY),
+    ),
+    Bug(
+        "a key is used twice in one batch",
+        "core/books.py",
+        "            self.remembered[request.key] = Remembered(request.fingerprint, result)\n",
+        "            self.remembered.setdefault(request.key, Remembered('', result))\n",
+        (RULES, CONCURRENCY),
+    ),
+    Bug(
+        "a replay does not say that it is one",
+        "core/books.py",
+        "return replace(deepcopy(known.result), replayed=True)",
+        "return deepcopy(known.result)",
+        (RULES, OPERATIONS),
+    ),
+    Bug(
+        "a replay shares its metadata with the next",
+        "core/books.py",
+        "return replace(deepcopy(known.result), replayed=True)",
+        "return replace(known.result, replayed=True)",
+        (RULES, CONCURRENCY),
+    ),
+    # Rows
+    Bug(
+        "an update that overwrites the application's fields",
+        "rows.py",
+        'return {"q": {"_id": after.user_id}, "u": {"$set": changed}}',
+        'return {"q": {"_id": after.user_id}, "u": user_row(after)}',
+        (OPERATIONS,),
+    ),
+    Bug(
+        "a tier change that is not stored",
+        "rows.py",
+        "    if after.membership_tier != before.membership_tier:\n",
+        "    if after.membership_tier is None:\n",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "numbers become doubles",
+        "rows.py",
+        "to_int64: Final = lru_cache(maxsize=8192)(Int64)",
+        "to_int64: Final = lru_cache(maxsize=8192)(float)",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "keys are remembered for ever",
+        "rows.py",
+        '"expiresAt": created_at + remembered_for,',
+        '"expiresAt": created_at + 1000 * remembered_for,',
+        (OPERATIONS,),
+    ),
+    Bug(
+        "the caller's own metadata is stored",
+        "rows.py",
+        "    copied: Raw = _plain(decoded, DEEPEST_METADATA)\n    return copied",
+        "    return dict(metadata)",
+        (BAD_INPUT, OPERATIONS),
+    ),
+    Bug(
+        "a balance below zero is taken as it is",
+        "rows.py",
+        "    if value < 0:\n",
+        "    if False:\n",
+        (BAD_INPUT, OPERATIONS),
+    ),
+    # Store
+    Bug(
+        "a dropped session",
+        "engine/store.py",
+        "reply = await self._database.command("
+        "command, codec_options=CODEC_OPTIONS, session=session)",
+        "reply = await self._database.command(command, codec_options=CODEC_OPTIONS)",
+        (OPERATIONS, SESSIONS),
+    ),
+    Bug(
+        "refunds are read outside of the transaction",
+        "engine/store.py",
+        "            ],\n            session=session,\n",
+        "            ],\n",
+        (SESSIONS, OPERATIONS),
+    ),
+    Bug(
+        "a swallowed duplicate key",
+        "engine/store.py",
+        '            code = errors[0]["code"]\n',
+        '            code = errors[0]["code"]\n'
+        "            if code == _DUPLICATE_KEY:\n"
+        "                return reply\n",
+        (OPERATIONS, CONCURRENCY),
+    ),
+    Bug(
+        "an expired key is replayed",
+        "engine/store.py",
+        'd["_id"]: remembered_from(d) for d in documents if not is_past(d.get("expiresAt"), now)',
+        'd["_id"]: remembered_from(d) for d in documents',
+        (OPERATIONS,),
+    ),
+    Bug(
+        "an expired record is not replaced",
+        "engine/store.py",
+        "replaced = [r.key for r in keyed if r.key in loaded.expired_keys]",
+        "replaced = []",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "a refused attempt is not audited",
+        "engine/store.py",
+        "            audit_logs += [refusal_row(r) for r in books.refusals if is_audited(r)]\n",
+        "            pass\n",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "a refusal in an application's transaction is not audited",
+        "engine/store.py",
+        "        if self._audits and is_audited(refusal):\n",
+        "        if False:\n",
+        (SESSIONS,),
+    ),
+    Bug(
+        "an audit row in the application's transaction is lost with it",
+        "engine/commit.py",
+        "                await self._store.write_refusal(refusal)\n",
+        "                await self._store.write(books, loaded, session)\n",
+        (SESSIONS,),
+    ),
+    Bug(
+        "a user that was not updated goes unnoticed",
+        "engine/store.py",
+        '            if reply["n"] != len(updates):\n',
+        '            if reply["n"] > len(updates):\n',
+        (OUTCOMES,),
+    ),
+    # Commit
+    Bug(
+        "an error of the commit is taken for a failure",
+        "engine/commit.py",
+        "            batch.unknown = _Sent(witness, outcomes)\n",
+        "            batch.unknown = None\n",
+        (OUTCOMES,),
+    ),
+    Bug(
+        "what was sent is not looked for",
+        "engine/commit.py",
+        "        if sent is not None and await self._store.contains(sent.witness, session):\n",
+        "        if sent is not None and False:\n",
+        (OUTCOMES,),
+    ),
+    Bug(
+        "what was sent is taken for done",
+        "engine/commit.py",
+        "        if sent is not None and await self._store.contains(sent.witness, session):\n",
+        "        if sent is not None:\n",
+        (OUTCOMES,),
+    ),
+    Bug(
+        "a cancel leaves the transaction open",
+        "engine/commit.py",
+        "                self._endings.begin(session)\n",
+        "                pass\n",
+        (OUTCOMES, CONCURRENCY),
+    ),
+    Bug(
+        "a lone request that is refused is not looked up",
+        "engine/commit.py",
+        "        if books.refusals and not with_keys:\n",
+        "        if False:\n",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "a new try without looking keys up",
+        "engine/commit.py",
+        "with_keys = batch.tries > 1 or lately",
+        "with_keys = lately",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "one refused document fails its whole batch",
+        "engine/commit.py",
+        "            parts = [number < len(requests) // 2 for number in range(len(requests))]\n",
+        "            parts = []\n",
+        (CONCURRENCY, OUTCOMES),
+    ),
+    Bug(
+        "all callers of a batch get one error object",
+        "engine/commit.py",
+        "return [_copy(failed) for _ in requests]",
+        "return [failed for _ in requests]",
+        (OUTCOMES, CONCURRENCY, LANES),
+    ),
+    Bug(
+        "a commit without a majority",
+        "engine/store.py",
+        'JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)',
+        "JOURNALED_MAJORITY: Final = WriteConcern(1)",
+        (OPERATIONS, OUTCOMES, CONCURRENCY),
+    ),
+    Bug(
+        "reads of what may be rolled back",
+        "engine/store.py",
+        'MAJORITY: Final = ReadConcern("majority")',
+        'MAJORITY: Final = ReadConcern("local")',
+        (OPERATIONS, OUTCOMES, CONCURRENCY),
+    ),
+    Bug(
+        "a conflict is a failure",
+        "engine/failures.py",
+        "return isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT",
+        "return False",
+        (CONCURRENCY, OUTCOMES),
+    ),
+    Bug(
+        "a lost connection is not tried again",
+        "engine/failures.py",
+        "    return isinstance(error, PyMongoError) and (\n"
+        "        error.has_error_label(_TRANSIENT)",
+        "    return isinstance(error, PyMongoError) and False and (\n"
+        "        error.has_error_label(_TRANSIENT)",
+        (OUTCOMES,),
+    ),
+    Bug(
+        "the server's text is told",
+        "engine/failures.py",
+        'text = details.get("codeName") or f"code {error.code}"',
+        "text, details = str(error), error.details",
+        ("tests/integration/test_roles.py",),
+    ),
+    # Lanes
+    Bug(
+        "a queue without an end",
+        "engine/lanes.py",
+        "        if len(lane) >= LONGEST_QUEUE // LANES:\n",
+        "        if False:\n",
+        (LANES,),
+    ),
+    Bug(
+        "closing forgets who waits",
+        "engine/lanes.py",
+        "            await asyncio.wait(tasks)\n",
+        "            return\n",
+        (LANES, CONCURRENCY),
+    ),
+    Bug(
+        "who was cancelled is charged",
+        "engine/lanes.py",
+        "            if not waiting.answer.done():\n                waiting.in_flight = True\n",
+        "            if True:\n                waiting.in_flight = True\n",
+        (LANES,),
+    ),
+    Bug(
+        "a caller in flight is told that nothing happened",
+        "engine/lanes.py",
+        "            if self.in_flight\n",
+        "            if False\n",
+        (LANES, OUTCOMES),
+    ),
+    Bug(
+        "a user's requests meet on different lanes",
+        "engine/lanes.py",
+        "hash(request.user_id) % LANES",
+        "hash(request.transaction_id) % LANES",
+        (LANES,),
+    ),
+    Bug(
+        "a caller's time limit is the batch's",
+        "engine/lanes.py",
+        "self.task = contextvars.Context().run(loop.create_task, self._run())",
+        "self.task = loop.create_task(self._run())",
+        (LANES, CONCURRENCY, OUTCOMES),
+    ),
+    # Around it
+    Bug(
+        "keys are looked at though idempotency is disabled",
+        "ledger.py",
+        '"key": key if self._config.idempotency.enabled else None,',
+        '"key": key,',
+        (OPERATIONS,),
+    ),
+    Bug(
+        "calls without a deadline",
+        "ledger.py",
+        "return await asyncio.wait_for(work, self._config.operation_timeout_seconds)",
+        "return await work",
+        (OUTCOMES, SESSIONS),
+    ),
+    Bug(
+        "another client's session is used",
+        "engine/sessions.py",
+        "if session.client is not self._client:",
+        "if False:",
+        (SESSIONS, BAD_INPUT),
+    ),
+    Bug(
+        "a page ends one row early",
+        "history.py",
+        "limit=query.limit + 1,",
+        "limit=query.limit,",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "a page shows somebody else's rows",
+        "pages.py",
+        'self.filter: Raw = {"userId": self.user_id}',
+        "self.filter: Raw = {}",
+        (OPERATIONS,),
+    ),
+    Bug(
+        "the end date is included",
+        "pages.py",
+        'created_at["$lt"] = check_moment("end_date", end_date)',
+        'created_at["$lte"] = check_moment("end_date", end_date)',
+        (OPERATIONS,),
+    ),
+    Bug(
+        "metadata in a repr",
+        "core/requests.py",
+        "metadata: Mapping[str, Any] | None = field(default=None, repr=False)",
+        "metadata: Mapping[str, Any] | None = field(default=None)",
+        (SECRECY,),
+    ),
+    Bug(
+        "documents in the driver's log",
+        "log_redaction.py",
+        "        if _is_unlogged.get():\n",
+        "        if False:\n",
+        ("tests/unit/test_log_redaction.py", SECRECY),
+    ),
+)

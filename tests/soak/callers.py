@@ -1,0 +1,220 @@
+"""Callers: each asks, notes the answer, and asks the next; what they ask is random."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from random import Random
+from time import monotonic_ns
+from typing import Any, Final, TypeAlias
+
+from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError
+from tests.soak.journal import Ask, Journal
+from tests.soak.tariff import OPENING_CREDITS, TIERS
+
+__all__ = ["Callers", "Share", "hot_and_cold"]
+
+_Write: TypeAlias = Callable[[Random], tuple[str, dict[str, Any]]]
+
+HOT: Final = 6
+COLD: Final = 2000
+_REMEMBERED: Final = 400
+_PAUSE_SECONDS: Final = 0.15
+
+
+def hot_and_cold() -> list[str]:
+    """The users that all processes share."""
+    return [f"hot-{n}" for n in range(HOT)] + [f"cold-{n}" for n in range(COLD)]
+
+
+# With weights. A refund of a charge is given one that is known to have been acknowledged.
+_WRITES: Final[Mapping[_Write, int]] = {
+    lambda r: ("charge", {"action": r.choice(("post", "post", "image"))}): 25,
+    lambda r: ("charge", {"action": "post", "amount": r.randint(1, 90)}): 20,
+    lambda r: ("charge", {"action": "tokens", "variables": {"n": r.randrange(200)}}): 18,
+    lambda _: ("charge", {"action": "post", "amount": 10**9}): 2,
+    lambda r: ("grant", {"amount": r.randint(1, 100), "action": "promotion"}): 13,
+    lambda _: ("refund of a charge", {"amount": 1, "action": "fault"}): 10,
+    lambda r: ("refund", {"amount": r.randint(1, 9), "action": "goodwill"}): 3,
+    lambda r: ("upgrade_tier", {"target_tier": r.choice(TIERS)}): 3,
+    lambda r: ("downgrade_tier", {"target_tier": r.choice(TIERS)}): 2,
+    lambda r: ("renew_tier", {"membership_expires_at": None, "refill": r.random() < 0.5}): 1,
+    lambda r: (
+        "create_user",
+        {
+            "credits": r.choice((0, OPENING_CREDITS)),
+            "membership_tier": r.choice((None, *TIERS)),
+        },
+    ): 3,
+}
+_MAKERS: Final = tuple(_WRITES)
+_WEIGHTS: Final = tuple(accumulate(_WRITES.values()))
+
+
+def _some_write(random: Random) -> tuple[str, dict[str, Any]]:
+    [make] = random.choices(_MAKERS, cum_weights=_WEIGHTS)
+    return make(random)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The users of one of several processes, and how often it asks for anybody's."""
+
+    place: int = 0
+    places: int = 1
+    crossing: float = 0.0
+
+
+class Callers:
+    """All callers of one process on one ledger."""
+
+    def __init__(
+        self,
+        ledger: CreditLedger,
+        journal: Journal,
+        seed: str,
+        timeout: float,
+        share: Share | None = None,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.longest_overrun = 0.0
+        self.stopping = asyncio.Event()
+        self._ledger = ledger
+        self._journal = journal
+        self._seed = seed
+        self._timeout = timeout
+        self.shared = hot_and_cold()
+        self._share = share or Share()
+        self._mine = self.shared[self._share.place :: self._share.places]
+        self._own: list[str] = []
+        self._charges: deque[tuple[str, str, int]] = deque(maxlen=_REMEMBERED)
+        self._done: deque[Ask] = deque(maxlen=_REMEMBERED)
+        self._keys = 0
+
+    async def open_accounts(self) -> None:
+        """Create the users that all processes share."""
+        arguments = {"credits": OPENING_CREDITS, "membership_tier": None}
+        await asyncio.gather(
+            *(
+                self.ask(Ask("create_user", user_id, arguments, f"opening {user_id}"))
+                for user_id in self.shared
+            )
+        )
+
+    async def run(self, callers: int, calls_each: int | None = None) -> None:
+        """Ask until ``stopping`` is set, or so often each."""
+        await asyncio.gather(
+            *(self._caller(Random(f"{self._seed} {n}"), calls_each) for n in range(callers))
+        )
+
+    async def ask(self, ask: Ask, cancel_after: float | None = None) -> str:
+        """Ask once, and note it; returns the outcome."""
+        call_id = self._journal.begin(ask)
+        began = monotonic_ns()
+        outcome, facts = await self._outcome(ask, call_id, cancel_after)
+        self._journal.end(call_id, outcome, facts)
+        overrun = (monotonic_ns() - began) / 1e9 - self._timeout
+        self.longest_overrun = max(self.longest_overrun, overrun)
+        self.counts[outcome if ask.is_write else f"read {outcome}"] += 1
+        if outcome == "done" and ask.key is not None:
+            self._remember(ask, facts)
+        return outcome
+
+    async def _outcome(
+        self, ask: Ask, call_id: str, cancel_after: float | None
+    ) -> tuple[str, dict[str, Any]]:
+        work = self._send(ask, call_id)
+        try:
+            if cancel_after is None:
+                return "done", _facts(await work)
+            return "done", _facts(await asyncio.wait_for(work, cancel_after))
+        except asyncio.TimeoutError:
+            return "unknown", {"code": "CANCELLED"}
+        except CommitOutcomeUnknownError as error:
+            return "unknown", {"code": error.code}
+        except StorageError as error:
+            return "failed", {"code": error.code, "text": str(error)}
+        except CreditError as error:
+            return "refused", {"code": error.code, **_plain(vars(error))}
+
+    async def _send(self, ask: Ask, call_id: str) -> Any:
+        method = getattr(self._ledger, ask.operation)
+        if not ask.is_write:
+            return await method(ask.user_id)
+        return await method(
+            ask.user_id, **ask.arguments, idempotency_key=ask.key, metadata={"call": call_id}
+        )
+
+    def _remember(self, ask: Ask, facts: dict[str, Any]) -> None:
+        self._done.append(ask)
+        if ask.operation == "charge" and facts["cost"] > 0:
+            self._charges.append((ask.user_id, facts["transaction_id"], facts["cost"]))
+        elif ask.operation == "create_user" and ask.user_id not in self.shared:
+            self._own.append(ask.user_id)
+
+    async def _caller(self, random: Random, calls: int | None) -> None:
+        while not self.stopping.is_set() and calls != 0:
+            calls = None if calls is None else calls - 1
+            ask = self._choose(random)
+            cancel_after = random.uniform(0, 0.4) if random.random() < 0.01 else None
+            outcome = await self.ask(ask, cancel_after)
+            # Some ask again at once, some later, and some leave it open.
+            while outcome in ("unknown", "failed") and not self.stopping.is_set():
+                await asyncio.sleep(random.uniform(0, 2 * _PAUSE_SECONDS))
+                if not ask.is_write or ask.key is None or random.random() < 0.3:
+                    break
+                outcome = await self.ask(ask)
+
+    def _choose(self, random: Random) -> Ask:
+        user_id = self._user(random)
+        chance = random.random()
+        if chance < 0.03:
+            return Ask(random.choice(("get_user", "get_balance")), user_id, {}, None)
+        if chance < 0.06 and self._done:
+            return random.choice(self._done)
+        if chance < 0.07 and self._done:
+            used = random.choice(self._done)
+            return Ask("grant", used.user_id, {"amount": 7, "action": "theft"}, used.key)
+        operation, arguments = _some_write(random)
+        if operation == "create_user":
+            user_id = f"new-{self._journal.process}-{random.getrandbits(48):x}"
+        elif operation == "refund of a charge":
+            operation = "refund"
+            if self._charges:
+                user_id, charge_id, cost = random.choice(self._charges)
+                amount = random.randint(1, cost)
+                arguments = {"amount": amount, "action": "fault", "transaction_id": charge_id}
+        self._keys += 1
+        key = f"{self._journal.process}/{self._keys}" if random.random() < 0.93 else None
+        return Ask(operation, user_id, arguments, key)
+
+    def _user(self, random: Random) -> str:
+        chance = random.random()
+        users, hot = self.shared, HOT
+        if random.random() >= self._share.crossing:
+            users, hot = self._mine, HOT // self._share.places
+        if chance < 0.12:
+            return users[random.randrange(hot)]
+        if chance < 0.25 and self._own:
+            return random.choice(self._own)
+        if chance < 0.255:
+            return "nobody"
+        return random.choice(users)
+
+
+def _facts(result: Any) -> dict[str, Any]:
+    if isinstance(result, int):
+        return {"credits": result}
+    return _plain({each.name: getattr(result, each.name) for each in fields(result)})
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it; moments in milliseconds."""
+    return {
+        name: int(value.timestamp() * 1000) if hasattr(value, "timestamp") else value
+        for name, value in facts.items()
+        if not name.startswith("_")
+    }

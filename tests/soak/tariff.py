@@ -1,0 +1,44 @@
+"""Prices and tiers of the soak, as the library takes them and as the check knows them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from credit_mongo import CreditConfig
+
+__all__ = ["CAPS", "OPENING_CREDITS", "TIERS", "configuration", "price"]
+
+TIERS: Final = ("free", "pro", "team")
+CAPS: Final = {"free": 20_000, "pro": 50_000, "team": 90_000}
+OPENING_CREDITS: Final = 10_000
+_FIXED: Final[dict[str, dict[str | None, int]]] = {
+    "post": {None: 10, "pro": 8, "team": 5},
+    "image": {"pro": 20, "team": 15},
+}
+
+
+def configuration(timeout_seconds: float) -> CreditConfig:
+    """For the ledger."""
+    return CreditConfig(
+        costs={
+            "post": {"default": 10, "pro": 8, "team": 5},
+            "image": {"pro": 20, "team": 15},
+            "tokens": {"default": "{n} * 0.5 + 1", "pro": "{n} * 0.25 + 1"},
+        },
+        membership={
+            "tiers": {tier: level for level, tier in enumerate(TIERS)},
+            "credits_caps": CAPS,
+        },
+        operation_timeout_seconds=timeout_seconds,
+    )
+
+
+def price(action: str, tier: str | None, n: int | None) -> int | None:
+    """For the check: units, rounded half up; None where the tier has no access."""
+    if action == "tokens":
+        numerator, denominator = (n or 0) + 4, 4
+        if tier != "pro":
+            numerator, denominator = (n or 0) + 2, 2
+        return (2 * numerator + denominator) // (2 * denominator)
+    by_tier = _FIXED[action]
+    return by_tier.get(tier, by_tier.get(None))

@@ -1,0 +1,190 @@
+"""The check finds what it is for: each kind of damage to a history without faults is told."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from bson import ObjectId
+
+from credit_mongo import CreditLedger
+from tests.integration.promises import Database, rows
+from tests.soak.callers import Callers
+from tests.soak.check import Row, violations
+from tests.soak.journal import NEVER, Call, Journal, read_journals
+from tests.soak.tariff import configuration
+
+_CALLERS = 20
+_CALLS_EACH = 60
+
+
+class History:
+    """What was asked, and what is stored."""
+
+    def __init__(
+        self, calls: dict[str, Call], transactions: list[Row], audit_logs: list[Row]
+    ) -> None:
+        self.calls = calls
+        self.transactions = transactions
+        self.audit_logs = audit_logs
+
+    def violations(self) -> list[str]:
+        """What the check says."""
+        return violations(self.calls, self.transactions, self.audit_logs)
+
+    def some(self, operation: str, outcome: str = "done", **facts: Any) -> Call:
+        """A call with a key, that was answered so."""
+        wanted = {"replayed": False, **facts} if outcome == "done" else facts
+        return next(
+            call
+            for call in self.calls.values()
+            if (call.ask.operation, call.outcome) == (operation, outcome)
+            and call.ask.key is not None
+            and wanted.items() <= call.facts.items()
+        )
+
+    def row_of(self, call: Call) -> Row:
+        """The transaction of a charge, a refund or a grant."""
+        wanted = call.facts["transaction_id"]
+        return next(row for row in self.transactions if str(row["_id"]) == wanted)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def recorded(client: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A history of every operation, without a fault."""
+    directory: Path = tmp_path_factory.mktemp("soak")
+    database: Database = client[f"test_soak_{ObjectId()}"]
+    journal = Journal(directory, "first")
+    async with CreditLedger(database, configuration(30)) as ledger:
+        await ledger.ensure_indexes()
+        callers = Callers(ledger, journal, "the check", 30)
+        await callers.open_accounts()
+        await callers.run(_CALLERS, _CALLS_EACH)
+    journal.close()
+    calls = read_journals([journal.path])
+    yield History(calls, await rows(database, "transactions"), await rows(database, "audit_logs"))
+    await client.drop_database(database.name)
+
+
+@pytest.fixture
+def history(recorded: History) -> History:
+    """A copy, to be damaged."""
+    return copy.deepcopy(recorded)
+
+
+def test_a_sound_history_has_no_violations(history: History) -> None:
+    """So whatever else is found comes from the damage."""
+    assert history.violations() == []
+
+
+def _lose(history: History) -> None:
+    history.transactions.remove(history.row_of(history.some("charge")))
+
+
+def _double(history: History) -> None:
+    row = history.row_of(history.some("charge"))
+    history.transactions.append({**row, "_id": ObjectId()})
+
+
+def _invent(history: History) -> None:
+    row = history.row_of(history.some("grant"))
+    row["metadata"] = {"call": "elsewhere:1"}
+
+
+def _change_amount(history: History) -> None:
+    history.row_of(history.some("grant"))["amount"] += 1
+
+
+def _give_to_another(history: History) -> None:
+    history.row_of(history.some("grant"))["userId"] = "hot-0"
+
+
+def _write_a_refusal(history: History) -> None:
+    call = history.some("charge")
+    call.outcome, call.facts = "refused", {"code": "MEMBERSHIP_REQUIRED"}
+
+
+def _write_what_failed(history: History) -> None:
+    history.some("charge").outcome = "failed"
+
+
+def _tell_another_balance(history: History) -> None:
+    history.some("charge").facts["balance_after"] += 1
+
+
+def _tell_of_a_repetition(history: History) -> None:
+    history.some("charge").facts["replayed"] = True
+
+
+def _replay_for_another(history: History) -> None:
+    call = history.some("charge")
+    object.__setattr__(call.ask, "arguments", {"action": "post", "amount": 91})
+    history.some("grant").facts["transaction_id"] = call.facts["transaction_id"]
+
+
+def _forget_an_audit_row(history: History) -> None:
+    call = history.some("charge", "refused", code="INSUFFICIENT_CREDITS")
+    history.audit_logs[:] = [
+        row for row in history.audit_logs if row["metadata"]["call"] != call.call_id
+    ]
+
+
+def _audit_otherwise(history: History) -> None:
+    row = next(row for row in history.audit_logs if row["status"] == "failed")
+    row["details"]["code"] = "USER_EXISTS"
+
+
+def _refuse_for_another_balance(history: History) -> None:
+    history.some("charge", "refused", code="INSUFFICIENT_CREDITS").facts["available"] = 77_777
+
+
+def _lose_a_user(history: History) -> None:
+    call = history.some("charge", "refused", code="INSUFFICIENT_CREDITS")
+    call.facts["code"] = "USER_NOT_FOUND"
+
+
+def _come_late(history: History) -> None:
+    chain = sorted(
+        (row for row in history.transactions if row["userId"] == "hot-0"),
+        key=lambda row: int(row["seq"]),
+    )
+    first = history.calls[chain[1]["metadata"]["call"]]
+    # It is the second of its chain, and began after everything else had ended.
+    first.began = max(call.ended for call in history.calls.values() if call.ended != NEVER) + 1
+
+
+def _read_the_future(history: History) -> None:
+    next(call for call in history.calls.values() if call.ask.operation == "get_balance").facts[
+        "credits"
+    ] = 77_777
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _lose,
+        _double,
+        _invent,
+        _change_amount,
+        _give_to_another,
+        _write_a_refusal,
+        _write_what_failed,
+        _tell_another_balance,
+        _tell_of_a_repetition,
+        _replay_for_another,
+        _forget_an_audit_row,
+        _audit_otherwise,
+        _refuse_for_another_balance,
+        _lose_a_user,
+        _come_late,
+        _read_the_future,
+    ],
+)
+def test_damage_is_found(history: History, damage: Callable[[History], None]) -> None:
+    """Whatever was lost, doubled, changed, invented or told wrongly."""
+    damage(history)
+    assert history.violations()
