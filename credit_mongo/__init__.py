@@ -13,6 +13,7 @@ from credit_mongo.core.requests import KEEP
 from credit_mongo.core.results import (
     AuditLog,
     ChargeResult,
+    Erasure,
     GrantResult,
     Quote,
     RefundResult,
@@ -61,6 +62,7 @@ __all__ = [
     "CreditConfig",
     "CreditError",
     "CreditLedger",
+    "Erasure",
     "FormulaEvaluationError",
     "GrantResult",
     "HistoryPage",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import TracebackType
@@ -39,6 +39,7 @@ from credit_mongo.core.requests import (
 )
 from credit_mongo.core.results import (
     ChargeResult,
+    Erasure,
     GrantResult,
     Quote,
     RefundResult,
@@ -47,14 +48,17 @@ from credit_mongo.core.results import (
     User,
 )
 from credit_mongo.engine.commit import Clock, Committer
+from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
+from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
 from credit_mongo.history import History
 from credit_mongo.log_redaction import Unlogged
+from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.pages import AuditPage, HistoryPage
 from credit_mongo.rows import copy_metadata, to_object_id
@@ -137,8 +141,17 @@ class CreditLedger:
             remembers_for=timedelta(seconds=config.idempotency.ttl_seconds),
         )
         turns = Turns()
+        latest_write = LatestWrite(database.client)
+        self._deadlines = Deadlines(database.client)
         self._committer = Committer(
-            database.client, store, config.rules, retry=config.retry, turns=turns, clock=self._clock
+            database.client,
+            store,
+            config.rules,
+            retry=config.retry,
+            turns=turns,
+            latest_write=latest_write,
+            deadlines=self._deadlines,
+            clock=self._clock,
         )
         self._lanes = Lanes(
             self._committer.commit,
@@ -146,7 +159,7 @@ class CreditLedger:
             turns,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._history = History(database, config.collections)
+        self._history = History(database, config.collections, latest_write)
         self._sessions = ApplicationSessions(database.client)
 
     @classmethod
@@ -238,6 +251,26 @@ class CreditLedger:
     async def get_balance(self, user_id: str, *, session: AsyncClientSession | None = None) -> int:
         """A user's credits, in smallest units. Raises UserNotFoundError."""
         return (await self.get_user(user_id, session=session)).credits
+
+    async def delete_user(self, user_id: str, *, requested_by: str | None = None) -> Erasure:
+        """Erase the user with all transactions, audit logs and idempotency records, for good.
+
+        Archived ones go, too, but for those in files. From the first moment on there is no such
+        user for any operation, and one that is opened anew meanwhile is another, which stays. Rows
+        go by at most 1,000 at once, each time within ``operation_timeout_seconds``. If it fails or
+        is killed, call it again to complete it. A record stays of how much went, when, and
+        ``requested_by`` whom; the database role of the ledger's other work may not do this.
+
+        Raises UserNotFoundError.
+        """
+        return await erase_user(
+            self._database,
+            user_id,
+            requested_by=requested_by,
+            collections=self._config.collections,
+            step_seconds=self._config.operation_timeout_seconds,
+            clock=self._clock,
+        )
 
     # Credits
 
@@ -508,25 +541,31 @@ class CreditLedger:
         with self._sessions.using(session):
             if not session.in_transaction:
                 raise InvalidRequestError("session", "has no transaction in progress: start one")
-            return await self._in_time(self._committer.commit_in(request, session))
+            return await self._in_time(self._committer.commit_in(request, session), session)
 
     async def _read(
         self,
         session: AsyncClientSession | None,
-        read: Callable[_P, Awaitable[_R]],
+        read: Callable[_P, Coroutine[Any, Any, _R]],
         /,
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> _R:
         with self._sessions.using(session):
             try:
-                return await self._in_time(read(*arguments, **options))
+                return await self._in_time(read(*arguments, **options), session)
             except PyMongoError as error:
                 raise as_storage_error(error)  # noqa: B904 - with its cause
 
-    async def _in_time(self, work: Awaitable[_R]) -> _R:
+    async def _in_time(
+        self, work: Coroutine[Any, Any, _R], session: AsyncClientSession | None
+    ) -> _R:
+        seconds = self._config.operation_timeout_seconds
         try:
             with Unlogged():
-                return await asyncio.wait_for(work, self._config.operation_timeout_seconds)
+                if session is None:
+                    return await self._deadlines.keep(work, seconds)
+                # Left alone, it would go on in a session that the application uses again.
+                return await asyncio.wait_for(work, seconds)
         except asyncio.TimeoutError as error:
             raise StorageError("the database did not answer in time") from error

@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Final
 
 import typer
 from typer.main import get_command
@@ -16,6 +17,9 @@ from credit_mongo.cli import commands
 from credit_mongo.cli.failures import DONE, EXPECTED, INTERRUPTED, NOT_DONE, explain
 
 __all__ = ["app", "run"]
+
+# In this order in the overview; a command that names none is for maintenance.
+_PANELS: Final = ("Accounts", "Records", "Maintenance")
 
 app = typer.Typer(name="credit-mongo", add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     for module in pkgutil.iter_modules(commands.__path__):
         import_module(f"{commands.__name__}.{module.name}")
+    _arrange()
     try:
         code = get_command(app).main(
             list(arguments), prog_name="credit-mongo", standalone_mode=False
@@ -54,6 +59,13 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else DONE
+
+
+def _arrange() -> None:
+    for command in app.registered_commands:
+        if command.rich_help_panel not in _PANELS:
+            command.rich_help_panel = _PANELS[-1]
+    app.registered_commands.sort(key=lambda each: _PANELS.index(str(each.rich_help_panel)))
 
 
 def _end_unread() -> int:

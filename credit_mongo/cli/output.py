@@ -48,10 +48,13 @@ def show_facts(facts: Mapping[str, Any]) -> None:
     print(json.dumps(facts, indent=2))
 
 
-def show_rows(columns: Mapping[str, int], rows: Sequence[Sequence[object]]) -> None:
+def show_rows(
+    columns: Mapping[str, int], rows: Sequence[Sequence[object]], *, whole: str = ""
+) -> None:
     """Rows under the names of ``columns``, each with its least width in characters.
 
     On a terminal a table, and elsewhere a line each, without names, the columns one space apart.
+    In the table, the column ``whole`` is never folded: it is to be copied.
     """
     texts = [[_printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -63,7 +66,9 @@ def show_rows(columns: Mapping[str, int], rows: Sequence[Sequence[object]]) -> N
             padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             print(" ".join(padded).rstrip())
     elif texts:
-        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            table.add_column(name, no_wrap=name == whole)
         for row in texts:
             table.add_row(*(Text(cell, overflow="fold") for cell in row))
         Console().print(table)

@@ -114,7 +114,7 @@ class RoleReport:
 
 
 def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[Role, ...]:
-    """The four roles: ``creditRuntime``, ``creditArchiver``, ``creditSetup``, ``creditReader``.
+    """A role for each kind of work: at run time, archiving, erasing, setting up, reading.
 
     ``names`` are those of the configuration; None: the default ones. Raises ConfigurationError for
     a database that MongoDB cannot have.
@@ -122,8 +122,9 @@ def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[R
     check_database(database)
     names = names or CollectionNames()
     kinds = (
-        ("creditRuntime", "for the application: all of CreditLedger", _work(names)),
+        ("creditRuntime", "for the application: all of CreditLedger but delete_user", _work(names)),
         ("creditArchiver", "for the job that moves old rows", _archiving(names)),
+        ("creditEraser", "for delete_user, which takes all rows of a user", _erasing(names)),
         ("creditSetup", "for ensure_indexes, before a deployment", _setup(names)),
         ("creditReader", "for reports and checks: writes nothing", _reading(names)),
     )
@@ -136,7 +137,7 @@ def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[R
 async def ensure_roles(
     database: AsyncDatabase[Any], names: CollectionNames, *, dry_run: bool = False
 ) -> RoleReport:
-    """Create the database's four roles, or make them what they should be.
+    """Create the database's roles, or make them what they should be.
 
     It can be run again. A role of the same name loses what it has beyond the privileges here, and
     roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
@@ -214,6 +215,17 @@ def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.idempotency_records: _READ,
         names.turns: _READ,
         **dict.fromkeys(_archives(names), moved),
+    }
+
+
+def _erasing(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    taken = (
+        *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
+        *(names.transactions_archive, names.audit_logs_archive, names.archive_borders),
+    )
+    return {
+        **dict.fromkeys(taken, ("find", "remove")),
+        names.erasures: ("find", "insert", "remove", "update"),
     }
 
 

@@ -356,6 +356,11 @@ METHODS: dict[str, Method] = {
         bad={**WHO, "action": required(IDENTIFIER), "variables": VARIABLES},
         writes=False,
     ),
+    "delete_user": Method(
+        good={"user_id": USER},
+        bad={**WHO, "requested_by": IDENTIFIER},
+        writes=False,
+    ),
     "get_history": Method({"user_id": USER}, {**WHO, **PAGE}, writes=False),
     "get_audit_log": Method({"user_id": USER}, {**WHO, **PAGE, "status": STATUS}, writes=False),
 }
@@ -1015,7 +1020,7 @@ async def test_a_document_that_is_not_ours_stops_its_own_user_alone(
                 call(books, name, user_id=user_id)
                 for user_id in strange
                 for name in METHODS
-                if name not in {"create_user", *PAGES}
+                if name not in {"create_user", "delete_user", *PAGES}
             ),
             return_exceptions=True,
         ),

@@ -67,6 +67,16 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "audit_logs_archive": {"find", "insert", "remove", "createIndex"},
         "archive_manifests": {"find", "insert", "remove", "createIndex"},
     },
+    "creditEraser": {
+        **{
+            name: {"find", "remove"}
+            for name in (
+                *("users", "transactions", "audit_logs", "idempotency_records"),
+                *("transactions_archive", "audit_logs_archive", "archive_borders"),
+            )
+        },
+        "erasures": {"find", "insert", "update", "remove"},
+    },
     "creditSetup": {
         name: {"createCollection", "createIndex", "collMod", "listIndexes"}
         for name in ("users", "transactions", "audit_logs", "idempotency_records")
@@ -76,6 +86,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         for name in (
             *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
             *("transactions_archive", "audit_logs_archive", "archive_manifests"),
+            *("archive_borders", "erasures"),
         )
     },
 }
@@ -163,7 +174,7 @@ def test_collections_of_other_names_get_the_same_privileges() -> None:
     """The names of the configuration, and the archives named after them."""
     names = CollectionNames(**{name: f"our_{name}" for name in CollectionNames.model_fields})
     runtime, archiver, *_ = credit_roles(APP, names)
-    assert {p.collection for p in runtime.privileges} == set(names.model_dump().values())
+    assert {p.collection for p in runtime.privileges} == {f"our_{n}" for n in WORK[runtime.name]}
     assert "our_transactions_archive" in {p.collection for p in archiver.privileges}
     assert "transactions_archive" not in {p.collection for p in archiver.privileges}
 
@@ -351,7 +362,7 @@ async def test_the_runtime_role_can_do_all_that_the_ledger_does(
         for name, _ in inspect.getmembers(CreditLedger, inspect.iscoroutinefunction)
         if not name.startswith("_")
     }
-    assert public - called == {"ensure_indexes", "close"}
+    assert public - called == {"ensure_indexes", "delete_user", "close"}
     assert await rows(administrator[APP], "idempotency_records")
 
 
@@ -714,6 +725,37 @@ async def test_the_reader_can_verify_and_the_runtime_role_can_repair(
         assert await ledger.get_balance("u") == 57
 
 
+async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
+    guarded: GuardedReplicaSet, administrator: Client
+) -> None:
+    """Nothing goes for whom nothing may go; who may erase can do nothing else of a ledger's."""
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config()) as ledger,
+    ):
+        await ledger.create_user("u", credits=50, idempotency_key="k")
+        await ledger.charge("u", "post", idempotency_key="l")
+        await ledger.create_user("v", credits=50)
+        before = await dump(administrator)
+        await check_unauthorized(ledger.delete_user("u"))
+        assert await dump(administrator) == before
+        async with (
+            guarded.client_of("creditEraser", APP) as eraser,
+            CreditLedger(eraser[APP], config()) as other,
+        ):
+            for write in (other.charge("v", "post"), other.create_user("w")):
+                await check_unauthorized(write)
+            assert await dump(administrator) == before
+            erasure = await other.delete_user("u", requested_by="ann")
+        assert (erasure.transactions, erasure.idempotency_records) == (2, 2)
+        with pytest.raises(UserNotFoundError):
+            await ledger.get_balance("u")
+        assert await ledger.get_balance("v") == 50
+    for name in ("users", "transactions", "audit_logs", "idempotency_records"):
+        assert "'u'" not in str(await rows(administrator[APP], name))
+    await check_promises(administrator[APP])
+
+
 # --- The script -----------------------------------------------------------------------------------
 
 
@@ -757,7 +799,7 @@ async def test_the_script_creates_the_roles_and_says_what_it_did(
     uri = server.uri_of(ADMINISTRATOR)
     code, output, errors = await run_script("--create", "--dry-run", uri=uri)
     assert (code, errors) == (0, "")
-    assert "app: 4 created, 0 kept, 0 changed (dry run: nothing was written)\n" in output
+    assert "app: 5 created, 0 kept, 0 changed (dry run: nothing was written)\n" in output
     assert (await database.command({"rolesInfo": 1}))["roles"] == []
     code, output, errors = await run_script("--create", uri=uri)
     assert (code, errors) == (0, "")

@@ -1,0 +1,49 @@
+"""``credit-mongo cleanup``: expired idempotency records go, where TTL is off."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.maintenance.cleanup import GRACE_SECONDS, Cleanup, clean_up
+
+
+@app.command("cleanup")
+def cleanup(
+    *,
+    grace: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Keep what has expired less than this long ago."),
+    ] = GRACE_SECONDS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing, show how many would be.")
+    ] = False,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Remove expired idempotency records: for those who turn the TTL index off.
+
+    With it, the server does the same by itself. It can be interrupted and run again, and run while
+    the application is at work.
+    """
+    where = Connecting.to(uri, database, timeout)
+
+    async def work(found: Database) -> Cleanup:
+        with progress("Removing", "records") as advance:
+            return await clean_up(found, grace_seconds=grace, dry_run=dry_run, on_progress=advance)
+
+    done = where.run(work)
+    if as_json:
+        show_facts({"database": where.database, **done.to_dict()})
+    else:
+        what = f"{done.removed} records that expired before {done.before.isoformat()}"
+        ending = "would be removed (dry run: nothing was written)" if dry_run else "removed"
+        show(f"{where.database}: {what} {ending}")
+    return DONE

@@ -1,0 +1,84 @@
+"""``credit-mongo erase``: a user with all that is kept of it, for good."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE, NOT_DONE
+from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.core.results import Erasure
+from credit_mongo.maintenance.erase import erase_user
+
+
+@app.command("erase")
+def erase(
+    *,
+    user: Annotated[str, typer.Option(metavar="ID", help="The user.")],
+    requested_by: Annotated[
+        str, typer.Option(metavar="NAME", help="Who asks for it; stays in the record.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Erase a user: account, transactions, audit logs and idempotency records, archived ones too.
+
+    It cannot be undone. If it is interrupted, run it again to complete it. A record stays of how
+    many rows went, when, and who asked, without the user's name. Archive files, exports and backups
+    are beyond its reach. The role creditEraser may do it, and the application's own may not.
+    """
+    where = Connecting.to(uri, database, timeout)
+    if not yes and not _is_confirmed(user, where.database):
+        return NOT_DONE
+
+    async def work(found: Database) -> Erasure:
+        with progress("Erasing", "rows") as advance:
+            return await erase_user(
+                found,
+                user,
+                requested_by=requested_by,
+                step_seconds=timeout,
+                on_progress=advance,
+            )
+
+    erasure = where.run(work)
+    if as_json:
+        show_facts({"database": where.database, **_facts(erasure)})
+    else:
+        _show(erasure, where.database)
+    return DONE
+
+
+def _is_confirmed(user: str, database: str) -> bool:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask on: --yes confirms it")
+    # On one line, whatever the name is made of, and apart from what may be piped to a program.
+    question = f"Erase {user!a} and all its rows in {database!a} for good? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _facts(erasure: Erasure) -> dict[str, Any]:
+    return {**asdict(erasure), "erased_at": erasure.erased_at.isoformat()}
+
+
+def _show(erasure: Erasure, database: str) -> None:
+    show(
+        f"{database}: erased {erasure.users} users, {erasure.transactions} transactions, "
+        f"{erasure.audit_logs} audit logs, {erasure.idempotency_records} idempotency records, "
+        f"{erasure.archived_transactions} archived transactions, "
+        f"{erasure.archived_audit_logs} archived audit logs (record {erasure.erasure_id})"
+    )
+    if erasure.transactions_in_files:
+        show(
+            f"{erasure.transactions_in_files} transactions of the user are in archive files, "
+            "where they stay: see to those yourself"
+        )

@@ -1,0 +1,115 @@
+"""``credit-mongo export``: transactions of a period as CSV, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.maintenance.export import Export, export_transactions, parse_moment
+from credit_mongo.maintenance.export_formats import FORMATS, Format
+
+_ENDINGS: Final[dict[str, Format]] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+@app.command("export")
+def export(
+    *,
+    user: Annotated[
+        str | None, typer.Option(metavar="ID", show_default=False, help="Default: everyone.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DATE", help="From this date or moment, UTC.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="DATE", help="Up to, but not including, this one.")
+    ] = None,
+    include_archived: Annotated[
+        bool, typer.Option("--include-archived", help="Also what the archive collections have.")
+    ] = False,
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="Where to write; - is the standard output.")
+    ] = "-",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="|".join(FORMATS), help="Default: as the file is named, or csv."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the file if it is there.")
+    ] = False,
+    verbatim: Annotated[
+        bool,
+        typer.Option(
+            "--verbatim", help="CSV for programs: no apostrophe before what looks like a formula."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Export transactions, user by user, newest first.
+
+    Credits are in smallest units, moments in UTC, metadata is JSON. In CSV, text that begins with
+    =, +, - or @ gets an apostrophe before it, as a spreadsheet would run it as a formula. A file is
+    written as a whole or not at all. What was archived to files is not in it.
+    """
+    path = None if output == "-" else Path(output)
+    options: dict[str, Any] = {
+        "format": _format(kind, path),
+        "user_id": user,
+        "start": None if start is None else parse_moment("from", start),
+        "end": None if end is None else parse_moment("to", end),
+        "include_archived": include_archived,
+        "overwrite": force,
+        "guard_cells": not verbatim,
+    }
+    if path is None and as_json:
+        raise typer.BadParameter("--json needs --output FILE")
+    if path is None and options["format"] == "parquet" and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet is nothing for a terminal: --output FILE is needed")
+    where = Connecting.to(uri, database, timeout)
+
+    async def work(found: Database) -> Export:
+        # Rows come and go by the million, none in a cycle.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        with progress("Exporting", "transactions") as advance:
+            return await export_transactions(found, path, **options, on_progress=advance)
+
+    done = where.run(work)
+    if done.has_files:
+        note = "what was archived to files is not in it: see the archive's directory"
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        facts = {"transactions": done.transactions, "has_files": done.has_files}
+        show_facts({"database": where.database, "output": output, **facts})
+    elif path is not None:
+        show(f"{where.database}: {done.transactions} transactions exported to {output}")
+    return DONE
+
+
+def _format(kind: str | None, path: Path | None) -> Format:
+    if kind is not None:
+        if kind not in FORMATS:
+            raise typer.BadParameter(f"--format must be one of {', '.join(FORMATS)}")
+        return kind
+    if path is None:
+        return "csv"
+    if path.suffix.lower() not in _ENDINGS:
+        raise typer.BadParameter(f"--format is needed: {', '.join(FORMATS)}")
+    return _ENDINGS[path.suffix.lower()]

@@ -1,0 +1,112 @@
+"""``credit-mongo history``: a user's transactions, page by page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import (
+    ConfigFile,
+    Cursor,
+    Limit,
+    PeriodEnd,
+    PeriodStart,
+    ShowMetadata,
+    load_config,
+    moment_of,
+    plain,
+    shown,
+    shown_moment,
+    whole_number,
+    with_ledger,
+)
+from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.config import CreditConfig
+from credit_mongo.core.results import Transaction
+
+_COLUMNS: Final = {
+    "seq": 0,
+    "when (UTC)": 0,
+    "operation": 0,
+    "action": 0,
+    "amount": 0,
+    "balance": 0,
+    "transaction": 0,
+}
+_PRIVATE: Final = ("metadata", "idempotency_key")
+
+
+@app.command("history", rich_help_panel="Records")
+def history(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
+    *,
+    limit: Limit = "50",
+    cursor: Cursor = None,
+    start: PeriodStart = None,
+    end: PeriodEnd = None,
+    action: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Only this action.")
+    ] = None,
+    metadata: ShowMetadata = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """List a user's transactions, newest first.
+
+    Amounts are in smallest units, negative for charges; with --config of decimal places in credits
+    as well: -1350 (-13.50). Metadata and idempotency keys are shown with --metadata only.
+    """
+    options: dict[str, Any] = {
+        "limit": whole_number("--limit", limit),
+        "cursor": cursor,
+        "start_date": moment_of("from", start),
+        "end_date": moment_of("to", end),
+        "action": action,
+    }
+    settings = load_config(config)
+    where = Connecting.to(uri, database, timeout)
+    page = with_ledger(where, settings, lambda ledger: ledger.get_history(user, **options))
+    if as_json:
+        rows = [_facts(row, metadata=metadata) for row in page]
+        facts = {"database": where.database, "user_id": user, "transactions": rows}
+        show_facts({**facts, "next_cursor": page.next_cursor})
+        return DONE
+    columns = {**_COLUMNS, "metadata": 0} if metadata else _COLUMNS
+    show_rows(
+        columns, [_cells(row, settings, metadata=metadata) for row in page], whole="transaction"
+    )
+    if not page:
+        show(f"{user}: no such transactions")
+    if page.next_cursor is not None:
+        show(f"next page: --cursor {page.next_cursor}")
+    return DONE
+
+
+def _facts(row: Transaction, *, metadata: bool) -> dict[str, Any]:
+    return {
+        name: plain(value)
+        for name, value in asdict(row).items()
+        if metadata or name not in _PRIVATE
+    }
+
+
+def _cells(row: Transaction, settings: CreditConfig, *, metadata: bool) -> tuple[object, ...]:
+    cells = (
+        row.seq,
+        shown_moment(row.created_at),
+        row.operation or "-",
+        row.action,
+        shown(row.amount, settings),
+        shown(row.balance_after, settings),
+        row.transaction_id,
+    )
+    return (*cells, json.dumps(plain(row.metadata), ensure_ascii=False)) if metadata else cells

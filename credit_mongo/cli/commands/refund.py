@@ -1,0 +1,53 @@
+"""``credit-mongo refund``: give credits back, freely or of a charge."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
+from credit_mongo.cli.ledgers import ConfigFile, load_config, whole_number
+from credit_mongo.cli.operations import Action, Asked, DryRun, Key, MetadataText, do
+from credit_mongo.cli.output import AsJson
+
+
+@app.command("refund", rich_help_panel="Accounts")
+def refund(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="In smallest units.")],
+    *,
+    action: Action,
+    transaction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            show_default=False,
+            help="The charge that is refunded; never more than it still holds.",
+        ),
+    ] = None,
+    idempotency_key: Key = None,
+    metadata: MetadataText = None,
+    dry_run: DryRun = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Give a user AMOUNT smallest units back.
+
+    The idempotency key is printed before anything is sent; asked again with it, the answer is the
+    same, and nothing is given twice. With --json, give a key of your own to be sure of that. With
+    --config of decimal places, amounts are shown in credits as well: 1350 (13.50).
+    """
+    units = whole_number("AMOUNT", amount)
+    where = Connecting.to(uri, database, timeout)
+    asked = Asked(where, load_config(config), idempotency_key, metadata, dry_run, as_json)
+    return do(
+        asked,
+        lambda ledger, options: ledger.refund(
+            user, units, action=action, transaction_id=transaction, **options
+        ),
+    )

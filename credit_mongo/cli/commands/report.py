@@ -1,0 +1,153 @@
+"""``credit-mongo report``: what was granted and spent, as a page and as a picture."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import (
+    ConfigFile,
+    PeriodEnd,
+    PeriodStart,
+    load_config,
+    moment_of,
+    shown,
+    shown_moment,
+    whole_number,
+)
+from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.config import CreditConfig
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.export_files import whole_file
+from credit_mongo.maintenance.usage import Usage, usage_of
+
+_DEFAULT_DAYS: Final = 30
+_NEEDED: Final = ("jinja2", "markupsafe", "matplotlib")
+
+
+@app.command("report", rich_help_panel="Records")
+def report(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[PAGE]", help="The HTML page to write.")
+    ] = None,
+    *,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Also write one picture of it all."),
+    ] = None,
+    start: PeriodStart = None,
+    end: PeriodEnd = None,
+    top: Annotated[
+        str, typer.Option(metavar="N", help="How many actions, tiers and users to name, up to 100.")
+    ] = "10",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Draw credits granted and spent: over time, by action, by tier, top spenders.
+
+    PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days up to
+    now, or what --from and --to say. Refunds, tier changes and corrections stand apart from grants
+    and charges. Archived transactions that the database has are counted. Amounts are in smallest
+    units; totals with --config of decimal places in credits as well. A period in which nothing
+    happened is no error: the page says so. Without a file, only the totals are shown.
+    """
+    places = whole_number("--top", top)
+    until = moment_of("to", end) or datetime.now(timezone.utc)
+    since = moment_of("from", start) or _default_start(until)
+    settings = load_config(config)
+    where = Connecting.to(uri, database, timeout)
+    _check_files(file, png)
+
+    async def work(found: Database) -> Usage:
+        with progress("Summing up", "sums") as advance:
+            return await usage_of(
+                found,
+                since,
+                until,
+                places=places,
+                collections=settings.collections,
+                on_progress=advance,
+            )
+
+    with ExitStack() as files:
+        # Refused before anything is summed up, and there when all is written.
+        picture = files.enter_context(whole_file(png, overwrite=force)) if png else None
+        page = files.enter_context(whole_file(file, overwrite=force)) if file else None
+        usage = where.run(work)
+        if page is not None:
+            page(_page(usage, where.database, settings).encode("utf-8", errors="replace"))
+        if picture is not None:
+            from credit_mongo.cli.usage_chart import draw_report  # noqa: PLC0415 - optional
+
+            picture(draw_report(usage, where.database))
+    _show(usage, where.database, [each for each in (file, png) if each], settings, as_json=as_json)
+    return DONE
+
+
+def _default_start(end: datetime) -> datetime:
+    """A month of days before the end, from midnight on."""
+    try:
+        start = end.astimezone(timezone.utc) - timedelta(days=_DEFAULT_DAYS)
+    except OverflowError:
+        raise typer.BadParameter("--to is too early for a period of 30 days") from None
+    return start.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _check_files(file: Path | None, png: Path | None) -> None:
+    if file is not None and png is not None and file.absolute() == png.absolute():
+        raise typer.BadParameter("the page and --png are the same file")
+    for path in (file, png):
+        if path is not None and "\0" in str(path):
+            raise typer.BadParameter("a file's name has a NUL")
+    if file is None and png is None:
+        return
+    for name in _NEEDED:
+        try:
+            __import__(name)
+        except ModuleNotFoundError:
+            raise StorageError(f"{name} is missing: pip install 'credit-mongo[report]'") from None
+
+
+def _page(usage: Usage, database: str, settings: CreditConfig) -> str:
+    from credit_mongo.cli.usage_chart import draw_over_time  # noqa: PLC0415 - optional
+    from credit_mongo.cli.usage_page import write_page  # noqa: PLC0415
+
+    return write_page(usage, database, draw_over_time(usage), settings.decimal_places)
+
+
+def _show(
+    usage: Usage, database: str, files: list[Path], settings: CreditConfig, *, as_json: bool
+) -> None:
+    if as_json:
+        show_facts(
+            {"database": database, "files": [str(each) for each in files], **usage.to_dict()}
+        )
+        return
+    totals = asdict(usage.totals)
+    rows = [
+        (name.replace("_", " "), shown(amount, settings))
+        for name, amount in totals.items()
+        if amount or name in ("granted", "spent", "refunded")
+    ]
+    show_rows({"total": 20, "amount": 0}, rows)
+    if usage.has_files:
+        show("note: transactions of the period may have been archived to files, not counted here")
+    happened = "nothing happened" if usage.is_empty else f"{usage.transactions} transactions"
+    show(
+        f"{database}: {happened} from {shown_moment(usage.start)} to "
+        f"{shown_moment(usage.end)} (UTC)"
+    )
+    for path in files:
+        show(f"written: {path}")

@@ -1,0 +1,116 @@
+"""``credit-mongo users``: the users, page by page."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any, Final
+
+import typer
+from pymongo.read_concern import ReadConcern
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import (
+    ConfigFile,
+    Cursor,
+    Limit,
+    load_config,
+    plain,
+    shown,
+    shown_moment,
+    whole_number,
+)
+from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.config import CreditConfig
+from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_optional
+from credit_mongo.errors import InvalidRequestError
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.pages import LARGEST_LIMIT
+from credit_mongo.rows import CODEC_OPTIONS, Raw
+
+_COLUMNS: Final = {"user": 0, "balance": 0, "tier": 0, "tier expires": 0, "seq": 0}
+_FIELDS: Final = ("credits", "membershipTier", "membershipExpiresAt", "seq")
+_NAMES: Final = ("credits", "membership_tier", "membership_expires_at", "seq")
+
+
+@app.command("users", rich_help_panel="Accounts")
+def users(
+    *,
+    tier: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Only those in this tier."),
+    ] = None,
+    below: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", show_default=False, help="Only those with less than N smallest units."
+        ),
+    ] = None,
+    limit: Limit = "50",
+    cursor: Cursor = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """List users by id, with balance, tier and seq (how many transactions each has).
+
+    Balances are in smallest units; with --config of decimal places in credits as well: 1350
+    (13.50). A tier that has expired is listed with its expiry, in UTC. The cursor is the last id.
+    """
+    count = whole_number("--limit", limit)
+    if not 1 <= count <= LARGEST_LIMIT:
+        raise InvalidRequestError("limit", f"must be from 1 to {LARGEST_LIMIT}")
+    query = _query(tier, below, cursor)
+    settings = load_config(config)
+    where = Connecting.to(uri, database, timeout)
+
+    async def work(found: Database) -> list[Raw]:
+        collection = found.with_options(
+            codec_options=CODEC_OPTIONS, read_concern=ReadConcern("majority")
+        )[settings.collections.users]
+        with Unlogged():
+            rows = collection.find(query, dict.fromkeys(_FIELDS, 1), limit=count + 1)
+            return await rows.sort("_id", 1).to_list(None)
+
+    rows = where.run(work)
+    page, more = rows[:count], len(rows) > count
+    next_cursor = str(page[-1]["_id"]) if more else None
+    if as_json:
+        listed = [{"user_id": row["_id"], **_facts(row)} for row in page]
+        show_facts({"database": where.database, "users": listed, "next_cursor": next_cursor})
+        return DONE
+    show_rows(_COLUMNS, [_cells(row, settings) for row in page])
+    if not page:
+        show(f"{where.database}: no such users")
+    if next_cursor is not None:
+        show(f"next page: --cursor {shlex.quote(next_cursor)}")
+    return DONE
+
+
+def _query(tier: str | None, below: str | None, cursor: str | None) -> Raw:
+    after = check_optional(check_identifier, "cursor", cursor)
+    # Ids that are no strings are none of the ledger's.
+    query: Raw = {"_id": {"$gte": ""} if after is None else {"$gt": after}}
+    if tier is not None:
+        query["membershipTier"] = check_identifier("tier", tier)
+    if below is not None:
+        query["credits"] = {"$lt": min(whole_number("--below", below), LARGEST_BALANCE)}
+    return query
+
+
+def _facts(row: Raw) -> dict[str, Any]:
+    return {name: plain(row.get(field)) for name, field in zip(_NAMES, _FIELDS, strict=True)}
+
+
+def _cells(row: Raw, settings: CreditConfig) -> tuple[object, ...]:
+    tier, seq = row.get("membershipTier"), row.get("seq")
+    return (
+        row["_id"],
+        shown(row.get("credits"), settings),
+        "-" if tier is None else tier,
+        shown_moment(row.get("membershipExpiresAt")),
+        "-" if seq is None else seq,
+    )

@@ -1,0 +1,162 @@
+"""The ledger behind a command: its configuration, amounts as they are shown, periods.
+
+Amounts are whole numbers of the smallest unit, as everywhere in the library, on the command line
+and in JSON. Lines and tables for people have the same in credits beside them if the configuration
+has decimal places: ``1350 (13.50)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from credit_mongo.cli.connecting import Connecting, Database
+from credit_mongo.config import CreditConfig
+from credit_mongo.errors import ConfigurationError
+from credit_mongo.ledger import CreditLedger
+from credit_mongo.maintenance.export import parse_moment
+
+__all__ = [
+    "ConfigFile",
+    "Cursor",
+    "Limit",
+    "PeriodEnd",
+    "PeriodStart",
+    "ShowMetadata",
+    "in_credits",
+    "load_config",
+    "moment_of",
+    "plain",
+    "shown",
+    "shown_moment",
+    "whole_number",
+    "with_ledger",
+]
+
+_T = TypeVar("_T")
+# More than any configuration has; a device that never ends is none.
+_LARGEST_CONFIG_BYTES = 16 * 1024 * 1024
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        show_default=False,
+        help="The ledger's CreditConfig as JSON: prices, tiers, collections, decimal places.",
+    ),
+]
+Limit = Annotated[str, typer.Option("--limit", metavar="N", help="How many at most, up to 1000.")]
+Cursor = Annotated[
+    str | None,
+    typer.Option(
+        "--cursor", metavar="CURSOR", show_default=False, help="Go on where that page ended."
+    ),
+]
+PeriodStart = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="DATE", show_default=False, help="From this date or moment, UTC."
+    ),
+]
+PeriodEnd = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="DATE", show_default=False, help="Up to, but not including, this one."
+    ),
+]
+ShowMetadata = Annotated[
+    bool, typer.Option("--metadata", help="Show metadata as well; it may be personal.")
+]
+
+
+def load_config(path: Path | None) -> CreditConfig:
+    """The configuration in a file; without one, one that has no prices.
+
+    Raises ConfigurationError and OSError.
+    """
+    if path is None:
+        return CreditConfig(costs={})
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_CONFIG_BYTES + 1)
+    except ValueError:
+        raise ConfigurationError("config", "is no name of a file") from None
+    if len(text) > _LARGEST_CONFIG_BYTES:
+        raise ConfigurationError("config", "is larger than any configuration: more than 16 MB")
+    try:
+        return CreditConfig.from_json(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"config.{error.field}".rstrip("."), error.reason) from None
+
+
+def with_ledger(
+    where: Connecting,
+    config: CreditConfig,
+    work: Callable[[CreditLedger], Awaitable[_T]],
+) -> _T:
+    """Do the work with a ledger, and see to it that nothing of it is left open."""
+
+    async def run(database: Database) -> _T:
+        async with CreditLedger(database, config) as ledger:
+            return await work(ledger)
+
+    return where.run(run)
+
+
+# What is given
+
+
+def whole_number(name: str, text: str) -> int:
+    """A whole number as it is written, without sign, point or exponent."""
+    # Python would read 1_000, and digits of any script; and take long for very many of them.
+    if text.isascii() and text.isdigit() and len(text) <= len(str(2**64)):
+        return int(text)
+    raise typer.BadParameter(f"{name} must be a whole number")
+
+
+def moment_of(name: str, text: str | None) -> datetime | None:
+    """A date or moment. Raises InvalidRequestError, which names it."""
+    return None if text is None else parse_moment(name, text)
+
+
+# What is shown
+
+
+def in_credits(amount: int, decimal_places: int) -> str:
+    """An amount of smallest units in credits: 1350 with two places is 13.50."""
+    whole, part = divmod(abs(amount), 10**decimal_places)
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{whole:,}.{part:0{decimal_places}d}" if decimal_places else f"{sign}{whole:,}"
+
+
+def shown(amount: object, config: CreditConfig) -> str:
+    """An amount for people. What is no whole number is shown as it is."""
+    if config.decimal_places and isinstance(amount, int) and not isinstance(amount, bool):
+        return f"{amount} ({in_credits(amount, config.decimal_places)})"
+    return "-" if amount is None else str(amount)
+
+
+def shown_moment(moment: object) -> str:
+    """To the second, in UTC."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}" if isinstance(moment, datetime) else "-"
+
+
+def plain(value: Any) -> Any:
+    """What BSON knows and JSON does not, as text; mappings, lists and numbers as they are."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    with contextlib.suppress(TypeError, ValueError):
+        json.dumps(value, allow_nan=False)
+        return value
+    return str(value)

@@ -1,0 +1,196 @@
+"""Commands that change a balance: asked once, and safe to be asked again with the same key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from uuid import uuid4
+
+import typer
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.cli.connecting import Connecting, Database
+from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import plain, shown
+from credit_mongo.cli.output import show, show_facts
+from credit_mongo.config import AuditConfig, CreditConfig
+from credit_mongo.core.results import ChargeResult, GrantResult, RefundResult
+from credit_mongo.errors import CommitOutcomeUnknownError, StorageError
+from credit_mongo.ledger import CreditLedger
+
+__all__ = [
+    "Action",
+    "Asked",
+    "DryRun",
+    "Key",
+    "MetadataText",
+    "Operation",
+    "do",
+    "metadata_from",
+    "variables_from",
+]
+
+Action = Annotated[
+    str, typer.Option("--action", metavar="NAME", help="What for; kept with the transaction.")
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key",
+        metavar="KEY",
+        show_default=False,
+        help="Asked again with it, nothing happens twice. Default: a random one, which is printed.",
+    ),
+]
+MetadataText = Annotated[
+    str | None,
+    typer.Option(
+        "--metadata", metavar="JSON", show_default=False, help="An object to keep with it."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing, show what it would do or why it can't.")
+]
+
+_Result: TypeAlias = ChargeResult | RefundResult | GrantResult
+Operation: TypeAlias = Callable[[CreditLedger, dict[str, Any]], Awaitable[_Result]]
+"""Does it on a ledger, with the options that all of them have."""
+
+_VERBS: Final = {ChargeResult: "charged", RefundResult: "refunded", GrantResult: "granted"}
+
+
+class Asked(NamedTuple):
+    """How it is to be done, as the command line says."""
+
+    where: Connecting
+    settings: CreditConfig
+    key: str | None
+    metadata: str | None
+    dry_run: bool
+    as_json: bool
+
+
+class _Undone(Exception):  # noqa: N818 - it is no error
+    def __init__(self, result: _Result) -> None:
+        self.result = result
+
+
+def do(asked: Asked, operation: Operation) -> int:
+    """Do it, or with ``dry_run`` do it and undo it; show what came of it; the exit code."""
+    options: dict[str, Any] = {"metadata": metadata_from(asked.metadata)}
+    if asked.settings.idempotency.enabled and asked.key is None:
+        options["idempotency_key"] = f"credit-mongo-{uuid4()}"
+    elif asked.settings.idempotency.enabled:
+        options["idempotency_key"] = asked.key
+    elif asked.key is not None:
+        raise typer.BadParameter("--idempotency-key: the configuration has keys disabled")
+    key = options.get("idempotency_key")
+    # Before it is sent: whatever happens then, it can be asked again.
+    announced = asked.key is None and key is not None and not (asked.dry_run or asked.as_json)
+
+    async def work(database: Database) -> _Result:
+        if asked.dry_run:
+            return await _try_out(database, asked.settings, operation, options)
+        async with CreditLedger(database, asked.settings) as ledger:
+            if announced:
+                show(f"idempotency key: {key}")
+                sys.stdout.flush()
+            return await operation(ledger, options)
+
+    try:
+        result = asked.where.run(work)
+    except CommitOutcomeUnknownError:
+        raise StorageError(
+            "it may or may not have happened: ask again"
+            + (f" with --idempotency-key {key}, which settles it" if key else ", after a look")
+        ) from None
+    except KeyboardInterrupt:
+        if key is not None and not asked.dry_run:
+            print(f"to complete it: --idempotency-key {key}", file=sys.stderr)
+        raise
+    _show(asked, result, key)
+    return DONE
+
+
+async def _try_out(
+    database: Database, settings: CreditConfig, operation: Operation, options: dict[str, Any]
+) -> _Result:
+    """What it would do, by the ledger's own rules: done in a transaction that is not committed."""
+    # The audit row of a refusal would stay, as it is not part of the transaction.
+    quiet = settings.model_copy(update={"audit": AuditConfig(enabled=False)})
+
+    async def attempt(session: AsyncClientSession) -> None:
+        raise _Undone(await operation(ledger, {**options, "session": session}))
+
+    async with CreditLedger(database, quiet) as ledger, database.client.start_session() as session:
+        try:
+            # Repeated if another transaction writes the same user; not without end.
+            await asyncio.wait_for(
+                session.with_transaction(attempt), settings.operation_timeout_seconds
+            )
+        except _Undone as undone:
+            return undone.result
+        except asyncio.TimeoutError:
+            raise StorageError("the database did not answer in time") from None
+    raise AssertionError("it ends with what it would have done")
+
+
+def _show(asked: Asked, result: _Result, key: str | None) -> None:
+    if asked.as_json:
+        facts = {name: plain(value) for name, value in asdict(result).items() if name != "metadata"}
+        facts |= {} if asked.dry_run else {"idempotency_key": key}
+        show_facts({"database": asked.where.database, "dry_run": asked.dry_run, **facts})
+        return
+    settings = asked.settings
+    amount = result.cost if isinstance(result, ChargeResult) else result.amount
+    verb = f"{'would be ' if asked.dry_run else ''}{_VERBS[type(result)]}"
+    balance = f"{shown(result.balance_before, settings)} → {shown(result.balance_after, settings)}"
+    show(
+        f"{result.user_id}: {verb} {shown(amount, settings)} for {result.action}, balance {balance}"
+    )
+    if result.replayed:
+        show(f"transaction {result.transaction_id}, done before: this is what the key did then")
+    elif asked.dry_run:
+        show("dry run: nothing was written")
+    else:
+        show(f"transaction {result.transaction_id}")
+
+
+def metadata_from(text: str | None) -> dict[str, Any] | None:
+    """A JSON object. What is wrong with it is told without quoting it."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise typer.BadParameter("--metadata is not JSON") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("--metadata must be a JSON object")
+    return found
+
+
+def _refuse(_name: str) -> None:
+    # Python reads NaN and Infinity, which JSON has not.
+    raise ValueError
+
+
+def variables_from(given: list[str]) -> dict[str, Decimal] | None:
+    """Formula variables, each as NAME=NUMBER; exactly as written."""
+    variables: dict[str, Decimal] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            value = Decimal(number)
+        except InvalidOperation:
+            value = Decimal("NaN")
+        if not (equals and name and value.is_finite()):
+            raise typer.BadParameter("--variable must be NAME=NUMBER")
+        if name in variables:
+            raise typer.BadParameter("--variable: a name is given twice")
+        variables[name] = value
+    return variables or None

@@ -1,0 +1,133 @@
+"""The cleanup: expired idempotency records go, where the TTL index does not remove them.
+
+It can be killed at any point and run again, and run beside the ledger and beside itself. A record
+goes only if it had expired, by the server's clock, longer ago than any operation can take: nobody
+who is still at work can have seen it as valid. Each deletion looks again, so that a key that was
+used anew meanwhile stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, OperationFailure
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.engine.store import JOURNALED_MAJORITY
+from credit_mongo.errors import InvalidRequestError
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.rows import CODEC_OPTIONS, Raw
+
+__all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the number of records that have gone, and about how many there were."""
+
+# The longest operation_timeout_seconds that a configuration can have.
+GRACE_SECONDS: Final = 3600.0
+_LONGEST_GRACE_SECONDS: Final = 366 * 24 * 3600
+_BATCH: Final = 1000
+_MOST_TRIES: Final = 5
+# The cursor of a server that is gone: killed, not found, or of a member that stepped down.
+_GONE: Final = frozenset({43, 175, 237, 10107, 11602, 13435})
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """How many records had expired before ``before`` and were removed (in a dry run: would be)."""
+
+    removed: int
+    before: datetime
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "removed": self.removed,
+            "before": self.before.isoformat(),
+            "dry_run": self.dry_run,
+        }
+
+
+async def clean_up(
+    database: AsyncDatabase[Any],
+    *,
+    collections: CollectionNames | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Cleanup:
+    """Remove the idempotency records that expired more than ``grace_seconds`` ago.
+
+    Only those whose ``expiresAt`` is a date; those go in batches of 1,000, each acknowledged by a
+    majority. ``grace_seconds`` (0 to a year) has to cover the longest operation and what the clocks
+    of the application's machines differ by. It needs find and remove on the collection.
+
+    Raises InvalidRequestError, and PyMongoError: then run it again to complete it.
+    """
+    grace = timedelta(seconds=_check_grace(grace_seconds))
+    names = collections or CollectionNames()
+    database = database.with_options(
+        codec_options=CODEC_OPTIONS,
+        read_preference=ReadPreference.PRIMARY,
+        write_concern=JOURNALED_MAJORITY,
+    )
+    with Unlogged():
+        hello = await database.command("hello", codec_options=CODEC_OPTIONS)
+        before: datetime = hello["localTime"] - grace
+        # Dates are compared with dates alone: what is no date is no match.
+        work = _Cleaning(database, names.idempotency_records, {"expiresAt": {"$lt": before}})
+        if dry_run:
+            return Cleanup(await work.count(), before, dry_run=True)
+        total = await work.count() if on_progress is not None else None
+        await work.run(lambda removed: on_progress and on_progress(removed, total))
+    return Cleanup(work.removed, before, dry_run=False)
+
+
+def _check_grace(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError("grace_seconds", f"must be a number, not {type(value).__name__}")
+    if not 0 <= value <= _LONGEST_GRACE_SECONDS:
+        raise InvalidRequestError("grace_seconds", f"must be from 0 to {_LONGEST_GRACE_SECONDS}")
+    return float(value)
+
+
+class _Cleaning:
+    """A cleanup under way."""
+
+    def __init__(self, database: AsyncDatabase[Raw], collection: str, expired: Raw) -> None:
+        self._records = database[collection]
+        self._expired = expired
+        self.removed = 0
+
+    async def count(self) -> int:
+        return await self._records.count_documents(self._expired)
+
+    async def run(self, on_removed: Callable[[int], object]) -> None:
+        """To the end, with a cursor more for each that is lost on the way."""
+        tries, removed = 0, 0
+        while True:
+            try:
+                await self._go_through(on_removed)
+            except (ConnectionFailure, OperationFailure) as error:
+                is_lost = isinstance(error, ConnectionFailure) or error.code in _GONE
+                tries = 1 if self.removed > removed else tries + 1
+                if not is_lost or tries == _MOST_TRIES:
+                    raise
+                removed = self.removed
+            else:
+                return
+
+    async def _go_through(self, on_removed: Callable[[int], object]) -> None:
+        # One cursor, and no order: without an index on expiresAt, each would read the collection.
+        async with self._records.find(self._expired, {"_id": 1}, batch_size=_BATCH) as found:
+            while records := await found.to_list(_BATCH):
+                keys = {"_id": {"$in": [record["_id"] for record in records]}}
+                deleted = await self._records.delete_many({**keys, **self._expired})
+                self.removed += deleted.deleted_count
+                on_removed(self.removed)

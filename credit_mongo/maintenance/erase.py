@@ -1,0 +1,363 @@
+"""The erasure of a user: the account with all its rows, archived ones too; a record of it stays.
+
+It goes in steps, a transaction each, and each keeps its own count, so that it can be killed at any
+point and goes on, with the right counts, when it is asked for again. The first step removes the
+account and what is newest of its history: from then on there is no such user for any operation.
+Until the last step the collection ``erasures`` holds whose erasure is under way. What the last step
+leaves there says how many rows of each kind went, when, and who asked for it; not whose they were.
+
+An account may be opened anew under the same id in between. Its rows are never touched: a step sees
+in one snapshot whether there is such an account, and if so deletes only what is older.
+
+What has been copied out of the database before stays: archive files, exports, backups, the oplog.
+So do the audit rows of what is tried with that name later, as with any that is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.collection import ReturnDocument
+from pymongo.errors import OperationFailure
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.core.requests import check_identifier, check_optional
+from credit_mongo.core.results import Erasure
+from credit_mongo.errors import StorageError, UserNotFoundError
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.maintenance.archive_borders import NO_BORDER, border_from
+from credit_mongo.maintenance.steps import Steps
+from credit_mongo.rows import CODEC_OPTIONS, Raw
+
+__all__ = ["OnProgress", "erase_user", "is_being_erased"]
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the number of rows that have gone, and about how many there were."""
+
+# With their audit rows and records, and with the account, below 1,000 documents.
+_TRANSACTIONS: Final = 300
+_AUDIT_LOGS: Final = 1000
+_UNAUTHORIZED: Final = 13
+_NEVER: Final = datetime(1, 1, 1, tzinfo=timezone.utc)
+_COUNTS: Final = {
+    "users": "users",
+    "transactions": "transactions",
+    "auditLogs": "audit_logs",
+    "idempotencyRecords": "idempotency_records",
+    "archivedTransactions": "archived_transactions",
+    "archivedAuditLogs": "archived_audit_logs",
+    "transactionsInFiles": "transactions_in_files",
+}
+"""What is counted, as the record has it and as the result has it."""
+_ROWS: Final = ("transactions", "auditLogs", "archivedTransactions", "archivedAuditLogs")
+
+
+async def erase_user(
+    database: AsyncDatabase[Any],
+    user_id: str,
+    *,
+    requested_by: str | None = None,
+    collections: CollectionNames | None = None,
+    step_seconds: float = 10.0,
+    clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    on_progress: OnProgress | None = None,
+) -> Erasure:
+    """Erase a user with all its rows, or complete an erasure that was begun.
+
+    Rows go by at most 1,000 in a transaction, each within ``step_seconds``; there is no limit to
+    all of them together. ``requested_by`` (1 to 255 characters) stays in the record. An account
+    that is opened anew while this is under way stays; one that is there when this is called goes.
+
+    Raises InvalidRequestError, UserNotFoundError if there is neither such an account nor an
+    erasure of it under way, and StorageError: then call it again to complete it.
+    """
+    erasing = _Erasing(
+        database,
+        collections or CollectionNames(),
+        check_identifier("user_id", user_id),
+        requested_by=check_optional(check_identifier, "requested_by", requested_by),
+        clock=clock,
+        on_progress=on_progress or (lambda _done, _total: None),
+    )
+    with Unlogged():
+        total = await erasing.count() if on_progress is not None else None
+        async with Steps(database.client, step_seconds) as steps:
+            return await erasing.run(steps, total)
+
+
+async def is_being_erased(
+    database: AsyncDatabase[Any],
+    names: CollectionNames,
+    user_id: str,
+    session: AsyncClientSession | None = None,
+) -> bool:
+    """Whether an erasure of the user has begun and has not come to its end.
+
+    For a database role that may not know, nobody is being erased.
+    """
+    place, erasures = {"_id": _place_of(user_id)}, database[names.erasures]
+    try:
+        return await erasures.find_one(place, {"_id": 1}, session=session) is not None
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return False
+
+
+def _place_of(user_id: str) -> Raw:
+    return {"erasing": user_id}
+
+
+def _in_files(border: Raw | None) -> int:
+    """How many of a user's transactions were archived to files, where nothing here reaches them."""
+    try:
+        found = NO_BORDER if border is None else border_from(border)
+    except (KeyError, TypeError, ValueError):
+        return 0
+    return sum(
+        segment.seq - found.opening_of(segment)[0]
+        for segment in found.segments
+        if segment.place == "files"
+    )
+
+
+class _History(NamedTuple):
+    """Where transactions are with their audit rows, and how they are counted."""
+
+    transactions: str
+    audit_logs: str
+    counted: str
+    audits_counted: str
+
+
+class _Scope(NamedTuple):
+    """The part of a query that tells which rows of the user are to go."""
+
+    transactions: Raw
+    audit_logs: Raw
+
+
+class _Erasing:
+    """An erasure under way."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Any],
+        names: CollectionNames,
+        user_id: str,
+        *,
+        requested_by: str | None,
+        clock: Callable[[], datetime],
+        on_progress: OnProgress,
+    ) -> None:
+        self._database = database.with_options(
+            codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
+        )
+        self._names = names
+        self._user_id = user_id
+        self._place = {"_id": _place_of(user_id)}
+        self._requested_by = requested_by
+        self._clock = clock
+        self._on_progress = on_progress
+        self._id = ObjectId()
+        live = _History(names.transactions, names.audit_logs, "transactions", "auditLogs")
+        # Rows only ever move from here to there: what is not in the first any more is in the other.
+        archived = _History(
+            names.transactions_archive,
+            names.audit_logs_archive,
+            "archivedTransactions",
+            "archivedAuditLogs",
+        )
+        self._histories = (live, archived)
+
+    async def count(self) -> int:
+        """About how many rows there are, without the idempotency records."""
+        return sum(
+            [
+                await self._database[collection].count_documents({"userId": self._user_id})
+                for history in self._histories
+                for collection in history[:2]
+            ]
+        )
+
+    async def run(self, steps: Steps, total: int | None) -> Erasure:
+        """From the first step to the last."""
+        record = await steps.take(self._begin)
+        self._id = record["erasure"]
+        closed: Erasure | None = None
+        while closed is None:
+            for history in self._histories:
+                for some in (self._erase_transactions, self._erase_audit_logs):
+                    while record := await steps.take(partial(some, history)):
+                        self._tell(record, total)
+            closed = await steps.take(self._end)
+        return closed
+
+    def _tell(self, record: Raw, total: int | None) -> None:
+        self._on_progress(sum(record.get(name, 0) for name in _ROWS), total)
+
+    # The steps
+
+    async def _begin(self, session: AsyncClientSession) -> Raw:
+        """Remove the account and the newest of its history, as one; small ones are gone by that."""
+        names, database = self._names, self._database
+        # First of all: what is charged after the transaction's first look would be a conflict.
+        users = await database[names.users].delete_one({"_id": self._user_id}, session=session)
+        record = await database[names.erasures].find_one(self._place, session=session)
+        if not users.deleted_count:
+            if record is None:
+                raise UserNotFoundError(self._user_id)
+            return record
+        # An account to come begins with nothing.
+        border = await database[names.archive_borders].find_one_and_delete(
+            {"_id": self._user_id}, session=session
+        )
+        counts = await self._erase_some(self._histories[0], {}, session)
+        return await self._keep(
+            {"users": 1, "transactionsInFiles": _in_files(border), **counts},
+            session,
+            {
+                "$set": {
+                    "until": await self._newest("transactions", session),
+                    "auditsUntil": await self._newest("audit_logs", session),
+                },
+                "$setOnInsert": {
+                    "erasure": self._id,
+                    "requestedBy": self._requested_by,
+                    "startedAt": self._clock(),
+                },
+            },
+        )
+
+    async def _erase_transactions(self, history: _History, session: AsyncClientSession) -> Raw:
+        """Some transactions with what belongs to them; an empty record if there are none."""
+        scope = await self._scope(session)
+        counts = await self._erase_some(history, scope.transactions, session)
+        return await self._keep(counts, session) if counts else {}
+
+    async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
+        """Some audit rows that have no transaction: those of refused attempts."""
+        scope = await self._scope(session)
+        audit_logs = self._database[history.audit_logs]
+        query = {"userId": self._user_id, **scope.audit_logs}
+        found = audit_logs.find(query, {"_id": 1}, session=session, limit=_AUDIT_LOGS)
+        ids = [row["_id"] for row in await found.to_list(None)]
+        if not ids:
+            return {}
+        deleted = await audit_logs.delete_many({"_id": {"$in": ids}}, session=session)
+        return await self._keep({history.audits_counted: deleted.deleted_count}, session)
+
+    async def _end(self, session: AsyncClientSession) -> Erasure | None:
+        """Leave a record that tells nobody's name; None if there still are rows."""
+        erasures = self._database[self._names.erasures]
+        record = await erasures.find_one({"_id": self._id}, session=session)
+        if record is None:
+            scope = await self._scope(session)
+            for history in self._histories:
+                for collection, some in zip(history[:2], scope, strict=True):
+                    left = {"userId": self._user_id, **some}
+                    if await self._database[collection].find_one(left, {"_id": 1}, session=session):
+                        return None
+            begun: Raw = await erasures.find_one_and_delete(self._place, session=session) or {}
+            record = {
+                "_id": begun["erasure"],
+                "requestedBy": begun["requestedBy"],
+                "startedAt": begun["startedAt"],
+                "finishedAt": self._clock(),
+                **{name: begun.get(name, 0) for name in _COUNTS},
+            }
+            await erasures.insert_one(record, session=session)
+        return Erasure(
+            erasure_id=str(record["_id"]),
+            user_id=self._user_id,
+            erased_at=record["finishedAt"],
+            **{field: int(record[name]) for name, field in _COUNTS.items()},
+        )
+
+    # What they are made of
+
+    async def _scope(self, session: AsyncClientSession) -> _Scope:
+        """What is to go, without the rows of an account that was opened since.
+
+        Nor the audit rows of what was tried since: there may be more of them all the time.
+        """
+        record = await self._database[self._names.erasures].find_one(self._place, session=session)
+        if record is None:
+            # Whoever else was at it has come to the end; an account there may be is another.
+            return _Scope({"_id": {"$in": []}}, {"_id": {"$in": []}})
+        tried = {"$lte": record["auditsUntil"] or _NEVER}
+        users = self._database[self._names.users]
+        account = await users.find_one({"_id": self._user_id}, {"createdAt": 1}, session=session)
+        if account is None:
+            return _Scope({}, {"createdAt": tried})
+        opened, until = account.get("createdAt"), record["until"]
+        if not isinstance(opened, datetime) or (until is not None and opened <= until):
+            raise StorageError(
+                "the account was opened anew, by a clock that is behind the former one's: what is "
+                "left of the former can't be told from it. Erase the user again: both go then"
+            )
+        return _Scope({"createdAt": {"$lt": opened}}, {"createdAt": {"$lt": opened, **tried}})
+
+    async def _newest(self, kind: str, session: AsyncClientSession) -> datetime | None:
+        """When the newest of these rows was made that are left."""
+        moments = []
+        for history in self._histories:
+            found = await self._database[getattr(history, kind)].find_one(
+                {"userId": self._user_id, "createdAt": {"$type": "date"}},
+                {"createdAt": 1},
+                sort=[("createdAt", -1)],
+                session=session,
+            )
+            moments += [] if found is None else [found["createdAt"]]
+        return max(moments, default=None)
+
+    async def _erase_some(
+        self, history: _History, older: Raw, session: AsyncClientSession
+    ) -> dict[str, int]:
+        """Some transactions, newest first, with their audit rows and their idempotency records."""
+        database, mine = self._database, {"userId": self._user_id, **older}
+        found = await (
+            database[history.transactions]
+            .find(mine, {"idempotencyKey": 1}, session=session)
+            .sort([("createdAt", -1), ("seq", -1)])
+            .limit(_TRANSACTIONS)
+            .to_list(None)
+        )
+        if not found:
+            return {}
+        ids = {"_id": {"$in": [row["_id"] for row in found]}}
+        keys = [row["idempotencyKey"] for row in found if row.get("idempotencyKey") is not None]
+        deletions = {
+            history.counted: (history.transactions, ids),
+            history.audits_counted: (history.audit_logs, {**ids, **mine}),
+        }
+        if keys:
+            # A key that was over may be somebody else's by now.
+            query = {"_id": {"$in": keys}, **mine}
+            deletions["idempotencyRecords"] = (self._names.idempotency_records, query)
+        counts: dict[str, int] = {}
+        for name, (collection, query) in deletions.items():
+            deleted = await database[collection].delete_many(query, session=session)
+            counts[name] = deleted.deleted_count
+        return counts
+
+    async def _keep(
+        self, counts: dict[str, int], session: AsyncClientSession, more: Raw | None = None
+    ) -> Raw:
+        """Add to the record; it is begun by what goes with the account."""
+        erasures = self._database[self._names.erasures]
+        record = await erasures.find_one_and_update(
+            self._place,
+            {"$inc": counts, **(more or {})},
+            upsert=more is not None,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        return record or {}

@@ -1,0 +1,266 @@
+"""The formats of an export: rows of the ledger as CSV, JSON lines or Parquet.
+
+All have the columns of ``COLUMNS``, which are those of ``Transaction``. Moments are in UTC, credits
+whole numbers of the smallest unit. Metadata is JSON: text in a cell of CSV and Parquet, an object
+in JSON lines. What JSON has no form for is written as MongoDB's relaxed Extended JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+import orjson
+from bson import ObjectId, json_util
+from bson.datetime_ms import DatetimeMS
+
+from credit_mongo.errors import InvalidRequestError
+from credit_mongo.rows import Raw
+
+__all__ = ["COLUMNS", "FORMATS", "Encoder", "Format", "Write", "encoder_of"]
+
+Format: TypeAlias = Literal["csv", "jsonl", "parquet"]
+FORMATS: Final[tuple[Format, ...]] = ("csv", "jsonl", "parquet")
+Write: TypeAlias = Callable[[bytes], object]
+
+COLUMNS: Final = {
+    "transaction_id": "_id",
+    "user_id": "userId",
+    "seq": "seq",
+    "operation": "operation",
+    "action": "action",
+    "amount": "amount",
+    "balance_before": "balanceBefore",
+    "balance_after": "balanceAfter",
+    "metadata": "metadata",
+    "idempotency_key": "idempotencyKey",
+    "refund_of": "refundOf",
+    "created_at": "createdAt",
+}
+"""The columns, and the fields that are stored."""
+
+_NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
+_TEXTS: Final = frozenset(COLUMNS) - _NUMBERS - {"metadata", "created_at"}
+# The same ones come again and again.
+_FEW: Final = frozenset({"user_id", "operation", "action"})
+# What a spreadsheet takes for the beginning of a formula, and the wide forms of it.
+_FORMULA_BEGINS: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+_ROW_GROUP: Final = 20_000
+_EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
+_extended: Final = partial(json_util.default, json_options=_EXTENDED)
+# Not a number and the infinite are an error to this one; orjson writes null for them.
+_strict: Final = json.JSONEncoder(allow_nan=False, default=_extended).encode
+# Dates are of Extended JSON as well.
+_OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
+
+
+class Encoder(Protocol):
+    """Writes rows in one format."""
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        """Write rows, now or later."""
+
+    def end(self) -> None:
+        """Write what is left."""
+
+
+def encoder_of(kind: Format, write: Write, *, guard_cells: bool) -> Encoder:
+    """What writes this format. Raises InvalidRequestError if it is none or needs an extra."""
+    if kind == "csv":
+        return _Csv(write, guard_cells=guard_cells)
+    if kind == "jsonl":
+        return _JsonLines(write)
+    if kind == "parquet":
+        return _Parquet(write)
+    raise InvalidRequestError("format", f"must be one of {', '.join(FORMATS)}")
+
+
+class _Csv:
+    """RFC 4180, with a header, in UTF-8.
+
+    ``guard_cells``: a text that a spreadsheet would run as a formula gets an apostrophe before it,
+    which it shows as the text. Ids, actions and keys come from an application's own callers.
+    """
+
+    def __init__(self, write: Write, *, guard_cells: bool) -> None:
+        self._write = write
+        self._text = _guarded if guard_cells else _text
+        self._put([list(COLUMNS)])
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        self._put(zip(*(self._cells(name, rows) for name in COLUMNS), strict=True))
+
+    def end(self) -> None:
+        pass
+
+    def _put(self, rows: Iterable[Sequence[Any]]) -> None:
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows(rows)
+        self._write(lines.getvalue().encode("utf-8", "backslashreplace"))
+
+    def _cells(self, name: str, rows: Sequence[Raw]) -> list[Any]:
+        if name == "metadata":
+            return [None if data is None else data.decode() for data in _metadata(rows)]
+        if name == "created_at":
+            return _moments(rows)
+        if name in _NUMBERS:
+            # Of other software there may be anything in it.
+            values = _values(name, rows)
+            return [each if isinstance(each, int) else self._text(each) for each in values]
+        return _texts(name, rows, self._text)
+
+
+class _JsonLines:
+    """An object a line, in UTF-8."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        columns = zip(*(self._facts(name, rows) for name in COLUMNS), strict=True)
+        self._write(b"".join(_line(dict(zip(COLUMNS, facts, strict=True))) for facts in columns))
+
+    def end(self) -> None:
+        pass
+
+    @staticmethod
+    def _facts(name: str, rows: Sequence[Raw]) -> list[Any]:
+        if name == "metadata":
+            return [None if data is None else orjson.Fragment(data) for data in _metadata(rows)]
+        if name == "created_at":
+            return _moments(rows)
+        return _values(name, rows) if name in _NUMBERS else _texts(name, rows, _text)
+
+
+class _Parquet:
+    """Columns with types: text, int64, and milliseconds in UTC."""
+
+    def __init__(self, write: Write) -> None:
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - it is an extra
+            from pyarrow import parquet  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise InvalidRequestError(
+                "format", "parquet needs pyarrow: pip install 'credit-mongo[parquet]'"
+            ) from error
+        self._pyarrow = pa
+        types = {name: pa.int64() for name in _NUMBERS}
+        types["created_at"] = pa.timestamp("ms", tz="UTC")
+        self._schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+        self._writer = parquet.ParquetWriter(_Sink(write), self._schema)
+        self._parts: list[Any] = []
+        self._count = 0
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        columns = [
+            self._pyarrow.array(self._column(name, rows), self._schema.field(name).type)
+            for name in COLUMNS
+        ]
+        self._parts.append(self._pyarrow.record_batch(columns, schema=self._schema))
+        self._count += len(rows)
+        if self._count >= _ROW_GROUP:
+            self._put()
+
+    def end(self) -> None:
+        self._put()
+        self._writer.close()
+
+    def _put(self) -> None:
+        if self._parts:
+            self._writer.write_table(self._pyarrow.Table.from_batches(self._parts))
+        self._parts, self._count = [], 0
+
+    @staticmethod
+    def _column(name: str, rows: Sequence[Raw]) -> list[Any]:
+        if name == "metadata":
+            return _metadata(rows)
+        if name in _TEXTS:
+            return _texts(name, rows, _text)
+        kind = int if name in _NUMBERS else datetime
+        return [each if isinstance(each, kind) else None for each in _values(name, rows)]
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow takes for a file."""
+
+    def __init__(self, write: Write) -> None:
+        super().__init__()
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(bytes(data))
+        return len(data)
+
+
+# Columns: quicker than row by row
+
+
+def _values(name: str, rows: Sequence[Raw]) -> list[Any]:
+    field = COLUMNS[name]
+    return [row.get(field) for row in rows]
+
+
+def _texts(name: str, rows: Sequence[Raw], text: Callable[[Any], str | None]) -> list[str | None]:
+    values = _values(name, rows)
+    if name == "transaction_id":
+        return [each.binary.hex() if type(each) is ObjectId else text(each) for each in values]
+    if name in _FEW and {str}.issuperset(map(type, values)):
+        known = {each: text(each) for each in set(values)}
+        return [known[each] for each in values]
+    return [None if each is None else text(each) for each in values]
+
+
+def _moments(rows: Sequence[Raw]) -> list[str | None]:
+    return [_moment(row.get("createdAt")) for row in rows]
+
+
+def _metadata(rows: Sequence[Raw]) -> list[bytes | None]:
+    return [None if (data := row.get("metadata")) is None else _json(data) for row in rows]
+
+
+# Cells
+
+
+def _json(value: Any) -> bytes:
+    """JSON, with relaxed Extended JSON for what JSON has no form for."""
+    try:
+        encoded = orjson.dumps(value, default=_extended, option=_OPTIONS)
+        if b"null" in encoded:
+            _strict(value)
+    except (TypeError, ValueError):
+        return json_util.dumps(value, json_options=_EXTENDED).encode()
+    return encoded
+
+
+def _line(facts: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(facts, default=_extended, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # Numbers of other software may be of any type.
+        return json_util.dumps(facts, json_options=_EXTENDED).encode() + b"\n"
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or type(value) is str else str(value)
+
+
+def _guarded(value: Any) -> str | None:
+    text = _text(value)
+    return f"'{text}" if text is not None and text[:1] in _FORMULA_BEGINS else text
+
+
+def _moment(value: Any) -> str | None:
+    if isinstance(value, datetime):
+        text = value.isoformat()
+        # Stored are milliseconds, and whole seconds come without a fraction.
+        return f"{text[:23]}Z" if value.microsecond else f"{text}.000Z"
+    # A date of the database's that Python has no form for, in milliseconds since 1970.
+    return str(int(value)) if isinstance(value, DatetimeMS) else _text(value)

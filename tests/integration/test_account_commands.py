@@ -1,0 +1,450 @@
+"""``credit-mongo users``, ``balance``, ``history``, ``audit``, ``grant``, ``refund``, ``charge``,
+``status``: what they do, what they show, and what they keep to themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from bson import Int64
+
+from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo.cli import main
+from tests.integration.promises import (
+    Client,
+    Database,
+    check_promises,
+    count,
+    failing,
+    rows,
+    with_options,
+)
+from tests.integration.test_command_line import run_on_terminal
+
+Call: TypeAlias = Callable[..., Awaitable[tuple[int, str, str]]]
+CONFIG: dict[str, Any] = {
+    "costs": {
+        "generate-post": {"default": 13.5, "premium": 8},
+        "ai-completion": {"default": "{token} * 0.001 + 1"},
+        "generate-image": {"premium": 20},
+    },
+    "membership": {"tiers": {"free": 0, "premium": 1}, "creditsCaps": {"free": 10, "premium": 50}},
+    "decimalPlaces": 2,
+}
+# Stands in all metadata and keys, and is shown to nobody who has not asked.
+SECRET = "opensesame"  # noqa: S105
+
+
+@pytest.fixture
+def call(
+    replica_set_uri: str,
+    database: Database,
+    ledger: CreditLedger,
+    capsys: pytest.CaptureFixture[str],
+) -> Call:
+    """Calls a command on the test's database: exit code, stdout, stderr."""
+
+    async def call(*arguments: str, uri: str = replica_set_uri) -> tuple[int, str, str]:
+        where = ("--uri", uri, "--database", database.name)
+        code = await asyncio.to_thread(main, (arguments[0], *where, *arguments[1:]))
+        output, errors = capsys.readouterr()
+        if code == 2:
+            assert errors.startswith("error: ")
+            assert errors.count("\n") == 1
+        return code, output, errors
+
+    return call
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    """Prices, tiers, and two decimal places."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return str(path)
+
+
+def facts(answer: tuple[int, str, str]) -> dict[str, Any]:
+    """What --json said."""
+    code, output, errors = answer
+    assert (code, errors) == (0, "")
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+# What changes balances
+
+
+async def test_each_operation_is_the_ledger_s(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """One transaction each, with its audit row and its key, in lines and as JSON."""
+    await ledger.create_user("ada", credits=100)
+    code, output, errors = await call("grant", "ada", "50", "--action", "bonus")
+    assert (code, errors) == (0, "")
+    found = re.fullmatch(
+        "idempotency key: (.+)\nada: granted 50 for bonus, balance 100 → 150\ntransaction (.+)\n",
+        output,
+    )
+    assert found is not None
+    # A lost answer can be asked for again, and is no second grant.
+    again = await call("grant", "ada", "50", "--action", "bonus", "--idempotency-key", found[1])
+    assert "balance 100 → 150\n" in again[1]
+    assert f"transaction {found[2]}, done before" in again[1]
+
+    charged = facts(await call("charge", "ada", "post", "--amount", "30", "--json"))
+    assert (charged["cost"], charged["balance_before"], charged["balance_after"]) == (30, 150, 120)
+    refund = ("refund", "ada", "30", "--action", "post", "--json")
+    charge = ("--transaction", charged["transaction_id"])
+    refunded = facts(await call(*refund, *charge, "--metadata", '{"why": "broken"}'))
+    assert (refunded["amount"], refunded["balance_after"]) == (30, 150)
+    assert "metadata" not in refunded
+    code, output, errors = await call(*refund, *charge)
+    assert (code, output) == (2, "")
+    assert "0 units are refundable, not 30" in errors
+
+    newest = (await ledger.get_history("ada"))[0]
+    assert newest.metadata == {"why": "broken"}
+    assert newest.refund_of == charged["transaction_id"]
+    keys = {row["_id"] for row in await rows(database, "idempotency_records")}
+    assert keys == {found[1], charged["idempotency_key"], refunded["idempotency_key"]}
+    await check_promises(database)
+
+
+async def test_a_configuration_has_prices_tiers_and_decimal_places(
+    call: Call, ledger: CreditLedger, config_file: str
+) -> None:
+    """What it says holds, and amounts are in credits as well."""
+    await ledger.create_user("ada", credits=5000)
+    config = ("--config", config_file)
+    _, output, _ = await call("charge", "ada", "generate-post", *config)
+    assert (
+        "ada: charged 1350 (13.50) for generate-post, balance 5000 (50.00) → 3650 (36.50)" in output
+    )
+    formula = ("charge", "ada", "ai-completion", "--variable", "token=500", *config)
+    assert facts(await call(*formula, "--json"))["cost"] == 150
+    code, _, errors = await call("charge", "ada", "generate-image", *config)
+    assert (code, "needs the tier 'premium'" in errors) == (2, True)
+    assert await call("balance", "ada", *config) == (0, "3500 (35.00)\n", "")
+    assert await call("balance", "ada") == (0, "3500\n", "")
+
+
+async def test_a_dry_run_decides_and_writes_nothing(
+    call: Call, ledger: CreditLedger, database: Database, config_file: str
+) -> None:
+    """Neither a transaction nor, when it would be refused, an audit row; nor a key."""
+    await ledger.create_user("ada", credits=5000)
+    charged = await ledger.charge("ada", "generate-post", amount=10)
+    names = ("users", "transactions", "audit_logs", "idempotency_records")
+    before = [await rows(database, name) for name in names]
+    dry = ("--dry-run", "--config", config_file)
+    assert await call("charge", "ada", "generate-post", *dry) == (
+        0,
+        "ada: would be charged 1350 (13.50) for generate-post, "
+        "balance 4990 (49.90) → 3640 (36.40)\ndry run: nothing was written\n",
+        "",
+    )
+    granted = facts(await call("grant", "ada", "5", "--action", "bonus", "--json", *dry))
+    assert (granted["dry_run"], granted["balance_after"]) == (True, 4995)
+    refund = ("refund", "ada", "11", "--action", "x", "--transaction", charged.transaction_id)
+    assert "10 units are refundable, not 11" in (await call(*refund, *dry))[2]
+    assert "of the 99999 units" in (await call("charge", "ada", "x", "--amount", "99999", *dry))[2]
+    assert "no user 'eve'" in (await call("grant", "eve", "1", "--action", "x", *dry))[2]
+    assert [await rows(database, name) for name in names] == before
+
+
+async def test_an_unknown_outcome_is_told_with_the_key(
+    call: Call, client: Client, ledger: CreditLedger, replica_set_uri: str, tmp_path: Path
+) -> None:
+    """The one line says how to ask again, which settles it."""
+    await ledger.create_user("ada", credits=100)
+    config = tmp_path / "short.json"
+    config.write_text(json.dumps({"costs": {}, "operation_timeout_seconds": 1}))
+    uri = with_options(replica_set_uri, appname="lost-answers")
+    grant = ("grant", "ada", "50", "--action", "bonus", "--json", "--config", str(config))
+    data = {"failCommands": ["commitTransaction"], "blockConnection": True, "blockTimeMS": 3000}
+    async with failing(client, "lost-answers", **data):
+        code, output, errors = await call(*grant, uri=uri)
+    assert (code, output) == (2, "")
+    found = re.search("ask again with --idempotency-key (.+), which settles it", errors)
+    assert found is not None
+    # It may still be under way on the server; the same key waits for it or does it.
+    await call(*grant, "--idempotency-key", found[1], uri=uri)
+    assert await ledger.get_balance("ada") == 150
+
+
+# What shows
+
+
+async def test_pages_go_on_where_the_last_one_ended(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """All rows, each once; filters and periods are the ledger's."""
+    await ledger.create_user("ada", credits=100)
+    for number in range(6):
+        await ledger.charge("ada", f"action-{number % 2}", amount=1)
+    await ledger.get_history("ada")
+    with pytest.raises(Exception, match="units required"):
+        await ledger.charge("ada", "action-0", amount=1000)
+    for command, listed, total in (("history", "transactions", 7), ("audit", "attempts", 8)):
+        seen: list[str] = []
+        cursor: tuple[str, ...] = ()
+        while True:
+            page = facts(await call(command, "ada", "--limit", "3", "--json", *cursor))
+            seen += [str(row) for row in page[listed]]
+            if page["next_cursor"] is None:
+                break
+            cursor = ("--cursor", page["next_cursor"])
+        assert len(seen) == len(set(seen)) == total
+        found = facts(await call(command, "ada", "--json", "--action", "action-1"))
+        assert len(found[listed]) == 3
+        tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).date().isoformat()
+        assert not facts(await call(command, "ada", "--json", "--from", tomorrow))[listed]
+        assert len(facts(await call(command, "ada", "--json", "--to", tomorrow))[listed]) == total
+    [refused] = facts(await call("audit", "ada", "--json", "--status", "failed"))["attempts"]
+    assert refused["details"] == {"code": "INSUFFICIENT_CREDITS"}
+    assert facts(await call("audit", "nobody", "--json"))["attempts"] == []
+
+
+async def test_users_are_listed_by_id(call: Call, ledger: CreditLedger, database: Database) -> None:
+    """By tier and balance, page by page; also what an application has put between them."""
+    for number in range(5):
+        tier = "premium" if number % 2 else None
+        await ledger.create_user(f"user-{number}", credits=number * 10, membership_tier=tier)
+    await database["users"].insert_one({"_id": 7, "name": "of the application's"})
+    await database.command(
+        {"insert": "users", "documents": [{"_id": "x"}], "bypassDocumentValidation": True}
+    )
+
+    async def listed(*options: str) -> list[str]:
+        return [row["user_id"] for row in facts(await call("users", "--json", *options))["users"]]
+
+    assert await listed() == [*(f"user-{number}" for number in range(5)), "x"]
+    assert await listed("--tier", "premium") == ["user-1", "user-3"]
+    assert await listed("--below", "20") == ["user-0", "user-1"]
+    page = facts(await call("users", "--json", "--limit", "2"))
+    assert page["next_cursor"] == "user-1"
+    assert page["users"][1] == {
+        "user_id": "user-1",
+        "credits": 10,
+        "membership_tier": "premium",
+        "membership_expires_at": None,
+        "seq": 1,
+    }
+    assert await listed("--cursor", "user-1") == ["user-2", "user-3", "user-4", "x"]
+    code, output, _ = await call("users", "--limit", "1", "--cursor", "user-0")
+    assert (code, output) == (0, "user-1 10 premium - 1\nnext page: --cursor user-1\n")
+
+
+async def test_metadata_and_keys_are_shown_to_those_who_ask(
+    call: Call, ledger: CreditLedger
+) -> None:
+    """And to nobody else."""
+    note = {"note": SECRET, "at": datetime(2026, 1, 1, tzinfo=timezone.utc), "n": float("nan")}
+    await ledger.create_user("ada", credits=9, metadata=note, idempotency_key=f"key-{SECRET}")
+    for command in (("history", "ada"), ("audit", "ada"), ("users",), ("balance", "ada")):
+        for more in ((), ("--json",)):
+            code, output, errors = await call(*command, *more)
+            assert code == 0
+            assert SECRET not in output + errors
+    for command in ("history", "audit"):
+        assert SECRET in (await call(command, "ada", "--metadata"))[1]
+        # Strict JSON, whatever BSON holds.
+        _, output, _ = await call(command, "ada", "--metadata", "--json")
+        json.loads(output, parse_constant=pytest.fail)
+        assert SECRET in output
+
+
+async def test_names_neither_move_the_terminal_nor_are_taken_for_markup(
+    call: Call, ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """On a terminal, in tables, too; transaction ids stay in one piece."""
+    await ledger.create_user("[bold]\u202eeve", credits=9)
+    await ledger.grant("[bold]\u202eeve", 1, action="[red]x")
+    here = ("--uri", replica_set_uri, "--database", database.name)
+    newest = (await ledger.get_history("[bold]\u202eeve"))[0]
+    code, shown = await run_on_terminal("history", "[bold]\u202eeve", *here)
+    assert code == 0
+    assert "[red]x" in shown
+    assert newest.transaction_id in shown
+    for command in (("users",), ("audit", "[bold]\u202eeve")):
+        code, shown, _ = await call(*command)
+        assert code == 0
+        assert "\u202e" not in shown
+        assert ("[red]x" if command[0] == "audit" else "[bold]\\u202eeve") in shown
+
+
+# status
+
+
+async def test_status_tells_what_is_there(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """Server, members, collections, indexes, the oldest transaction, how late TTL is."""
+    await ledger.create_user("ada", credits=10)
+    await ledger.grant("ada", 1, action="bonus")
+    now = datetime.now(timezone.utc)
+    await database["idempotency_records"].insert_one(
+        {"_id": "old", "expiresAt": now - timedelta(hours=1)}
+    )
+    found = facts(await call("status", "--json"))
+    assert found["is_ready"] is True
+    assert found["server_version"].split(".")[0].isdigit()
+    assert [member["state"] for member in found["members"]] == ["PRIMARY"]
+    assert found["members"][0]["lag_seconds"] == 0
+    by_name = {each["name"]: each for each in found["collections"]}
+    assert (by_name["users"]["documents"], by_name["transactions"]["documents"]) == (1, 2)
+    assert by_name["transactions"]["data_bytes"] > 0
+    assert by_name["transactions_archive"]["exists"] is False
+    first = (await ledger.get_history("ada"))[-1]
+    assert found["oldest_transaction_at"] == first.created_at.isoformat()
+    # Unless the server has swept it meanwhile.
+    if await count(database, "idempotency_records"):
+        assert found["ttl_lag_seconds"] == pytest.approx(3600, abs=120)
+    assert [found["indexes"][state] for state in ("missing", "different", "in_the_way")] == [[]] * 3
+
+
+async def test_status_exits_1_if_something_is_missing_or_in_the_way(
+    call: Call, database: Database
+) -> None:
+    """And names it; nothing is written."""
+    await database["transactions"].drop_index("action_1")
+    await database["transactions"].create_index("action", unique=True)
+    await database["audit_logs"].drop_index("status_1")
+    code, output, errors = await call("status")
+    assert (code, errors) == (1, "")
+    assert re.search(r"missing +index +audit_logs\.status_1\n", output)
+    assert re.search(r"in the way +index +transactions\.action_1: ", output)
+    assert "status_1" not in await database["audit_logs"].index_information()
+    await database.client.drop_database(database.name)
+    assert (await call("status"))[0] == 1
+    assert await database.list_collection_names() == []
+
+
+async def test_status_tells_the_rest_if_the_role_may_not_see_all(
+    call: Call, client: Client, replica_set_uri: str
+) -> None:
+    """What needs no more than to read."""
+    uri = with_options(replica_set_uri, appname="reader")
+    refused = ["replSetGetStatus", "listCollections", "aggregate"]
+    async with failing(client, "reader", failCommands=refused, errorCode=13):
+        found = facts(await call("status", "--json", uri=uri))
+    assert found["indexes"] is None
+    assert [member["state"] for member in found["members"]] == ["PRIMARY"]
+    assert {each["data_bytes"] for each in found["collections"]} == {None}
+    assert found["collections"][0]["documents"] == 0
+
+
+# Bad input
+
+WRONG: tuple[tuple[str, ...], ...] = (
+    ("balance", "nobody"),
+    ("balance", ""),
+    ("balance",),
+    ("history", "nobody"),
+    ("history", "ada", "--limit", "0"),
+    ("history", "ada", "--limit", "1001"),
+    ("history", "ada", "--limit", "1_0"),
+    ("history", "ada", "--limit", "٣"),
+    ("history", "ada", "--cursor", "nonsense"),
+    ("history", "ada", "--from", "yesterday"),
+    ("history", "ada", "--from", "2026-02-30"),
+    ("history", "ada", "--from", "2026-02-02", "--to", "2026-02-01"),
+    ("history", "ada", "--action", "a\nb"),
+    ("audit", "ada", "--status", "lost"),
+    ("audit", "\x1b[31m"),
+    ("users", "--limit", "0"),
+    ("users", "--below", "-1"),
+    ("users", "--below", "1.5"),
+    ("users", "--tier", ""),
+    ("users", "--cursor", "a\nb"),
+    ("grant", "ada", "50"),
+    ("grant", "ada", "--action", "x"),
+    ("grant", "nobody", "1", "--action", "x", "--json"),
+    ("grant", "ada", "0", "--action", "x", "--json"),
+    ("grant", "ada", "1.5", "--action", "x"),
+    ("grant", "ada", "1e3", "--action", "x"),
+    ("grant", "ada", "9" * 30, "--action", "x"),
+    ("grant", "ada", "9007199254740992", "--action", "x", "--json"),
+    ("grant", "ada", "1", "--action", "", "--json"),
+    ("grant", "ada", "1", "--action", "x", "--idempotency-key", ""),
+    ("grant", "ada", "1", "--action", "x", "--metadata", SECRET),
+    ("grant", "ada", "1", "--action", "x", "--metadata", f'["{SECRET}"]'),
+    ("grant", "ada", "1", "--action", "x", "--metadata", '{"a": NaN}'),
+    ("grant", "ada", "1", "--action", "x", "--metadata", '{"a": 1' + "0" * 30 + "}", "--json"),
+    ("grant", "ada", "1", "--action", "x", "--metadata", "[" * 100_000),
+    ("refund", "ada", "1", "--action", "x", "--transaction", "", "--json"),
+    ("refund", "ada", "1", "--action", "x", "--transaction", "0" * 24, "--json"),
+    ("charge", "ada", "x"),
+    ("charge", "ada", "x", "--amount", "11", "--json"),
+    ("charge", "ada", "x", "--amount", "1", "--variable", "a"),
+    ("charge", "ada", "x", "--amount", "1", "--variable", "a=1", "--json"),
+    ("charge", "ada", "x", "--amount", "1", "--variable", "a=inf"),
+    ("charge", "ada", "x", "--amount", "1", "--variable", "a=1", "--variable", "a=2"),
+    ("charge", "ada", "x", "--config", "/no/such/file"),
+    ("charge", "ada", "x", "--config", "/"),
+    ("charge", "ada", "x", "--config", "/dev/zero"),
+    ("charge", "ada", "x", "--config", __file__),
+    ("status", "extra"),
+)
+
+
+async def test_bad_input_is_one_line_and_changes_nothing(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """Exit code 2, nothing on stdout, and no secret in the line."""
+    await ledger.create_user("ada", credits=10)
+    before = await rows(database, "users"), await rows(database, "transactions")
+    for arguments in WRONG:
+        code, output, errors = await call(*arguments)
+        assert (code, output) == (2, ""), (arguments, output, errors)
+        assert SECRET not in errors
+    assert (await rows(database, "users"), await rows(database, "transactions")) == before
+
+
+async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> None:
+    """By the path of the key."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**CONFIG, "decimalPlaces": -1}))
+    _, _, errors = await call("charge", "ada", "x", "--config", str(path))
+    assert errors.startswith("error: config.decimal")
+    path.write_text(json.dumps({"costs": {}, "idempotency": {"enabled": False}}))
+    key = ("--amount", "1", "--idempotency-key", "k", "--config", str(path))
+    assert "keys disabled" in (await call("charge", "ada", "x", *key))[2]
+
+
+async def test_a_broken_balance_is_told(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """In one line, and the list of users shows it as it is."""
+    await ledger.create_user("ada", credits=10)
+    await database.command(
+        {
+            "update": "users",
+            "updates": [{"q": {"_id": "ada"}, "u": {"$set": {"credits": -5.5, "seq": Int64(1)}}}],
+            "bypassDocumentValidation": True,
+        }
+    )
+    assert "is not a whole number" in (await call("balance", "ada"))[2]
+    assert await call("users") == (0, "ada -5.5 - - 1\n", "")
+
+
+def test_the_overview_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Accounts, records, maintenance, in this order."""
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    places = [overview.index(f" {group} ") for group in ("Accounts", "Records", "Maintenance")]
+    assert places == sorted(places)
+    assert places[0] < overview.index(" grant ") < places[1] < overview.index(" history ")
+    assert places[2] < overview.index(" status ")
+
+
+def test_the_configuration_of_these_tests_is_one() -> None:
+    """With the other SDK's keys."""
+    assert CreditConfig(**CONFIG).decimal_places == 2

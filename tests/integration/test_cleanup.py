@@ -1,0 +1,210 @@
+"""The cleanup of idempotency records: what has expired goes, and nothing else, however often."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from credit_mongo import CreditConfig, CreditLedger, InvalidRequestError
+from credit_mongo.cli import main
+from credit_mongo.maintenance.cleanup import clean_up
+from tests.integration.dying import MOMENTS, Listener, die_at
+from tests.integration.promises import (
+    Client,
+    Database,
+    Row,
+    check_promises,
+    count,
+    failing,
+    rows,
+    with_options,
+)
+from tests.integration.test_command_line import run, run_on_terminal, where
+
+UTC = timezone.utc
+HOUR = timedelta(hours=1)
+RECORDS = "idempotency_records"
+
+
+def record(key: str, expires_at: Any) -> Row:
+    """A record of other software, of which nobody asks more."""
+    return {"_id": key, "userId": "ada", "expiresAt": expires_at}
+
+
+async def without_ttl(database: Database, *, is_indexed: bool = True) -> None:
+    """As those have it who turn TTL off."""
+    await database[RECORDS].drop_indexes()
+    if is_indexed:
+        await database[RECORDS].create_index("expiresAt")
+
+
+async def fill(database: Database, expired: int = 2500, live: int = 10) -> set[str]:
+    """Records that have expired, and those that stay: live ones, and those without such a date."""
+    await without_ttl(database)
+    now = datetime.now(UTC)
+    gone = [record(f"old {n}", now - 2 * HOUR - n * timedelta(seconds=1)) for n in range(expired)]
+    odd: list[Any] = [None, "2020-01-01", 0, 1.5, True, {"$date": 0}, [], "0001-01-01"]
+    stays = [record(f"live {n}", now + HOUR) for n in range(live)]
+    stays += [record(f"odd {n}", value) for n, value in enumerate(odd)]
+    # Some request may have seen it as live, and may still be at work.
+    stays += [record("just now", now - timedelta(minutes=50)), {"_id": "none", "userId": "ada"}]
+    await database[RECORDS].insert_many([*gone, *stays])
+    return {each["_id"] for each in stays}
+
+
+async def keys(database: Database) -> set[str]:
+    """The keys that are remembered."""
+    return {each["_id"] for each in await rows(database, RECORDS)}
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+async def test_what_has_expired_goes_and_nothing_else(
+    database: Database, *, is_indexed: bool
+) -> None:
+    """By the server's clock, and only by dates; an index is of use, and not needed."""
+    stays = await fill(database)
+    await without_ttl(database, is_indexed=is_indexed)
+    before = await rows(database, RECORDS)
+    planned = await clean_up(database, dry_run=True)
+    assert (planned.removed, planned.dry_run) == (2500, True)
+    assert await rows(database, RECORDS) == before
+    told: list[tuple[int, int | None]] = []
+    done = await clean_up(database, on_progress=lambda *progress: told.append(progress))
+    assert (done.removed, done.dry_run) == (2500, False)
+    assert told == [(1000, 2500), (2000, 2500), (2500, 2500)]
+    assert await keys(database) == stays
+    again = await clean_up(database)
+    assert again.removed == 0
+    assert again.before >= done.before
+    soon = await clean_up(database, grace_seconds=0)
+    assert soon.removed == 1
+    assert await keys(database) == stays - {"just now"}
+
+
+async def test_the_ledger_s_own_keys_go_when_they_are_over(
+    database: Database, config: CreditConfig
+) -> None:
+    """Then they are forgotten; those that are not over still answer."""
+    past = datetime.now(UTC) - timedelta(days=3)
+    async with CreditLedger(database, config, clock=lambda: past) as ledger:
+        await ledger.ensure_indexes()
+        await without_ttl(database)
+        await ledger.create_user("ada", credits=100)
+        await ledger.charge("ada", "translate", idempotency_key="over")
+    async with CreditLedger(database, config) as ledger:
+        await ledger.charge("ada", "translate", idempotency_key="new")
+        await check_promises(database)
+        assert (await clean_up(database)).removed == 1
+        assert await keys(database) == {"new"}
+        assert (await ledger.charge("ada", "translate", idempotency_key="new")).replayed
+        assert not (await ledger.charge("ada", "translate", idempotency_key="over")).replayed
+
+
+async def test_a_key_that_is_used_anew_meanwhile_stays(
+    database: Database, client: Client, replica_set_uri: str
+) -> None:
+    """It had expired when it was found, and has not when it is to be removed."""
+    await fill(database, expired=10)
+    uri = with_options(replica_set_uri, appname="slow")
+    data = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 800}
+    async with (
+        AsyncMongoClient[Row](uri, tz_aware=True) as slow,
+        failing(client, "slow", **data) as failure,
+    ):
+        cleaning = asyncio.create_task(clean_up(slow[database.name]))
+        await asyncio.sleep(0.3)
+        later = datetime.now(UTC) + HOUR
+        await database[RECORDS].replace_one({"_id": "old 3"}, record("old 3", later))
+        assert (await cleaning).removed == 9
+    assert failure.hits == 1
+    assert "old 3" in await keys(database)
+
+
+async def clean(database: Database, _: str) -> object:
+    """What the children do."""
+    return await clean_up(database)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_killed_at_any_command_it_is_completed_by_another_run(
+    database: Database, replica_set_uri: str, moment: str
+) -> None:
+    """Each record goes once, and what stays is there."""
+    stays = await fill(database)
+    listener = Listener()
+    async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[listener]) as client:
+        await clean_up(client[database.name])
+    assert listener.sent.count("delete") == 3
+    for command in range(MOMENTS.index(moment), len(listener.sent), 2):
+        await database[RECORDS].delete_many({})
+        stays = await fill(database)
+        assert await die_at(
+            replica_set_uri, database.name, clean, "", command=command, moment=moment
+        )
+        assert stays <= await keys(database)
+        await clean_up(database)
+        assert await keys(database) == stays
+
+
+async def test_a_server_that_goes_away_meanwhile_does_not_end_it(
+    database: Database, client: Client, replica_set_uri: str
+) -> None:
+    """It goes on with another cursor."""
+    stays = await fill(database)
+    uri = with_options(replica_set_uri, appname="unlucky")
+    data = {"failCommands": ["getMore", "delete"], "closeConnection": True}
+    async with (
+        AsyncMongoClient[Row](uri, tz_aware=True) as unlucky,
+        failing(client, "unlucky", {"times": 3}, **data) as failure,
+    ):
+        assert (await clean_up(unlucky[database.name])).removed == 2500
+    assert failure.hits == 3
+    assert await keys(database) == stays
+
+
+async def test_many_at_once_remove_each_record_once(database: Database) -> None:
+    """As when it is started by a clock on every machine."""
+    stays = await fill(database)
+    done = await asyncio.gather(*(clean_up(database) for _ in range(4)))
+    assert sum(each.removed for each in done) == 2500
+    assert await keys(database) == stays
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), float("inf"), 10**9, True, "60", None])
+async def test_a_bad_grace_is_refused(database: Database, grace: Any) -> None:
+    """Before anything is removed."""
+    await fill(database, expired=1)
+    with pytest.raises(InvalidRequestError) as caught:
+        await clean_up(database, grace_seconds=grace)
+    assert caught.value.field == "grace_seconds"
+    assert "old 0" in await keys(database)
+
+
+async def test_the_command_says_what_it_did(
+    replica_set_uri: str, database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a line, as JSON, on a terminal; the script is the same."""
+    stays = await fill(database)
+    here = where(replica_set_uri, database)
+    code, output, errors = await run("cleanup", *here, "--dry-run")
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"{database.name}: 2500 records that expired before ")
+    assert "would be removed (dry run" in output
+    assert await count(database, RECORDS) == 2500 + len(stays)
+    code, output, errors = await run(*here, "--json", program=("scripts/cleanup.py",))
+    assert (code, errors) == (0, "")
+    facts = json.loads(output)
+    assert (facts["database"], facts["removed"], facts["dry_run"]) == (database.name, 2500, False)
+    assert datetime.fromisoformat(facts["before"]).tzinfo is not None
+    code, shown = await run_on_terminal("cleanup", *here, "--grace", "60")
+    assert code == 0
+    assert "1 records that expired before" in shown
+    for wrong in ("-1", "nan", "much"):
+        assert await asyncio.to_thread(main, ["cleanup", *here, "--grace", wrong]) == 2
+        output, errors = capfd.readouterr()
+        assert (output, errors.count("\n")) == ("", 1), errors

@@ -1,0 +1,642 @@
+"""Erasing users: whole, at any moment it was killed, whatever goes on beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import pty
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+from bson import Int64, ObjectId
+from pymongo import AsyncMongoClient
+
+from credit_mongo import (
+    CreditConfig,
+    CreditLedger,
+    Erasure,
+    InsufficientCreditsError,
+    StorageError,
+    UserNotFoundError,
+)
+from credit_mongo.cli import main
+from credit_mongo.maintenance import erase
+from credit_mongo.maintenance.archive_borders import NO_BORDER, Border
+from credit_mongo.maintenance.erase import erase_user
+from credit_mongo.maintenance.verify import verify
+from tests.integration.dying import MOMENTS, Listener, die_at
+from tests.integration.promises import (
+    Client,
+    Database,
+    Row,
+    check_promises,
+    check_that_no_transaction_stays_open,
+    count,
+    end_all_transactions,
+    failing,
+    rows,
+    with_options,
+)
+from tests.integration.test_command_line import PROGRAM, ROOT, environment, run, where
+
+UTC = timezone.utc
+KILLS: Final = int(os.environ.get("ERASE_KILLS", "12"))
+AT_ONCE: Final = 3
+ADA: Final = "ada-lovelace@example.com"
+CHARGES: Final = 24
+# Several steps for few rows.
+STEP: Final = 7
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of a few dozen rows takes as many steps as one of thousands."""
+    monkeypatch.setattr(erase, "_TRANSACTIONS", STEP)
+    monkeypatch.setattr(erase, "_AUDIT_LOGS", STEP)
+
+
+async def live(ledger: CreditLedger, user_id: str) -> Row:
+    """A history with keys, metadata and refusals; what there is of each."""
+    await ledger.create_user(user_id, credits=1000, idempotency_key=f"{user_id} opens")
+    for number in range(CHARGES):
+        await ledger.charge(
+            user_id,
+            "translate",
+            idempotency_key=f"{user_id} {number}" if number % 2 else None,
+            metadata={"of": user_id},
+        )
+    for _ in range(STEP + 1):
+        with pytest.raises(InsufficientCreditsError):
+            await ledger.charge(user_id, "translate", amount=10**6)
+    return {
+        "users": 1,
+        "transactions": CHARGES + 1,
+        "audit_logs": CHARGES + 1 + STEP + 1,
+        "idempotency_records": CHARGES // 2 + 1,
+        "archived_transactions": 0,
+        "archived_audit_logs": 0,
+        "transactions_in_files": 0,
+    }
+
+
+def counts_of(erasure: Erasure) -> Row:
+    """What went, and what is left in files."""
+    facts = dataclasses.asdict(erasure)
+    return {n: v for n, v in facts.items() if n not in ("erasure_id", "user_id", "erased_at")}
+
+
+async def check_nothing_is_left(database: Database, user_id: str) -> None:
+    """In no document of the database, by any name."""
+    for name in await database.list_collection_names():
+        for row in await rows(database, name):
+            assert user_id not in str(row), (name, row)
+
+
+async def record_of(database: Database, erasure: Erasure) -> Row:
+    """The record that stays."""
+    record = await database["erasures"].find_one({"_id": ObjectId(erasure.erasure_id)})
+    assert record is not None
+    return record
+
+
+# --- What goes, and what stays --------------------------------------------------------------------
+
+
+async def test_a_user_goes_with_all_its_rows_and_nobody_else_s(
+    ledger: CreditLedger, database: Database, small_steps: None
+) -> None:
+    """The result counts them, and so does the record, which tells no name."""
+    expected = await live(ledger, ADA)
+    await live(ledger, "bob")
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    erasure = await ledger.delete_user(ADA, requested_by="Eve of Support")
+    assert erasure.user_id == ADA
+    assert counts_of(erasure) == expected
+    await check_nothing_is_left(database, ADA)
+    await check_promises(database)
+    assert len(await ledger.get_history("bob")) == CHARGES + 1
+    [record] = await rows(database, "erasures")
+    assert record == {
+        "_id": ObjectId(erasure.erasure_id),
+        "requestedBy": "Eve of Support",
+        "startedAt": record["startedAt"],
+        "finishedAt": erasure.erased_at,
+        "users": 1,
+        "transactions": expected["transactions"],
+        "auditLogs": expected["audit_logs"],
+        "idempotencyRecords": expected["idempotency_records"],
+        "archivedTransactions": 0,
+        "archivedAuditLogs": 0,
+        "transactionsInFiles": 0,
+    }
+    assert before < record["startedAt"] <= record["finishedAt"]
+
+
+async def test_steps_are_of_at_most_a_thousand_documents(
+    ledger: CreditLedger, database: Database, replica_set_uri: str
+) -> None:
+    """A thousand transactions with keys: each transaction of the database is a bounded one."""
+    await ledger.create_user(ADA, credits=10**6)
+    await asyncio.gather(
+        *(ledger.charge(ADA, "translate", idempotency_key=str(n)) for n in range(1000))
+    )
+    deleted: list[int] = []
+
+    class Deletions(Listener):
+        def succeeded(self, event: Any) -> None:
+            if event.command_name == "delete":
+                deleted[-1] += event.reply["n"]
+            elif event.command_name == "commitTransaction":
+                deleted.append(0)
+
+    deleted.append(0)
+    async with (
+        AsyncMongoClient[Row](replica_set_uri, event_listeners=[Deletions()]) as client,
+        CreditLedger(client[database.name], CreditConfig(costs={})) as other,
+    ):
+        erasure = await other.delete_user(ADA)
+    assert (erasure.transactions, erasure.audit_logs) == (1001, 1001)
+    assert erasure.idempotency_records == 1000
+    assert sum(deleted) == 1 + 1001 + 1001 + 1000
+    assert max(deleted) < 1000
+    await check_nothing_is_left(database, ADA)
+
+
+async def archive_some(database: Database, user_id: str, number: int, *, to_files: int = 0) -> None:
+    """As the archive does: the oldest rows to other places, and a border after them."""
+    found = database["transactions"].find({"userId": user_id}).sort("seq", 1).limit(number)
+    moved = await found.to_list(None)
+    border: Border = dataclasses.replace(NO_BORDER, user_id=user_id)
+    if to_files:
+        border = border.moved_to("files", moved[:to_files], [])
+    border = border.moved_to("collection", moved[to_files:], [])
+    for name in ("transactions", "audit_logs"):
+        ids = [row["_id"] for row in moved]
+        records = await database[name].find({"_id": {"$in": ids}}).sort("_id", 1).to_list(None)
+        await database[f"{name}_archive"].insert_many(
+            [row for row in records if row["_id"] in ids[to_files:]]
+        )
+        await database[name].delete_many({"_id": {"$in": ids}})
+    await database["archive_borders"].insert_one(border.to_row())
+
+
+async def test_archived_rows_go_too_and_those_in_files_are_told(
+    ledger: CreditLedger, database: Database, small_steps: None
+) -> None:
+    """With the border, so that an account of the same name begins with nothing."""
+    expected = await live(ledger, ADA)
+    await live(ledger, "bob")
+    await archive_some(database, ADA, 15, to_files=4)
+    await archive_some(database, "bob", 15)
+    erasure = await ledger.delete_user(ADA)
+    assert counts_of(erasure) == {
+        **expected,
+        "transactions": expected["transactions"] - 15,
+        "audit_logs": expected["audit_logs"] - 15,
+        # The keys of what is in files are beyond what the rows can tell; these expire.
+        "idempotency_records": expected["idempotency_records"] - 2,
+        "archived_transactions": 11,
+        "archived_audit_logs": 11,
+        "transactions_in_files": 4,
+    }
+    for name in ("users", "transactions", "audit_logs", "transactions_archive", "archive_borders"):
+        assert ADA not in str(await rows(database, name))
+    assert await count(database, "transactions_archive") == 15
+    assert await count(database, "archive_borders") == 1
+
+
+async def test_a_key_that_is_somebody_else_s_by_now_stays(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """Keys are remembered for a time, and transactions keep them."""
+    await ledger.create_user(ADA, credits=10, idempotency_key="shared")
+    await database["idempotency_records"].delete_one({"_id": "shared"})
+    await ledger.create_user("bob", credits=10, idempotency_key="shared")
+    assert (await ledger.delete_user(ADA)).idempotency_records == 0
+    assert (await ledger.create_user("bob", credits=10, idempotency_key="shared")).replayed
+
+
+async def test_fields_of_the_application_go_with_the_user_and_strange_accounts_as_well(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """What can't be charged can be erased."""
+    user = {"_id": ADA, "credits": Int64(5), "seq": "many", "email": "a@b", "createdAt": 7}
+    await database["users"].insert_one(user, bypass_document_validation=True)
+    assert (await ledger.delete_user(ADA)).users == 1
+    await check_nothing_is_left(database, ADA)
+
+
+async def test_an_unknown_user_is_not_found(ledger: CreditLedger, database: Database) -> None:
+    """Also once it is erased, and nothing is written."""
+    for _ in range(2):
+        with pytest.raises(UserNotFoundError):
+            await ledger.delete_user(ADA)
+        assert await rows(database, "erasures") == []
+    await ledger.create_user(ADA)
+    await ledger.delete_user(ADA)
+    with pytest.raises(UserNotFoundError):
+        await ledger.delete_user(ADA)
+    assert await count(database, "erasures") == 1
+
+
+async def test_a_name_that_was_erased_can_begin_anew(ledger: CreditLedger) -> None:
+    """With the keys of before, which are forgotten."""
+    await live(ledger, ADA)
+    await ledger.delete_user(ADA)
+    user = await ledger.create_user(ADA, credits=7, idempotency_key=f"{ADA} opens")
+    assert (user.credits, user.seq, user.replayed) == (7, 1, False)
+    assert len(await ledger.get_history(ADA)) == 1
+
+
+# --- Killed ---------------------------------------------------------------------------------------
+
+
+async def erase_in_small_steps(database: Database, user_id: str) -> Erasure:
+    """What the children do."""
+    erase._TRANSACTIONS = erase._AUDIT_LOGS = STEP  # type: ignore[misc]
+    return await erase_user(database, user_id, requested_by="Eve")
+
+
+async def test_killed_at_any_command_it_ends_whole_when_run_again(
+    ledger: CreditLedger,
+    database: Database,
+    client: Client,
+    replica_set_uri: str,
+    small_steps: None,
+) -> None:
+    """With the right counts; and in between, no operation finds half an account."""
+    users = [f"{ADA} {number}" for number in range(KILLS)]
+    expected: Row = {}
+    for user_id in ("recorded", *users):
+        expected = await live(ledger, user_id)
+        await archive_some(database, user_id, 5)
+    bystander = await live(ledger, "bob")
+    expected |= {
+        "transactions": expected["transactions"] - 5,
+        "audit_logs": expected["audit_logs"] - 5,
+        "archived_transactions": 5,
+        "archived_audit_logs": 5,
+    }
+    commands = await commands_of_one(replica_set_uri, database.name, "recorded")
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def kill(number: int, user_id: str) -> None:
+        # Spread over all of them, then again at the other moments.
+        command = number % commands if commands < KILLS else number * commands // KILLS
+        moment = MOMENTS[(number + number // commands) % len(MOMENTS)]
+        async with at_once:
+            assert await die_at(
+                replica_set_uri,
+                database.name,
+                erase_in_small_steps,
+                user_id,
+                command=command,
+                moment=moment,
+            ), (command, moment)
+
+    await asyncio.gather(*(kill(number, user_id) for number, user_id in enumerate(users)))
+    # What the dead have left open would be ended by the server after a minute.
+    await end_all_transactions(client)
+    begun = await check_who_is_being_erased(ledger, database, users)
+    assert len(begun) > KILLS / 2
+    assert not {finding.user_id for finding in (await verify(database)).findings} & begun
+    await database["audit_logs"].delete_many({"action": "bonus"})
+    for user_id in users:
+        try:
+            erasure = await erase_in_small_steps(database, user_id)
+        except UserNotFoundError:
+            # It died after the last of its commands.
+            continue
+        assert counts_of(erasure) == expected, user_id
+    await check_nothing_is_left(database, ADA)
+    for record in await rows(database, "erasures"):
+        assert record["transactions"] == expected["transactions"], record
+        assert record["requestedBy"] == "Eve"
+    assert await count(database, "erasures") == KILLS + 1
+    assert (await verify(database)).findings == ()
+    assert await count(database, "transactions") == bystander["transactions"]
+
+
+async def check_who_is_being_erased(
+    ledger: CreditLedger, database: Database, users: list[str]
+) -> set[str]:
+    """Accounts are whole or gone; those that have gone."""
+    gone = set()
+    for user_id in users:
+        if await count(database, "users", _id=user_id):
+            assert await count(database, "transactions", userId=user_id) == CHARGES + 1 - 5
+        else:
+            gone.add(user_id)
+            with pytest.raises(UserNotFoundError):
+                await ledger.grant(user_id, 1, action="bonus")
+    return gone
+
+
+async def commands_of_one(uri: str, name: str, user_id: str) -> int:
+    """How many commands an erasure sends."""
+    listener = Listener()
+    async with AsyncMongoClient[Row](uri, tz_aware=True, event_listeners=[listener]) as client:
+        await erase_in_small_steps(client[name], user_id)
+    return len(listener.sent)
+
+
+# --- Beside others --------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def slow(
+    replica_set_uri: str, database: Database, client: Client, small_steps: None
+) -> AsyncIterator[Database]:
+    """The database for somebody whose every deletion takes its time."""
+    uri = with_options(replica_set_uri, appname="slow")
+    data = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 30}
+    async with (
+        AsyncMongoClient[Row](uri, tz_aware=True) as other,
+        failing(client, "slow", **data),
+    ):
+        yield other[database.name]
+
+
+async def until_gone(database: Database, user_id: str) -> None:
+    """Until the account has gone."""
+    while True:
+        if not await count(database, "users", _id=user_id):
+            return
+        await asyncio.sleep(0.005)
+
+
+async def test_operations_meet_the_whole_account_or_none(
+    ledger: CreditLedger, database: Database, client: Client, slow: Database, config: CreditConfig
+) -> None:
+    """Two processes charge it all the time; once it is not found, it stays so."""
+    await live(ledger, ADA)
+    await ledger.grant(ADA, 10**6, action="bonus")
+    stopped = asyncio.Event()
+
+    async def charge(books: CreditLedger) -> tuple[int, int]:
+        done = refused = 0
+        while not stopped.is_set():
+            try:
+                await books.charge(ADA, "translate", amount=1, idempotency_key=str(ObjectId()))
+            except UserNotFoundError:
+                refused += 1
+            else:
+                assert not refused, "it was gone, and came back"
+                done += 1
+        with pytest.raises(UserNotFoundError):
+            await books.charge(ADA, "translate", amount=1)
+        return done, refused
+
+    async with CreditLedger(client[database.name], config) as other:
+        chargers = [asyncio.create_task(charge(books)) for books in (ledger, ledger, other, other)]
+        await asyncio.sleep(0.3)
+        erasure = await erase_user(slow, ADA)
+        stopped.set()
+        ended = await asyncio.gather(*chargers)
+    done, refused = (sum(each) for each in zip(*ended, strict=True))
+    assert done
+    assert refused
+    assert erasure.transactions == CHARGES + 2 + done
+    assert erasure.idempotency_records == CHARGES // 2 + 1 + done
+    for name in ("users", "transactions", "idempotency_records"):
+        assert ADA not in str(await rows(database, name))
+    # Attempts on somebody unknown are audited, by the name that was asked for.
+    assert {row["status"] for row in await rows(database, "audit_logs")} <= {"failed"}
+    await check_promises(database)
+    await check_that_no_transaction_stays_open(client)
+
+
+async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
+    ledger: CreditLedger, database: Database, slow: Database
+) -> None:
+    """With its own history, keys and audit log, and none of the former one's."""
+    expected = await live(ledger, ADA)
+    erasing = asyncio.create_task(erase_user(slow, ADA))
+    await until_gone(database, ADA)
+    await ledger.create_user(ADA, credits=50, idempotency_key="anew")
+    for number in range(10):
+        await ledger.charge(ADA, "translate", idempotency_key=f"anew {number}")
+    with pytest.raises(InsufficientCreditsError):
+        await ledger.charge(ADA, "translate", amount=1000)
+    assert not erasing.done()
+    erasure = await erasing
+    assert counts_of(erasure) == expected
+    assert await ledger.get_balance(ADA) == 20
+    assert len(await ledger.get_history(ADA)) == 11
+    assert len(await ledger.get_audit_log(ADA)) == 12
+    assert (await ledger.create_user(ADA, credits=50, idempotency_key="anew")).replayed
+    await check_promises(database)
+    assert (await verify(database)).findings == ()
+    assert ADA not in str(await rows(database, "erasures"))
+
+
+async def test_what_cannot_be_told_from_an_account_opened_anew_is_left_until_asked_again(
+    ledger: CreditLedger, database: Database, slow: Database, config: CreditConfig
+) -> None:
+    """Its clock is behind: no row of it is touched; erasing again takes both."""
+    expected = await live(ledger, ADA)
+    erasing = asyncio.create_task(erase_user(slow, ADA))
+    await until_gone(database, ADA)
+    past = datetime.now(UTC) - timedelta(hours=1)
+    async with CreditLedger(database, config, clock=lambda: past) as behind:
+        await behind.create_user(ADA, credits=50)
+        await behind.charge(ADA, "translate")
+        with pytest.raises(StorageError, match="opened anew"):
+            await erasing
+        assert await behind.get_balance(ADA) == 47
+    erasure = await erase_user(database, ADA)
+    assert counts_of(erasure) == {
+        **expected,
+        "users": 2,
+        "transactions": expected["transactions"] + 2,
+        "audit_logs": expected["audit_logs"] + 2,
+    }
+    await check_nothing_is_left(database, ADA)
+
+
+async def test_two_who_erase_the_same_user_share_one_erasure(
+    ledger: CreditLedger, database: Database, small_steps: None
+) -> None:
+    """Each is told the same, and each row is counted once."""
+    expected = await live(ledger, ADA)
+    results = await asyncio.gather(
+        *(ledger.delete_user(ADA) for _ in range(3)), return_exceptions=True
+    )
+    erasures = [each for each in results if isinstance(each, Erasure)]
+    assert erasures
+    for each in results:
+        # Whoever came after the end found nobody.
+        assert isinstance(each, Erasure | UserNotFoundError), repr(each)
+    assert {each.erasure_id for each in erasures} == {erasures[0].erasure_id}
+    assert all(counts_of(each) == expected for each in erasures)
+    assert await count(database, "erasures") == 1
+
+
+async def test_a_user_whom_an_application_s_transaction_holds_is_not_erased_in_half(
+    database: Database, client: Client, config: CreditConfig
+) -> None:
+    """It waits for the end of that, up to the deadline, and then nothing has happened."""
+    quick = config.model_copy(update={"operation_timeout_seconds": 0.5})
+    async with CreditLedger(database, quick) as ledger, client.start_session() as session:
+        await ledger.create_user(ADA, credits=10)
+        await session.start_transaction()
+        await ledger.charge(ADA, "translate", session=session)
+        with pytest.raises(StorageError):
+            await ledger.delete_user(ADA)
+        assert await ledger.get_balance(ADA) == 10
+        erasing = asyncio.create_task(ledger.delete_user(ADA))
+        await asyncio.sleep(0.1)
+        await session.commit_transaction()
+        assert (await erasing).transactions == 2
+    await check_nothing_is_left(database, ADA)
+    await check_that_no_transaction_stays_open(client)
+
+
+OUTCOMES: Final[dict[str, Row]] = {
+    "lost before": {"failCommands": ["commitTransaction"], "closeConnection": True},
+    "applied": {
+        "failCommands": ["commitTransaction"],
+        "writeConcernError": {"code": 100, "errmsg": "x"},
+    },
+    "out of time": {"failCommands": ["commitTransaction"], "errorCode": 50},
+    "a conflict": {"failCommands": ["delete"], "errorCode": 112},
+    "no primary": {"failCommands": ["findAndModify"], "errorCode": 10107},
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("skipped", [0, 3])
+async def test_a_step_that_failed_is_taken_again(
+    ledger: CreditLedger,
+    database: Database,
+    client: Client,
+    replica_set_uri: str,
+    small_steps: None,
+    *,
+    outcome: str,
+    skipped: int,
+) -> None:
+    """Whatever became of it: each row goes once, and is counted once."""
+    expected = await live(ledger, ADA)
+    uri = with_options(replica_set_uri, appname="unlucky")
+    async with AsyncMongoClient[Row](uri, tz_aware=True) as unlucky:
+        await unlucky.admin.command("ping")
+        if skipped:
+            # From a later step on, and then for as long as the driver does not see it.
+            mode: Any = {"skip": skipped}
+        else:
+            mode = {"times": 2}
+        async with failing(client, "unlucky", mode, **OUTCOMES[outcome]) as failure:
+            erasing = asyncio.create_task(erase_user(unlucky[database.name], ADA))
+            await asyncio.sleep(0.4)
+            if skipped:
+                await client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+            erasure = await erasing
+    assert failure is not None
+    assert counts_of(erasure) == expected
+    await check_nothing_is_left(database, ADA)
+    await check_that_no_transaction_stays_open(client)
+
+
+async def test_whoever_gives_up_leaves_nothing_open_and_can_go_on(
+    ledger: CreditLedger, database: Database, client: Client, slow: Database
+) -> None:
+    """A cancelled erasure is like a killed one."""
+    expected = await live(ledger, ADA)
+    erasing = asyncio.create_task(erase_user(slow, ADA))
+    await until_gone(database, ADA)
+    erasing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await erasing
+    await check_that_no_transaction_stays_open(client)
+    assert (await verify(database)).findings == ()
+    assert counts_of(await ledger.delete_user(ADA)) == expected
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+
+async def test_the_command_erases_and_says_what(
+    ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """In a line, or as JSON; the script is the same."""
+    await live(ledger, ADA)
+    await live(ledger, "bob")
+    here = (*where(replica_set_uri, database), "--requested-by", "Eve", "--yes")
+    code, output, errors = await run("erase", *here, "--user", ADA)
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"{database.name}: erased 1 users, {CHARGES + 1} transactions, ")
+    script = ("scripts/erase.py",)
+    code, output, errors = await run(*here, "--user", "bob", "--json", program=script)
+    assert (code, errors) == (0, "")
+    facts = json.loads(output)
+    assert (facts["database"], facts["user_id"], facts["users"]) == (database.name, "bob", 1)
+    assert facts["transactions"] == CHARGES + 1
+    assert facts["transactions_in_files"] == 0
+    assert await rows(database, "users") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--user", "nil", "--requested-by", "Eve", "--yes"), "there is no user 'nil'"),
+        (("--user", ADA, "--requested-by", "Eve"), "no terminal to ask on"),
+        (("--user", ADA, "--yes"), "--requested-by"),
+        (("--requested-by", "Eve", "--yes"), "--user"),
+        (("--user", "", "--requested-by", "Eve", "--yes"), "user_id: must have 1"),
+        (("--user", ADA, "--requested-by", "a\nb", "--yes"), "requested_by: must not contain"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_what_can_not_be_done_is_told_in_one_line(
+    ledger: CreditLedger,
+    replica_set_uri: str,
+    database: Database,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    arguments: tuple[str, ...],
+    told: str,
+) -> None:
+    """With exit code 2, and nothing is written."""
+    await ledger.create_user(ADA)
+    here = where(replica_set_uri, database)
+    assert await asyncio.to_thread(main, ["erase", *here, *arguments]) == 2
+    output, errors = capfd.readouterr()
+    assert (output, errors.count("\n")) == ("", 1), errors
+    assert errors.startswith("error: ")
+    assert told in errors
+    assert await count(database, "users") == 1
+    assert await rows(database, "erasures") == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 2), ("", 2), ("y", 0)])
+async def test_on_a_terminal_it_asks(
+    ledger: CreditLedger, replica_set_uri: str, database: Database, answer: str, code: int
+) -> None:
+    """No is the answer that is taken for granted."""
+    await ledger.create_user(ADA)
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *PROGRAM,
+        *("erase", *where(replica_set_uri, database), "--user", ADA, "--requested-by", "Eve"),
+        cwd=ROOT,
+        env=environment(COLUMNS="300", TERM="xterm"),
+        stdin=theirs,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    output, errors = await process.communicate()
+    os.close(ours)
+    assert process.returncode == code, errors
+    assert f"Erase '{ADA}' and all its rows in '{database.name}' for good?".encode() in errors
+    assert bool(output) == (code == 0)
+    assert await count(database, "users") == (code != 0)
