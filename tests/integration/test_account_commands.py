@@ -253,10 +253,10 @@ async def test_metadata_and_keys_are_shown_to_those_who_ask(
             code, output, errors = await call(*command, *more)
             assert code == 0
             assert SECRET not in output + errors
-    for command in ("history", "audit"):
-        assert SECRET in (await call(command, "ada", "--metadata"))[1]
+    for records in ("history", "audit"):
+        assert SECRET in (await call(records, "ada", "--metadata"))[1]
         # Strict JSON, whatever BSON holds.
-        _, output, _ = await call(command, "ada", "--metadata", "--json")
+        _, output, _ = await call(records, "ada", "--metadata", "--json")
         json.loads(output, parse_constant=pytest.fail)
         assert SECRET in output
 

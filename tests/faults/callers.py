@@ -1,0 +1,61 @@
+"""Many callers at once, for as long as a disturbance lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Final
+
+from credit_mongo import CreditLedger
+from tests.faults.asks import Ask, Told, put
+from tests.faults.operations import OPENING_CREDITS, charge_of, new_key, refused_charge_of
+
+__all__ = ["Callers"]
+
+# Between two asks of all callers together: so many that all can be checked.
+_BETWEEN_SECONDS: Final = 0.01
+
+
+class Callers:
+    """Callers who charge, grant and refund for a handful of users, each with keys of its own."""
+
+    def __init__(self, ledger: CreditLedger, count: int, dice: Random) -> None:
+        self.ledger = ledger
+        self._count = count
+        self._dice = dice
+        self._users = [f"user-{number}" for number in range(max(count // 5, 2))]
+
+    async def open_accounts(self) -> None:
+        """Before anything is disturbed."""
+        opening = (self.ledger.create_user(u, credits=OPENING_CREDITS) for u in self._users)
+        await asyncio.gather(*opening)
+
+    async def during(self, disturb: Callable[[], Awaitable[None]]) -> list[Told]:
+        """What all were told who asked while it was disturbed."""
+        told: list[Told] = []
+        is_over = asyncio.Event()
+        callers = [asyncio.create_task(self._call(told, is_over)) for _ in range(self._count)]
+        try:
+            await disturb()
+        finally:
+            is_over.set()
+            await asyncio.gather(*callers)
+        return told
+
+    async def _call(self, told: list[Told], is_over: asyncio.Event) -> None:
+        while not is_over.is_set():
+            each = await put(self._ask(), self.ledger)
+            told.append(each)
+            await asyncio.sleep(self._dice.uniform(0, 2 * _BETWEEN_SECONDS * self._count))
+
+    def _ask(self) -> Ask:
+        user_id = self._dice.choice(self._users)
+        kind = self._dice.random()
+        if kind < 0.1:
+            return refused_charge_of(user_id)
+        if kind < 0.2:
+            return Ask("grant", user_id, (3,), {"action": "bonus"}, key=new_key())
+        if kind < 0.3:
+            return Ask("refund", user_id, (2,), {"action": "sorry"}, key=new_key())
+        return charge_of(user_id)

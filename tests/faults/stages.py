@@ -1,0 +1,121 @@
+"""Where one case is tried after the other: clients with names of their own, one fault at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger
+from tests.faults.asks import Ask
+from tests.faults.commands import Command, Commands
+from tests.faults.faults import client_of
+from tests.integration.promises import Database
+
+__all__ = ["ORDERS", "Stage", "each_on_a_stage", "in_a_transaction", "take_turns", "turn_held"]
+
+ORDERS: Final = "orders"
+_T = TypeVar("_T")
+
+
+class Stage:
+    """A client by a name that no other has, so that only it is hit, and the commands it sends."""
+
+    def __init__(self, uri: str, number: int) -> None:
+        self.app_name = f"stage-{number}"
+        self.commands = Commands()
+        self.client = client_of(uri, self.app_name, event_listeners=[self.commands])
+
+    def sent(self, *, in_session: bool) -> list[Command]:
+        """What the operation sent; in an application's transaction, its commit, too."""
+        of_application = {"abortTransaction", "killSessions"} if in_session else set()
+        return [
+            command
+            for command in self.commands.sent
+            if command.name not in of_application and command.collection != ORDERS
+        ]
+
+
+async def each_on_a_stage(
+    stages: Iterable[Stage], cases: Iterable[_T], work: Callable[[Stage, _T], Awaitable[None]]
+) -> None:
+    """Work on all cases, as many at once as there are stages."""
+    left = iter(cases)
+
+    async def go_on(stage: Stage) -> None:
+        for case in left:
+            await work(stage, case)
+
+    await asyncio.gather(*(go_on(stage) for stage in stages))
+
+
+async def in_a_transaction(ask: Ask, ledger: CreditLedger, database: Database) -> Any:
+    """What an application does: an order and its charge, together or not at all."""
+
+    async def work(session: AsyncClientSession) -> Any:
+        await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
+        return await ask.of(ledger, session)
+
+    async with database.client.start_session() as session:
+        try:
+            return await session.with_transaction(
+                work,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority", j=True),
+            )
+        except CreditError:
+            raise
+        except PyMongoError as error:
+            # Its own commit. The ledger has no part in it, and no word for it.
+            raise CommitOutcomeUnknownError from error
+        finally:
+            # The driver leaves a transaction open whose commit or abort has failed.
+            with contextlib.suppress(PyMongoError):
+                end = database.client.admin.command({"killSessions": [session.session_id]})
+                await asyncio.shield(asyncio.ensure_future(end))
+
+
+async def take_turns(
+    ledger: CreditLedger, commands: Commands, database: Database, user_id: str
+) -> None:
+    """Be in the way of the ledger until it takes turns. ``database`` is of another client."""
+    commands.start()
+    async with database.client.start_session() as session, await session.start_transaction():
+        change = {"$set": {"note": "busy"}}
+        await database["users"].update_one({"_id": user_id}, change, session=session)
+        charging = asyncio.create_task(ledger.charge(user_id, "post"))
+        await commands.until(lambda: any(c.name == "findAndModify" for c in commands.sent))
+        await session.abort_transaction()
+    await charging
+
+
+@asynccontextmanager
+async def turn_held(commands: Commands, database: Database) -> AsyncIterator[None]:
+    """Have the turn until the ledger waits for it. ``database`` is of another client."""
+
+    def is_awaited() -> bool:
+        return any((c.name, c.collection) == ("update", "turns") for c in commands.sent)
+
+    async with database.client.start_session() as session:
+        await session.start_transaction()
+        turn = {"_id": "turn"}
+        await database["turns"].update_one(turn, {"$inc": {"taken": 1}}, session=session)
+
+        async def let_go() -> None:
+            # What fails before need not wait.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(commands.until(is_awaited), 0.05)
+            await session.abort_transaction()
+
+        letting_go = asyncio.create_task(let_go())
+        try:
+            yield
+        finally:
+            await letting_go

@@ -1,0 +1,108 @@
+"""Every failure of every command of every read: the right answer, or a typed error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from credit_mongo import CreditConfig, CreditLedger, StorageError
+from tests.faults.asks import outcome_of
+from tests.faults.everything import GRACE_SECONDS, nothing_is_open
+from tests.faults.faults import FAULTS
+from tests.faults.grounds import Grounds
+from tests.faults.operations import prices
+from tests.faults.sizes import REACHED
+from tests.faults.stages import Stage
+from tests.integration.promises import Database
+
+Read = Callable[[CreditLedger, Any], Awaitable[Any]]
+READS: dict[str, Read] = {
+    "get_user": lambda ledger, session: ledger.get_user("user", session=session),
+    "get_balance": lambda ledger, session: ledger.get_balance("user", session=session),
+    "get_history": lambda ledger, session: _rows(ledger.get_history("user", session=session)),
+    "get_audit_log": lambda ledger, session: _rows(ledger.get_audit_log("user", session=session)),
+    "validate_access": lambda ledger, session: ledger.validate_access(
+        "user", "post", session=session
+    ),
+    "quote": lambda ledger, _: ledger.quote("user", "post"),
+}
+SHORT = prices(operation_timeout_seconds=1)
+
+
+async def _rows(page: Awaitable[Sequence[Any]]) -> list[Any]:
+    return list(await page)
+
+
+async def opened(database: Database, config: CreditConfig) -> None:
+    """A user with some history."""
+    async with CreditLedger(database, config) as ledger:
+        await ledger.create_user("user", credits=100, membership_tier="premium")
+        for number in range(3):
+            await ledger.charge("user", "post", idempotency_key=f"key-{number}")
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("in_session", [False, True], ids=["alone", "in a transaction"])
+async def test_each_failure_of_each_command_of_a_read(
+    name: str, in_session: bool, grounds: Grounds
+) -> None:
+    """Never a wrong answer, and never the driver's bare error."""
+    database, primary = grounds.database, grounds.primary
+    await opened(database, prices())
+    stage = Stage(grounds.replica_set.uri, 1)
+    ledger = CreditLedger(stage.client[database.name], prices())
+
+    async def read() -> Any:
+        if not in_session:
+            return await outcome_of(READS[name](ledger, None))
+        async with stage.client.start_session() as session:
+            await session.start_transaction()
+            answer = await outcome_of(READS[name](ledger, session))
+            await session.abort_transaction()
+            return answer
+
+    async with ledger, stage.client:
+        await read()
+        stage.commands.start()
+        right = await read()
+        commands = [c for c in stage.commands.sent if c.name != "abortTransaction"]
+        assert commands
+        assert not isinstance(right, BaseException)
+        for command in commands:
+            for fault in FAULTS:
+                if not fault.fits(command):
+                    continue
+                stage.commands.start()
+                await primary.fail(command, stage.app_name, database.name, fault.data)
+                answer = await read()
+                await primary.heal()
+                assert command in stage.commands.failures, (command, fault)
+                if isinstance(answer, BaseException):
+                    assert isinstance(answer, StorageError), (command, fault, answer)
+                    assert answer.__cause__ is not None
+                else:
+                    assert answer == right, (command, fault)
+                assert await read() == right, (command, fault)
+                REACHED["cases: read by command by failure"] += 1
+    await nothing_is_open(grounds.observers)
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_a_read_slower_than_the_deadline_ends_in_time(name: str, grounds: Grounds) -> None:
+    """And the next one is answered."""
+    database, primary = grounds.database, grounds.primary
+    await opened(database, SHORT)
+    stage = Stage(grounds.replica_set.uri, 1)
+    blocked = {"blockConnection": True, "blockTimeMS": 1500}
+    async with stage.client, CreditLedger(stage.client[database.name], SHORT) as ledger:
+        right = await READS[name](ledger, None)
+        async with primary.failing(stage.app_name, failCommands=["find"], **blocked):
+            begun = time.monotonic()
+            with pytest.raises(StorageError):
+                await READS[name](ledger, None)
+            assert time.monotonic() - begun < 1 + GRACE_SECONDS
+        assert await READS[name](ledger, None) == right
+        REACHED["deadlines of reads"] += 1

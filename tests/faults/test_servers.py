@@ -1,0 +1,305 @@
+"""Servers that step down, are killed, freeze, or lose what no majority had, under many callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+from pymongo.errors import PyMongoError
+
+from credit_mongo import CreditLedger, StorageError
+from credit_mongo.local import LocalReplicaSet, Member
+from tests.faults.asks import Told, outcome_of
+from tests.faults.callers import Callers
+from tests.faults.everything import GRACE_SECONDS, everything_holds, was_told_of
+from tests.faults.faults import client_of
+from tests.faults.grounds import Grounds
+from tests.faults.operations import charge_of, prices
+from tests.faults.sizes import REACHED, SIZES, chance
+from tests.integration.promises import Client
+
+TIMEOUT_SECONDS = 3.0
+# The driver looks for a primary at least this often, and an election takes a few seconds.
+RECOVERY_SECONDS = 30.0
+
+Disturb = Callable[[LocalReplicaSet, Client, Random], Awaitable[None]]
+
+
+async def primary_of(replica_set: LocalReplicaSet, client: Client) -> Member:
+    """The member that is primary now."""
+    hello = await client.admin.command("hello")
+    [member] = [m for m in replica_set.members if m.host == hello["primary"]]
+    return member
+
+
+async def secondaries_of(replica_set: LocalReplicaSet, client: Client) -> list[Member]:
+    """The two that are not."""
+    primary = await primary_of(replica_set, client)
+    return [member for member in replica_set.members if member is not primary]
+
+
+async def some_time(dice: Random, longest: float = 0.6) -> None:
+    """In which callers go on."""
+    await asyncio.sleep(dice.uniform(0.05, longest))
+
+
+async def step_down(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """The primary hands over."""
+    await some_time(dice)
+    before = await primary_of(replica_set, client)
+    # By force, in some: it does not wait for a secondary to catch up.
+    command = {"replSetStepDown": 3, "force": dice.random() < 0.5}
+    if not command["force"]:
+        command["secondaryCatchUpPeriodSecs"] = 1
+    with contextlib.suppress(PyMongoError):  # it cuts the connection, or there is no candidate yet
+        await client.admin.command(command)
+    await replica_set.wait_until_ready()
+    if await primary_of(replica_set, client) is not before:
+        REACHED["elections by stepping down"] += 1
+
+
+async def kill(members: list[Member], replica_set: LocalReplicaSet, dice: Random) -> None:
+    """Kill -9, all at once, and start them again after a while."""
+    await some_time(dice)
+    await asyncio.gather(*(member.kill() for member in members))
+    REACHED["kills of servers"] += len(members)
+    await some_time(dice, 3.0)
+    await asyncio.gather(*(member.restart() for member in members))
+    await replica_set.wait_until_ready()
+
+
+async def freeze(members: list[Member], replica_set: LocalReplicaSet, dice: Random) -> None:
+    """SIGSTOP, and SIGCONT when an election may have happened, or not yet."""
+    await some_time(dice)
+    for member in members:
+        member.pause()
+    try:
+        await asyncio.sleep(dice.uniform(0.5, 5.0))
+    finally:
+        for member in members:
+            member.resume()
+    REACHED["freezes of servers"] += 1
+    await replica_set.wait_until_ready()
+
+
+async def kill_primary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """The one that all write to."""
+    await kill([await primary_of(replica_set, client)], replica_set, dice)
+
+
+async def kill_one_secondary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """There is still a majority."""
+    await kill((await secondaries_of(replica_set, client))[:1], replica_set, dice)
+
+
+async def kill_both_secondaries(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """There is no majority."""
+    await kill(await secondaries_of(replica_set, client), replica_set, dice)
+
+
+async def kill_all(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """As a power cut does."""
+    await kill(list(replica_set.members), replica_set, dice)
+
+
+async def freeze_primary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """It thaws as one that still believes to be primary."""
+    await freeze([await primary_of(replica_set, client)], replica_set, dice)
+
+
+async def freeze_one_secondary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
+    """There is still a majority."""
+    await freeze((await secondaries_of(replica_set, client))[:1], replica_set, dice)
+
+
+async def freeze_both_secondaries(
+    replica_set: LocalReplicaSet, client: Client, dice: Random
+) -> None:
+    """There is no majority."""
+    await freeze(await secondaries_of(replica_set, client), replica_set, dice)
+
+
+class Scene:
+    """A ledger that is disturbed, its callers, and what must hold after each disturbance."""
+
+    def __init__(self, ledger: CreditLedger, grounds: Grounds, dice: Random) -> None:
+        self.ledger = ledger
+        self.replica_set = grounds.replica_set
+        self.client = grounds.client
+        self.database = grounds.database
+        self.observers = grounds.observers
+        self.dice = dice
+        self.callers = Callers(ledger, SIZES.callers, dice)
+
+    async def go_through(self, disturb: Callable[[], Awaitable[None]]) -> list[Told]:
+        """Disturb; then the same ledger works again without help, and everything holds."""
+        told = await self.callers.during(disturb)
+        await self._works_again()
+        assert any(was_told_of(each.outcome) == "done" for each in told)
+        for each in told:
+            REACHED[f"calls under disturbed servers: {was_told_of(each.outcome)}"] += 1
+        await everything_holds(
+            told,
+            ledger=self.ledger,
+            database=self.database,
+            observers=self.observers,
+            timeout_seconds=TIMEOUT_SECONDS,
+        )
+        return told
+
+    async def _works_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RECOVERY_SECONDS
+        while isinstance(
+            outcome := await outcome_of(charge_of("user-0").of(self.ledger)), StorageError
+        ):
+            assert loop.time() < deadline, repr(outcome)
+
+
+@asynccontextmanager
+async def scene_of(name: str, grounds: Grounds) -> AsyncIterator[Scene]:
+    """A ledger on a client of its own, with many callers."""
+    config = prices(operation_timeout_seconds=TIMEOUT_SECONDS)
+    disturbed = client_of(grounds.replica_set.uri, "disturbed")
+    ledger = CreditLedger(disturbed[grounds.database.name], config)
+    scene = Scene(ledger, grounds, chance(name))
+    await scene.callers.open_accounts()
+    yield scene
+    for close in (ledger.close, disturbed.close):
+        closed = await outcome_of(close(), 3 * TIMEOUT_SECONDS + GRACE_SECONDS)
+        assert closed is None, closed
+
+
+KILLS: dict[str, Disturb] = {
+    "the primary": kill_primary,
+    "one secondary": kill_one_secondary,
+    "both secondaries": kill_both_secondaries,
+    "all": kill_all,
+}
+FREEZES: dict[str, Disturb] = {
+    "the primary": freeze_primary,
+    "one secondary": freeze_one_secondary,
+    "both secondaries": freeze_both_secondaries,
+}
+
+
+async def go_through_all(scene: Scene, disturbances: list[Disturb], name: str, least: int) -> None:
+    """Each in turn, until there were as many as are asked for."""
+    before = REACHED[name]
+    number = 0
+    while number < len(disturbances) or REACHED[name] - before < least:
+        disturb = disturbances[number % len(disturbances)]
+        number += 1
+        await scene.go_through(lambda: disturb(scene.replica_set, scene.client, scene.dice))  # noqa: B023
+
+
+async def test_elections(grounds: Grounds) -> None:
+    """Another primary takes over, as often as asked for."""
+    async with scene_of("elections", grounds) as scene:
+        await go_through_all(scene, [step_down], "elections by stepping down", SIZES.elections)
+
+
+async def test_killed_servers(grounds: Grounds) -> None:
+    """Kill -9 of the primary, of one and of both secondaries, and of all."""
+    async with scene_of("kills", grounds) as scene:
+        await go_through_all(scene, list(KILLS.values()), "kills of servers", SIZES.server_kills)
+
+
+async def test_frozen_servers(grounds: Grounds) -> None:
+    """SIGSTOP of the primary, of one and of both secondaries."""
+    async with scene_of("freezes", grounds) as scene:
+        await go_through_all(scene, list(FREEZES.values()), "freezes of servers", SIZES.freezes)
+
+
+async def stop_replication(client: Client, mode: str) -> None:
+    """Let a member fetch nothing from others, or fetch again."""
+    await client.admin.command({"configureFailPoint": "stopReplProducer", "mode": mode})
+
+
+def files_of_rollbacks(member: Member) -> set[str]:
+    """A member keeps the documents that it rolls back, one file a collection and rollback."""
+    return {str(path) for path in (member.directory / "rollback").glob("**/*.bson")}
+
+
+async def force_rollback(scene: Scene) -> None:
+    """The primary commits what no other has, dies, and finds on its return that history went on."""
+    replica_set, client = scene.replica_set, scene.client
+    await some_time(scene.dice)
+    former = await primary_of(replica_set, client)
+    others = [
+        observer
+        for member, observer in zip(replica_set.members, scene.observers, strict=True)
+        if member is not former
+    ]
+    before = files_of_rollbacks(former)
+    for other in others:
+        await stop_replication(other, "alwaysOn")
+    # Callers go on: what they ask for now is written on the primary alone.
+    await asyncio.sleep(scene.dice.uniform(1.5, 2.5))
+    await former.kill()
+    for other in others:
+        await stop_replication(other, "off")
+    while await primary_of_the_others(others) is None:  # noqa: ASYNC110 - a server's state
+        await asyncio.sleep(0.1)
+    await some_time(scene.dice)
+    await former.restart()
+    await replica_set.wait_until_ready()
+    assert files_of_rollbacks(former) - before, "nothing was rolled back"
+    REACHED["forced rollbacks"] += 1
+
+
+async def primary_of_the_others(others: list[Client]) -> str | None:
+    """The address of the one that was elected."""
+    for other in others:
+        hello = await other.admin.command("hello")
+        if hello["isWritablePrimary"]:
+            return str(hello["me"])
+    return None
+
+
+async def test_rollbacks(grounds: Grounds) -> None:
+    """What was rolled back had not been acknowledged; what was acknowledged is there."""
+    async with scene_of("rollbacks", grounds) as scene:
+        for _ in range(SIZES.rollbacks):
+            told = await scene.go_through(lambda: force_rollback(scene))
+            # While no majority had it, nobody was told that it was done.
+            assert any(was_told_of(each.outcome) == "unknown" for each in told)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("kind", ["", "ForReads"])
+async def test_conflicts_at_random(probability: float, kind: str, grounds: Grounds) -> None:
+    """The storage engine of the primary reports conflicts, with or without a reason."""
+    async with scene_of(f"conflicts {probability}", grounds) as s:
+        point = {"configureFailPoint": f"WTWriteConflictException{kind}"}
+
+        async def conflict() -> None:
+            member = await primary_of(grounds.replica_set, grounds.client)
+            observer = grounds.observers[grounds.replica_set.members.index(member)]
+            await observer.admin.command({**point, "mode": {"activationProbability": probability}})
+            await asyncio.sleep(SIZES.conflict_seconds)
+            after = await observer.admin.command({**point, "mode": "off"})
+            REACHED["conflicts at random"] += after["count"]
+
+        await s.go_through(conflict)
+
+
+async def test_calls_that_end_while_there_is_no_server() -> None:
+    """By their deadlines, however long the application's client would look for a primary."""
+    # A process of its own: one that hangs would not let this one end.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "tests.faults.nobody"),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    REACHED["calls without any server"] += int(said)
