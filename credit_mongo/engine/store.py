@@ -224,9 +224,13 @@ class Store:
             "writeConcern": {"w": 1, "j": False},
         }
         while True:
-            with contextlib.suppress(ExecutionTimeout):
+            try:
                 await self._database.command(command)
-                return
+            except ExecutionTimeout:
+                continue
+            except OperationFailure:
+                return  # Nothing was lost but the wait: who takes the turn is told what is wrong.
+            return
 
     async def take_turn(self, session: AsyncClientSession) -> Turn:
         """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
