@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.export_formats import Write
 
 __all__ = ["standard_output", "whole_file"]
@@ -22,8 +23,11 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Write]:
     """A new file, for its owner alone: it has its name only when all is written to the disk.
 
     Until then it is beside its place under another name, and if anything fails it is removed.
-    Raises OSError, which names ``path``; FileExistsError unless it may ``overwrite``.
+    Raises OSError, which names ``path``; FileExistsError unless it may ``overwrite``; and
+    InvalidRequestError for a name that no file can have.
     """
+    if "\0" in str(path):
+        raise InvalidRequestError("file", "its name has a NUL")
     with _naming(path):
         path = path.resolve()
         _check(path, overwrite=overwrite)

@@ -36,7 +36,10 @@ async def ask_nobody() -> int:
         outcomes = await asyncio.gather(*reads, *charges)
         hanging = [each for each in outcomes if isinstance(each, HangingError)]
         assert not hanging, f"{len(hanging)} of {len(outcomes)} calls hang in round {number + 1}"
-        assert {was_told_of(each) for each in outcomes} == {"failed"}, outcomes
+        told = [was_told_of(each) for each in outcomes]
+        assert set(told[:AT_ONCE]) == {"failed"}, outcomes
+        # At the deadline itself, a charge may be on its way as far as its caller knows.
+        assert set(told[AT_ONCE:]) <= {"failed", "unknown"}, outcomes
     for close in (ledger.close, client.close):
         closed = await outcome_of(close(), 3 * seconds)
         assert closed is None, f"{close}: {closed!r}"
