@@ -8,23 +8,26 @@ in a process, and has no place for two ledgers.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import pymongo
 from beanie import Document, PydanticObjectId
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.rows import Raw
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = [
     "CREDIT_DOCUMENTS",
+    "CreditAccount",
     "CreditAuditLog",
     "CreditIdempotencyRecord",
     "CreditTransaction",
     "CreditUser",
     "credit_documents",
+    "users_validator",
 ]
 
 _WHOLE_NUMBER: Final = ["int", "long"]
@@ -64,6 +67,30 @@ class CreditUser(_CreditDocument):
 
         name = "users"
         indexes: ClassVar[list[IndexModel]] = [IndexModel("membershipTier")]
+
+
+def _the_ledgers(alias: str | None = None) -> Any:
+    # Excluded: Beanie leaves the field out of all that it writes, and so a balance that was read
+    # some time ago never overwrites the one there is.
+    return Field(default=None, alias=alias, exclude=True)
+
+
+class CreditAccount(BaseModel):
+    """For the application's own document: ``class User(Document, CreditAccount)``.
+
+    Its fields are what ``CreditConfig(users=UserMapping())`` names; where the mapping has another
+    name, so must the field have it, as its alias and with ``exclude=True``. They are to be read:
+    ``insert``, ``save`` and ``save_changes`` of the document leave them out. ``replace`` does not
+    know them and removes them: use the others. They are None as long as the user has no account,
+    and are left out of ``model_dump``, too.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    credits: int | None = _the_ledgers()
+    seq: int | None = _the_ledgers()
+    membership_tier: str | None = _the_ledgers("membershipTier")
+    membership_expires_at: datetime | None = _the_ledgers("membershipExpiresAt")
 
 
 class CreditTransaction(_CreditDocument):
@@ -157,8 +184,19 @@ CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (
 """For the application's one ``init_beanie(document_models=[*CREDIT_DOCUMENTS, …])``."""
 
 
-def credit_documents(names: CollectionNames) -> tuple[type[_CreditDocument], ...]:
-    """The four documents, bound to collections of other names."""
+def users_validator(users: UserMapping) -> Raw:
+    """The validator of documents that are the application's, with accounts or without."""
+    amount: Raw = {"bsonType": [*_WHOLE_NUMBER, "null"], "minimum": 0}
+    return {"bsonType": "object", "properties": {users.credits: amount, users.seq: amount}}
+
+
+def credit_documents(
+    names: CollectionNames, users: UserMapping | None = None
+) -> tuple[type[_CreditDocument], ...]:
+    """The documents, bound to collections of other names.
+
+    They are four, or with ``users`` three: the application has the one of its users itself.
+    """
     wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
     return tuple(
         document
@@ -173,6 +211,7 @@ def credit_documents(names: CollectionNames) -> tuple[type[_CreditDocument], ...
             },
         )
         for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)
+        if document is not CreditUser or users is None
     )
 
 

@@ -225,6 +225,8 @@ def _erasing(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     )
     return {
         **dict.fromkeys(taken, ("find", "remove")),
+        # Documents that are the application's stay, without the account.
+        names.users: ("find", "remove", "update"),
         names.erasures: ("find", "insert", "remove", "update"),
     }
 
