@@ -7,12 +7,14 @@ in a process, and has no place for two ledgers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import pymongo
 from beanie import Document, PydanticObjectId
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pymongo import IndexModel
 
 from credit_mongo.config import CollectionNames
@@ -33,13 +35,17 @@ __all__ = [
 _WHOLE_NUMBER: Final = ["int", "long"]
 
 
-class _CreditDocument(Document):
+class _Common(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     # A $jsonSchema that the server checks. Only the users have one: applications write to them as
     # well, and it costs nothing that can be measured. Those of the other three took 4 to
     # 5 % of the throughput, to check rows that only the ledger writes.
     validator: ClassVar[Raw | None] = None
+
+
+class _CreditDocument(_Common, Document):
+    pass
 
 
 class CreditUser(_CreditDocument):
@@ -199,23 +205,24 @@ def credit_documents(
     """
     wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
     return tuple(
-        document
-        if document.Settings.name == name
-        else type(
-            document.__name__,
-            (document,),
-            {
-                "__module__": __name__,
-                "__qualname__": document.__qualname__,
-                "Settings": _renamed(document, name),
-            },
-        )
+        document if document.Settings.name == name else _bound_to(document, name)
         for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)
         if document is not CreditUser or users is None
     )
 
 
-def _renamed(document: type[_CreditDocument], name: str) -> type:
-    # With the name of a nested class, or pydantic takes it for a field.
-    qualified = {"__module__": __name__, "__qualname__": f"{document.__qualname__}.Settings"}
-    return type("Settings", (document.Settings,), {**qualified, "name": name})
+def _bound_to(document: type[_CreditDocument], name: str) -> type[_CreditDocument]:
+    """A class of its own: Beanie would bind that which it is derived from to the same database."""
+    fields: dict[str, Any] = {
+        field: (info.annotation, copy(info))
+        for field, info in document.model_fields.items()
+        if field in document.__annotations__
+    }
+    # As any callable: mypy would take the result for a class that it knows.
+    create: Callable[..., Any] = create_model
+    bound = create(document.__name__, __base__=(_Common, Document), __module__=__name__, **fields)
+    bound.__doc__, bound.__qualname__ = document.__doc__, document.__qualname__
+    bound.validator = document.validator
+    settings: Any = document
+    bound.Settings = type("Settings", (settings.Settings,), {"name": name})
+    return cast("type[_CreditDocument]", bound)
