@@ -50,9 +50,12 @@ from tests.integration.test_operations import (
     LATER,
     METADATA,
     NOW,
+    REFUSALS,
     START,
     SUCCESSES,
+    USER,
     Clock,
+    Refused,
     Success,
     one,
     prices,
@@ -234,6 +237,24 @@ async def test_an_operation_writes_the_mapped_fields_alone(
     for collection in ("audit_logs", "idempotency_records"):
         assert (await one(application.database, collection, userId=user_id))["createdAt"] == NOW
     await application.forget(user_id, stored)
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.name)
+async def test_a_refusal_leaves_the_person_as_it_is(
+    case: Refused, application: Application
+) -> None:
+    """It is told as ever, and audited under the string of the API."""
+    user_id, stored = await application.add_person(plan="premium")
+    async with application.ledger() as ledger:
+        await ledger.create_user(user_id, credits=50)
+        before = await application.person(stored)
+        with pytest.raises(case.error) as caught:
+            await case.call(ledger, user_id, {})
+        for name, value in case.facts.items():
+            assert getattr(caught.value, name) == (user_id if value is USER else value)
+    assert await application.person(stored) == before
+    failed = await rows(application.database, "audit_logs", userId=user_id, status="failed")
+    assert [row["details"]["code"] for row in failed] == [case.code]
 
 
 async def test_a_life_from_opening_to_erasure(application: Application) -> None:
@@ -532,6 +553,25 @@ async def test_a_verification_finds_what_is_wrong_and_a_repair_settles_it(
     found = await verify(database, **application.where)
     assert {(each.user_id, each.code) for each in found.findings} == {(off, "user-missing")}
     await application.forget(off, stored)
+
+
+async def test_a_balance_from_before_is_put_on_record_by_a_repair(own: Application) -> None:
+    """Until then a verification tells of it; it can be charged before and after."""
+    charged, _ = await own.add_person(tokenBalance=500)
+    waiting, stored = await own.add_person(tokenBalance=Int64(70))
+    async with own.ledger() as ledger:
+        with pytest.raises(UserExistsError):
+            await ledger.create_user(charged, credits=5)
+        assert (await ledger.charge(charged, "post")).balance_after == 490
+        found = await verify(own.database, **own.where)
+        assert {each.user_id for each in found.findings} == {charged, waiting}
+        await repair(own.database, operator="o", reason="from before", **own.where)
+        await check_books(own)
+        assert (await own.person(stored))["tokenBalance"] == 70
+        await ledger.charge(charged, "post")
+        await ledger.charge(waiting, "post")
+        assert await ledger.get_balance(waiting) == 60
+    assert (await verify(own.database, **own.where)).findings_total == 0
 
 
 async def test_documents_with_ids_of_another_type_are_counted(own: Application) -> None:
