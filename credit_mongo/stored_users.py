@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 from bson import Binary, ObjectId
@@ -21,7 +21,6 @@ from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["StoredUsers"]
 
-_T = TypeVar("_T")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -119,19 +118,12 @@ class StoredUsers:
         return found
 
     def _membership(self, document: Mapping[str, Any]) -> tuple[str | None, datetime | None]:
-        tier = self._optional(document, self._tier, str, "store the tier's name as a string")
-        expires_at = self._optional(
-            document, self._expires_at, datetime, "store the moment as a date"
-        )
+        tier, expires_at = document.get(self._tier), document.get(self._expires_at)
+        if tier is not None and not isinstance(tier, str):
+            raise self._wrong(document, self._tier, "is not a str: store the tier's name")
+        if expires_at is not None and not isinstance(expires_at, datetime):
+            raise self._wrong(document, self._expires_at, "is not a datetime: store a date")
         return tier, expires_at
-
-    def _optional(
-        self, document: Mapping[str, Any], field: str, kind: type[_T], remedy: str
-    ) -> _T | None:
-        value = document.get(field)
-        if value is not None and not isinstance(value, kind):
-            raise self._wrong(document, field, f"is not a {kind.__name__}: {remedy}")
-        return value
 
     def _whole_number(self, document: Mapping[str, Any], field: str) -> int:
         value = document.get(field)

@@ -441,9 +441,9 @@ WRONG: list[tuple[Row, str, str]] = [
     ({"tokenBalance": -5}, "tokenBalance", "below zero"),
     ({"tokenBalance": 5, "tokenEntries": 1.0}, "tokenEntries", "int64"),
     ({"tokenEntries": 3}, "tokenBalance", "balanceAfter"),
-    ({"tokenBalance": 5, "plan": 2}, "plan", "as a string"),
-    ({"plan": 2}, "plan", "as a string"),
-    ({"tokenBalance": 5, "planEnds": "soon"}, "planEnds", "as a date"),
+    ({"tokenBalance": 5, "plan": 2}, "plan", "tier's name"),
+    ({"plan": 2}, "plan", "tier's name"),
+    ({"tokenBalance": 5, "planEnds": "soon"}, "planEnds", "store a date"),
 ]
 
 
