@@ -8,6 +8,7 @@ from credit_mongo.config import (
     MembershipConfig,
     RetryConfig,
     Settings,
+    UserMapping,
 )
 from credit_mongo.core.requests import KEEP
 from credit_mongo.core.results import (
@@ -21,7 +22,7 @@ from credit_mongo.core.results import (
     Transaction,
     User,
 )
-from credit_mongo.documents import CREDIT_DOCUMENTS, credit_documents
+from credit_mongo.documents import CREDIT_DOCUMENTS, CreditAccount, credit_documents
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,
@@ -59,6 +60,7 @@ __all__ = [
     "CollectionNames",
     "CommitOutcomeUnknownError",
     "ConfigurationError",
+    "CreditAccount",
     "CreditConfig",
     "CreditError",
     "CreditLedger",
@@ -91,6 +93,7 @@ __all__ = [
     "UndefinedTierError",
     "User",
     "UserExistsError",
+    "UserMapping",
     "UserNotFoundError",
     "credit_documents",
 ]

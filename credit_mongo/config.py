@@ -16,23 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from credit_mongo.config_parts import Part, wrong
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
 from credit_mongo.core.requests import LARGEST_AMOUNT, check_identifier
 from credit_mongo.core.rules import Rules
 from credit_mongo.errors import ConfigurationError, InvalidRequestError
+from credit_mongo.user_mapping import UserMapping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,43 +43,38 @@ __all__ = [
     "MembershipConfig",
     "RetryConfig",
     "Settings",
+    "UserMapping",
 ]
-
-
-def _wrong(reason: str, *field: str) -> PydanticCustomError:
-    """What is wrong; ``field`` is the way from where it was noticed to the key that is wrong."""
-    # As context, because braces in a reason (a formula's, say) are not placeholders.
-    return PydanticCustomError("credit_mongo", "{reason}", {"reason": reason, "field": field})
 
 
 def _name(value: str) -> str:
     try:
         return check_identifier("name", value)
     except InvalidRequestError as error:
-        raise _wrong(error.reason) from None
+        raise wrong(error.reason) from None
 
 
 def _not_boolean(value: Any) -> Any:
     # To Python, and so to pydantic, True is the number 1.
     if isinstance(value, bool):
-        raise _wrong("must be a number, not a bool")
+        raise wrong("must be a number, not a bool")
     return value
 
 
 def _credits(value: Any) -> Fraction:
     """A number of credits, exactly as written: 0.1 is one tenth, not its binary neighbour."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise _wrong(f"must be a number, not {type(value).__name__}")
+        raise wrong(f"must be a number, not {type(value).__name__}")
     if not isinstance(value, int) and not Decimal(str(value)).is_finite():
-        raise _wrong("must be a finite number")
+        raise wrong("must be a finite number")
     if value == 0:
         return Fraction(0)
     # Bounds come before the fraction: that of 1e-999999 would fill the memory.
     if value < 0 or value > LARGEST_AMOUNT:
-        raise _wrong(f"must be from 0 to {LARGEST_AMOUNT}")
+        raise wrong(f"must be from 0 to {LARGEST_AMOUNT}")
     exponent = Decimal(str(value)).as_tuple().exponent
     if isinstance(exponent, int) and exponent < -400:  # noqa: PLR2004 - no float has more
-        raise _wrong("has more than 400 decimal places")
+        raise wrong("has more than 400 decimal places")
     return Fraction(str(value))
 
 
@@ -91,7 +84,7 @@ def _price(value: Any) -> Fraction | Formula:
     try:
         return Formula.parse(value)
     except FormulaSyntaxError as error:
-        raise _wrong(f"is not a formula: {error}") from None
+        raise wrong(f"is not a formula: {error}") from None
 
 
 _Name = Annotated[str, AfterValidator(_name)]
@@ -117,34 +110,7 @@ _V = TypeVar("_V")
 _Mapping = Annotated[dict[_K, _V], AfterValidator(_FrozenDict)]
 
 
-if TYPE_CHECKING:
-    _Checked = BaseModel
-else:
-
-    class _RaisesConfigurationError(type(BaseModel)):
-        # Not in __init__: pydantic calls that for the parts of a whole, too.
-        def __call__(cls, *arguments, **values):
-            try:
-                return super().__call__(*arguments, **values)
-            except ValidationError as error:
-                raise _as_configuration_error(error) from None
-
-    class _Checked(BaseModel, metaclass=_RaisesConfigurationError):
-        pass
-
-
-class _Part(_Checked):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        validate_default=True,
-        arbitrary_types_allowed=True,
-        hide_input_in_errors=True,
-    )
-
-
-class RetryConfig(_Part):
+class RetryConfig(Part):
     """Tries after a failure of the database (a lost connection, an election, …).
 
     A write conflict is no failure, only a turn to wait for: it is retried until the operation's
@@ -177,7 +143,7 @@ class RetryConfig(_Part):
     @model_validator(mode="after")
     def _delays_are_ordered(self) -> RetryConfig:
         if self.max_delay_ms < self.initial_delay_ms:
-            raise _wrong("must not be smaller than initial_delay_ms", "max_delay_ms")
+            raise wrong("must not be smaller than initial_delay_ms", "max_delay_ms")
         return self
 
     def delay_seconds(self, failures: int) -> float:
@@ -188,7 +154,7 @@ class RetryConfig(_Part):
         return min(delay, self.max_delay_ms) / 1000
 
 
-class IdempotencyConfig(_Part):
+class IdempotencyConfig(Part):
     """How long keys are remembered. Disabled, keys are taken and not looked at."""
 
     enabled: bool = True
@@ -201,13 +167,13 @@ class IdempotencyConfig(_Part):
     )
 
 
-class AuditConfig(_Part):
+class AuditConfig(Part):
     """Whether attempts are audited."""
 
     enabled: bool = True
 
 
-class MembershipConfig(_Part):
+class MembershipConfig(Part):
     """Tiers by level (higher is more), the lowest tier that an action needs, balances by tier."""
 
     tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
@@ -219,16 +185,16 @@ class MembershipConfig(_Part):
     @model_validator(mode="after")
     def _names_are_tiers(self) -> MembershipConfig:
         if DEFAULT_TIER in self.tiers:
-            raise _wrong(f"{DEFAULT_TIER!r} is the price of those without a tier", "tiers")
+            raise wrong(f"{DEFAULT_TIER!r} is the price of those without a tier", "tiers")
         for action, tier in self.requirements.items():
             if tier is not None and tier not in self.tiers:
-                raise _wrong(f"there is no tier {tier!r}", "requirements", action)
+                raise wrong(f"there is no tier {tier!r}", "requirements", action)
         for tier in self.tiers:
             if tier not in self.credits_caps:
-                raise _wrong(f"the tier {tier!r} has none", "credits_caps")
+                raise wrong(f"the tier {tier!r} has none", "credits_caps")
         for tier in self.credits_caps:
             if tier not in self.tiers:
-                raise _wrong(f"there is no tier {tier!r}", "credits_caps", tier)
+                raise wrong(f"there is no tier {tier!r}", "credits_caps", tier)
         return self
 
 
@@ -239,7 +205,7 @@ _CollectionName = Annotated[
 ]
 
 
-class CollectionNames(_Part):
+class CollectionNames(Part):
     """Where the four kinds of documents are kept, and what jobs leave.
 
     ``turns`` has no data, only the document by which processes that write the same users take
@@ -269,20 +235,21 @@ class CollectionNames(_Part):
         seen: set[str] = set()
         for field, name in self.model_dump().items():
             if name in seen:
-                raise _wrong("two of them have the same name")
+                raise wrong("two of them have the same name")
             if name.startswith("system."):
-                raise _wrong("names that start with 'system.' belong to MongoDB", field)
+                raise wrong("names that start with 'system.' belong to MongoDB", field)
             seen.add(name)
         return self
 
 
-class CreditConfig(_Part):
+class CreditConfig(Part):
     """Everything a ledger needs to know. Raises ConfigurationError, which names the wrong key.
 
     ``costs`` has prices by action, then by tier and ``default``: a number of credits ≥ 0, or a
     formula. Without ``default``, tiers that are not listed have no access to the action. With
     ``decimal_places`` = n, one credit is 10**n of the smallest units in which all amounts of the
-    API are counted. ``operation_timeout_seconds`` bounds every call.
+    API are counted. ``operation_timeout_seconds`` bounds every call. ``users`` says that the
+    documents in ``collections.users`` are the application's, and what their fields are called.
     """
 
     costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price)]]]
@@ -291,6 +258,7 @@ class CreditConfig(_Part):
     idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
     collections: CollectionNames = Field(default_factory=CollectionNames)
+    users: UserMapping | None = None
     decimal_places: Annotated[int, _Number] = Field(
         default=0, ge=0, le=9, validation_alias=AliasChoices("decimal_places", "decimalPlaces")
     )
@@ -320,17 +288,17 @@ class CreditConfig(_Part):
         tiers = None if self.membership is None else self.membership.tiers
         for action, prices in self.costs.items():
             if not prices:
-                raise _wrong("has no prices", "costs", action)
+                raise wrong("has no prices", "costs", action)
             for tier, price in prices.items():
                 if tiers is not None and tier != DEFAULT_TIER and tier not in tiers:
-                    raise _wrong(f"there is no tier {tier!r}", "costs", action, tier)
+                    raise wrong(f"there is no tier {tier!r}", "costs", action, tier)
                 if not isinstance(price, Formula) and self._units(price) > LARGEST_AMOUNT:
-                    raise _wrong(f"is more than {LARGEST_AMOUNT} units", "costs", action, tier)
+                    raise wrong(f"is more than {LARGEST_AMOUNT} units", "costs", action, tier)
         if self.membership is not None:
             for tier, cap in self.membership.credits_caps.items():
                 if self._units(cap) > LARGEST_AMOUNT:
                     reason = f"is more than {LARGEST_AMOUNT} units"
-                    raise _wrong(reason, "membership", "credits_caps", tier)
+                    raise wrong(reason, "membership", "credits_caps", tier)
         return self
 
     @cached_property
@@ -356,17 +324,6 @@ class CreditConfig(_Part):
             requirements={a: t for a, t in self.membership.requirements.items() if t is not None},
             caps={t: self._units(cap) for t, cap in self.membership.credits_caps.items()},
         )
-
-
-def _as_configuration_error(error: ValidationError) -> ConfigurationError:
-    errors = error.errors(include_url=False, include_input=False)
-    # A misspelt key also makes the right one missing: name the cause.
-    first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
-    inner = first.get("ctx", {}).get("field", ()) if first["type"] == "credit_mongo" else ()
-    path = ".".join(str(part) for part in (*first["loc"], *inner) if part != "[key]")
-    if first["type"] == "extra_forbidden":
-        return ConfigurationError(path, "there is no such key")
-    return ConfigurationError(path, first["msg"])
 
 
 class Settings(BaseSettings):

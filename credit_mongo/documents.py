@@ -7,36 +7,45 @@ in a process, and has no place for two ledgers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from datetime import datetime
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import pymongo
 from beanie import Document, PydanticObjectId
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pymongo import IndexModel
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.rows import Raw
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = [
     "CREDIT_DOCUMENTS",
+    "CreditAccount",
     "CreditAuditLog",
     "CreditIdempotencyRecord",
     "CreditTransaction",
     "CreditUser",
     "credit_documents",
+    "users_validator",
 ]
 
 _WHOLE_NUMBER: Final = ["int", "long"]
 
 
-class _CreditDocument(Document):
+class _Common(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     # A $jsonSchema that the server checks. Only the users have one: applications write to them as
     # well, and it costs nothing that can be measured. Those of the other three took 4 to
     # 5 % of the throughput, to check rows that only the ledger writes.
     validator: ClassVar[Raw | None] = None
+
+
+class _CreditDocument(_Common, Document):
+    pass
 
 
 class CreditUser(_CreditDocument):
@@ -64,6 +73,30 @@ class CreditUser(_CreditDocument):
 
         name = "users"
         indexes: ClassVar[list[IndexModel]] = [IndexModel("membershipTier")]
+
+
+def _the_ledgers(alias: str | None = None) -> Any:
+    # Excluded: Beanie leaves the field out of all that it writes, and so a balance that was read
+    # some time ago never overwrites the one there is.
+    return Field(default=None, alias=alias, exclude=True)
+
+
+class CreditAccount(BaseModel):
+    """For the application's own document: ``class User(Document, CreditAccount)``.
+
+    Its fields are what ``CreditConfig(users=UserMapping())`` names; where the mapping has another
+    name, so must the field have it, as its alias and with ``exclude=True``. They are to be read:
+    ``insert``, ``save`` and ``save_changes`` of the document leave them out. ``replace`` does not
+    know them and removes them: use the others. They are None as long as the user has no account,
+    and are left out of ``model_dump``, too.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    credits: int | None = _the_ledgers()
+    seq: int | None = _the_ledgers()
+    membership_tier: str | None = _the_ledgers("membershipTier")
+    membership_expires_at: datetime | None = _the_ledgers("membershipExpiresAt")
 
 
 class CreditTransaction(_CreditDocument):
@@ -157,26 +190,39 @@ CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (
 """For the application's one ``init_beanie(document_models=[*CREDIT_DOCUMENTS, …])``."""
 
 
-def credit_documents(names: CollectionNames) -> tuple[type[_CreditDocument], ...]:
-    """The four documents, bound to collections of other names."""
+def users_validator(users: UserMapping) -> Raw:
+    """The validator of documents that are the application's, with accounts or without."""
+    amount: Raw = {"bsonType": [*_WHOLE_NUMBER, "null"], "minimum": 0}
+    return {"bsonType": "object", "properties": {users.credits: amount, users.seq: amount}}
+
+
+def credit_documents(
+    names: CollectionNames, users: UserMapping | None = None
+) -> tuple[type[_CreditDocument], ...]:
+    """The documents, bound to collections of other names.
+
+    They are four, or with ``users`` three: the application has the one of its users itself.
+    """
     wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
     return tuple(
-        document
-        if document.Settings.name == name
-        else type(
-            document.__name__,
-            (document,),
-            {
-                "__module__": __name__,
-                "__qualname__": document.__qualname__,
-                "Settings": _renamed(document, name),
-            },
-        )
+        document if document.Settings.name == name else _bound_to(document, name)
         for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)
+        if document is not CreditUser or users is None
     )
 
 
-def _renamed(document: type[_CreditDocument], name: str) -> type:
-    # With the name of a nested class, or pydantic takes it for a field.
-    qualified = {"__module__": __name__, "__qualname__": f"{document.__qualname__}.Settings"}
-    return type("Settings", (document.Settings,), {**qualified, "name": name})
+def _bound_to(document: type[_CreditDocument], name: str) -> type[_CreditDocument]:
+    """A class of its own: Beanie would bind that which it is derived from to the same database."""
+    fields: dict[str, Any] = {
+        field: (info.annotation, copy(info))
+        for field, info in document.model_fields.items()
+        if field in document.__annotations__
+    }
+    # As any callable: mypy would take the result for a class that it knows.
+    create: Callable[..., Any] = create_model
+    bound = create(document.__name__, __base__=(_Common, Document), __module__=__name__, **fields)
+    bound.__doc__, bound.__qualname__ = document.__doc__, document.__qualname__
+    bound.validator = document.validator
+    settings: Any = document
+    bound.Settings = type("Settings", (settings.Settings,), {"name": name})
+    return cast("type[_CreditDocument]", bound)

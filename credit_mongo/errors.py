@@ -105,7 +105,7 @@ class UserNotFoundError(CreditError):
 
 
 class UserExistsError(CreditError):
-    """The user is there already."""
+    """The user has an account already."""
 
     code = "USER_EXISTS"
 

@@ -12,16 +12,16 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
 from credit_mongo.core.requests import check_identifier
 from credit_mongo.engine.latest import LatestWrite
-from credit_mongo.engine.store import ACCOUNT_FIELDS, JOURNALED_MAJORITY, MAJORITY
+from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.errors import AccountDataError, InvalidRequestError, UserNotFoundError
 from credit_mongo.pages import AuditPage, HistoryPage, PageQuery
 from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
-    account_from,
     audit_log_from,
     transaction_from,
 )
+from credit_mongo.stored_users import StoredUsers
 
 __all__ = ["History"]
 
@@ -34,7 +34,11 @@ class History:
     """What the ledger's collections hold, read as a majority has acknowledged it."""
 
     def __init__(
-        self, database: AsyncDatabase[Raw], names: CollectionNames, latest_write: LatestWrite
+        self,
+        database: AsyncDatabase[Raw],
+        names: CollectionNames,
+        users: StoredUsers,
+        latest_write: LatestWrite,
     ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
@@ -42,16 +46,19 @@ class History:
             write_concern=JOURNALED_MAJORITY,
         )
         self._names = names
+        self._users = users
         self._latest_write = latest_write
 
     async def account(self, user_id: str, session: AsyncClientSession | None) -> Account:
         """A user's account. Raises UserNotFoundError and AccountDataError."""
-        users = self._database[self._names.users]
+        users = self._users
+        collection = self._database[self._names.users]
         async with self._latest_write.seen_by(session) as seen:
-            document = await users.find_one({"_id": user_id}, ACCOUNT_FIELDS, session=seen)
+            query = {"_id": users.id_of(user_id)}
+            document = await collection.find_one(query, users.fields, session=seen)
         if document is None:
             raise UserNotFoundError(user_id)
-        return account_from(document)
+        return users.account_from(document)
 
     async def transactions(
         self,
@@ -68,7 +75,7 @@ class History:
         """A page of a user's transactions. Raises InvalidRequestError and UserNotFoundError."""
         query = PageQuery(
             "transactions",
-            user_id,
+            self._users.check_id("user_id", user_id),
             tie_breaker="seq",
             limit=limit,
             offset=offset,
@@ -101,7 +108,7 @@ class History:
         """A page of the attempts on a user, of one that does not exist, too."""
         query = PageQuery(
             "audit_logs",
-            user_id,
+            self._users.check_id("user_id", user_id),
             tie_breaker="_id",
             limit=limit,
             offset=offset,

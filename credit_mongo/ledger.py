@@ -62,6 +62,7 @@ from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.pages import AuditPage, HistoryPage
 from credit_mongo.rows import copy_metadata, to_object_id
+from credit_mongo.stored_users import StoredUsers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -134,9 +135,11 @@ class CreditLedger:
         self._database = database
         self._clock = _checked(clock)
         self._owns_client = False
+        self._users = StoredUsers.of(config.users, database)
         store = Store(
             database,
             config.collections,
+            self._users,
             audits=config.audit.enabled,
             remembers_for=timedelta(seconds=config.idempotency.ttl_seconds),
         )
@@ -159,7 +162,7 @@ class CreditLedger:
             turns,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._history = History(database, config.collections, latest_write)
+        self._history = History(database, config.collections, self._users, latest_write)
         self._sessions = ApplicationSessions(database.client)
 
     @classmethod
@@ -231,7 +234,9 @@ class CreditLedger:
     ) -> User:
         """Open an account. Its opening credits (0 to 2**53 - 1) are its first transaction.
 
-        Raises UserExistsError and UndefinedTierError.
+        Where the application has a document of the user without credits, the account is opened on
+        it: other fields stay, and so does its tier if none is given. Raises UserExistsError if the
+        user has an account, and UndefinedTierError.
         """
         request = CreateUserRequest(
             **self._common(user_id, idempotency_key, metadata),
@@ -245,7 +250,7 @@ class CreditLedger:
 
     async def get_user(self, user_id: str, *, session: AsyncClientSession | None = None) -> User:
         """A user's account. Raises UserNotFoundError."""
-        user_id = check_identifier("user_id", user_id)
+        user_id = self._users.check_id("user_id", user_id)
         return user_of(await self._read(session, self._history.account, user_id, session))
 
     async def get_balance(self, user_id: str, *, session: AsyncClientSession | None = None) -> int:
@@ -268,6 +273,7 @@ class CreditLedger:
             user_id,
             requested_by=requested_by,
             collections=self._config.collections,
+            users=self._config.users,
             step_seconds=self._config.operation_timeout_seconds,
             clock=self._clock,
         )
@@ -427,7 +433,7 @@ class CreditLedger:
 
         Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError.
         """
-        user_id = check_identifier("user_id", user_id)
+        user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
         account = await self._read(session, self._history.account, user_id, session)
         self._config.rules.check_access(account, action, self._clock())
@@ -441,7 +447,7 @@ class CreditLedger:
         variables: Mapping[str, Number] | None = None,
     ) -> Quote:
         """What the action would cost the user now. Writes nothing; raises what a charge would."""
-        user_id = check_identifier("user_id", user_id)
+        user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
         exact = None if variables is None else exact_variables(variables)
         account = await self._read(None, self._history.account, user_id, None)
@@ -517,7 +523,8 @@ class CreditLedger:
         Raises nothing for an index that is in the way: the report names it with its remedy.
         """
         try:
-            return await ensure_indexes(self._database, self._config.collections)
+            names, users = self._config.collections, self._config.users
+            return await ensure_indexes(self._database, names, users)
         except PyMongoError as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
@@ -526,7 +533,7 @@ class CreditLedger:
     def _common(self, user_id: object, key: object, metadata: object) -> dict[str, Any]:
         key = check_optional(check_identifier, "idempotency_key", key)
         return {
-            "user_id": check_identifier("user_id", user_id),
+            "user_id": self._users.check_id("user_id", user_id),
             "transaction_id": str(ObjectId()),
             "key": key if self._config.idempotency.enabled else None,
             "metadata": copy_metadata(metadata),

@@ -1,19 +1,19 @@
-"""Rows: accounts, postings and results as the plain documents that are stored, and back."""
+"""Rows: postings and results as the plain documents that are stored, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from bson import DBRef, Int64, ObjectId, decode, encode
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
-from credit_mongo.core.accounts import Account, Remembered
+from credit_mongo.core.accounts import Remembered
 from credit_mongo.core.requests import CorrectionRequest, Request
 from credit_mongo.core.results import (
     AuditLog,
@@ -27,26 +27,23 @@ from credit_mongo.core.results import (
     User,
 )
 from credit_mongo.core.rules import Posting, Refusal
-from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.errors import InvalidRequestError
 
 __all__ = [
     "CODEC_OPTIONS",
     "Raw",
-    "account_from",
-    "account_update",
     "audit_log_from",
     "copy_metadata",
     "idempotency_row",
     "posting_rows",
     "refusal_row",
     "remembered_from",
+    "to_int64",
     "to_object_id",
     "transaction_from",
-    "user_row",
 ]
 
 Raw: TypeAlias = dict[str, Any]
-_T = TypeVar("_T")
 
 CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
     tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
@@ -111,33 +108,6 @@ def to_object_id(transaction_id: str) -> ObjectId | str:
 # The same few numbers stand in several rows. An Int64 is looked at by the garbage collector, and a
 # dozen for each charge would be a third of what it has to look at.
 to_int64: Final = lru_cache(maxsize=8192)(Int64)
-
-
-def user_row(account: Account) -> Raw:
-    """A new user."""
-    return {
-        "_id": account.user_id,
-        "credits": to_int64(account.credits),
-        "membershipTier": account.membership_tier,
-        "membershipExpiresAt": account.membership_expires_at,
-        "seq": to_int64(account.seq),
-        "createdAt": account.created_at,
-        "updatedAt": account.updated_at,
-    }
-
-
-def account_update(before: Account, after: Account) -> Raw:
-    """One update statement: the fields that changed, and none of the application's own."""
-    changed: Raw = {
-        "credits": to_int64(after.credits),
-        "seq": to_int64(after.seq),
-        "updatedAt": after.updated_at,
-    }
-    if after.membership_tier != before.membership_tier:
-        changed["membershipTier"] = after.membership_tier
-    if after.membership_expires_at != before.membership_expires_at:
-        changed["membershipExpiresAt"] = after.membership_expires_at
-    return {"q": {"_id": after.user_id}, "u": {"$set": changed}}
 
 
 def posting_rows(posting: Posting) -> tuple[Raw, Raw]:
@@ -229,43 +199,6 @@ def idempotency_row(request: Request, remembered: Remembered, remembered_for: ti
 
 
 # From the database
-
-
-def account_from(document: Mapping[str, Any]) -> Account:
-    """A user's account. Raises AccountDataError if the balance is not a whole number ≥ 0."""
-    user_id = document["_id"]
-    created_at = document.get("createdAt")
-    if not isinstance(created_at, datetime):
-        created_at = _EPOCH
-    updated_at = document.get("updatedAt")
-    return Account(
-        user_id=user_id,
-        credits=_whole_number(document, "credits"),
-        seq=_whole_number(document, "seq") if "seq" in document else 0,
-        membership_tier=_optional(document, "membershipTier", str),
-        membership_expires_at=_optional(document, "membershipExpiresAt", datetime),
-        created_at=created_at,
-        updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
-    )
-
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-def _optional(document: Mapping[str, Any], field: str, kind: type[_T]) -> _T | None:
-    value = document.get(field)
-    if value is not None and not isinstance(value, kind):
-        raise AccountDataError(document["_id"], field, f"is not a {kind.__name__}")
-    return value
-
-
-def _whole_number(document: Mapping[str, Any], field: str) -> int:
-    value = document.get(field)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise AccountDataError(document["_id"], field, "is not a whole number")
-    if value < 0:
-        raise AccountDataError(document["_id"], field, "is below zero")
-    return int(value)
 
 
 _RESULTS: Final[Mapping[str, type[Result]]] = {

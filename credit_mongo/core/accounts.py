@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from credit_mongo.core.results import Result
 
-__all__ = ["Account", "RefundableCharge", "Remembered"]
+__all__ = ["Account", "RefundableCharge", "Remembered", "Unopened"]
 
 
 class Account(NamedTuple):
@@ -24,6 +24,14 @@ class Account(NamedTuple):
     membership_expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+
+class Unopened(NamedTuple):
+    """What a document of the application's has that is no account yet: no credits, no history."""
+
+    membership_tier: str | None
+    membership_expires_at: datetime | None
+    created_at: datetime | None
 
 
 class RefundableCharge(NamedTuple):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
-from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
+from credit_mongo.core.accounts import Account, RefundableCharge, Remembered, Unopened
 from credit_mongo.core.requests import (
     ChargeRequest,
     CorrectionRequest,
@@ -48,6 +48,8 @@ class Loaded:
     charges: Mapping[str, RefundableCharge]
     remembered: Mapping[str, Remembered]
     expired_keys: frozenset[str]
+    unopened: Mapping[str, Unopened] = field(default_factory=dict)
+    """Of those that are unreadable, the ones that an account can be opened on."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Books:
     unreadable: Mapping[str, AccountDataError]
     charges: dict[str, RefundableCharge]
     remembered: dict[str, Remembered]
+    unopened: Mapping[str, Unopened] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -73,6 +76,7 @@ class Books:
             loaded.unreadable,
             dict(loaded.charges),
             dict(loaded.remembered),
+            loaded.unopened,
         )
 
     def decide_all(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -89,11 +93,15 @@ class Books:
             # Time never goes back for a user, in its audit log neither.
             now = self.now if account is None else max(self.now, account.updated_at)
             return self._refuse(Refusal(request, IdempotencyConflictError(key), now))
-        if (unreadable := self.unreadable.get(request.user_id)) is not None:
-            return self._refuse(Refusal(request, copy(unreadable), self.now))
+        account, unopened = self.accounts.get(request.user_id), None
+        if account is None and (unreadable := self.unreadable.get(request.user_id)) is not None:
+            if isinstance(request, CreateUserRequest):
+                unopened = self.unopened.get(request.user_id)
+            if unopened is None:
+                return self._refuse(Refusal(request, copy(unreadable), self.now))
         charge_id = request.charge_id if isinstance(request, RefundRequest) else None
         charge = self.charges.get(charge_id) if charge_id is not None else None
-        decision = self.rules.decide(request, self.accounts.get(request.user_id), self.now, charge)
+        decision = self.rules.decide(request, account, self.now, charge, unopened)
         if isinstance(decision, Refusal):
             return self._refuse(decision)
         return self._post(decision, charge)

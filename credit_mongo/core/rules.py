@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
-from credit_mongo.core.accounts import Account, RefundableCharge
+from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
 from credit_mongo.core.formula import readable_variables
 from credit_mongo.core.membership import Membership, is_past
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Priced, Tariff, find_price
@@ -89,10 +89,12 @@ class Rules:
         account: Account | None,
         now: datetime,
         charge: RefundableCharge | None = None,
+        unopened: Unopened | None = None,
     ) -> Decision:
         """What a request does to an account (None: there is no such user).
 
-        ``charge`` is the charge that a linked refund names, None if it was not found.
+        ``charge`` is the charge that a linked refund names, None if it was not found; ``unopened``
+        a document that the account is to be opened on.
         Time never goes back for a user, though clocks may: it is the later of ``now`` and the
         account's last change. So newest first is also highest ``seq`` first, and what has expired
         stays expired.
@@ -101,7 +103,7 @@ class Rules:
             now = max(now, account.updated_at)
         try:
             if isinstance(request, CreateUserRequest):
-                return self._create_user(request, account, now)
+                return self._create_user(request, account, now, unopened)
             if account is None:
                 raise UserNotFoundError(request.user_id)
             return self._post(request, account, now, charge)
@@ -172,23 +174,35 @@ class Rules:
         return self.tariff.evaluate(action, price, variables)
 
     def _create_user(
-        self, request: CreateUserRequest, account: Account | None, now: datetime
+        self,
+        request: CreateUserRequest,
+        account: Account | None,
+        now: datetime,
+        unopened: Unopened | None,
     ) -> Posting:
         if account is not None:
             raise UserExistsError(request.user_id)
-        if request.membership_tier is not None and self.membership.levels:
-            self.membership.level(request.membership_tier)
-        _refuse_past(request.membership_expires_at, now)
+        tier, expires_at = request.membership_tier, request.membership_expires_at
+        _refuse_past(expires_at, now)
+        created_at = now
+        if unopened is not None:
+            created_at = unopened.created_at or now
+            if tier is None:
+                # The application's users may have one before they have credits.
+                tier = unopened.membership_tier
+                expires_at = expires_at or unopened.membership_expires_at
+        if tier is not None and self.membership.levels:
+            self.membership.level(tier)
         opened = Account(
             user_id=request.user_id,
             credits=request.credits,
             seq=1,
-            membership_tier=request.membership_tier,
-            membership_expires_at=request.membership_expires_at,
-            created_at=now,
+            membership_tier=tier,
+            membership_expires_at=expires_at,
+            created_at=created_at,
             updated_at=now,
         )
-        return Posting(request, None, opened, request.credits, {"tier": request.membership_tier})
+        return Posting(request, None, opened, request.credits, {"tier": tier})
 
     def _charge(self, request: ChargeRequest, account: Account, now: datetime) -> Posting:
         tier = self.membership.tier_in_force(account, now)

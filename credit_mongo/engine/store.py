@@ -21,7 +21,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.accounts import Account, RefundableCharge
+from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
 from credit_mongo.core.books import Books, Loaded
 from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
@@ -31,32 +31,19 @@ from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
-    account_from,
-    account_update,
     idempotency_row,
     posting_rows,
     refusal_row,
     remembered_from,
     to_object_id,
-    user_row,
 )
+from credit_mongo.stored_users import StoredUsers
 
-__all__ = ["ACCOUNT_FIELDS", "JOURNALED_MAJORITY", "MAJORITY", "Store", "Witness"]
+__all__ = ["JOURNALED_MAJORITY", "MAJORITY", "Store", "Witness"]
 
 JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)
 MAJORITY: Final = ReadConcern("majority")
 
-ACCOUNT_FIELDS: Final = dict.fromkeys(
-    (
-        "credits",
-        "seq",
-        "membershipTier",
-        "membershipExpiresAt",
-        "createdAt",
-        "updatedAt",
-    ),
-    1,
-)
 _DUPLICATE_KEY: Final = 11000
 _LARGEST_REPLY: Final = 100_000
 _TURN: Final = "turn"
@@ -78,6 +65,7 @@ class Store:
         self,
         database: AsyncDatabase[Raw],
         names: CollectionNames,
+        users: StoredUsers,
         *,
         audits: bool,
         remembers_for: timedelta,
@@ -89,6 +77,7 @@ class Store:
             read_concern=MAJORITY,
         )
         self._names = names
+        self._users = users
         self._audits = audits
         self._remembers_for = remembers_for
         self._has_turn = False
@@ -107,10 +96,10 @@ class Store:
 
         Without, a key that was used shows itself as a duplicate when it is written.
         """
-        accounts, unreadable = await self._load_accounts(requests, session)
+        accounts, unreadable, unopened = await self._load_accounts(requests, session)
         charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
-        loaded = Loaded(accounts, unreadable, charges, {}, frozenset())
+        loaded = Loaded(accounts, unreadable, charges, {}, frozenset(), unopened)
         return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
 
     async def load_keys(
@@ -135,19 +124,24 @@ class Store:
 
     async def _load_accounts(
         self, requests: Sequence[Request], session: AsyncClientSession
-    ) -> tuple[dict[str, Account], dict[str, AccountDataError]]:
-        user_ids = {request.user_id for request in requests}
+    ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, Unopened]]:
+        users = self._users
+        ids = [users.id_of(user_id) for user_id in {request.user_id for request in requests}]
         documents = await self._find(
-            self._names.users, {"_id": {"$in": list(user_ids)}}, ACCOUNT_FIELDS, session
+            self._names.users, {"_id": {"$in": ids}}, users.fields, session
         )
         accounts: dict[str, Account] = {}
         unreadable: dict[str, AccountDataError] = {}
+        unopened: dict[str, Unopened] = {}
         for document in documents:
             try:
-                accounts[document["_id"]] = account_from(document)
+                account = users.account_from(document)
+                accounts[account.user_id] = account
             except AccountDataError as error:
-                unreadable[document["_id"]] = error
-        return accounts, unreadable
+                unreadable[error.user_id] = error
+                if error.field == users.names.credits and (found := users.unopened_from(document)):
+                    unopened[error.user_id] = found
+        return accounts, unreadable, unopened
 
     async def _load_charges(
         self, charge_ids: Iterable[str], session: AsyncClientSession
@@ -287,10 +281,11 @@ class Store:
         inserts: list[Raw] = []
         for user_id in dict.fromkeys(p.account.user_id for p in books.postings):
             before, after = loaded.accounts.get(user_id), books.accounts[user_id]
-            if before is None:
-                inserts.append(user_row(after))
+            found = before or loaded.unopened.get(user_id)
+            if found is None:
+                inserts.append(self._users.row(after))
             else:
-                updates.append(account_update(before, after))
+                updates.append(self._users.update(found, after))
         if updates:
             reply = await self._command({"update": self._names.users, "updates": updates}, session)
             if reply["n"] != len(updates):

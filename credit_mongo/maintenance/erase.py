@@ -35,6 +35,8 @@ from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.archive_borders import NO_BORDER, border_from
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.stored_users import StoredUsers
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["OnProgress", "erase_user", "is_being_erased"]
 
@@ -65,6 +67,7 @@ async def erase_user(
     *,
     requested_by: str | None = None,
     collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
     step_seconds: float = 10.0,
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     on_progress: OnProgress | None = None,
@@ -74,14 +77,18 @@ async def erase_user(
     Rows go by at most 1,000 in a transaction, each within ``step_seconds``; there is no limit to
     all of them together. ``requested_by`` (1 to 255 characters) stays in the record. An account
     that is opened anew while this is under way stays; one that is there when this is called goes.
+    ``users`` is the configuration's: with it, a document that has fields of the application's stays
+    with those, and only what makes it an account goes.
 
     Raises InvalidRequestError, UserNotFoundError if there is neither such an account nor an
     erasure of it under way, and StorageError: then call it again to complete it.
     """
+    stored_users = StoredUsers.of(users, database)
     erasing = _Erasing(
         database,
         collections or CollectionNames(),
-        check_identifier("user_id", user_id),
+        stored_users,
+        stored_users.check_id("user_id", user_id),
         requested_by=check_optional(check_identifier, "requested_by", requested_by),
         clock=clock,
         on_progress=on_progress or (lambda _done, _total: None),
@@ -151,6 +158,7 @@ class _Erasing:
         self,
         database: AsyncDatabase[Any],
         names: CollectionNames,
+        users: StoredUsers,
         user_id: str,
         *,
         requested_by: str | None,
@@ -161,6 +169,7 @@ class _Erasing:
             codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
         )
         self._names = names
+        self._users = users
         self._user_id = user_id
         self._place = {"_id": _place_of(user_id)}
         self._requested_by = requested_by
@@ -209,9 +218,9 @@ class _Erasing:
         """Remove the account and the newest of its history, as one; small ones are gone by that."""
         names, database = self._names, self._database
         # First of all: what is charged after the transaction's first look would be a conflict.
-        users = await database[names.users].delete_one({"_id": self._user_id}, session=session)
+        has_gone = await self._erase_account(session)
         record = await database[names.erasures].find_one(self._place, session=session)
-        if not users.deleted_count:
+        if not has_gone:
             if record is None:
                 raise UserNotFoundError(self._user_id)
             return record
@@ -283,6 +292,20 @@ class _Erasing:
 
     # What they are made of
 
+    async def _erase_account(self, session: AsyncClientSession) -> bool:
+        """Whether there was one. A document that has other purposes stays without it."""
+        users, collection = self._users, self._database[self._names.users]
+        query = users.query_of(self._user_id)
+        document = await collection.find_one(query, session=session)
+        if document is None or (users.are_the_applications and users.is_unopened(document)):
+            return False
+        removal = users.removal(document)
+        if removal is None:
+            await collection.delete_one(query, session=session)
+        else:
+            await collection.update_one(query, removal, session=session)
+        return True
+
     async def _scope(self, session: AsyncClientSession) -> _Scope:
         """What is to go, without the rows of an account that was opened since.
 
@@ -293,11 +316,17 @@ class _Erasing:
             # Whoever else was at it has come to the end; an account there may be is another.
             return _Scope({"_id": {"$in": []}}, {"_id": {"$in": []}})
         tried = {"$lte": record["auditsUntil"] or _NEVER}
-        users = self._database[self._names.users]
-        account = await users.find_one({"_id": self._user_id}, {"createdAt": 1}, session=session)
-        if account is None:
+        users, collection = self._users, self._database[self._names.users]
+        query = users.query_of(self._user_id)
+        account = await collection.find_one(query, users.fields, session=session)
+        if account is None or (users.are_the_applications and users.is_unopened(account)):
             return _Scope({}, {"createdAt": tried})
-        opened, until = account.get("createdAt"), record["until"]
+        until = record["until"]
+        if users.are_the_applications:
+            # The document may be older than its account.
+            opened = await self._newest("transactions", session, seq=1)
+        else:
+            opened = account.get(users.names.created_at)
         if not isinstance(opened, datetime) or (until is not None and opened <= until):
             raise StorageError(
                 "the account was opened anew, by a clock that is behind the former one's: what is "
@@ -305,12 +334,14 @@ class _Erasing:
             )
         return _Scope({"createdAt": {"$lt": opened}}, {"createdAt": {"$lt": opened, **tried}})
 
-    async def _newest(self, kind: str, session: AsyncClientSession) -> datetime | None:
+    async def _newest(
+        self, kind: str, session: AsyncClientSession, **query: Any
+    ) -> datetime | None:
         """When the newest of these rows was made that are left."""
         moments = []
         for history in self._histories:
             found = await self._database[getattr(history, kind)].find_one(
-                {"userId": self._user_id, "createdAt": {"$type": "date"}},
+                {"userId": self._user_id, "createdAt": {"$type": "date"}, **query},
                 {"createdAt": 1},
                 sort=[("createdAt", -1)],
                 session=session,

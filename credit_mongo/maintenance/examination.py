@@ -33,7 +33,6 @@ _FIELDS: Final = dict.fromkeys(
 _AUDIT_FIELDS: Final = dict.fromkeys(
     ("userId", "operation", "action", "status", "details", "createdAt"), 1
 )
-_USER_FIELDS: Final = {"credits": 1, "seq": 1}
 
 
 @dataclass(slots=True)
@@ -106,9 +105,11 @@ async def examine(
 ) -> Examined:
     """A user's account, chain, audit rows, keys and refunds."""
     examined = Examined(user_id)
-    users = reading.database[reading.names.users]
-    user = await users.find_one({"_id": user_id}, _USER_FIELDS, session=session)
+    users = reading.users
+    collection, query = reading.database[reading.names.users], users.query_of(user_id)
+    user = await collection.find_one(query, users.book_fields, session=session)
     if user is not None:
+        user = users.by_own_names(user)
         examined.exists = True
         examined.balance = whole(user.get("credits"))
         examined.seq = whole(user.get("seq", 0))

@@ -25,13 +25,15 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.requests import check_flag, check_identifier, check_moment, check_optional
+from credit_mongo.core.requests import check_flag, check_moment, check_optional
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.export_files import standard_output, whole_file
 from credit_mongo.maintenance.export_formats import Format, Write, encoder_of
 from credit_mongo.maintenance.reading import Rows, is_gone
 from credit_mongo.rows import Raw
+from credit_mongo.stored_users import StoredUsers
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Export", "OnProgress", "export_transactions"]
 
@@ -71,6 +73,7 @@ async def export_transactions(
     overwrite: bool = False,
     guard_cells: bool = True,
     collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
     on_progress: OnProgress | None = None,
 ) -> Export:
     """Write a user's (None: everyone's) transactions from ``start`` on, and before ``end``.
@@ -83,6 +86,7 @@ async def export_transactions(
     UserNotFoundError, OSError, and StorageError or PyMongoError if the database can't be read.
     """
     names = collections or CollectionNames()
+    stored_users = StoredUsers.of(users, database)
     selection = _Selection(
         database.with_options(
             codec_options=_CODEC_OPTIONS,
@@ -91,8 +95,9 @@ async def export_transactions(
             read_concern=ReadConcern(),
         ),
         names,
-        check_optional(check_identifier, "user_id", user_id),
         *_check_period(start, end),
+        users=stored_users,
+        user_id=check_optional(stored_users.check_id, "user_id", user_id),
         include_archived=check_flag("include_archived", include_archived),
     )
     done = 0
@@ -130,14 +135,16 @@ class _Selection:
         self,
         database: AsyncDatabase[Raw],
         names: CollectionNames,
-        user_id: str | None,
         start: datetime | None,
         end: datetime | None,
         *,
+        users: StoredUsers,
+        user_id: str | None,
         include_archived: bool,
     ) -> None:
         self._database = database
         self._names = names
+        self._users = users
         self._user_id = user_id
         bounds = {"$gte": start, "$lt": end}
         self._period = {name: moment for name, moment in bounds.items() if moment is not None}
@@ -152,10 +159,11 @@ class _Selection:
         """Whether files have more. Raises UserNotFoundError."""
         database, names, user_id = self._database, self._names, self._user_id
         if user_id is not None:
-            looks: list[tuple[str, str]] = [(names.users, "_id"), (names.transactions, "userId")]
-            looks.append((names.transactions_archive, "userId"))
-            for collection, field in looks:
-                if await database[collection].find_one({field: user_id}, {"_id": 1}) is not None:
+            looks = {names.users: self._users.query_of(user_id)}
+            for transactions in (names.transactions, names.transactions_archive):
+                looks[transactions] = {"userId": user_id}
+            for collection, query in looks.items():
+                if await database[collection].find_one(query, {"_id": 1}) is not None:
                     break
             else:
                 raise UserNotFoundError(user_id)

@@ -46,7 +46,7 @@ _WORDS: Final[dict[Code, str]] = {
     "seq-unusable": "the stored seq of the account is below zero or no whole number",
     "history-missing": "the account has a balance of {found} and no transactions",
     "user-missing": "{found} transactions are of no user",
-    "user-unusable": "{found} documents have a user id that is no string",
+    "user-unusable": "{found} documents have a user id of another type than users have",
     "transaction-unusable": "it has a field that is missing or of the wrong type",
     "transaction-lost": "{expected} transactions from this seq on are missing",
     "transaction-doubled": "it is a second one with this seq",

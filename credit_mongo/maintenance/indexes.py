@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from bson import json_util
+from pymongo import IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.documents import credit_documents
+from credit_mongo.documents import credit_documents, users_validator
 from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["IndexChange", "IndexReport", "ensure_indexes"]
 
@@ -115,6 +117,7 @@ class _Step:
 async def ensure_indexes(
     database: AsyncDatabase[Any],
     names: CollectionNames,
+    users: UserMapping | None = None,
     *,
     validators: bool = True,
     dry_run: bool = False,
@@ -127,7 +130,8 @@ async def ensure_indexes(
     Other indexes of the application are not looked at. With ``dry_run`` nothing is written.
 
     The validator keeps ``credits`` a whole number ≥ 0, whoever writes it: users that have one keep
-    one, and none can be inserted without, by the application neither.
+    one, and none can be inserted without, by the application neither. With ``users``, whose
+    documents are the application's, they may be without, and the fields are those of the mapping.
 
     On collections with documents it takes as long as the server needs to build the indexes. New
     collections need the role readWrite; changing a TTL or the validator of an existing collection
@@ -135,15 +139,9 @@ async def ensure_indexes(
     """
     database = database.with_options(codec_options=CODEC_OPTIONS)
     changes: list[IndexChange] = []
-    for document in credit_documents(names):
-        wanted = _Wanted(
-            collection=document.Settings.name,
-            indexes=[model.document for model in document.Settings.indexes],
-            validator={"$jsonSchema": document.validator}
-            if validators and document.validator is not None
-            else None,
-        )
-        changes += await _ensure_collection(database, wanted, dry_run=dry_run)
+    for wanted in _all_wanted(names, users):
+        each = wanted if validators else replace(wanted, validator=None)
+        changes += await _ensure_collection(database, each, dry_run=dry_run)
     return IndexReport(tuple(changes))
 
 
@@ -152,6 +150,18 @@ class _Wanted:
     collection: str
     indexes: Sequence[_Description]
     validator: Raw | None
+
+
+def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_Wanted]:
+    if users is not None:
+        validator = {"$jsonSchema": users_validator(users)}
+        yield _Wanted(names.users, [IndexModel(users.membership_tier).document], validator)
+    for document in credit_documents(names, users):
+        yield _Wanted(
+            collection=document.Settings.name,
+            indexes=[model.document for model in document.Settings.indexes],
+            validator={"$jsonSchema": document.validator} if document.validator else None,
+        )
 
 
 async def _ensure_collection(

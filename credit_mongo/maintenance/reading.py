@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,6 +21,8 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
+from credit_mongo.stored_users import StoredUsers
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["LOOK_UP", "Reading", "Rows", "is_gone"]
 
@@ -58,6 +60,8 @@ class Reading:
     """Whether each transaction is to have its audit row."""
     key_ttl: timedelta
     """How long keys were remembered."""
+    users: StoredUsers
+    """How to read the documents of users."""
 
     @classmethod
     def of(
@@ -67,15 +71,17 @@ class Reading:
         *,
         audits: bool,
         key_ttl: timedelta,
+        users: UserMapping | None = None,
     ) -> Reading:
         """Of the database as the primary has it."""
+        stored_users = StoredUsers.of(users, database)
         database = database.with_options(
             codec_options=_CODEC_OPTIONS,
             read_preference=ReadPreference.PRIMARY,
             # A snapshot session brings its own.
             read_concern=ReadConcern(),
         )
-        return cls(database, names, audits, key_ttl)
+        return cls(database, names, audits, key_ttl, stored_users)
 
     async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
         """The same, with the time that some of the records have, if it is shorter."""
@@ -168,12 +174,16 @@ class RefundedCharge(NamedTuple):
 class Rows:
     """Documents of one collection in order; the next ones are fetched while these are looked at."""
 
-    def __init__(self, cursor: AsyncCursor[Raw]) -> None:
+    def __init__(
+        self, cursor: AsyncCursor[Raw], read_as: Callable[[Raw], Raw] | None = None
+    ) -> None:
         self._cursor = cursor.batch_size(_BATCH)
+        self._read_as = read_as
         self._next: asyncio.Task[list[Raw]] | None = asyncio.create_task(self._fetch())
 
     async def _fetch(self) -> list[Raw]:
-        return await self._cursor.to_list(_BATCH)
+        rows = await self._cursor.to_list(_BATCH)
+        return rows if self._read_as is None else [self._read_as(row) for row in rows]
 
     async def next(self) -> list[Raw]:
         """The next ones; empty at the end. Raises StorageError if an index is missing."""

@@ -36,6 +36,7 @@ from credit_mongo.maintenance.verify import (
     open_reading,
     verify,
 )
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Correction", "Repair", "repair"]
 
@@ -91,6 +92,7 @@ async def repair(
     reason: str,
     user_ids: Iterable[str] | None = None,
     collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
     audits: bool = True,
     key_ttl_seconds: float | None = None,
     dry_run: bool = False,
@@ -110,18 +112,19 @@ async def repair(
         database,
         user_ids=user_ids,
         collections=names,
+        users=users,
         audits=audits,
         key_ttl_seconds=key_ttl_seconds,
         on_progress=on_progress,
     )
     with Unlogged():
         reading = await open_reading(
-            database, names, audits=audits, key_ttl_seconds=key_ttl_seconds
+            database, names, users, audits=audits, key_ttl_seconds=key_ttl_seconds
         )
     work = _Repairing(reading, database, operator, reason, dry_run=dry_run)
-    users = dict.fromkeys(finding.user_id for finding in verification.findings)
+    user_ids = dict.fromkeys(finding.user_id for finding in verification.findings)
     try:
-        corrections = [await work.of(user_id) for user_id in users]
+        corrections = [await work.of(user_id) for user_id in user_ids]
     finally:
         await work.close()
     return Repair(verification, tuple(found for found in corrections if found is not None))
@@ -141,7 +144,9 @@ class _Repairing:
     ) -> None:
         config = CreditConfig(costs={})
         ttl = timedelta(seconds=config.idempotency.ttl_seconds)
-        store = Store(database, reading.names, audits=reading.audits, remembers_for=ttl)
+        store = Store(
+            database, reading.names, reading.users, audits=reading.audits, remembers_for=ttl
+        )
         self._committer = Committer(
             database.client,
             store,

@@ -17,6 +17,7 @@ from pymongo.errors import OperationFailure
 from credit_mongo.config import CollectionNames
 from credit_mongo.connection import check_database
 from credit_mongo.rows import Raw
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
 
@@ -113,18 +114,20 @@ class RoleReport:
         return tuple(change for change in self.changes if change.state == state)
 
 
-def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[Role, ...]:
+def credit_roles(
+    database: str, names: CollectionNames | None = None, users: UserMapping | None = None
+) -> tuple[Role, ...]:
     """A role for each kind of work: at run time, archiving, erasing, setting up, reading.
 
-    ``names`` are those of the configuration; None: the default ones. Raises ConfigurationError for
-    a database that MongoDB cannot have.
+    ``names`` and ``users`` are those of the configuration; None: the default ones. Raises
+    ConfigurationError for a database that MongoDB cannot have.
     """
     check_database(database)
     names = names or CollectionNames()
     kinds = (
         ("creditRuntime", "for the application: all of CreditLedger but delete_user", _work(names)),
         ("creditArchiver", "for the job that moves old rows", _archiving(names)),
-        ("creditEraser", "for delete_user, which takes all rows of a user", _erasing(names)),
+        ("creditEraser", "for delete_user, which takes all rows of a user", _erasing(names, users)),
         ("creditSetup", "for ensure_indexes, before a deployment", _setup(names)),
         ("creditReader", "for reports and checks: writes nothing", _reading(names)),
     )
@@ -135,7 +138,11 @@ def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[R
 
 
 async def ensure_roles(
-    database: AsyncDatabase[Any], names: CollectionNames, *, dry_run: bool = False
+    database: AsyncDatabase[Any],
+    names: CollectionNames,
+    users: UserMapping | None = None,
+    *,
+    dry_run: bool = False,
 ) -> RoleReport:
     """Create the database's roles, or make them what they should be.
 
@@ -145,7 +152,7 @@ async def ensure_roles(
     """
     changes = [
         await _ensure_role(database, role, dry_run=dry_run)
-        for role in credit_roles(database.name, names)
+        for role in credit_roles(database.name, names, users)
     ]
     return RoleReport(tuple(changes))
 
@@ -218,7 +225,7 @@ def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _erasing(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tuple[str, ...]]:
     taken = (
         *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
         *(names.transactions_archive, names.audit_logs_archive, names.archive_borders),
@@ -226,6 +233,8 @@ def _erasing(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     return {
         **dict.fromkeys(taken, ("find", "remove")),
         names.erasures: ("find", "insert", "remove", "update"),
+        # Documents that are the application's stay, without the account.
+        **({} if users is None else {names.users: ("find", "remove", "update")}),
     }
 
 

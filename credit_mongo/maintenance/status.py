@@ -19,6 +19,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["CollectionState", "Member", "Status", "status_of"]
 
@@ -87,7 +88,11 @@ class Status:
         return {"is_ready": self.is_ready, **facts}
 
 
-async def status_of(database: AsyncDatabase[Any], names: CollectionNames | None = None) -> Status:
+async def status_of(
+    database: AsyncDatabase[Any],
+    names: CollectionNames | None = None,
+    users: UserMapping | None = None,
+) -> Status:
     """Look at everything; write nothing. Raises PyMongoError."""
     names = names or CollectionNames()
     database = database.with_options(
@@ -103,7 +108,7 @@ async def status_of(database: AsyncDatabase[Any], names: CollectionNames | None 
             collections=tuple(
                 [await _collection(database, name) for name in names.model_dump().values()]
             ),
-            indexes=await _if_allowed(ensure_indexes(database, names, dry_run=True)),
+            indexes=await _if_allowed(ensure_indexes(database, names, users, dry_run=True)),
             oldest_transaction_at=await _if_allowed(_oldest(database, names)),
             ttl_lag_seconds=await _if_allowed(_ttl_lag(database, names, hello["localTime"])),
         )

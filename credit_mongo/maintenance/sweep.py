@@ -38,7 +38,6 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
     1,
 )
 _AUDIT_FIELDS: Final = dict.fromkeys(("userId", "operation", "action", "details", "createdAt"), 1)
-_USER_FIELDS: Final = {"credits": 1, "seq": 1}
 # What one user's two streams may be apart, in rows.
 _MOST_UNMATCHED: Final = 20_000
 _MOST_KEYS: Final = 50_000
@@ -253,10 +252,16 @@ class Sweep:
     def _open(self) -> list[_ByUser]:
         # From the empty string on: ids that are no strings are looked for elsewhere.
         above = {"$gte": ""} if self.place is None else {"$gt": self.place}
-        database, names = self._reading.database, self._reading.names
+        database, names, users = self._reading.database, self._reading.names, self._reading.users
         success = {"status": "success"}
         opened: list[tuple[str, str, Raw, Raw, Raw]] = [
-            ("_id", names.users, {}, _USER_FIELDS, {"_id": 1}),
+            (
+                "_id",
+                names.users,
+                {"_id": users.ids_above(self.place)},
+                users.book_fields,
+                {"_id": 1},
+            ),
             ("userId", names.transactions, {}, _TRANSACTION_FIELDS, _TRANSACTIONS),
             ("userId", names.audit_logs, success, _AUDIT_FIELDS, _AUDIT_LOGS),
         ]
@@ -266,7 +271,8 @@ class Sweep:
                     database[collection]
                     .find({field: above, **query}, fields, session=self._session)
                     .sort(list(order.items()))
-                    .hint(list(order.items()))
+                    .hint(list(order.items())),
+                    users.by_own_names if collection == names.users else None,
                 ),
                 field,
             )

@@ -23,7 +23,6 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames, IdempotencyConfig
-from credit_mongo.core.requests import check_identifier
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
@@ -32,6 +31,8 @@ from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.reading import Reading, is_gone
 from credit_mongo.maintenance.records import RecordSweep
 from credit_mongo.maintenance.sweep import Sweep
+from credit_mongo.stored_users import StoredUsers
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Finding", "OnProgress", "Verification", "examine_user", "open_reading", "verify"]
 
@@ -51,6 +52,7 @@ async def verify(
     *,
     user_ids: Iterable[str] | None = None,
     collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
     audits: bool = True,
     key_ttl_seconds: float | None = None,
     on_progress: OnProgress | None = None,
@@ -58,18 +60,20 @@ async def verify(
     """Look for everything that is wrong with the books of all users, or of ``user_ids``.
 
     ``audits``: False where auditing is disabled. ``key_ttl_seconds``: how long keys are remembered;
-    left out, a day, or what the records have if that is shorter. It needs the indexes of the
-    ledger, and a role that can read. Nothing is written.
+    left out, a day, or what the records have if that is shorter. ``collections`` and ``users`` are
+    the configuration's. It needs the indexes of the ledger, and a role that can read. Nothing is
+    written.
 
     Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
     and StorageError or PyMongoError if the database can't be read.
     """
     only = None
     if user_ids is not None:
-        only = list(dict.fromkeys(check_identifier("user_ids", user_id) for user_id in user_ids))
+        check = StoredUsers.of(users, database).check_id
+        only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
     with Unlogged():
         reading = await open_reading(
-            database, collections, audits=audits, key_ttl_seconds=key_ttl_seconds
+            database, collections, users, audits=audits, key_ttl_seconds=key_ttl_seconds
         )
         work = _Verifying(reading, on_progress or (lambda _done, _total: None))
         if only is None:
@@ -82,6 +86,7 @@ async def verify(
 async def open_reading(
     database: AsyncDatabase[Any],
     collections: CollectionNames | None,
+    users: UserMapping | None,
     *,
     audits: bool,
     key_ttl_seconds: float | None,
@@ -90,7 +95,7 @@ async def open_reading(
     default = IdempotencyConfig().ttl_seconds
     seconds = default if key_ttl_seconds is None else key_ttl_seconds
     names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
-    reading = Reading.of(database, names, audits=audits, key_ttl=key_ttl)
+    reading = Reading.of(database, names, audits=audits, key_ttl=key_ttl, users=users)
     if key_ttl_seconds is not None:
         return reading
     return await in_snapshot(reading, lambda session, _now: reading.with_ttl_of_records(session))
@@ -182,12 +187,14 @@ class _Verifying:
         )
 
     async def _count_unusable(self) -> None:
-        """Documents whose user is no string, which no walk through the users meets."""
+        """Documents with an id of another type, which no walk through the users meets."""
         names, database = self._reading.names, self._reading.database
+        users = self._reading.users
+        no_id = {"_id": {"$not": users.ids_above(None)}, users.names.credits: {"$ne": None}}
         found = 0
         no_string = {"$not": {"$type": "string"}}
         for collection, query in (
-            (names.users, {"_id": no_string, "credits": {"$exists": True}}),
+            (names.users, no_id),
             (names.transactions, {"userId": no_string}),
         ):
             found += await database[collection].count_documents(query)

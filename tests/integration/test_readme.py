@@ -70,7 +70,7 @@ asyncio.run(main())
 
 def test_every_block_is_run() -> None:
     """There is no code in the README that these tests do not run."""
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert "import" in BLOCKS[0]
 
 
@@ -83,3 +83,31 @@ def test_every_file_that_the_readme_names_is_there(path: str) -> None:
 def test_the_readme_config_is_one(config: CreditConfig) -> None:
     """The tests' own configuration has the README's prices."""
     assert config.costs["generate-post"]["premium"] == 8
+
+
+async def test_the_existing_users_are_charged_as_the_readme_says(
+    replica_set_uri: str, database: AsyncDatabase[dict[str, Any]]
+) -> None:
+    """The block on users that are there already is all that it takes."""
+    [block] = [each for each in BLOCKS if "UserMapping(" in each]
+    work = f"""
+import asyncio
+from beanie import init_beanie
+from pymongo import AsyncMongoClient
+from credit_mongo import CreditLedger
+
+async def main():
+    async with AsyncMongoClient({replica_set_uri!r}) as client:
+        database = client[{database.name!r}]
+        await init_beanie(database=database, document_models=documents)
+        async with CreditLedger(database, config) as ledger:
+            await ledger.ensure_indexes()
+            person = await Person(email="ann@example.org").insert()
+            await ledger.create_user(str(person.id), credits=50, membership_tier="pro")
+            await ledger.charge(str(person.id), "generate-post")
+            person = await Person.get(person.id)
+            print(person.credits, person.membership_tier, person.email)
+
+asyncio.run(main())
+"""
+    assert await _run(f"{block}\n{work}") == ["42 pro ann@example.org"]

@@ -259,16 +259,16 @@ PLANTED: Final = (
     # Rows
     Bug(
         "an update that overwrites the application's fields",
-        "rows.py",
-        'return {"q": {"_id": after.user_id}, "u": {"$set": changed}}',
-        'return {"q": {"_id": after.user_id}, "u": user_row(after)}',
+        "stored_users.py",
+        'return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}',
+        'return {"q": {"_id": self.id_of(after.user_id)}, "u": self.row(after)}',
         (OPERATIONS,),
     ),
     Bug(
         "a tier change that is not stored",
-        "rows.py",
-        "    if after.membership_tier != before.membership_tier:\n",
-        "    if after.membership_tier is None:\n",
+        "stored_users.py",
+        "        if after.membership_tier != before.membership_tier:\n",
+        "        if after.membership_tier is None:\n",
         (OPERATIONS,),
     ),
     Bug(
@@ -294,9 +294,9 @@ PLANTED: Final = (
     ),
     Bug(
         "a balance below zero is taken as it is",
-        "rows.py",
-        "    if value < 0:\n",
-        "    if False:\n",
+        "stored_users.py",
+        "            if value >= 0:\n",
+        "            if True:\n",
         (BAD_INPUT, OPERATIONS),
     ),
     # Store

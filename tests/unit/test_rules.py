@@ -1494,9 +1494,11 @@ PACKAGE = Path(credit_mongo.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"core"}),
+    frozenset({"config_parts"}),
+    frozenset({"user_mapping"}),
     frozenset({"config"}),
     frozenset({"rows", "connection", "log_redaction"}),
-    frozenset({"documents", "pages"}),
+    frozenset({"documents", "pages", "stored_users"}),
     frozenset({"engine"}),
     frozenset({"drivers"}),
     frozenset({"history", "maintenance"}),

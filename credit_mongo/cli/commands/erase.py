@@ -11,6 +11,7 @@ import typer
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, NOT_DONE
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.core.results import Erasure
 from credit_mongo.maintenance.erase import erase_user
@@ -24,6 +25,7 @@ def erase(
         str, typer.Option(metavar="NAME", help="Who asks for it; stays in the record.")
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
@@ -35,6 +37,7 @@ def erase(
     many rows went, when, and who asked, without the user's name. Archive files, exports and backups
     are beyond its reach. The role creditEraser may do it, and the application's own may not.
     """
+    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
     if not yes and not _is_confirmed(user, where.database):
         return NOT_DONE
@@ -45,6 +48,8 @@ def erase(
                 found,
                 user,
                 requested_by=requested_by,
+                collections=settings.collections,
+                users=settings.users,
                 step_seconds=timeout,
                 on_progress=advance,
             )

@@ -12,6 +12,7 @@ import typer
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.export import Export, export_transactions, parse_moment
 from credit_mongo.maintenance.export_formats import FORMATS, Format
@@ -57,6 +58,7 @@ def export(
             "--verbatim", help="CSV for programs: no apostrophe before what looks like a formula."
         ),
     ] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
@@ -69,7 +71,10 @@ def export(
     written as a whole or not at all. What was archived to files is not in it.
     """
     path = None if output == "-" else Path(output)
+    settings = load_config(config)
     options: dict[str, Any] = {
+        "collections": settings.collections,
+        "users": settings.users,
         "format": _format(kind, path),
         "user_id": user,
         "start": None if start is None else parse_moment("from", start),

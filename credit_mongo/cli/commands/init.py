@@ -9,8 +9,8 @@ import typer
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
-from credit_mongo.config import CollectionNames
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
 
 _COLUMNS = {"state": 9, "kind": 11, "what": 0}
@@ -24,6 +24,7 @@ def init(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing, show what would be.")
     ] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     no_validators: Annotated[
         bool, typer.Option("--no-validators", help="Set no validator.")
@@ -35,11 +36,16 @@ def init(
     Run it as often as you like. Exit code 1: something of the application's is in the way, shown
     with its remedy. Building an index may take longer than the timeout.
     """
+    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
 
     async def work(found: Database) -> IndexReport:
         return await ensure_indexes(
-            found, CollectionNames(), validators=not no_validators, dry_run=dry_run
+            found,
+            settings.collections,
+            settings.users,
+            validators=not no_validators,
+            dry_run=dry_run,
         )
 
     report = where.run(work)

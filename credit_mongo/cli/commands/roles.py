@@ -10,8 +10,9 @@ from pymongo.errors import OperationFailure
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
-from credit_mongo.config import CollectionNames
+from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.roles import Role, RoleChange, RoleReport, credit_roles, ensure_roles
 
@@ -31,6 +32,7 @@ def roles(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With --create: write nothing, show what would be.")
     ] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     timeout: Timeout = 10.0,
 ) -> int:
@@ -40,13 +42,14 @@ def roles(
     creates them; run it as often as you like.
     """
     where = Connecting.to(uri, database, timeout)
-    wanted = credit_roles(where.database)
+    settings = load_config(config)
+    wanted = credit_roles(where.database, settings.collections, settings.users)
     if not create:
         if dry_run:
             raise typer.BadParameter("--dry-run goes with --create")
         _print(wanted, where.database, as_json=as_json)
         return DONE
-    report = where.run(lambda found: _ensure(found, dry_run=dry_run))
+    report = where.run(lambda found: _ensure(found, settings, dry_run=dry_run))
     if as_json:
         show_facts({"database": where.database, "dry_run": dry_run, **report.to_dict()})
     else:
@@ -54,9 +57,10 @@ def roles(
     return DONE
 
 
-async def _ensure(database: Database, *, dry_run: bool) -> RoleReport:
+async def _ensure(database: Database, settings: CreditConfig, *, dry_run: bool) -> RoleReport:
     try:
-        return await ensure_roles(database, CollectionNames(), dry_run=dry_run)
+        names, users = settings.collections, settings.users
+        return await ensure_roles(database, names, users, dry_run=dry_run)
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:
             raise

@@ -35,11 +35,11 @@ def status(
     something is in its way; credit-mongo init tells more. What the role may not see is left out.
     Counts are the server's estimates; TTL lag is how long the oldest expired key is overdue.
     """
-    names = load_config(config).collections
+    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
 
     async def work(found: Database) -> Status:
-        return await status_of(found, names)
+        return await status_of(found, settings.collections, settings.users)
 
     found = where.run(work)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from pymongo.read_concern import ReadConcern
@@ -28,9 +28,9 @@ from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.pages import LARGEST_LIMIT
 from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.stored_users import StoredUsers
 
 _COLUMNS: Final = {"user": 0, "balance": 0, "tier": 0, "tier expires": 0, "seq": 0}
-_FIELDS: Final = ("credits", "membershipTier", "membershipExpiresAt", "seq")
 _NAMES: Final = ("credits", "membership_tier", "membership_expires_at", "seq")
 
 
@@ -63,23 +63,28 @@ def users(
     count = whole_number("--limit", limit)
     if not 1 <= count <= LARGEST_LIMIT:
         raise InvalidRequestError("limit", f"must be from 1 to {LARGEST_LIMIT}")
-    query = _query(tier, below, cursor)
+    after = check_optional(check_identifier, "cursor", cursor)
+    conditions = _conditions(tier, below)
     settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
 
     async def work(found: Database) -> list[Raw]:
+        users = StoredUsers.of(settings.users, found)
+        # Documents with ids of another type are none of the ledger's.
+        query: Raw = {"_id": users.ids_above(after)}
+        query |= {getattr(users.names, name): wanted for name, wanted in conditions.items()}
         collection = found.with_options(
             codec_options=CODEC_OPTIONS, read_concern=ReadConcern("majority")
         )[settings.collections.users]
         with Unlogged():
-            rows = collection.find(query, dict.fromkeys(_FIELDS, 1), limit=count + 1)
-            return await rows.sort("_id", 1).to_list(None)
+            rows = collection.find(query, users.fields, limit=count + 1).sort("_id", 1)
+            return [_facts(row, users) async for row in rows]
 
     rows = where.run(work)
     page, more = rows[:count], len(rows) > count
-    next_cursor = str(page[-1]["_id"]) if more else None
+    next_cursor = page[-1]["user_id"] if more else None
     if as_json:
-        listed = [{"user_id": row["_id"], **_facts(row)} for row in page]
+        listed = [{name: plain(value) for name, value in row.items()} for row in page]
         show_facts({"database": where.database, "users": listed, "next_cursor": next_cursor})
         return DONE
     show_rows(_COLUMNS, [_cells(row, settings) for row in page])
@@ -90,27 +95,26 @@ def users(
     return DONE
 
 
-def _query(tier: str | None, below: str | None, cursor: str | None) -> Raw:
-    after = check_optional(check_identifier, "cursor", cursor)
-    # Ids that are no strings are none of the ledger's.
-    query: Raw = {"_id": {"$gte": ""} if after is None else {"$gt": after}}
+def _conditions(tier: str | None, below: str | None) -> Raw:
+    conditions: Raw = {}
     if tier is not None:
-        query["membershipTier"] = check_identifier("tier", tier)
+        conditions["membership_tier"] = check_identifier("tier", tier)
     if below is not None:
-        query["credits"] = {"$lt": min(whole_number("--below", below), LARGEST_BALANCE)}
-    return query
+        conditions["credits"] = {"$lt": min(whole_number("--below", below), LARGEST_BALANCE)}
+    return conditions
 
 
-def _facts(row: Raw) -> dict[str, Any]:
-    return {name: plain(row.get(field)) for name, field in zip(_NAMES, _FIELDS, strict=True)}
+def _facts(row: Raw, users: StoredUsers) -> Raw:
+    facts = {name: row.get(getattr(users.names, name)) for name in _NAMES}
+    return {"user_id": users.user_id_of(row), **facts}
 
 
 def _cells(row: Raw, settings: CreditConfig) -> tuple[object, ...]:
-    tier, seq = row.get("membershipTier"), row.get("seq")
+    tier, seq = row["membership_tier"], row["seq"]
     return (
-        row["_id"],
-        shown(row.get("credits"), settings),
+        row["user_id"],
+        shown(row["credits"], settings),
         "-" if tier is None else tier,
-        shown_moment(row.get("membershipExpiresAt")),
+        shown_moment(row["membership_expires_at"]),
         "-" if seq is None else seq,
     )

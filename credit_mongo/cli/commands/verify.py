@@ -17,6 +17,7 @@ from credit_mongo.cli.connecting import (
     seconds_up_to,
 )
 from credit_mongo.cli.failures import DONE, FOUND
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
 from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.repair import Repair, repair
@@ -57,6 +58,7 @@ def verify_books(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing, show what --repair would add.")
     ] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
@@ -68,8 +70,11 @@ def verify_books(
     each user that is off; exit code 1 then means that something is left. History is never edited.
     """
     _check_repair(do_repair=do_repair, operator=operator, reason=reason, dry_run=dry_run)
+    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
     options: dict[str, Any] = {
+        "collections": settings.collections,
+        "users": settings.users,
         "user_ids": user or None,
         "audits": not no_audit,
         "key_ttl_seconds": key_ttl,
