@@ -391,7 +391,7 @@ PLANTED: Final = (
     Bug(
         "a cancel leaves the transaction open",
         "engine/commit.py",
-        "                self._endings.begin(session)\n",
+        "                self._endings.begin(session, left)\n",
         "                pass\n",
         (OUTCOMES, CONCURRENCY),
     ),
@@ -514,7 +514,7 @@ PLANTED: Final = (
     Bug(
         "calls without a deadline",
         "ledger.py",
-        "return await asyncio.wait_for(work, self._config.operation_timeout_seconds)",
+        "return await self._deadlines.keep(work, seconds)",
         "return await work",
         (OUTCOMES, SESSIONS),
     ),
