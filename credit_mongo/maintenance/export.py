@@ -26,6 +26,7 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_flag, check_identifier, check_moment, check_optional
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.export_files import standard_output, whole_file
@@ -58,7 +59,7 @@ class Export:
 
 
 async def export_transactions(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     destination: Path | None,
     *,
     format: Format,  # noqa: A002 - the word of the field
@@ -82,7 +83,7 @@ async def export_transactions(
     """
     names = collections or CollectionNames()
     selection = _Selection(
-        database.with_options(
+        as_database(database).with_options(
             codec_options=_CODEC_OPTIONS,
             read_preference=ReadPreference.PRIMARY,
             # A snapshot session brings its own.

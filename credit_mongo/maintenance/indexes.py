@@ -18,6 +18,7 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 
 __all__ = ["IndexChange", "IndexReport", "ensure_indexes"]
@@ -113,7 +114,7 @@ class _Step:
 
 
 async def ensure_indexes(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     names: CollectionNames,
     *,
     validators: bool = True,
@@ -133,7 +134,7 @@ async def ensure_indexes(
     collections need the role readWrite; changing a TTL or the validator of an existing collection
     also needs dbAdmin, and is a conflict without. Raises PyMongoError.
     """
-    database = database.with_options(codec_options=CODEC_OPTIONS)
+    database = as_database(database).with_options(codec_options=CODEC_OPTIONS)
     changes: list[IndexChange] = []
     for document in credit_documents(names):
         wanted = _Wanted(

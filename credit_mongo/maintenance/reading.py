@@ -18,6 +18,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
@@ -62,14 +63,14 @@ class Reading:
     @classmethod
     def of(
         cls,
-        database: AsyncDatabase[Any],
+        database: AnyDatabase,
         names: CollectionNames,
         *,
         audits: bool,
         key_ttl: timedelta,
     ) -> Reading:
         """Of the database as the primary has it."""
-        database = database.with_options(
+        database = as_database(database).with_options(
             codec_options=_CODEC_OPTIONS,
             read_preference=ReadPreference.PRIMARY,
             # A snapshot session brings its own.

@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.connection import check_database
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.rows import Raw
 
 __all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
@@ -135,7 +136,7 @@ def credit_roles(database: str, names: CollectionNames | None = None) -> tuple[R
 
 
 async def ensure_roles(
-    database: AsyncDatabase[Any], names: CollectionNames, *, dry_run: bool = False
+    database: AnyDatabase, names: CollectionNames, *, dry_run: bool = False
 ) -> RoleReport:
     """Create the database's roles, or make them what they should be.
 
@@ -143,6 +144,7 @@ async def ensure_roles(
     roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
     nothing is written. Needs the role userAdmin on the database. Raises PyMongoError.
     """
+    database = as_database(database)
     changes = [
         await _ensure_role(database, role, dry_run=dry_run)
         for role in credit_roles(database.name, names)

@@ -16,14 +16,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames, IdempotencyConfig
 from credit_mongo.core.requests import check_identifier
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
@@ -47,7 +47,7 @@ _PAUSE_SECONDS: Final = 0.5
 
 
 async def verify(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     *,
     user_ids: Iterable[str] | None = None,
     collections: CollectionNames | None = None,
@@ -80,7 +80,7 @@ async def verify(
 
 
 async def open_reading(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     collections: CollectionNames | None,
     *,
     audits: bool,
