@@ -6,7 +6,7 @@ Another driver's module is only looked at if the application has imported that d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -39,7 +39,8 @@ def as_database(database: object) -> AsyncDatabase[Any]:
     )
     if adapted is None:
         raise ConfigurationError("", f"database must be {_remedy(database)}")
-    return adapted  # type: ignore[return-value] # it has all that is used of one
+    # It has all that is used of one.
+    return cast(AsyncDatabase[Any], adapted)
 
 
 def as_session(session: object, database: AsyncDatabase[Any]) -> AsyncClientSession | None:
@@ -52,7 +53,7 @@ def as_session(session: object, database: AsyncDatabase[Any]) -> AsyncClientSess
             delegate = motor.delegate_of_session(session)
         if delegate is not None:
             adapted: Any = database.client.adopt_session(delegate)
-            return adapted  # type: ignore[no-any-return]
+            return cast(AsyncClientSession, adapted)
     raise InvalidRequestError(
         "session", f"must be a session of the ledger's client, not {type(session).__name__}"
     )

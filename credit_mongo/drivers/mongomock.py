@@ -29,7 +29,7 @@ from credit_mongo.rows import CODEC_OPTIONS, Raw
 if TYPE_CHECKING:
     from mongomock_motor import AsyncMongoMockDatabase
 
-    MockDatabase: TypeAlias = AsyncMongoMockDatabase
+    MockDatabase: TypeAlias = AsyncMongoMockDatabase[Any]
 
 __all__ = ["adapted_database"]
 
@@ -42,7 +42,7 @@ def adapted_database(database: object) -> AdaptedDatabase | None:
     mongomock_motor = sys.modules.get("mongomock_motor")
     if mongomock_motor is None or not isinstance(database, mongomock_motor.AsyncMongoMockDatabase):
         return None
-    delegate: Any = database.delegate  # type: ignore[attr-defined]
+    delegate: Any = database.delegate
     client = _Client(delegate.client)
     return AdaptedDatabase(client[delegate.name], _run, AdaptedClient(client, _run))
 

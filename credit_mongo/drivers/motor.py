@@ -51,7 +51,5 @@ def _run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Await
     """In one of Motor's own threads: the application says how many there are."""
     from motor.frameworks.asyncio import run_on_executor  # noqa: PLC0415 - once it is there
 
-    future: Awaitable[Any] = run_on_executor(
-        asyncio.get_running_loop(), function, *arguments, **options
-    )
-    return future
+    run: Callable[..., Awaitable[Any]] = run_on_executor
+    return run(asyncio.get_running_loop(), function, *arguments, **options)

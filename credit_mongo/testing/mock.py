@@ -11,7 +11,7 @@ from credit_mongo.errors import ConfigurationError
 from credit_mongo.ledger import CreditLedger
 
 if TYPE_CHECKING:
-    from mongomock_motor import AsyncMongoMockDatabase
+    from credit_mongo.drivers.mongomock import MockDatabase
 
 __all__ = ["mock_ledger"]
 
@@ -19,7 +19,7 @@ __all__ = ["mock_ledger"]
 def mock_ledger(
     config: CreditConfig,
     *,
-    database: AsyncMongoMockDatabase | None = None,
+    database: MockDatabase | None = None,
     clock: Callable[[], datetime] | None = None,
 ) -> CreditLedger:
     """A ledger in memory, for unit tests: every operation, with its results and its errors.

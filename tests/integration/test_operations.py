@@ -44,6 +44,8 @@ from credit_mongo import (
 )
 from tests.integration.promises import Client, Database, Row, check_promises, count, rows
 
+DRIVERS = ("pymongo", "motor", "mongomock")
+
 START = datetime(2030, 5, 1, 12, 0, 0, 123000, tzinfo=timezone.utc)
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
