@@ -36,11 +36,16 @@ async def replica_set_uri() -> AsyncIterator[str]:
         yield replica_set.uri
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what our own mark means."""
+    config.addinivalue_line("markers", "drivers(*names): run with each of these drivers")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a module's tests with each of the drivers that it names in ``DRIVERS``."""
-    drivers = getattr(metafunc.module, "DRIVERS", None)
-    if drivers and "driver" in metafunc.fixturenames:
-        metafunc.parametrize("driver", drivers, indirect=True, scope="session")
+    """Run a test with each of the drivers that it, or else its module, is marked with."""
+    mark = metafunc.definition.get_closest_marker("drivers")
+    if mark is not None and "driver" in metafunc.fixturenames:
+        metafunc.parametrize("driver", mark.args, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -150,10 +150,14 @@ class _Database:
 
     def list_collections(self, filter: Mapping[str, str]) -> _Cursor:  # noqa: A002 - PyMongo's word
         name = filter["name"]
-        if name not in self.delegate.list_collection_names():
+        if name not in self.list_collection_names():
             return _Cursor(iter(()))
         options = self[name].description.options
         return _Cursor(iter([{"name": name, "type": "collection", "options": options}]))
+
+    def list_collection_names(self) -> list[str]:
+        names: list[str] = self.delegate.list_collection_names()
+        return names
 
     def command(
         self,

@@ -86,7 +86,9 @@ class AdaptedClient(_Adapted):
 class AdaptedDatabase(_Adapted):
     """As an ``AsyncDatabase``."""
 
-    _awaited = frozenset({"command", "create_collection", "drop_collection"})
+    _awaited = frozenset(
+        {"command", "create_collection", "drop_collection", "list_collection_names"}
+    )
     _give_cursors = frozenset({"aggregate", "list_collections"})
 
     def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:
