@@ -48,10 +48,10 @@ class _Adapted:
 
 
 def _unwrapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    session = options.get("session")
-    if isinstance(session, AdaptedSession):
-        return {**options, "session": session.delegate}
-    return dict(options)
+    if "session" not in options:
+        return dict(options)
+    session = options["session"]
+    return {**options, "session": getattr(session, "delegate", session)}
 
 
 class AdaptedClient(_Adapted):
