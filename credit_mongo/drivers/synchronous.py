@@ -21,6 +21,7 @@ Run: TypeAlias = Callable[..., Awaitable[Any]]
 
 # Several documents come with one reply; a call for each would cost a change of threads.
 _READ_AHEAD: Final = 1000
+_CHAINED: Final = frozenset({"batch_size", "hint", "limit", "skip", "sort"})
 
 
 class _Adapted:
@@ -40,10 +41,10 @@ class _Adapted:
             return partial(self._call_for_cursor, name)
         raise AttributeError(f"{type(self).__name__} has no {name}")
 
-    async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+    async def _call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
         return await self._run(getattr(self.delegate, name), *arguments, **_unwrapped(options))
 
-    async def _call_for_cursor(self, name: str, *arguments: Any, **options: Any) -> _Cursor:
+    async def _call_for_cursor(self, name: str, /, *arguments: Any, **options: Any) -> _Cursor:
         return _Cursor(await self._call(name, *arguments, **options), self._run)
 
 
@@ -105,6 +106,10 @@ class AdaptedDatabase(_Adapted):
         """The same database, read and written otherwise."""
         return AdaptedDatabase(self.delegate.with_options(**options), self._run, self.client)
 
+    def get_collection(self, name: str, **options: Any) -> _Collection:
+        """A collection, read and written otherwise."""
+        return _Collection(self.delegate.get_collection(name, **options), self._run)
+
     def __getitem__(self, name: str) -> _Collection:
         return _Collection(self.delegate[name], self._run)
 
@@ -116,13 +121,16 @@ class _Collection(_Adapted):
         {
             "count_documents",
             "create_index",
+            "create_indexes",
             "delete_many",
             "delete_one",
+            "drop_index",
             "drop_indexes",
             "estimated_document_count",
             "find_one",
             "find_one_and_delete",
             "find_one_and_update",
+            "index_information",
             "insert_many",
             "insert_one",
             "replace_one",
@@ -146,20 +154,25 @@ class _Cursor(_Adapted):
         super().__init__(delegate, run)
         self._ahead: list[Any] = []
 
-    def batch_size(self, size: int) -> Self:
-        """How many documents come with a reply."""
-        self.delegate.batch_size(size)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name in _CHAINED:
+            return partial(self._chain, name)
+        return super().__getattr__(name)
+
+    def _chain(self, name: str, /, *arguments: Any, **options: Any) -> Self:
+        getattr(self.delegate, name)(*arguments, **options)
         return self
 
-    def sort(self, keys: Any) -> Self:
-        """In which order."""
-        self.delegate.sort(keys)
+    async def __aenter__(self) -> Self:
         return self
 
-    def limit(self, most: int) -> Self:
-        """How many at most."""
-        self.delegate.limit(most)
-        return self
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._call("close")
 
     def __aiter__(self) -> Self:
         return self

@@ -38,6 +38,8 @@ from credit_mongo import (
 )
 from tests.integration.promises import Client, Database, Row, check_promises
 
+pytestmark = pytest.mark.drivers("pymongo", "motor")
+
 UTC = timezone.utc
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)

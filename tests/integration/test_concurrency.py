@@ -47,6 +47,8 @@ from tests.integration.promises import (
     rows,
 )
 
+pytestmark = pytest.mark.drivers("pymongo", "motor")
+
 CONFIG = """{
     "costs": {"post": {"default": 10, "premium": 8}, "free": {"default": 0},
               "tokens": {"default": "{token} * 0.5"}},
