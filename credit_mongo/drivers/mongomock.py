@@ -171,7 +171,9 @@ class _Database:
         name, argument = next(iter(command.items()))
         run = _COMMANDS.get(name)
         if run is None:
-            raise OperationFailure(f"mongomock has no command {name}", _COMMAND_NOT_FOUND)
+            raise OperationFailure(
+                f"mongomock has no {name}: it needs a server", _COMMAND_NOT_FOUND
+            )
         database = self.with_options(codec_options=codec_options)
         return {"ok": 1.0, **run(database, argument, command, session)}
 
@@ -243,7 +245,14 @@ _COMMANDS: Final[Mapping[str, Callable[..., Raw]]] = {
 }
 
 
-class _Collection:
+class _Lacking:
+    """What is not made here is no bug of the caller's, who is told so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OperationFailure(f"mongomock has no {name}: it needs a server", _COMMAND_NOT_FOUND)
+
+
+class _Collection(_Lacking):
     """As a synchronous ``Collection``. Documents come and go as BSON has them."""
 
     def __init__(
@@ -369,7 +378,7 @@ class _Collection:
         session.will_undo(undo)
 
 
-class _Cursor:
+class _Cursor(_Lacking):
     """As a synchronous ``Cursor``."""
 
     def __init__(self, delegate: Any, read: Callable[[Iterable[Raw]], list[Raw]] = list) -> None:

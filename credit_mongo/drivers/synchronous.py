@@ -21,7 +21,7 @@ Run: TypeAlias = Callable[..., Awaitable[Any]]
 
 # Several documents come with one reply; a call for each would cost a change of threads.
 _READ_AHEAD: Final = 1000
-_CHAINED: Final = frozenset({"batch_size", "hint", "limit", "skip", "sort"})
+_CHAINED: Final = frozenset({"allow_disk_use", "batch_size", "hint", "limit", "skip", "sort"})
 
 
 class _Adapted:

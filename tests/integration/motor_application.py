@@ -64,10 +64,12 @@ async def with_motor_transaction(session: Any, callback: Callable[[Any], Awaitab
 async def _commit(session: Any) -> None:
     while True:
         try:
-            return await session.commit_transaction()
+            await session.commit_transaction()
         except PyMongoError as error:
             if not _has_label(error, "UnknownTransactionCommitResult"):
                 raise
+        else:
+            return
 
 
 def _has_label(error: Exception, label: str) -> bool:

@@ -72,10 +72,9 @@ async def change(database: Database, number: int, /, **values: Any) -> None:
 
 async def change_user(database: Database, **values: Any) -> None:
     """Change fields of Bob's account, also to what the validator refuses."""
-    users = database.get_collection("users")
     await database.command(
         {
-            "update": users.name,
+            "update": "users",
             "updates": [{"q": {"_id": "bob"}, "u": {"$set": values}}],
             "bypassDocumentValidation": True,
         }
