@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
@@ -23,17 +23,18 @@ from credit_mongo.maintenance.verify import verify
 from credit_mongo.testing import mock_ledger
 
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, idempotency={"ttl_seconds": 60})
+Client: TypeAlias = "AsyncMongoMockClient[dict[str, Any]]"
 COLLECTIONS = ("users", "transactions", "audit_logs", "idempotency_records")
 
 
-async def all_rows(client: AsyncMongoMockClient) -> dict[str, list[dict[str, Any]]]:
+async def all_rows(client: Client) -> dict[str, list[dict[str, Any]]]:
     """Everything that there is."""
     return {name: await client["app"][name].find().to_list(None) for name in COLLECTIONS}
 
 
 async def test_an_application_finds_the_rows_in_its_own_mock() -> None:
     """It passes its own client's database, and looks there."""
-    client = AsyncMongoMockClient()
+    client: Client = AsyncMongoMockClient()
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         await ledger.create_user("u", credits=15)
         await ledger.charge("u", "post")
@@ -65,7 +66,7 @@ async def test_its_time_is_the_clock_s_and_no_key_is_swept() -> None:
 
 async def test_what_fails_leaves_nothing_behind() -> None:
     """A batch in which a key is known is written twice: what came first is undone, row by row."""
-    client = AsyncMongoMockClient()
+    client: Client = AsyncMongoMockClient()
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         await ledger.create_user("a", credits=100)
         await ledger.charge("a", "post", idempotency_key="k")
@@ -79,7 +80,7 @@ async def test_what_fails_leaves_nothing_behind() -> None:
 
 async def test_a_server_s_failure_can_be_played() -> None:
     """What is written before the failure is undone, and the next try finds the books in order."""
-    client = AsyncMongoMockClient()
+    client: Client = AsyncMongoMockClient()
     database = as_database(client["app"])
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         await ledger.create_user("a", credits=100)
@@ -131,19 +132,22 @@ async def test_pages_go_on_where_they_ended() -> None:
         await ledger.create_user("u", credits=100)
         for number in range(7):
             await ledger.grant("u", number + 1, action="gift")
-        for read in (ledger.get_history, ledger.get_audit_log):
-            seen, cursor = [], None
-            while page := await read("u", limit=3, cursor=cursor):
-                seen += [row.transaction_id for row in page] if read == ledger.get_history else page
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
-            assert len(seen) == len(set(map(str, seen))) == 8
+        pages: tuple[Any, ...] = (ledger.get_history, ledger.get_audit_log)
+        for read in pages:
+            page = await read("u", limit=3)
+            seen = list(page)
+            while page.next_cursor is not None:
+                page = await read("u", limit=3, cursor=page.next_cursor)
+                seen += page
+            moments = [row.created_at for row in seen]
+            assert len(set(map(repr, seen))) == 8
+            assert moments == sorted(moments, reverse=True)
 
 
 async def test_what_it_cannot_do_is_told_by_a_typed_error() -> None:
     """The jobs need a server."""
-    database = AsyncMongoMockClient()["app"]
+    client: Client = AsyncMongoMockClient()
+    database = client["app"]
     async with mock_ledger(CONFIG, database=database) as ledger:
         await ledger.create_user("u")
     with pytest.raises(PyMongoError, match="it needs a server"):
