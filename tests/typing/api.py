@@ -58,9 +58,9 @@ async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -
 
 async def on_motor(client: AsyncIOMotorClient[dict[str, Any]], config: CreditConfig) -> None:
     """A Motor client, and its session."""
-    async with CreditLedger(client["app"], config) as ledger:
-        async with await client.start_session() as session, session.start_transaction():
-            assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
+    ledger = CreditLedger(client["app"], config)
+    async with await client.start_session() as session, session.start_transaction():
+        assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
 
 
 async def in_memory(config: CreditConfig) -> None:
