@@ -498,13 +498,13 @@ async def test_a_refusal_inside_with_transaction_is_raised_as_it_is_and_not_repe
 
 
 async def test_an_account_that_cannot_be_read_is_not_tried_again(
-    application: Client, database: Database, client: Client
+    application: Client, database: Database
 ) -> None:
     """It is a failure of the database to the driver, but none that passes."""
     attempted = 0
     await database["users"].insert_one({"_id": "u", "credits": 0.5})
 
-    async with CreditLedger(database, prices()) as ledger:
+    async with CreditLedger(application[database.name], prices()) as ledger:
 
         async def callback(session: AsyncClientSession) -> Any:
             nonlocal attempted
@@ -512,7 +512,7 @@ async def test_an_account_that_cannot_be_read_is_not_tried_again(
             return await ledger.grant("u", 1, action="gift", session=session)
 
         with pytest.raises(AccountDataError):
-            await in_transaction(client, callback)
+            await in_transaction(application, callback)
     assert attempted == 1
     assert await database["users"].find_one() == {"_id": "u", "credits": 0.5}
     assert await count(database, "audit_logs", status="failed") == 1
