@@ -151,6 +151,18 @@ async def test_maintenance_takes_motor_s_databases(
     assert (await books.delete_user("u")).users == 1
 
 
+async def test_motor_s_threads_log_no_key_and_no_metadata(
+    books: CreditLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is kept out of the driver's log is kept out of it there, too."""
+    with caplog.at_level("DEBUG", logger="pymongo.command"):
+        await books.grant("u", 1, action="x", idempotency_key="hush", metadata={"a": "secret"})
+        await books.get_history("u")
+    assert "commitTransaction" in caplog.text
+    assert "hush" not in caplog.text
+    assert "secret" not in caplog.text
+
+
 # What is no database
 
 
