@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from credit_mongo.config import CreditConfig
@@ -47,6 +46,7 @@ from credit_mongo.core.results import (
     TierChangeResult,
     User,
 )
+from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
 from credit_mongo.engine.commit import Clock, Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
@@ -55,7 +55,12 @@ from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
-from credit_mongo.errors import ConfigurationError, InvalidRequestError, StorageError
+from credit_mongo.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LedgerBusyError,
+    StorageError,
+)
 from credit_mongo.history import History
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.erase import erase_user
@@ -116,26 +121,27 @@ class CreditLedger:
 
     def __init__(
         self,
-        database: AsyncDatabase[Any],
+        database: AnyDatabase,
         config: CreditConfig,
         *,
         clock: Clock = _now,
     ) -> None:
         """A ledger on a database of the application's own client, which it never closes.
 
+        The client is PyMongo's AsyncMongoClient, or Motor's AsyncIOMotorClient.
+
         ``clock`` gives the time (with a time zone) at which operations are decided.
         """
         if not isinstance(config, CreditConfig):
             raise ConfigurationError("", "config must be a CreditConfig")
-        if not isinstance(database, AsyncDatabase):
-            raise ConfigurationError(
-                "", "database must be a database of PyMongo's AsyncMongoClient: client['name']"
-            )
+        database = as_database(database)
         self._config = config
         self._database = database
         self._clock = _checked(clock)
         self._owns_client = False
         self._users = StoredUsers.of(config.users, database)
+        self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         store = Store(
             database,
             config.collections,
@@ -205,6 +211,7 @@ class CreditLedger:
 
         Takes no longer than three operations may.
         """
+        self._is_closed = True
         seconds = self._config.operation_timeout_seconds
         await self._lanes.close()
         await self._committer.close(seconds)
@@ -230,7 +237,7 @@ class CreditLedger:
         membership_expires_at: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> User:
         """Open an account. Its opening credits (0 to 2**53 - 1) are its first transaction.
 
@@ -248,12 +255,13 @@ class CreditLedger:
         )
         return cast(User, await self._do(request, session))
 
-    async def get_user(self, user_id: str, *, session: AsyncClientSession | None = None) -> User:
+    async def get_user(self, user_id: str, *, session: AnySession | None = None) -> User:
         """A user's account. Raises UserNotFoundError."""
         user_id = self._users.check_id("user_id", user_id)
-        return user_of(await self._read(session, self._history.account, user_id, session))
+        own = as_session(session, self._database)
+        return user_of(await self._read(own, self._history.account, user_id, own))
 
-    async def get_balance(self, user_id: str, *, session: AsyncClientSession | None = None) -> int:
+    async def get_balance(self, user_id: str, *, session: AnySession | None = None) -> int:
         """A user's credits, in smallest units. Raises UserNotFoundError."""
         return (await self.get_user(user_id, session=session)).credits
 
@@ -268,6 +276,7 @@ class CreditLedger:
 
         Raises UserNotFoundError.
         """
+        self._check_that_it_is_open()
         return await erase_user(
             self._database,
             user_id,
@@ -289,7 +298,7 @@ class CreditLedger:
         variables: Mapping[str, Number] | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> ChargeResult:
         """Take what ``action`` costs the user's tier, or ``amount`` units if given.
 
@@ -320,7 +329,7 @@ class CreditLedger:
         transaction_id: str | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> RefundResult:
         """Give ``amount`` units back; with ``transaction_id``, of what that charge still holds.
 
@@ -343,7 +352,7 @@ class CreditLedger:
         action: str,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> GrantResult:
         """Give ``amount`` units. Raises UserNotFoundError and IdempotencyConflictError."""
         request = GrantRequest(
@@ -363,7 +372,7 @@ class CreditLedger:
         membership_expires_at: datetime | Keep | None = KEEP,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> TierChangeResult:
         """Move to a higher tier and set the balance to its cap.
 
@@ -388,7 +397,7 @@ class CreditLedger:
         clear_expiration: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> TierChangeResult:
         """Move to a lower tier and set the balance to its cap; more than that is lost.
 
@@ -410,7 +419,7 @@ class CreditLedger:
         refill: bool = True,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> TierChangeResult:
         """Stay in the tier until a new expiry; with ``refill``, set the balance to its cap.
 
@@ -427,7 +436,7 @@ class CreditLedger:
         return cast(TierChangeResult, await self._do(request, session))
 
     async def validate_access(
-        self, user_id: str, action: str, *, session: AsyncClientSession | None = None
+        self, user_id: str, action: str, *, session: AnySession | None = None
     ) -> bool:
         """True if the user's tier may do the action, whatever it costs.
 
@@ -435,7 +444,8 @@ class CreditLedger:
         """
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
-        account = await self._read(session, self._history.account, user_id, session)
+        own = as_session(session, self._database)
+        account = await self._read(own, self._history.account, user_id, own)
         self._config.rules.check_access(account, action, self._clock())
         return True
 
@@ -465,7 +475,7 @@ class CreditLedger:
         start_date: datetime | None = None,
         end_date: datetime | None = None,
         action: str | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> HistoryPage:
         """Transactions, newest first, from ``start_date`` up to but not including ``end_date``.
 
@@ -473,8 +483,9 @@ class CreditLedger:
         and goes on exactly where that page ended, whatever was written since. Raises
         UserNotFoundError.
         """
+        own = as_session(session, self._database)
         return await self._read(
-            session,
+            own,
             self._history.transactions,
             user_id,
             limit=limit,
@@ -483,7 +494,7 @@ class CreditLedger:
             start_date=start_date,
             end_date=end_date,
             action=action,
-            session=session,
+            session=own,
         )
 
     async def get_audit_log(
@@ -497,14 +508,15 @@ class CreditLedger:
         start_date: datetime | None = None,
         end_date: datetime | None = None,
         action: str | None = None,
-        session: AsyncClientSession | None = None,
+        session: AnySession | None = None,
     ) -> AuditPage:
         """Attempts (``status`` "success" or "failed"), newest first, also on unknown users.
 
         Limits are those of ``get_history``.
         """
+        own = as_session(session, self._database)
         return await self._read(
-            session,
+            own,
             self._history.audit_logs,
             user_id,
             limit=limit,
@@ -514,7 +526,7 @@ class CreditLedger:
             start_date=start_date,
             end_date=end_date,
             action=action,
-            session=session,
+            session=own,
         )
 
     async def ensure_indexes(self) -> IndexReport:
@@ -522,6 +534,7 @@ class CreditLedger:
 
         Raises nothing for an index that is in the way: the report names it with its remedy.
         """
+        self._check_that_it_is_open()
         try:
             names, users = self._config.collections, self._config.users
             return await ensure_indexes(self._database, names, users)
@@ -529,6 +542,20 @@ class CreditLedger:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
     # The way in
+
+    def _check_that_it_is_open(self) -> None:
+        """Raise LedgerBusyError after close, ConfigurationError on another event loop."""
+        if self._is_closed:
+            raise LedgerBusyError("the ledger is closed: make another")
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise ConfigurationError(
+                    "",
+                    "the ledger belongs to the event loop that it was first used on: make another "
+                    "for this one, on a client of its own",
+                )
+            self._loop = loop
 
     def _common(self, user_id: object, key: object, metadata: object) -> dict[str, Any]:
         key = check_optional(check_identifier, "idempotency_key", key)
@@ -539,10 +566,10 @@ class CreditLedger:
             "metadata": copy_metadata(metadata),
         }
 
-    def _do(self, request: Request, session: AsyncClientSession | None) -> Awaitable[Result]:
-        if session is None:
-            return self._lanes.submit(request)
-        return self._do_in(request, session)
+    def _do(self, request: Request, session: AnySession | None) -> Awaitable[Result]:
+        self._check_that_it_is_open()
+        own = as_session(session, self._database)
+        return self._lanes.submit(request) if own is None else self._do_in(request, own)
 
     async def _do_in(self, request: Request, session: AsyncClientSession) -> Result:
         with self._sessions.using(session):
@@ -558,6 +585,7 @@ class CreditLedger:
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> _R:
+        self._check_that_it_is_open()
         with self._sessions.using(session):
             try:
                 return await self._in_time(read(*arguments, **options), session)

@@ -9,10 +9,13 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from mongomock_motor import AsyncMongoMockClient
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo.drivers import as_database
 from credit_mongo.local import LocalReplicaSet
 
 
@@ -33,11 +36,44 @@ async def replica_set_uri() -> AsyncIterator[str]:
         yield replica_set.uri
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what our own mark means."""
+    config.addinivalue_line("markers", "drivers(*names): run with each of these drivers")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with each of the drivers that it, or else its module, is marked with."""
+    mark = metafunc.definition.get_closest_marker("drivers")
+    if mark is not None and "driver" in metafunc.fixturenames:
+        metafunc.parametrize("driver", mark.args, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def driver(request: pytest.FixtureRequest) -> str:
+    """What the application reaches MongoDB with."""
+    driver: str = getattr(request, "param", "pymongo")
+    return driver
+
+
+@pytest.fixture(scope="session")
+def driver_uri(driver: str, request: pytest.FixtureRequest) -> str | None:
+    """The replica set's URI, if the driver needs one."""
+    return None if driver == "mongomock" else request.getfixturevalue("replica_set_uri")
+
+
 @pytest_asyncio.fixture(scope="session")
-async def client(replica_set_uri: str) -> AsyncIterator[AsyncMongoClient[dict[str, Any]]]:
-    """An application's own client."""
-    async with AsyncMongoClient[dict[str, Any]](replica_set_uri, tz_aware=True) as client:
-        yield client
+async def client(
+    driver: str, driver_uri: str | None
+) -> AsyncIterator[AsyncMongoClient[dict[str, Any]]]:
+    """An application's own client, as PyMongo's whatever the driver."""
+    opened: Any = {
+        "pymongo": AsyncMongoClient[dict[str, Any]],
+        "motor": AsyncIOMotorClient[dict[str, Any]],
+        "mongomock": AsyncMongoMockClient,
+    }[driver](driver_uri, tz_aware=True)
+    client = as_database(opened["admin"]).client
+    yield client
+    await client.close()
 
 
 @pytest_asyncio.fixture

@@ -19,27 +19,25 @@ class ApplicationSessions:
 
     def __init__(self, client: AsyncMongoClient[Any]) -> None:
         self._client = client
-        self._in_use: set[int] = set()
+        self._in_use: set[AsyncClientSession] = set()
 
     @contextlib.contextmanager
-    def using(self, session: object) -> Iterator[None]:
+    def using(self, session: AsyncClientSession | None) -> Iterator[None]:
         """Have a session for one operation. Raises InvalidRequestError. None is no session."""
         if session is None:
             yield
             return
-        if not isinstance(session, AsyncClientSession):
-            raise InvalidRequestError(
-                "session", f"must be a session of the ledger's client, not {type(session).__name__}"
-            )
         if session.client is not self._client:
-            raise InvalidRequestError("session", "belongs to another client than the ledger's")
+            raise InvalidRequestError(
+                "session", "belongs to another client than the ledger's: start one on that client"
+            )
         if session.has_ended:
             raise InvalidRequestError("session", "has ended")
-        if id(session) in self._in_use:
+        if session in self._in_use:
             # The driver would mix up their commands (asyncio.gather on one session).
             raise InvalidRequestError("session", "is in use by another operation: await that first")
-        self._in_use.add(id(session))
+        self._in_use.add(session)
         try:
             yield
         finally:
-            self._in_use.discard(id(session))
+            self._in_use.discard(session)

@@ -18,6 +18,7 @@ from pymongo.errors import ConnectionFailure, OperationFailure
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
@@ -55,7 +56,7 @@ class Cleanup:
 
 
 async def clean_up(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     *,
     collections: CollectionNames | None = None,
     grace_seconds: float = GRACE_SECONDS,
@@ -72,7 +73,7 @@ async def clean_up(
     """
     grace = timedelta(seconds=_check_grace(grace_seconds))
     names = collections or CollectionNames()
-    database = database.with_options(
+    database = as_database(database).with_options(
         codec_options=CODEC_OPTIONS,
         read_preference=ReadPreference.PRIMARY,
         write_concern=JOURNALED_MAJORITY,

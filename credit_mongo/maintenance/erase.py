@@ -30,6 +30,7 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_identifier, check_optional
 from credit_mongo.core.results import Erasure
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.archive_borders import NO_BORDER, border_from
@@ -62,7 +63,7 @@ _ROWS: Final = ("transactions", "auditLogs", "archivedTransactions", "archivedAu
 
 
 async def erase_user(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     user_id: str,
     *,
     requested_by: str | None = None,
@@ -83,6 +84,7 @@ async def erase_user(
     Raises InvalidRequestError, UserNotFoundError if there is neither such an account nor an
     erasure of it under way, and StorageError: then call it again to complete it.
     """
+    database = as_database(database)
     stored_users = StoredUsers.of(users, database)
     erasing = _Erasing(
         database,

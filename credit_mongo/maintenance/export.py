@@ -26,6 +26,7 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_flag, check_moment, check_optional
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.export_files import standard_output, whole_file
@@ -62,7 +63,7 @@ class Export:
 
 
 async def export_transactions(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     destination: Path | None,
     *,
     format: Format,  # noqa: A002 - the word of the field
@@ -86,6 +87,7 @@ async def export_transactions(
     UserNotFoundError, OSError, and StorageError or PyMongoError if the database can't be read.
     """
     names = collections or CollectionNames()
+    database = as_database(database)
     stored_users = StoredUsers.of(users, database)
     selection = _Selection(
         database.with_options(

@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents, users_validator
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
 
@@ -115,7 +116,7 @@ class _Step:
 
 
 async def ensure_indexes(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     names: CollectionNames,
     users: UserMapping | None = None,
     *,
@@ -137,7 +138,7 @@ async def ensure_indexes(
     collections need the role readWrite; changing a TTL or the validator of an existing collection
     also needs dbAdmin, and is a conflict without. Raises PyMongoError.
     """
-    database = database.with_options(codec_options=CODEC_OPTIONS)
+    database = as_database(database).with_options(codec_options=CODEC_OPTIONS)
     changes: list[IndexChange] = []
     for wanted in _all_wanted(names, users):
         each = wanted if validators else replace(wanted, validator=None)

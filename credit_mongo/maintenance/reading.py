@@ -18,6 +18,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
@@ -66,7 +67,7 @@ class Reading:
     @classmethod
     def of(
         cls,
-        database: AsyncDatabase[Any],
+        database: AnyDatabase,
         names: CollectionNames,
         *,
         audits: bool,
@@ -74,6 +75,7 @@ class Reading:
         users: UserMapping | None = None,
     ) -> Reading:
         """Of the database as the primary has it."""
+        database = as_database(database)
         stored_users = StoredUsers.of(users, database)
         database = database.with_options(
             codec_options=_CODEC_OPTIONS,

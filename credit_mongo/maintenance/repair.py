@@ -20,6 +20,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from credit_mongo.config import CollectionNames, CreditConfig
 from credit_mongo.core.requests import CorrectionRequest, check_identifier, to_milliseconds
 from credit_mongo.core.results import CorrectionResult
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.latest import LatestWrite
@@ -86,7 +87,7 @@ class Repair:
 
 
 async def repair(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     *,
     operator: str,
     reason: str,
@@ -121,7 +122,7 @@ async def repair(
         reading = await open_reading(
             database, names, users, audits=audits, key_ttl_seconds=key_ttl_seconds
         )
-    work = _Repairing(reading, database, operator, reason, dry_run=dry_run)
+    work = _Repairing(reading, as_database(database), operator, reason, dry_run=dry_run)
     user_ids = dict.fromkeys(finding.user_id for finding in verification.findings)
     try:
         corrections = [await work.of(user_id) for user_id in user_ids]

@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.connection import check_database
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.rows import Raw
 from credit_mongo.user_mapping import UserMapping
 
@@ -138,7 +139,7 @@ def credit_roles(
 
 
 async def ensure_roles(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     names: CollectionNames,
     users: UserMapping | None = None,
     *,
@@ -150,6 +151,7 @@ async def ensure_roles(
     roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
     nothing is written. Needs the role userAdmin on the database. Raises PyMongoError.
     """
+    database = as_database(database)
     changes = [
         await _ensure_role(database, role, dry_run=dry_run)
         for role in credit_roles(database.name, names, users)

@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.rows import CODEC_OPTIONS, Raw
@@ -89,13 +90,13 @@ class Status:
 
 
 async def status_of(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     names: CollectionNames | None = None,
     users: UserMapping | None = None,
 ) -> Status:
     """Look at everything; write nothing. Raises PyMongoError."""
     names = names or CollectionNames()
-    database = database.with_options(
+    database = as_database(database).with_options(
         codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
     )
     with Unlogged():

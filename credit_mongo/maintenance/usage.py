@@ -19,6 +19,7 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_moment
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.rows import CODEC_OPTIONS, Raw
@@ -162,7 +163,7 @@ def width_for(start: datetime, end: datetime) -> Width:
 
 
 async def usage_of(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     start: datetime,
     end: datetime,
     *,
@@ -183,7 +184,7 @@ async def usage_of(
         raise InvalidRequestError("end", "the period is longer than 100 years, or ends too late")
     if not 1 <= places <= MOST_PLACES:
         raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
-    database = database.with_options(
+    database = as_database(database).with_options(
         codec_options=CODEC_OPTIONS,
         read_preference=ReadPreference.PRIMARY,
         # A snapshot session brings its own.

@@ -16,13 +16,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames, IdempotencyConfig
+from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
@@ -48,7 +48,7 @@ _PAUSE_SECONDS: Final = 0.5
 
 
 async def verify(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     *,
     user_ids: Iterable[str] | None = None,
     collections: CollectionNames | None = None,
@@ -69,7 +69,7 @@ async def verify(
     """
     only = None
     if user_ids is not None:
-        check = StoredUsers.of(users, database).check_id
+        check = StoredUsers.of(users, as_database(database)).check_id
         only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
     with Unlogged():
         reading = await open_reading(
@@ -84,7 +84,7 @@ async def verify(
 
 
 async def open_reading(
-    database: AsyncDatabase[Any],
+    database: AnyDatabase,
     collections: CollectionNames | None,
     users: UserMapping | None,
     *,

@@ -216,8 +216,8 @@ def of_files() -> Iterator[Case]:
         for wrong in BAD_MOMENTS:
             yield _asked(*command, f"--from={wrong}", names="from")
             yield _asked(*command, f"--to={wrong}", names="to")
-    for command in (exported, reported):
-        yield _asked(*command, "--from=2026-02-01", "--to=2026-01-01", names="end")
+    for exports in (exported, reported):
+        yield _asked(*exports, "--from=2026-02-01", "--to=2026-01-01", names="end")
     for kind in ("", "xml", "CSV", "json", LONG):
         yield _asked(*exported, f"--format={kind}", names="--format")
     yield _asked("export", "--json", names="--output")
@@ -230,8 +230,8 @@ def of_files() -> Iterator[Case]:
     for top in (*BAD_COUNTS, "101"):
         yield _asked("report", f"--top={top}", names="")
     for config in ("no-such-file", "/", "/dev/null", "/etc/passwd", "/dev/zero", LONG, "a\x00b"):
-        for command in (("status",), ("users",), ("balance", "user"), reported):
-            yield _asked(*command, f"--config={config}", names="")
+        for name, *of in (("status",), ("users",), ("balance", "user"), reported):
+            yield _asked(name, *of, f"--config={config}", names="")
 
 
 def of_the_replay() -> Iterator[Case]:

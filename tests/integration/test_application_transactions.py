@@ -35,6 +35,7 @@ from credit_mongo import (
     UserExistsError,
     UserNotFoundError,
 )
+from tests.integration.motor_application import MotorApplication, begun, with_motor_transaction
 from tests.integration.promises import (
     Client,
     Database,
@@ -48,6 +49,8 @@ from tests.integration.promises import (
     rows,
     with_options,
 )
+
+pytestmark = pytest.mark.drivers("pymongo", "motor")
 
 APP_NAME = "application"
 ONCE = {"times": 1}
@@ -65,10 +68,11 @@ def prices(**options: Any) -> CreditConfig:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def application(replica_set_uri: str) -> AsyncIterator[Client]:
+async def application(replica_set_uri: str, driver: str) -> AsyncIterator[Client]:
     """An application's client, whose commands this file's fail points hit."""
     uri = with_options(replica_set_uri, appName=APP_NAME)
-    async with AsyncMongoClient[Row](uri, tz_aware=True) as client:
+    opened: Any = MotorApplication if driver == "motor" else AsyncMongoClient[Row]
+    async with opened(uri, tz_aware=True) as client:
         yield client
 
 
@@ -113,13 +117,15 @@ async def all_promises_hold(
 @asynccontextmanager
 async def transaction(client: Client) -> AsyncIterator[AsyncClientSession]:
     """A transaction of the application: commits at the end, aborts on an error."""
-    async with client.start_session() as session, await session.start_transaction():
+    async with client.start_session() as session, await begun(session):
         yield session
 
 
 async def in_transaction(client: Client, callback: Work) -> Any:
     """What most applications do: ``with_transaction``, which repeats the callback."""
     async with client.start_session() as session:
+        if isinstance(client, MotorApplication):
+            return await with_motor_transaction(session, callback)
         return await session.with_transaction(callback)
 
 
@@ -143,7 +149,7 @@ async def test_a_charge_and_the_applications_write_commit_together(
 ) -> None:
     """Nobody sees either before the commit, and everybody both after it, the key's record too."""
     async with transaction(application) as session:
-        await shared.orders.insert_one({"userId": user}, session=session)
+        await shared["orders"].insert_one({"userId": user}, session=session)
         charge = await books.charge(
             user, "post", idempotency_key=user, metadata={"a": 1}, session=session
         )
@@ -230,7 +236,7 @@ async def test_what_is_not_committed_leaves_no_trace_but_its_refusals(
     """No balance, row, audit row or key of a success; the audit row of each refusal stays."""
     try:
         async with transaction(application) as session:
-            await shared.orders.insert_one({"userId": user}, session=session)
+            await shared["orders"].insert_one({"userId": user}, session=session)
             await books.charge(user, "post", idempotency_key=user, session=session)
             with pytest.raises(InsufficientCreditsError) as caught:
                 await books.charge(user, "post", amount=91, metadata={"m": 1}, session=session)
@@ -256,7 +262,7 @@ async def test_an_application_that_catches_a_refusal_can_go_on_and_commit(
         with pytest.raises(InsufficientCreditsError):
             await books.charge(user, "post", amount=101, session=session)
         await books.charge(user, "post", session=session)
-        await shared.orders.insert_one({"userId": user}, session=session)
+        await shared["orders"].insert_one({"userId": user}, session=session)
     assert await traces(shared, user) == counts(users=1, transactions=2, audit_logs=3, orders=1)
 
 
@@ -358,7 +364,7 @@ def writes_both(
     async def callback(session: AsyncClientSession) -> ChargeResult:
         attempts.append(1)
         charge = await books.charge(user, "post", idempotency_key=user, session=session)
-        await shared.orders.insert_one({"userId": user}, session=session)
+        await shared["orders"].insert_one({"userId": user}, session=session)
         return charge
 
     return callback
@@ -380,13 +386,19 @@ def writes_both(
     ids=str,
 )
 async def test_a_failure_that_may_pass_repeats_the_applications_callback_and_has_one_effect(
-    client: Client, shared: Database, books: CreditLedger, user: str, fault: Fault
+    *,
+    application: Client,
+    client: Client,
+    shared: Database,
+    books: CreditLedger,
+    user: str,
+    fault: Fault,
 ) -> None:
     """The driver sees in our error what it would have seen in its own."""
     attempts: list[int] = []
     point = failing(client, APP_NAME, ONCE, failCommands=[fault.command], **fault.data)
     async with point as failure:
-        charge = await in_transaction(shared.client, writes_both(shared, books, user, attempts))
+        charge = await in_transaction(application, writes_both(shared, books, user, attempts))
 
     assert failure.hits == 1
     assert len(attempts) == fault.attempts
@@ -399,13 +411,19 @@ async def test_a_failure_that_may_pass_repeats_the_applications_callback_and_has
 
 @pytest.mark.parametrize("code", [13, 50])
 async def test_a_failure_that_will_not_pass_is_raised_once_and_leaves_nothing(
-    client: Client, shared: Database, books: CreditLedger, user: str, code: int
+    *,
+    application: Client,
+    client: Client,
+    shared: Database,
+    books: CreditLedger,
+    user: str,
+    code: int,
 ) -> None:
     """As a StorageError with the driver's error as its cause."""
     attempts: list[int] = []
     async with failing(client, APP_NAME, ONCE, failCommands=["update"], errorCode=code):
         with pytest.raises(StorageError) as caught:
-            await in_transaction(shared.client, writes_both(shared, books, user, attempts))
+            await in_transaction(application, writes_both(shared, books, user, attempts))
 
     assert type(caught.value) is StorageError
     assert isinstance(caught.value.__cause__, OperationFailure)
@@ -468,7 +486,7 @@ async def test_a_refusal_inside_with_transaction_is_raised_as_it_is_and_not_repe
     ]
 
     async def callback(work: Work, session: AsyncClientSession) -> None:
-        await shared.orders.insert_one({"userId": user}, session=session)
+        await shared["orders"].insert_one({"userId": user}, session=session)
         await work(session)
 
     before = await count(shared, "audit_logs", status="failed")
@@ -480,13 +498,13 @@ async def test_a_refusal_inside_with_transaction_is_raised_as_it_is_and_not_repe
 
 
 async def test_an_account_that_cannot_be_read_is_not_tried_again(
-    application: Client, database: Database, client: Client
+    application: Client, database: Database
 ) -> None:
     """It is a failure of the database to the driver, but none that passes."""
     attempted = 0
-    await database.users.insert_one({"_id": "u", "credits": 0.5})
+    await database["users"].insert_one({"_id": "u", "credits": 0.5})
 
-    async with CreditLedger(database, prices()) as ledger:
+    async with CreditLedger(application[database.name], prices()) as ledger:
 
         async def callback(session: AsyncClientSession) -> Any:
             nonlocal attempted
@@ -494,9 +512,9 @@ async def test_an_account_that_cannot_be_read_is_not_tried_again(
             return await ledger.grant("u", 1, action="gift", session=session)
 
         with pytest.raises(AccountDataError):
-            await in_transaction(client, callback)
+            await in_transaction(application, callback)
     assert attempted == 1
-    assert await database.users.find_one() == {"_id": "u", "credits": 0.5}
+    assert await database["users"].find_one() == {"_id": "u", "credits": 0.5}
     assert await count(database, "audit_logs", status="failed") == 1
 
 
@@ -510,7 +528,7 @@ async def test_a_user_created_since_the_transaction_began_exists_at_the_next_att
     async def callback(session: AsyncClientSession) -> Any:
         nonlocal attempted
         attempted += 1
-        await shared.orders.find_one({}, session=session)
+        await shared["orders"].find_one({}, session=session)
         if attempted == 1:
             await books.create_user(user, credits=1)
         return await books.create_user(user, credits=2, session=session)
@@ -625,7 +643,7 @@ async def test_a_session_that_cannot_work_is_refused_before_anything_is_sent(
         with pytest.raises(InvalidRequestError):
             await books.charge(user, "post", session=session)
         assert await books.get_balance(user, session=session) == 100
-        async with await session.start_transaction():
+        async with await begun(session):
             await books.charge(user, "post", session=session)
         for _ in range(2):
             with pytest.raises(InvalidRequestError):
@@ -644,7 +662,7 @@ async def test_a_cancelled_operation_leaves_the_session_usable_and_no_trace_when
 ) -> None:
     """Cancelled while the server takes its time for the write; the application aborts."""
     async with application.start_session() as session:
-        await session.start_transaction()
+        await begun(session)
         slow = {"blockConnection": True, "blockTimeMS": 400}
         async with failing(client, APP_NAME, ONCE, failCommands=["update"], **slow):
             task = asyncio.ensure_future(books.charge(user, "post", session=session))
@@ -654,7 +672,7 @@ async def test_a_cancelled_operation_leaves_the_session_usable_and_no_trace_when
                 await task
             await session.abort_transaction()
         assert await traces(shared, user) == counts(**OPENED)
-        async with await session.start_transaction():
+        async with await begun(session):
             await books.charge(user, "post", session=session)
     await check_that_no_transaction_stays_open(client)
     assert await books.get_balance(user) == 90

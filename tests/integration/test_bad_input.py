@@ -729,6 +729,7 @@ async def stranger(replica_set_uri: str) -> AsyncIterator[Client]:
         yield stranger
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_a_session_of_another_client_is_refused(
     books: CreditLedger, stranger: Client, database: Database
 ) -> None:
@@ -745,6 +746,7 @@ async def test_a_session_of_another_client_is_refused(
     assert await dump(database) == before
 
 
+@pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("ending", [None, "commit_transaction", "abort_transaction", "end_session"])
 async def test_a_write_in_a_session_needs_a_transaction_in_progress(
     books: CreditLedger, client: Client, database: Database, ending: str | None
@@ -762,6 +764,7 @@ async def test_a_write_in_a_session_needs_a_transaction_in_progress(
     assert await dump(database) == before
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_a_read_takes_a_session_without_a_transaction_but_none_that_has_ended(
     books: CreditLedger, client: Client
 ) -> None:

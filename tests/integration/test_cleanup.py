@@ -62,6 +62,7 @@ async def keys(database: Database) -> set[str]:
     return {each["_id"] for each in await rows(database, RECORDS)}
 
 
+@pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("is_indexed", [True, False])
 async def test_what_has_expired_goes_and_nothing_else(
     database: Database, *, is_indexed: bool
@@ -86,6 +87,7 @@ async def test_what_has_expired_goes_and_nothing_else(
     assert await keys(database) == stays - {"just now"}
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_the_ledger_s_own_keys_go_when_they_are_over(
     database: Database, config: CreditConfig
 ) -> None:
@@ -167,6 +169,7 @@ async def test_a_server_that_goes_away_meanwhile_does_not_end_it(
     assert await keys(database) == stays
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_many_at_once_remove_each_record_once(database: Database) -> None:
     """As when it is started by a clock on every machine."""
     stays = await fill(database)

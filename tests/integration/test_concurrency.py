@@ -47,6 +47,8 @@ from tests.integration.promises import (
     rows,
 )
 
+pytestmark = pytest.mark.drivers("pymongo", "motor")
+
 CONFIG = """{
     "costs": {"post": {"default": 10, "premium": 8}, "free": {"default": 0},
               "tokens": {"default": "{token} * 0.5"}},
@@ -680,7 +682,7 @@ async def test_a_user_held_by_an_application_costs_the_others_nothing(
 
     async with hasty, client.start_session() as session:
         await session.start_transaction()
-        await database.users.update_one(
+        await database["users"].update_one(
             {"_id": "held"}, {"$set": {"nickname": "x"}}, session=session
         )
         held = [asyncio.ensure_future(charge_held()) for _ in range(5)]

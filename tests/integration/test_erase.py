@@ -108,6 +108,7 @@ async def record_of(database: Database, erasure: Erasure) -> Row:
 # --- What goes, and what stays --------------------------------------------------------------------
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_a_user_goes_with_all_its_rows_and_nobody_else_s(
     ledger: CreditLedger, database: Database, small_steps: None
 ) -> None:
@@ -186,6 +187,7 @@ async def archive_some(database: Database, user_id: str, number: int, *, to_file
     await database["archive_borders"].insert_one(border.to_row())
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_archived_rows_go_too_and_those_in_files_are_told(
     ledger: CreditLedger, database: Database, small_steps: None
 ) -> None:
@@ -371,6 +373,7 @@ async def until_gone(database: Database, user_id: str) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_operations_meet_the_whole_account_or_none(
     ledger: CreditLedger, database: Database, client: Client, slow: Database, config: CreditConfig
 ) -> None:
@@ -412,6 +415,7 @@ async def test_operations_meet_the_whole_account_or_none(
     await check_that_no_transaction_stays_open(client)
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
     ledger: CreditLedger, database: Database, slow: Database
 ) -> None:

@@ -45,7 +45,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "benchmarks": benchmarks,
 }
 # Scripts that are one command of the command line.
-DOORS = {
+DOORS: dict[tuple[str, ...], str] = {
     ("init",): "init_indexes",
     **{(name,): name for name in ("verify", "roles", "cleanup", "erase", "export", "report")},
 }

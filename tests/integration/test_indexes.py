@@ -23,6 +23,8 @@ from credit_mongo import CollectionNames, IndexChange, IndexReport
 from credit_mongo.local import find_mongod
 from credit_mongo.maintenance.indexes import ensure_indexes
 
+pytestmark = pytest.mark.drivers("pymongo", "motor")
+
 Database = AsyncDatabase[dict[str, Any]]
 
 ROOT = Path(__file__).parents[2]
@@ -514,6 +516,7 @@ async def run_script(*arguments: str, **environment: str) -> tuple[int, str, str
     return process.returncode, output.decode(), errors.decode()
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_creates_all_shows_each_and_can_be_run_again(
     replica_set_uri: str, database: Database
 ) -> None:
@@ -538,6 +541,7 @@ async def test_the_script_creates_all_shows_each_and_can_be_run_again(
     assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 11, [])
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_exits_1_with_the_remedy_of_each_conflict(
     replica_set_uri: str, database: Database
 ) -> None:
@@ -576,6 +580,7 @@ async def standalone(directory: Path) -> AsyncIterator[int]:
         await process.wait()
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_exits_2_on_a_mongod_without_a_replica_set(tmp_path: Path) -> None:
     """It says what to do, whether the URI names a replica set or not."""
     async with standalone(tmp_path) as port:
@@ -589,6 +594,7 @@ async def test_the_script_exits_2_on_a_mongod_without_a_replica_set(tmp_path: Pa
         assert "python -m credit_mongo.local" in errors
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
     replica_set_uri: str,
 ) -> None:
@@ -613,6 +619,7 @@ async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
         assert "heim" not in errors
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_exits_2_without_the_rights(
     client: AsyncMongoClient[dict[str, Any]], replica_set_uri: str, database: Database
 ) -> None:
@@ -625,6 +632,7 @@ async def test_the_script_exits_2_without_the_rights(
     assert "readWrite and dbAdmin" in errors
 
 
+@pytest.mark.drivers("pymongo")  # in a process of its own
 async def test_the_script_exits_2_on_bad_arguments() -> None:
     """Also an URI in the wrong place is not shown with its password."""
     cases = [

@@ -68,6 +68,13 @@ asyncio.run(main())
     assert await _run(code) == ["20", "1"]
 
 
+async def test_the_unit_test_without_a_server_passes(config: CreditConfig) -> None:
+    """The third block is a test as an application has it."""
+    names: dict[str, Any] = {"config": config}
+    exec(BLOCKS[2], names)  # noqa: S102 - our own README
+    await names["test_a_post_costs_ten_credits"]()
+
+
 def test_every_block_is_run() -> None:
     """There is no code in the README that these tests do not run."""
     assert len(BLOCKS) == 3

@@ -7,6 +7,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from mongomock_motor import AsyncMongoMockClient
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from typing_extensions import assert_type
 
@@ -25,6 +27,7 @@ from credit_mongo import (
     Transaction,
     User,
 )
+from credit_mongo.testing import mock_ledger
 
 
 async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -> None:
@@ -51,6 +54,20 @@ async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -
         assert_type([log for log in await ledger.get_audit_log("u")], list[AuditLog])  # noqa: C416
         async with client.start_session() as session:
             assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
+
+
+async def on_motor(client: AsyncIOMotorClient[dict[str, Any]], config: CreditConfig) -> None:
+    """A Motor client, and its session."""
+    ledger = CreditLedger(client["app"], config)
+    async with await client.start_session() as session, session.start_transaction():
+        assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
+
+
+async def in_memory(config: CreditConfig) -> None:
+    """A ledger for unit tests, on the application's own mock or without."""
+    client: AsyncMongoMockClient[dict[str, Any]] = AsyncMongoMockClient()
+    assert_type(mock_ledger(config, database=client["app"]), CreditLedger)
+    assert_type(mock_ledger(config), CreditLedger)
 
 
 async def mistakes(ledger: CreditLedger) -> None:

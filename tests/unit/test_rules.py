@@ -1505,7 +1505,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"ledger"}),
     frozenset({"__init__"}),
     frozenset({"local_keeper"}),
-    frozenset({"local"}),
+    frozenset({"local", "testing"}),
     frozenset({"cli", "integrations"}),
 )
 IMPORTED_BY_NOBODY = LAYERS[-1]

@@ -1,0 +1,270 @@
+"""PyMongo's async API in front of a synchronous driver: as much of it as the ledger uses.
+
+Motor is such a driver with threads before it, and mongomock is one that waits for nothing. Who runs
+a call, and where, is told by a ``Run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["AdaptedClient", "AdaptedDatabase", "AdaptedSession", "Run"]
+
+Run: TypeAlias = Callable[..., Awaitable[Any]]
+"""Calls its first argument with the others."""
+
+# Several documents come with one reply; a call for each would cost a change of threads.
+_READ_AHEAD: Final = 1000
+_CHAINED: Final = frozenset({"allow_disk_use", "batch_size", "hint", "limit", "skip", "sort"})
+
+
+class _Adapted:
+    """An object of the synchronous driver, whose calls are awaited."""
+
+    _awaited: ClassVar[frozenset[str]] = frozenset()
+    _give_cursors: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, delegate: Any, run: Run) -> None:
+        self.delegate = delegate
+        self._run = run
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name in self._awaited:
+            return partial(self._call, name)
+        if name in self._give_cursors:
+            return partial(self._call_for_cursor, name)
+        raise AttributeError(f"{type(self).__name__} has no {name}")
+
+    async def _call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
+        return await self._run(getattr(self.delegate, name), *arguments, **_unwrapped(options))
+
+    async def _call_for_cursor(self, name: str, /, *arguments: Any, **options: Any) -> _Cursor:
+        return _Cursor(await self._call(name, *arguments, **options), self._run)
+
+
+def _unwrapped(options: Mapping[str, Any]) -> dict[str, Any]:
+    if "session" not in options:
+        return dict(options)
+    session = options["session"]
+    return {**options, "session": getattr(session, "delegate", session)}
+
+
+class AdaptedClient(_Adapted):
+    """As an ``AsyncMongoClient``."""
+
+    _awaited = frozenset({"close", "drop_database"})
+
+    @property
+    def options(self) -> Any:
+        """Its ``ClientOptions``."""
+        return self.delegate.options
+
+    @property
+    def admin(self) -> AdaptedDatabase:
+        """The server's own database."""
+        return self["admin"]
+
+    def __getitem__(self, name: str) -> AdaptedDatabase:
+        return AdaptedDatabase(self.delegate[name], self._run, self)
+
+    def start_session(self, **options: Any) -> AdaptedSession:
+        """A session; nothing is sent for that."""
+        return self.adopt_session(self.delegate.start_session(**options))
+
+    def adopt_session(self, delegate: Any) -> AdaptedSession:
+        """A session of the synchronous driver: of this client, or of one of its own."""
+        is_ours = delegate.client is self.delegate
+        client = self if is_ours else AdaptedClient(delegate.client, self._run)
+        return AdaptedSession(delegate, self._run, client)
+
+
+class AdaptedDatabase(_Adapted):
+    """As an ``AsyncDatabase``."""
+
+    _awaited = frozenset(
+        {"command", "create_collection", "drop_collection", "list_collection_names"}
+    )
+    _give_cursors = frozenset({"aggregate", "list_collections"})
+
+    def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:
+        super().__init__(delegate, run)
+        self.client = client
+
+    @property
+    def name(self) -> str:
+        """The database's name."""
+        name: str = self.delegate.name
+        return name
+
+    def with_options(self, **options: Any) -> AdaptedDatabase:
+        """The same database, read and written otherwise."""
+        return AdaptedDatabase(self.delegate.with_options(**options), self._run, self.client)
+
+    def get_collection(self, name: str, **options: Any) -> _Collection:
+        """A collection, read and written otherwise."""
+        return _Collection(self.delegate.get_collection(name, **options), self._run)
+
+    def __getitem__(self, name: str) -> _Collection:
+        return _Collection(self.delegate[name], self._run)
+
+
+class _Collection(_Adapted):
+    """As an ``AsyncCollection``."""
+
+    _awaited = frozenset(
+        {
+            "count_documents",
+            "create_index",
+            "create_indexes",
+            "delete_many",
+            "delete_one",
+            "drop_index",
+            "drop_indexes",
+            "estimated_document_count",
+            "find_one",
+            "find_one_and_delete",
+            "find_one_and_update",
+            "index_information",
+            "insert_many",
+            "insert_one",
+            "replace_one",
+            "update_many",
+            "update_one",
+        }
+    )
+    _give_cursors = frozenset({"aggregate", "list_indexes"})
+
+    def find(self, *arguments: Any, **options: Any) -> _Cursor:
+        """A cursor; nothing is sent for that."""
+        return _Cursor(self.delegate.find(*arguments, **_unwrapped(options)), self._run)
+
+
+class _Cursor(_Adapted):
+    """As an ``AsyncCursor``: iterated, or read as lists."""
+
+    _awaited = frozenset({"close", "to_list"})
+
+    def __init__(self, delegate: Any, run: Run) -> None:
+        super().__init__(delegate, run)
+        self._ahead: list[Any] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name in _CHAINED:
+            return partial(self._chain, name)
+        return super().__getattr__(name)
+
+    def _chain(self, name: str, /, *arguments: Any, **options: Any) -> Self:
+        getattr(self.delegate, name)(*arguments, **options)
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._call("close")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._ahead:
+            self._ahead = (await self._call("to_list", _READ_AHEAD))[::-1]
+        if not self._ahead:
+            raise StopAsyncIteration
+        return self._ahead.pop()
+
+
+class AdaptedSession(_Adapted):
+    """As an ``AsyncClientSession``. Two of one delegate are the same session."""
+
+    _awaited = frozenset({"abort_transaction", "commit_transaction", "end_session"})
+
+    def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:
+        super().__init__(delegate, run)
+        self.client = client
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AdaptedSession) and other.delegate is self.delegate
+
+    def __hash__(self) -> int:
+        return hash(self.delegate)
+
+    @property
+    def session_id(self) -> Any:
+        """As the server knows it."""
+        return self.delegate.session_id
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is in progress."""
+        return bool(self.delegate.in_transaction)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it can no longer be used."""
+        return bool(self.delegate.has_ended)
+
+    @property
+    def operation_time(self) -> Any:
+        """The server's time of the latest operation."""
+        return self.delegate.operation_time
+
+    @property
+    def cluster_time(self) -> Any:
+        """The servers' common time."""
+        return self.delegate.cluster_time
+
+    def advance_cluster_time(self, cluster_time: Mapping[str, Any]) -> None:
+        """Know of a later time."""
+        self.delegate.advance_cluster_time(cluster_time)
+
+    def advance_operation_time(self, operation_time: Any) -> None:
+        """Read nothing older than this."""
+        self.delegate.advance_operation_time(operation_time)
+
+    async def start_transaction(self, **options: Any) -> _Transaction:
+        """Begin a transaction; nothing is sent for that."""
+        self.delegate.start_transaction(**options)
+        return _Transaction(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._call("end_session")
+
+
+class _Transaction:
+    """Committed when it is left, or aborted if it is left with an error."""
+
+    def __init__(self, session: AdaptedSession) -> None:
+        self._session = session
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session.in_transaction:
+            end = "commit_transaction" if error is None else "abort_transaction"
+            await getattr(self._session, end)()

@@ -1,0 +1,156 @@
+"""The ledger in memory: what an application's unit tests rely on."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import pytest
+from mongomock_motor import AsyncMongoMockClient
+from pymongo.errors import PyMongoError
+
+from credit_mongo import (
+    CreditConfig,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    UserNotFoundError,
+)
+from credit_mongo.drivers import as_database
+from credit_mongo.maintenance.status import status_of
+from credit_mongo.maintenance.verify import verify
+from credit_mongo.testing import mock_ledger
+
+CONFIG = CreditConfig(costs={"post": {"default": 10}}, idempotency={"ttl_seconds": 60})
+Client: TypeAlias = "AsyncMongoMockClient[dict[str, Any]]"
+COLLECTIONS = ("users", "transactions", "audit_logs", "idempotency_records")
+
+
+async def all_rows(client: Client) -> dict[str, list[dict[str, Any]]]:
+    """Everything that there is."""
+    return {name: await client["app"][name].find().to_list(None) for name in COLLECTIONS}
+
+
+async def test_an_application_finds_the_rows_in_its_own_mock() -> None:
+    """It passes its own client's database, and looks there."""
+    client: Client = AsyncMongoMockClient()
+    async with mock_ledger(CONFIG, database=client["app"]) as ledger:
+        await ledger.create_user("u", credits=15)
+        await ledger.charge("u", "post")
+    [user] = await client["app"]["users"].find().to_list(None)
+    assert (user["credits"], user["seq"]) == (5, 2)
+
+
+async def test_each_ledger_is_empty_and_alone() -> None:
+    """Without a database of the application's."""
+    async with mock_ledger(CONFIG) as one, mock_ledger(CONFIG) as other:
+        await one.create_user("u")
+        with pytest.raises(UserNotFoundError):
+            await other.get_user("u")
+
+
+async def test_its_time_is_the_clock_s_and_no_key_is_swept() -> None:
+    """A key is known until it is over by the ledger's clock, however long ago that was."""
+    now = datetime(2001, 2, 3, tzinfo=timezone.utc)
+    async with mock_ledger(CONFIG, clock=lambda: now) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("u", credits=30)
+        first = await ledger.charge("u", "post", idempotency_key="k")
+        assert first.created_at == now
+        now += timedelta(seconds=59)
+        assert (await ledger.charge("u", "post", idempotency_key="k")).replayed
+        now += timedelta(seconds=1)
+        assert (await ledger.charge("u", "post", idempotency_key="k")).balance_after == 10
+
+
+async def test_what_fails_leaves_nothing_behind() -> None:
+    """A batch in which a key is known is written twice: what came first is undone, row by row."""
+    client: Client = AsyncMongoMockClient()
+    async with mock_ledger(CONFIG, database=client["app"]) as ledger:
+        await ledger.create_user("a", credits=100)
+        await ledger.charge("a", "post", idempotency_key="k")
+        before = await all_rows(client)
+        with pytest.raises(IdempotencyConflictError):
+            await ledger.charge("a", "post", amount=11, idempotency_key="k")
+        after = await all_rows(client)
+        refusal = after["audit_logs"].pop()
+        assert (after, refusal["status"]) == (before, "failed")
+
+
+async def test_a_server_s_failure_can_be_played() -> None:
+    """What is written before the failure is undone, and the next try finds the books in order."""
+    client: Client = AsyncMongoMockClient()
+    database = as_database(client["app"])
+    async with mock_ledger(CONFIG, database=client["app"]) as ledger:
+        await ledger.create_user("a", credits=100)
+        before = await all_rows(client)
+        async with database.client.start_session() as session:
+            await session.start_transaction()
+            users = database["users"]
+            await users.insert_one({"_id": "b"}, session=session)
+            await users.update_one({"_id": "a"}, {"$set": {"credits": 1}}, session=session)
+            await users.find_one_and_update(
+                {"_id": "c"}, {"$inc": {"n": 1}}, upsert=True, session=session
+            )
+            await users.find_one_and_delete({"_id": "b"}, session=session)
+            await database["audit_logs"].delete_many({}, session=session)
+            await session.abort_transaction()
+        assert await all_rows(client) == before
+        assert (await ledger.charge("a", "post")).balance_after == 90
+
+
+async def test_callers_at_once_get_each_their_own() -> None:
+    """More than the balance holds: as many as it holds succeed, with keys told apart."""
+    async with mock_ledger(CONFIG) as ledger:
+        await ledger.create_user("u", credits=55)
+        outcomes = await asyncio.gather(
+            *[ledger.charge("u", "post", idempotency_key=f"k-{n % 10}") for n in range(20)],
+            return_exceptions=True,
+        )
+        refused = [o for o in outcomes if isinstance(o, InsufficientCreditsError)]
+        replayed = [o for o in outcomes if getattr(o, "replayed", False)]
+        assert (len(refused), len(replayed)) == (10, 5)
+        assert await ledger.get_balance("u") == 5
+
+
+async def test_metadata_comes_back_as_a_server_gives_it() -> None:
+    """Through BSON: whole milliseconds, with a time zone, and UUIDs."""
+    moment = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=2)))
+    given = {"at": moment, "id": UUID(int=7), "deep": {"a.b": [1, {"$ref": "x", "$id": 1}]}}
+    async with mock_ledger(CONFIG) as ledger:
+        await ledger.create_user("u", credits=10, metadata=given)
+        [row] = await ledger.get_history("u")
+    assert row.metadata is not None
+    assert row.metadata["at"] == moment.replace(microsecond=678000)
+    assert row.metadata["id"] == UUID(int=7)
+
+
+async def test_pages_go_on_where_they_ended() -> None:
+    """By cursors, also of audit rows."""
+    async with mock_ledger(CONFIG) as ledger:
+        await ledger.create_user("u", credits=100)
+        for number in range(7):
+            await ledger.grant("u", number + 1, action="gift")
+        pages: tuple[Any, ...] = (ledger.get_history, ledger.get_audit_log)
+        for read in pages:
+            page = await read("u", limit=3)
+            seen = list(page)
+            while page.next_cursor is not None:
+                page = await read("u", limit=3, cursor=page.next_cursor)
+                seen += page
+            moments = [row.created_at for row in seen]
+            assert len(set(map(repr, seen))) == 8
+            assert moments == sorted(moments, reverse=True)
+
+
+async def test_what_it_cannot_do_is_told_by_a_typed_error() -> None:
+    """The jobs need a server."""
+    client: Client = AsyncMongoMockClient()
+    database = client["app"]
+    async with mock_ledger(CONFIG, database=database) as ledger:
+        await ledger.create_user("u")
+    with pytest.raises(PyMongoError, match="it needs a server"):
+        await verify(database)
+    with pytest.raises(PyMongoError, match="it needs a server"):
+        await status_of(database)
