@@ -249,10 +249,11 @@ class PaidRequests:
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
         fields |= {"leaseUntil": self._lease(), "expiresAt": "$$REMOVE"}
         query = {"_id": request, "state": "released", "fingerprint": order.fingerprint}
-        writing: Coroutine[Any, Any, Raw] = self._collection.find_one_and_update(
+        writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
             query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
         )
-        return await self._keep(writing)
+        run: Raw = await self._keep(writing)
+        return run
 
     async def _complete(self, run: Raw, charge: ChargeResult) -> None:
         self._runs.discard(run["run"])
