@@ -660,6 +660,20 @@ async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRe
     assert await site.states() == ["released"] * 3
 
 
+async def test_a_run_that_has_ended_meanwhile_is_not_settled(
+    site: Site, slow: PaidRequests
+) -> None:
+    """Who saw it at work, and comes too late, leaves it as it is."""
+    async with slow.paid(ORDER) as paid:
+        [seen] = await rows(site.database, "paid_requests")
+    assert not await site.paid_requests._settle_if_over(seen)
+    assert await site.states() == ["completed"]
+    with pytest.raises(RequestCompletedError, match="completed") as caught:
+        await AsyncExitStack().enter_async_context(slow.paid(ORDER))
+    assert caught.value.transaction_id == paid.transaction_id
+    assert await site.charges() == [-10]
+
+
 @pytest.mark.parametrize("by_hand", [4, 10])
 async def test_what_was_refunded_by_hand_is_not_refunded_again(site: Site, by_hand: int) -> None:
     """Only what the charge still holds."""

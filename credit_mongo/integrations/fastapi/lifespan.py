@@ -21,7 +21,7 @@ from credit_mongo.ledger import CreditLedger
 
 __all__ = ["credit_lifespan", "get_ledger", "get_paid_requests"]
 
-Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
 """What ``FastAPI(lifespan=…)`` takes."""
 
 _LEAST_LEASE_SECONDS, _MOST_LEASE_SECONDS = 1, 3600

@@ -62,7 +62,11 @@ _T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, ChargeResult | None]
 _MOST_TRIES: Final = 5
 _SETTLED_AT_ONCE: Final = 100
-_LEASE_IS_OVER: Final = {"$expr": {"$lt": ["$leaseUntil", "$$NOW"]}}
+# Without the first, a run that is over would do: a field that is missing is less than any date.
+_LEASE_IS_OVER: Final = {
+    "leaseUntil": {"$exists": True},
+    "$expr": {"$lt": ["$leaseUntil", "$$NOW"]},
+}
 
 
 class RequestInProgressError(CreditError):
@@ -176,9 +180,8 @@ class PaidRequests:
 
     async def settle_abandoned(self) -> int:
         """Refund what runs whose lease is over have charged; how many there were."""
-        query = {"leaseUntil": {"$exists": True}, **_LEASE_IS_OVER}
         found = await self._keep(
-            self._collection.find(query).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
+            self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
         )
         settled = 0
         for run in found:
