@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -50,7 +51,8 @@ from credit_mongo.integrations.fastapi import (
     get_ledger,
     required_idempotency_key,
 )
-from credit_mongo.integrations.fastapi.paid_requests import Order, PaidRequests
+from credit_mongo.integrations.fastapi.orders import Order
+from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.maintenance.verify import verify
 from tests.integration.promises import Database, check_promises, rows
 
@@ -643,9 +645,24 @@ async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: Pai
     run = await slow._open(ORDER)
     await _until_settled(site)
     assert await site.charges() == [-10, 10]
-    late = await slow._charge(run)
-    assert late.replayed
+    _, was_replayed = await slow._charge(run)
+    assert was_replayed
     assert await site.ledger.get_balance("ann") == 100
+
+
+async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
+    """Also when the ledger may have forgotten the key: then the history tells."""
+    runs = [await slow._open(replace(ORDER, key=key)) for key in ("charged", "not charged")]
+    for _ in range(3):
+        await site.ledger.charge("ann", "generate-post")
+    await slow._charge(runs[0])
+    for run in runs:
+        started_at = run["startedAt"] - timedelta(days=1)
+        await site.database["paid_requests"].update_one(
+            {"_id": run["_id"]}, {"$set": {"startedAt": started_at}}
+        )
+    await _until_settled(site)
+    assert await site.charges() == [-10, -10, -10, -10, 10]
 
 
 async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRequests) -> None:

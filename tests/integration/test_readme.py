@@ -68,9 +68,38 @@ asyncio.run(main())
     assert await _run(code) == ["20", "1"]
 
 
+async def test_the_application_on_fastapi_charges(
+    replica_set_uri: str, database: AsyncDatabase[dict[str, Any]]
+) -> None:
+    """The third block is an application, on the database of the environment."""
+    assert "FastAPI" in BLOCKS[2]
+    code = f"""
+import asyncio, os
+import httpx
+from credit_mongo import CreditConfig
+os.environ["MONGODB_URI"] = {replica_set_uri!r}
+os.environ["MONGODB_DATABASE"] = {database.name!r}
+config = CreditConfig(costs={{"generate-post": {{"default": 10}}}})
+{BLOCKS[2]}
+
+async def main():
+    async with app.router.lifespan_context(app):
+        await app.state.credit_mongo.ledger.create_user("ann", credits=15)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for key in "121":
+                headers = {{"X-User": "ann", "Idempotency-Key": key}}
+                answer = await client.post("/posts", headers=headers)
+                print(answer.status_code, answer.json() if answer.is_success else "")
+
+asyncio.run(main())
+"""
+    assert await _run(code) == ["200 It cost 10", "402 ", "409 "]
+
+
 def test_every_block_is_run() -> None:
     """There is no code in the README that these tests do not run."""
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert "import" in BLOCKS[0]
 
 

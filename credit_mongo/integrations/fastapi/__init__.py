@@ -14,7 +14,7 @@ from credit_mongo.integrations.fastapi.header import (
     required_idempotency_key,
 )
 from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
-from credit_mongo.integrations.fastapi.paid_requests import (
+from credit_mongo.integrations.fastapi.orders import (
     Paid,
     RequestCompletedError,
     RequestInProgressError,

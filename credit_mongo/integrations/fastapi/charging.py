@@ -16,7 +16,8 @@ from credit_mongo.core.requests import check_amount, check_identifier
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
 from credit_mongo.integrations.fastapi.lifespan import get_paid_requests
-from credit_mongo.integrations.fastapi.paid_requests import Order, Paid, PaidRequests
+from credit_mongo.integrations.fastapi.orders import Order, Paid
+from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 
 __all__ = ["Charge"]
 

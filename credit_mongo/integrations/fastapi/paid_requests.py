@@ -26,9 +26,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
@@ -38,7 +38,6 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from credit_mongo.config import CreditConfig
-from credit_mongo.core.results import ChargeResult
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.store import JOURNALED_MAJORITY
@@ -51,68 +50,29 @@ from credit_mongo.errors import (
     TransactionNotFoundError,
     UserNotFoundError,
 )
+from credit_mongo.integrations.fastapi.orders import (
+    Order,
+    Paid,
+    RequestCompletedError,
+    RequestInProgressError,
+)
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 
-__all__ = ["Order", "Paid", "PaidRequests", "RequestCompletedError", "RequestInProgressError"]
+__all__ = ["PaidRequests"]
 
 _LOG: Final = logging.getLogger("credit_mongo.integrations.fastapi")
 _T = TypeVar("_T")
-_Begun: TypeAlias = tuple[Raw, ChargeResult | None]
+_Begun: TypeAlias = tuple[Raw, Paid | None]
 _MOST_TRIES: Final = 5
 _SETTLED_AT_ONCE: Final = 100
+_CLOCKS_DIFFER: Final = timedelta(hours=1)
 # Without the first, a run that is over would do: a field that is missing is less than any date.
 _LEASE_IS_OVER: Final = {
     "leaseUntil": {"$exists": True},
     "$expr": {"$lt": ["$leaseUntil", "$$NOW"]},
 }
-
-
-class RequestInProgressError(CreditError):
-    """A request with this key is being worked on, or settled; retry when it may have ended."""
-
-    code = "REQUEST_IN_PROGRESS"
-
-    def __init__(self) -> None:
-        super().__init__("a request with this idempotency key is in progress: retry it later")
-
-
-class RequestCompletedError(CreditError):
-    """The request was done, and paid by this transaction; it is not done again."""
-
-    code = "REQUEST_COMPLETED"
-
-    def __init__(self, transaction_id: str) -> None:
-        super().__init__("the request with this idempotency key was completed before")
-        self.transaction_id = transaction_id
-
-
-@dataclass(frozen=True, slots=True)
-class Paid:
-    """What a handler was paid: ``cost`` in smallest units, by the charge ``transaction_id``.
-
-    ``replayed``: the request was completed before. Give the same answer again, do nothing.
-    """
-
-    transaction_id: str
-    user_id: str
-    action: str
-    cost: int
-    replayed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a request asks for. ``fingerprint`` is the same for repetitions of the request."""
-
-    user_id: str
-    action: str
-    fingerprint: str
-    amount: int | None = None
-    variables: Mapping[str, int | float | Decimal] | None = None
-    key: str | None = field(default=None, repr=False)
-    answers_again: bool = False
 
 
 class PaidRequests:
@@ -162,7 +122,7 @@ class PaidRequests:
             yield Paid(run["transactionId"], run["userId"], run["action"], int(run["cost"]), True)
             return
         try:
-            yield Paid(charge.transaction_id, charge.user_id, charge.action, charge.cost)
+            yield charge
         except BaseException:
             await asyncio.shield(self._start(self._fail(run, charge)))
             raise
@@ -170,23 +130,27 @@ class PaidRequests:
 
     async def go_on(self) -> None:
         """Renew the leases of what is under way here, settle what others left; for ever."""
+        # Apart: settling may wait for a user that somebody holds, and leases must not.
+        await asyncio.gather(self._repeat(self._renew), self._repeat(self.settle_abandoned))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._renew()
-                await self.settle_abandoned()
+                await work()
             except CreditError as error:
-                _LOG.warning("paid requests could not be settled: %s", error.code)
+                _LOG.warning("paid requests could not be looked after: %s", error.code)
             await asyncio.sleep(self._lease_seconds / 3)
 
-    async def settle_abandoned(self) -> int:
-        """Refund what runs whose lease is over have charged; how many there were."""
+    async def settle_abandoned(self) -> None:
+        """Refund what runs whose lease is over have charged."""
         found = await self._keep(
             self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
         )
-        settled = 0
-        for run in found:
-            settled += await self._settle_if_over(run)
-        return settled
+        settling = [self._settle_if_over(run) for run in found]
+        for outcome in await asyncio.gather(*settling, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                # Another time, when its lease is over again.
+                _LOG.warning("a paid request could not be settled: %s", type(outcome).__name__)
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -202,7 +166,7 @@ class PaidRequests:
             return run, None
         self._runs.add(run["run"])
         try:
-            charge = await self._charge(run)
+            charge, replayed = await self._charge(run)
         except CreditError as error:
             self._runs.discard(run["run"])
             with contextlib.suppress(StorageError):  # then when its lease is over
@@ -211,7 +175,7 @@ class PaidRequests:
                 else:
                     await self._release(run)
             raise
-        if charge.replayed:
+        if replayed:
             # Asked for the first time, it was there: somebody has taken this run for abandoned.
             self._runs.discard(run["run"])
             raise RequestInProgressError
@@ -250,7 +214,7 @@ class PaidRequests:
         }
         # Literally: what a caller gives may begin with a dollar.
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
-        fields |= {"leaseUntil": self._lease(), "expiresAt": "$$REMOVE"}
+        fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease(), "expiresAt": "$$REMOVE"}
         query = {"_id": request, "state": "released", "fingerprint": order.fingerprint}
         writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
             query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
@@ -258,14 +222,14 @@ class PaidRequests:
         run: Raw = await self._keep(writing)
         return run
 
-    async def _complete(self, run: Raw, charge: ChargeResult) -> None:
+    async def _complete(self, run: Raw, charge: Paid) -> None:
         self._runs.discard(run["run"])
         known = {"transactionId": charge.transaction_id, "cost": charge.cost}
         if not await self._end(run, "completed", known):
             await self._refund(charge)
             raise RequestInProgressError
 
-    async def _fail(self, run: Raw, charge: ChargeResult) -> None:
+    async def _fail(self, run: Raw, charge: Paid) -> None:
         self._runs.discard(run["run"])
         try:
             await self._refund(charge)
@@ -299,19 +263,23 @@ class PaidRequests:
         return True
 
     async def _settle(self, run: Raw) -> None:
+        age = run["leaseUntil"] - run["startedAt"]
         try:
-            charge = await self._charge(run)
+            if age.total_seconds() < self._ttl_seconds / 2:
+                charge: Paid | None = (await self._charge(run))[0]
+            else:
+                charge = await self._find_charge(run)
         except StorageError:
             raise
         except CreditError:
-            pass  # refused: nothing was charged
-        else:
+            charge = None  # refused: nothing was charged
+        if charge is not None:
             await self._refund(charge)
         await self._release(run)
 
-    async def _charge(self, run: Raw) -> ChargeResult:
+    async def _charge(self, run: Raw) -> tuple[Paid, bool]:
         variables, amount = run["variables"], run["amount"]
-        return await self._ledger.charge(
+        charge = await self._ledger.charge(
             run["userId"],
             run["action"],
             amount=None if amount is None else int(amount),
@@ -320,8 +288,28 @@ class PaidRequests:
             else {name: Decimal(value) for name, value in variables.items()},
             idempotency_key=run["run"],
         )
+        paid = Paid(charge.transaction_id, charge.user_id, charge.action, charge.cost)
+        return paid, charge.replayed
 
-    async def _refund(self, charge: ChargeResult) -> None:
+    async def _find_charge(self, run: Raw) -> Paid | None:
+        """Of a run so old that the ledger may have forgotten its key: no process ran for long."""
+        cursor = None
+        while True:
+            page = await self._ledger.get_history(
+                run["userId"],
+                start_date=run["startedAt"] - _CLOCKS_DIFFER,
+                action=run["action"],
+                limit=1000,
+                cursor=cursor,
+            )
+            for row in page:
+                if row.idempotency_key == run["run"]:
+                    return Paid(row.transaction_id, row.user_id, row.action, -row.amount)
+            cursor = page.next_cursor
+            if cursor is None:
+                return None
+
+    async def _refund(self, charge: Paid) -> None:
         """All that the charge still holds."""
         key, amount = f"refund:{charge.transaction_id}", charge.cost
         while amount:

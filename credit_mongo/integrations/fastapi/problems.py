@@ -35,7 +35,7 @@ from credit_mongo.errors import (
     UserNotFoundError,
 )
 from credit_mongo.integrations.fastapi.header import IdempotencyKeyError, MissingIdempotencyKeyError
-from credit_mongo.integrations.fastapi.paid_requests import (
+from credit_mongo.integrations.fastapi.orders import (
     RequestCompletedError,
     RequestInProgressError,
 )
