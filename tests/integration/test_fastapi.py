@@ -592,7 +592,6 @@ async def slow(site: Site) -> AsyncIterator[PaidRequests]:
     """Another process that does not renew its leases: dead, as far as all others can tell."""
     paid_requests = PaidRequests(
         site.ledger,
-        site.database,
         site.config,
         collection="paid_requests",
         lease_seconds=1,

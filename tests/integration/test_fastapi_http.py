@@ -33,10 +33,9 @@ CLIENTS = 200
 POSTS_OF_A_CLIENT = 1
 # Eight posts each; that is 80 of their 100 credits.
 USERS = CLIENTS * POSTS_OF_A_CLIENT // 8
-KILLS = 2
 # Else each client would read the certificates of the machine.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-_MOST_TRIES = 60
+_MOST_TRIES = 200
 
 
 class Server:
@@ -89,14 +88,14 @@ async def _serving(**environment: str) -> AsyncIterator[Server]:
 class Load:
     """What the clients ask for, and what they were answered."""
 
-    url: str
+    urls: tuple[str, ...]
     random: random.Random
     posts: dict[tuple[str, str], str] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
 
     def connect(self) -> httpx.AsyncClient:
         """A client with connections of its own."""
-        return httpx.AsyncClient(base_url=self.url, timeout=10, verify=NO_TLS)
+        return httpx.AsyncClient(timeout=10, verify=NO_TLS)
 
     async def ask(
         self, client: httpx.AsyncClient, user: str, key: str, topic: str, patience: float = 10
@@ -105,8 +104,10 @@ class Load:
         headers = {"X-User": user, "Idempotency-Key": key}
         timeout = httpx.Timeout(10, read=patience)
         try:
+            # Behind a load balancer, a retry may come to another process.
+            url = self.random.choice(self.urls)
             answer = await client.post(
-                "/posts", headers=headers, json={"topic": topic}, timeout=timeout
+                f"{url}/posts", headers=headers, json={"topic": topic}, timeout=timeout
             )
         except httpx.TransportError as error:
             self.answers[type(error).__name__] += 1
@@ -144,7 +145,8 @@ class Load:
 
 async def _open_accounts(load: Load) -> None:
     async with load.connect() as client:
-        opened = await asyncio.gather(*(client.put(f"/users/user-{n}") for n in range(USERS)))
+        urls = [f"{load.urls[0]}/users/user-{n}" for n in range(USERS)]
+        opened = await asyncio.gather(*(client.put(url) for url in urls))
     assert {answer.status_code for answer in opened} == {200}
 
 
@@ -205,13 +207,13 @@ async def test_under_load_with_cut_connections_and_killed_servers(
         "MONGODB_DATABASE": database.name,
         "LEASE_SECONDS": "1",
     }
-    async with _serving(**environment) as server:
-        load = Load(server.url, random.Random(seed))
+    async with _serving(**environment) as one, _serving(**environment) as other:
+        load = Load((one.url, other.url), random.Random(seed))
         await _open_accounts(load)
         clients = asyncio.gather(*(load.client(number) for number in range(CLIENTS)))
-        for kill in range(1, KILLS + 1):
+        for kill, server in enumerate((one, other), 1):
             # At work, and not yet done: a share of the posts is there.
-            await load.reaches(kill * CLIENTS * POSTS_OF_A_CLIENT // (KILLS + 2))
+            await load.reaches(kill * CLIENTS * POSTS_OF_A_CLIENT // 4)
             await server.kill()
             await server.start()
         await clients
@@ -225,7 +227,7 @@ async def test_under_load_with_cut_connections_and_killed_servers(
                 assert (answer.status_code, answer.json()["id"]) == (200, post)
         await _check_books(database, load)
         assert len(load.posts) == CLIENTS * POSTS_OF_A_CLIENT
-        assert await server.stop() in (0, -15)
+        assert {await one.stop(), await other.stop()} <= {0, -15}
     await check_that_no_transaction_stays_open(client)
 
 

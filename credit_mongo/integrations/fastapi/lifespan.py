@@ -14,7 +14,6 @@ from pymongo.asynchronous.database import AsyncDatabase
 from starlette.requests import HTTPConnection
 
 from credit_mongo.config import CreditConfig, Settings
-from credit_mongo.connection import connect
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.ledger import CreditLedger
@@ -61,11 +60,11 @@ def credit_lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
         async with AsyncExitStack() as stack:
-            at = database if database is not None else await _connect(stack, config)
-            ledger = await stack.enter_async_context(CreditLedger(at, config))
+            opened = _connect(config) if database is None else CreditLedger(database, config)
+            ledger = await stack.enter_async_context(opened)
             await ledger.ensure_indexes()
             paid_requests = PaidRequests(
-                ledger, at, config, collection=collection, lease_seconds=lease_seconds
+                ledger, config, collection=collection, lease_seconds=lease_seconds
             )
             await paid_requests.ensure_indexes()
             stack.push_async_callback(paid_requests.close)
@@ -110,11 +109,9 @@ def _check_lease(lease_seconds: object, config: CreditConfig) -> None:
         raise ConfigurationError("idempotency.ttl_seconds", "must be ten times lease_seconds")
 
 
-async def _connect(stack: AsyncExitStack, config: CreditConfig) -> AsyncDatabase[Any]:
+def _connect(config: CreditConfig) -> CreditLedger:
     settings = Settings()
-    at = connect(settings.uri, settings.database, config.operation_timeout_seconds)
-    stack.push_async_callback(at.client.close)
-    return at
+    return CreditLedger.connect(settings.uri, database=settings.database, config=config)
 
 
 @asynccontextmanager

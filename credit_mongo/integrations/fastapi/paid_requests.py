@@ -34,7 +34,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 from pymongo import ReturnDocument
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from credit_mongo.config import CreditConfig
@@ -81,13 +80,13 @@ class PaidRequests:
     def __init__(
         self,
         ledger: CreditLedger,
-        database: AsyncDatabase[Any],
         config: CreditConfig,
         *,
         collection: str,
         lease_seconds: float,
     ) -> None:
         self._ledger = ledger
+        database = ledger._database
         self._collection = database.get_collection(
             collection, codec_options=CODEC_OPTIONS, write_concern=JOURNALED_MAJORITY
         )
