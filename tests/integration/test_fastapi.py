@@ -15,6 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import Depends, FastAPI, Form, Header, HTTPException, UploadFile
+from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditLedger, errors
 from credit_mongo.errors import (
@@ -54,7 +55,7 @@ from credit_mongo.integrations.fastapi import (
 from credit_mongo.integrations.fastapi.orders import Order
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.maintenance.verify import verify
-from tests.integration.promises import Database, check_promises, rows
+from tests.integration.promises import Client, Database, Row, check_promises, failing, rows
 
 SECRET = "s3cr3t"  # noqa: S105 - none, but what stands for one
 SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
@@ -102,6 +103,14 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (ReplicaSetRequiredError(), 503, {}),
     (LedgerBusyError(SECRET), 503, {}),
     (CommitOutcomeUnknownError(), 503, {}),
+)
+
+CONFIG = CreditConfig(
+    costs={
+        "generate-post": {"default": 10},
+        "ai-completion": {"default": "{token} * 0.001 + 10"},
+        "lesson": {"default": 1},
+    }
 )
 
 
@@ -402,14 +411,7 @@ class Site:
 @pytest_asyncio.fixture
 async def site(database: Database) -> AsyncIterator[Site]:
     """With Ann, who has 100 credits."""
-    config = CreditConfig(
-        costs={
-            "generate-post": {"default": 10},
-            "ai-completion": {"default": "{token} * 0.001 + 10"},
-            "lesson": {"default": 1},
-        }
-    )
-    site = Site(database, config)
+    site = Site(database, CONFIG)
     async with site.app.router.lifespan_context(site.app):
         await site.ledger.create_user("ann", credits=100)
         yield site
@@ -647,6 +649,51 @@ async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: Pai
     _, was_replayed = await slow._charge(run)
     assert was_replayed
     assert await site.ledger.get_balance("ann") == 100
+
+
+async def test_who_wakes_when_it_was_settled_does_not_go_on(
+    site: Site, slow: PaidRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its charge was made and refunded for it: the handler does not run."""
+    opens = slow._open
+
+    async def sleeps(order: Order) -> dict[str, Any]:
+        run = await opens(order)
+        await _until_settled(site)
+        return run
+
+    monkeypatch.setattr(slow, "_open", sleeps)
+    with pytest.raises(RequestInProgressError):
+        await AsyncExitStack().enter_async_context(slow.paid(ORDER))
+    assert await site.charges() == [-10, 10]
+
+
+async def test_what_the_database_refuses_is_settled_later(
+    replica_set_uri: str, database: Database, client: Client
+) -> None:
+    """A charge that fails is a 503 that charges nothing; a refund that fails is made up for."""
+    stack = AsyncExitStack()
+
+    async def breaks(_paid: Paid) -> None:
+        await stack.enter_async_context(
+            failing(client, "breaks", failCommands=["insert", "update"], errorCode=13)
+        )
+        raise HTTPException(502)
+
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname="breaks") as own:
+        site = Site(own[database.name], CONFIG)
+        async with site.app.router.lifespan_context(site.app):
+            await site.ledger.create_user("ann", credits=100)
+            site.work = breaks
+            async with stack:
+                assert (await site.ask()).status_code == 502
+                assert await site.charges() == [-10]
+                refused = await site.ask("other")
+                assert _code(refused) == (503, "STORAGE_ERROR")
+                assert refused.headers["retry-after"] == "1"
+            await _until_settled(site)
+            assert sum(await site.charges()) == 0
+    await check_promises(database)
 
 
 async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
