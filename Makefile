@@ -6,10 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test faults mutants check bench soak format lint types clean
+.PHONY: demo example test faults mutants check bench soak format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
+
+# An application on FastAPI, with all that it does at http://127.0.0.1:8000/docs.
+example: $(VENV)/dev
+	@$(BIN)/python examples/fastapi_app.py
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(TESTS)

@@ -76,6 +76,8 @@ __all__ = ["CreditLedger"]
 
 Number = int | float | Decimal
 _HASTE_SECONDS = 0.2
+# The driver looks whether its client was closed twice a second.
+_LATE_SECONDS = 1.0
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
@@ -216,6 +218,7 @@ class CreditLedger:
         await self._lanes.close()
         await self._committer.close(seconds)
         await self._close_client(seconds)
+        await self._deadlines.close(min(seconds, _LATE_SECONDS))
 
     async def _close_client(self, seconds: float) -> None:
         if self._owns_client:

@@ -243,7 +243,6 @@ class Committer:
     async def close(self, seconds: float) -> None:
         """See to it that no transaction stays open on the server."""
         await self._endings.close(seconds)
-        await self._deadlines.close()
 
     async def _commit_together(self, batch: _Batch) -> list[Outcome]:
         session = self._client.start_session()

@@ -49,12 +49,13 @@ class Deadlines:
         self._leave(task, left)
         raise asyncio.TimeoutError
 
-    async def close(self) -> None:
-        """End what is late, now."""
-        for task in self._late:
-            task.cancel()
+    async def close(self, seconds: float) -> None:
+        """Wait for what is late, but not longer: it ends when the driver gives up.
+
+        It is not cancelled here either: a client that is closed lets it go within half a second.
+        """
         if self._late:
-            await asyncio.wait(self._late)
+            await asyncio.wait(self._late, timeout=seconds)
 
     def _leave(self, task: Late, left: list[Late] | None) -> None:
         if left is not None:

@@ -75,6 +75,35 @@ async def test_the_unit_test_without_a_server_passes(config: CreditConfig) -> No
     await names["test_a_post_costs_ten_credits"]()
 
 
+async def test_the_application_on_fastapi_charges(
+    replica_set_uri: str, database: AsyncDatabase[dict[str, Any]]
+) -> None:
+    """An application, on the database of the environment."""
+    [block] = [each for each in BLOCKS if "FastAPI" in each]
+    code = f"""
+import asyncio, os
+import httpx
+from credit_mongo import CreditConfig
+os.environ["MONGODB_URI"] = {replica_set_uri!r}
+os.environ["MONGODB_DATABASE"] = {database.name!r}
+config = CreditConfig(costs={{"generate-post": {{"default": 10}}}})
+{block}
+
+async def main():
+    async with app.router.lifespan_context(app):
+        await app.state.credit_mongo.ledger.create_user("ann", credits=15)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for key in "121":
+                headers = {{"X-User": "ann", "Idempotency-Key": key}}
+                answer = await client.post("/posts", headers=headers)
+                print(answer.status_code, answer.json() if answer.is_success else "")
+
+asyncio.run(main())
+"""
+    assert await _run(code) == ["200 It cost 10", "402 ", "409 "]
+
+
 def test_every_block_is_run() -> None:
     """There is no code in the README that these tests do not run."""
     assert len(BLOCKS) == 3

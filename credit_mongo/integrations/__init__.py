@@ -1,0 +1,1 @@
+"""The ledger at home in other libraries; each needs its extra."""

@@ -1,0 +1,36 @@
+"""Credits in a FastAPI application; the extra is ``fastapi``.
+
+- `credit_lifespan` opens the ledger with the application and closes it, `get_ledger` gives it.
+- `add_credit_handlers` answers the ledger's errors as RFC 9457 ``application/problem+json``.
+- `Charge` charges before a handler runs, and gives the credits back if it fails.
+- `idempotency_key` and `required_idempotency_key` give the checked ``Idempotency-Key`` header.
+"""
+
+from credit_mongo.integrations.fastapi.charging import Charge
+from credit_mongo.integrations.fastapi.header import (
+    IdempotencyKeyError,
+    MissingIdempotencyKeyError,
+    idempotency_key,
+    required_idempotency_key,
+)
+from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
+from credit_mongo.integrations.fastapi.orders import (
+    Paid,
+    RequestCompletedError,
+    RequestInProgressError,
+)
+from credit_mongo.integrations.fastapi.problems import add_credit_handlers
+
+__all__ = [
+    "Charge",
+    "IdempotencyKeyError",
+    "MissingIdempotencyKeyError",
+    "Paid",
+    "RequestCompletedError",
+    "RequestInProgressError",
+    "add_credit_handlers",
+    "credit_lifespan",
+    "get_ledger",
+    "idempotency_key",
+    "required_idempotency_key",
+]

@@ -1,0 +1,77 @@
+"""The ``Idempotency-Key`` header, as the IETF's draft has it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+from fastapi import Depends, Header
+from starlette.requests import Request
+
+from credit_mongo.errors import CreditError
+
+__all__ = [
+    "IdempotencyKeyError",
+    "MissingIdempotencyKeyError",
+    "idempotency_key",
+    "required_idempotency_key",
+]
+
+NAME: Final = "Idempotency-Key"
+_LONGEST: Final = 255
+# A string of RFC 8941, or, as most clients send it, the same without its quotes.
+_QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
+_BARE: Final = re.compile(r"[\x21\x23-\x7e]+")
+
+
+class IdempotencyKeyError(CreditError):
+    """The ``Idempotency-Key`` header is none; nothing was done."""
+
+    code = "INVALID_IDEMPOTENCY_KEY"
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{NAME} must be sent once: a quoted string, or visible ASCII characters without "
+            f"quotes, of 1 to {_LONGEST} characters"
+        )
+
+
+class MissingIdempotencyKeyError(CreditError):
+    """There is no ``Idempotency-Key`` header where one is required; nothing was done."""
+
+    code = "IDEMPOTENCY_KEY_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__(f"this request needs the header {NAME}, new for each new request")
+
+
+# Declared for the OpenAPI document. The value is read from the request, which shows repetitions.
+_Declared = Annotated[
+    str | None,
+    Header(alias=NAME, description="Makes a retry safe: the same key for the same request."),
+]
+
+
+def idempotency_key(request: Request, _declared: _Declared = None) -> str | None:
+    """The key of the request, None without one; a dependency. Raises IdempotencyKeyError."""
+    values = request.headers.getlist(NAME)
+    if not values:
+        return None
+    value = values[0].strip(" \t")
+    if quoted := _QUOTED.fullmatch(value):
+        value = re.sub(r"\\(.)", r"\1", quoted[1])
+    elif not _BARE.fullmatch(value):
+        raise IdempotencyKeyError
+    if len(values) > 1 or len(value) > _LONGEST:
+        raise IdempotencyKeyError
+    return value
+
+
+def required_idempotency_key(key: Annotated[str | None, Depends(idempotency_key)]) -> str:
+    """The key of the request; a dependency.
+
+    Raises IdempotencyKeyError and MissingIdempotencyKeyError.
+    """
+    if key is None:
+        raise MissingIdempotencyKeyError
+    return key

@@ -1,0 +1,380 @@
+"""Requests that are paid before they are done, and given back what they paid if they fail.
+
+What a request has come to stands in a collection of its own, for the ledger's keys alone cannot
+tell whether whoever charged is still at work, has died, or was refunded. A request (a user and an
+``Idempotency-Key``) has one run, and each time that it is worked on is a run, with an id that
+is also the ledger's key of the run's charge:
+
+    running ──────────────→ completed   for as long as keys are remembered
+       │ ↑ a retry: a new run, which pays anew
+       ↓ │
+    released                nothing is charged: refused, or refunded
+       ↑
+    settling ←── running    whoever worked on it has died, or was not heard of for its lease
+
+Before anything is charged, the run is written down. So whatever dies, some process finds the run
+when its lease is over, and settles it: it asks for the same charge with the same key, which tells
+what was charged, and refunds it under a key made of the charge's id. No run that was settled
+becomes completed: a handler that was late for its lease answers 409. The lease is the server's time
+alone. So each answer with success has one charge that is not refunded, and each charge that is not
+refunded has such an answer, or one under way, sent or lost on the way to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final, TypeAlias, TypeVar
+from uuid import uuid4
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from credit_mongo.config import CreditConfig
+from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.failures import as_storage_error
+from credit_mongo.engine.store import JOURNALED_MAJORITY
+from credit_mongo.errors import (
+    CommitOutcomeUnknownError,
+    CreditError,
+    IdempotencyConflictError,
+    RefundExceedsChargeError,
+    StorageError,
+    TransactionNotFoundError,
+    UserNotFoundError,
+)
+from credit_mongo.integrations.fastapi.orders import (
+    Order,
+    Paid,
+    RequestCompletedError,
+    RequestInProgressError,
+)
+from credit_mongo.ledger import CreditLedger
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.rows import CODEC_OPTIONS, Raw
+
+__all__ = ["PaidRequests"]
+
+_LOG: Final = logging.getLogger("credit_mongo.integrations.fastapi")
+_T = TypeVar("_T")
+_Begun: TypeAlias = tuple[Raw, Paid | None]
+_MOST_TRIES: Final = 5
+_SETTLED_AT_ONCE: Final = 100
+_CLOCKS_DIFFER: Final = timedelta(hours=1)
+# Without the first, a run that is over would do: a field that is missing is less than any date.
+_LEASE_IS_OVER: Final = {
+    "leaseUntil": {"$exists": True},
+    "$expr": {"$lt": ["$leaseUntil", "$$NOW"]},
+}
+
+
+class PaidRequests:
+    """The paid requests of an application's process."""
+
+    def __init__(
+        self,
+        ledger: CreditLedger,
+        config: CreditConfig,
+        *,
+        collection: str,
+        lease_seconds: float,
+    ) -> None:
+        self._ledger = ledger
+        database = ledger._database
+        self._collection = database.get_collection(
+            collection, codec_options=CODEC_OPTIONS, write_concern=JOURNALED_MAJORITY
+        )
+        self._deadlines = Deadlines(database.client)
+        self._timeout_seconds = config.operation_timeout_seconds
+        self._lease_seconds = lease_seconds
+        self._ttl_seconds = config.idempotency.ttl_seconds
+        # Runs that somebody here works on, whose leases are renewed.
+        self._runs: set[str] = set()
+        self._work: set[asyncio.Task[Any]] = set()
+
+    async def ensure_indexes(self) -> None:
+        """The collection's two indexes. Raises StorageError."""
+        await self._keep(self._collection.create_index("expiresAt", expireAfterSeconds=0))
+        # Of runs that are not over alone: few, however many requests are remembered.
+        await self._keep(self._collection.create_index("leaseUntil", sparse=True))
+
+    @asynccontextmanager
+    async def paid(self, order: Order) -> AsyncIterator[Paid]:
+        """Charge, and refund if the block fails or is cancelled.
+
+        Raises what `CreditLedger.charge` raises, IdempotencyConflictError, RequestInProgressError,
+        RequestCompletedError.
+        """
+        beginning = self._start(self._begin(order))
+        try:
+            run, charge = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            self._start(self._undo(beginning))
+            raise
+        if charge is None:
+            yield Paid(run["transactionId"], run["userId"], run["action"], int(run["cost"]), True)
+            return
+        try:
+            yield charge
+        except BaseException:
+            await asyncio.shield(self._start(self._fail(run, charge)))
+            raise
+        await asyncio.shield(self._start(self._complete(run, charge)))
+
+    async def go_on(self) -> None:
+        """Renew the leases of what is under way here, settle what others left; for ever."""
+        # Apart: settling may wait for a user that somebody holds, and leases must not.
+        await asyncio.gather(self._repeat(self._renew), self._repeat(self.settle_abandoned))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except CreditError as error:
+                _LOG.warning("paid requests could not be looked after: %s", error.code)
+            await asyncio.sleep(self._lease_seconds / 3)
+
+    async def settle_abandoned(self) -> None:
+        """Refund what runs whose lease is over have charged."""
+        found = await self._keep(
+            self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
+        )
+        settling = [self._settle_if_over(run) for run in found]
+        for outcome in await asyncio.gather(*settling, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                # Another time, when its lease is over again.
+                _LOG.warning("a paid request could not be settled: %s", type(outcome).__name__)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._work:
+            await asyncio.wait(self._work)
+        # No longer: before Python 3.12, cancelled work may wait for PyMongo's lock for good.
+        closing = asyncio.create_task(self._deadlines.close())
+        await asyncio.wait({closing}, timeout=self._timeout_seconds)
+
+    # A run
+
+    async def _begin(self, order: Order) -> _Begun:
+        run = await self._open(order)
+        if run["state"] == "completed":
+            return run, None
+        self._runs.add(run["run"])
+        try:
+            charge, replayed = await self._charge(run)
+        except CreditError as error:
+            self._runs.discard(run["run"])
+            with contextlib.suppress(StorageError):  # then when its lease is over
+                if isinstance(error, CommitOutcomeUnknownError):
+                    await self._settle(run)
+                else:
+                    await self._release(run)
+            raise
+        if replayed:
+            # Asked for the first time, it was there: somebody has taken this run for abandoned.
+            self._runs.discard(run["run"])
+            raise RequestInProgressError
+        return run, charge
+
+    async def _open(self, order: Order) -> Raw:
+        """A new run, or that of a completed request that may be answered again."""
+        request = _request_id(order.user_id, order.key or str(uuid4()))
+        for _ in range(_MOST_TRIES):
+            try:
+                return await self._write_down(order, request)
+            except DuplicateKeyError:
+                found: Raw | None = await self._keep(self._collection.find_one({"_id": request}))
+            if found is None:
+                continue
+            if found["fingerprint"] != order.fingerprint:
+                raise IdempotencyConflictError(order.key or "")
+            if found["state"] == "completed":
+                if order.answers_again:
+                    return found
+                raise RequestCompletedError(found["transactionId"])
+            if found["state"] != "released" and not await self._settle_if_over(found):
+                raise RequestInProgressError
+        raise RequestInProgressError
+
+    async def _write_down(self, order: Order, request: str) -> Raw:
+        variables = order.variables
+        facts: Raw = {
+            "fingerprint": order.fingerprint,
+            "userId": order.user_id,
+            "action": order.action,
+            "amount": order.amount,
+            "variables": None if variables is None else {n: str(v) for n, v in variables.items()},
+            "state": "running",
+            "run": str(uuid4()),
+        }
+        # Literally: what a caller gives may begin with a dollar.
+        fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
+        fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease(), "expiresAt": "$$REMOVE"}
+        query = {"_id": request, "state": "released", "fingerprint": order.fingerprint}
+        writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
+            query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
+        )
+        run: Raw = await self._keep(writing)
+        return run
+
+    async def _complete(self, run: Raw, charge: Paid) -> None:
+        self._runs.discard(run["run"])
+        known = {"transactionId": charge.transaction_id, "cost": charge.cost}
+        if not await self._end(run, "completed", known):
+            await self._refund(charge)
+            raise RequestInProgressError
+
+    async def _fail(self, run: Raw, charge: Paid) -> None:
+        self._runs.discard(run["run"])
+        try:
+            await self._refund(charge)
+            await self._release(run)
+        except CreditError as error:
+            # Its lease ends, and then it is settled.
+            _LOG.warning("a charge could not be refunded yet: %s", error.code)
+
+    async def _undo(self, beginning: asyncio.Task[_Begun]) -> None:
+        """What was begun for a caller that was cancelled meanwhile."""
+        await asyncio.wait({beginning})
+        if beginning.exception() is None:
+            run, charge = beginning.result()
+            if charge is not None:
+                await self._fail(run, charge)
+
+    # Settling
+
+    async def _settle_if_over(self, run: Raw) -> bool:
+        """Whether the lease of the run was over, and it has been settled here."""
+        query = {"_id": run["_id"], "run": run["run"], **_LEASE_IS_OVER}
+        change = [{"$set": {"state": "settling", "leaseUntil": self._lease()}}]
+        claimed = await self._keep(
+            self._collection.find_one_and_update(
+                query, change, return_document=ReturnDocument.AFTER
+            )
+        )
+        if claimed is None:
+            return False
+        await self._settle(claimed)
+        return True
+
+    async def _settle(self, run: Raw) -> None:
+        age = run["leaseUntil"] - run["startedAt"]
+        try:
+            if age.total_seconds() < self._ttl_seconds / 2:
+                charge: Paid | None = (await self._charge(run))[0]
+            else:
+                charge = await self._find_charge(run)
+        except StorageError:
+            raise
+        except CreditError:
+            charge = None  # refused: nothing was charged
+        if charge is not None:
+            await self._refund(charge)
+        await self._release(run)
+
+    async def _charge(self, run: Raw) -> tuple[Paid, bool]:
+        variables, amount = run["variables"], run["amount"]
+        charge = await self._ledger.charge(
+            run["userId"],
+            run["action"],
+            amount=None if amount is None else int(amount),
+            variables=None
+            if variables is None
+            else {name: Decimal(value) for name, value in variables.items()},
+            idempotency_key=run["run"],
+        )
+        paid = Paid(charge.transaction_id, charge.user_id, charge.action, charge.cost)
+        return paid, charge.replayed
+
+    async def _find_charge(self, run: Raw) -> Paid | None:
+        """Of a run so old that the ledger may have forgotten its key: no process ran for long."""
+        cursor = None
+        while True:
+            page = await self._ledger.get_history(
+                run["userId"],
+                start_date=run["startedAt"] - _CLOCKS_DIFFER,
+                action=run["action"],
+                limit=1000,
+                cursor=cursor,
+            )
+            for row in page:
+                if row.idempotency_key == run["run"]:
+                    return Paid(row.transaction_id, row.user_id, row.action, -row.amount)
+            cursor = page.next_cursor
+            if cursor is None:
+                return None
+
+    async def _refund(self, charge: Paid) -> None:
+        """All that the charge still holds."""
+        key, amount = f"refund:{charge.transaction_id}", charge.cost
+        while amount:
+            try:
+                await self._ledger.refund(
+                    charge.user_id,
+                    amount,
+                    action=charge.action,
+                    transaction_id=charge.transaction_id,
+                    idempotency_key=key,
+                )
+            except RefundExceedsChargeError as error:
+                # Somebody has refunded a part by hand.
+                key, amount = f"{key}:{error.refundable}", error.refundable
+            except (UserNotFoundError, TransactionNotFoundError):
+                return  # the user was erased
+            else:
+                return
+
+    async def _release(self, run: Raw) -> None:
+        await self._end(run, "released", {})
+
+    # The collection
+
+    async def _end(self, run: Raw, state: str, facts: Raw) -> bool:
+        """Whether the run was still in the state in which it was last seen."""
+        fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
+        fields |= {
+            "state": state,
+            "expiresAt": {"$add": ["$$NOW", self._ttl_seconds * 1000]},
+            **dict.fromkeys(("leaseUntil", "amount", "variables"), "$$REMOVE"),
+        }
+        query = {name: run[name] for name in ("_id", "run", "state")}
+        result = await self._keep(self._collection.update_one(query, [{"$set": fields}]))
+        return bool(result.matched_count)
+
+    async def _renew(self) -> None:
+        if self._runs:
+            query = {"leaseUntil": {"$exists": True}, "run": {"$in": list(self._runs)}}
+            change = [{"$set": {"leaseUntil": self._lease()}}]
+            await self._keep(self._collection.update_many({**query, "state": "running"}, change))
+
+    def _lease(self) -> Raw:
+        return {"$add": ["$$NOW", int(self._lease_seconds * 1000)]}
+
+    async def _keep(self, work: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            with Unlogged():
+                return await self._deadlines.keep(work, self._timeout_seconds)
+        except DuplicateKeyError:
+            raise
+        except asyncio.TimeoutError as error:
+            raise StorageError("the database did not answer in time") from error
+        except PyMongoError as error:
+            raise as_storage_error(error)  # noqa: B904 - with its cause
+
+    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Work that goes on when its caller is cancelled, and is waited for at the end."""
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+
+def _request_id(user_id: str, key: str) -> str:
+    # A digest: keys are not kept, and those of one user are not those of another.
+    return hashlib.blake2b(repr((user_id, key)).encode(), digest_size=20).hexdigest()

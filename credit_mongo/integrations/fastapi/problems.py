@@ -1,0 +1,144 @@
+"""The ledger's errors as RFC 9457 problem details.
+
+A body has ``type``, ``title``, ``status``, ``detail``, ``code`` and the facts of the error that its
+caller may know. What an operator alone should see, such as hosts, formulas and what the driver
+says, is in none: those answers have a ``detail`` of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from credit_mongo.errors import (
+    AccountDataError,
+    CommitOutcomeUnknownError,
+    ConfigurationError,
+    CreditError,
+    FormulaEvaluationError,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    InvalidTierChangeError,
+    MembershipRequiredError,
+    MissingVariableError,
+    RefundExceedsChargeError,
+    StorageError,
+    TransactionNotFoundError,
+    UndefinedActionError,
+    UndefinedTierError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from credit_mongo.integrations.fastapi.header import IdempotencyKeyError, MissingIdempotencyKeyError
+from credit_mongo.integrations.fastapi.orders import (
+    RequestCompletedError,
+    RequestInProgressError,
+)
+
+__all__ = ["add_credit_handlers"]
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:credit-mongo:error:"
+_RETRY_AFTER_SECONDS: Final = 1
+_LEAST_STATUS, _MOST_STATUS = 400, 599
+
+
+class _Kind(NamedTuple):
+    """How an error is shown: with its own message, unless ``detail`` stands for it."""
+
+    status: int
+    title: str
+    facts: tuple[str, ...] = ()
+    detail: str | None = None
+    may_pass: bool = False
+
+
+_KINDS: Final[Mapping[type[CreditError], _Kind]] = {
+    CreditError: _Kind(500, "Error of the credits", detail="The credits have a fault."),
+    ConfigurationError: _Kind(
+        500, "Wrong configuration", detail="The configuration of the credits is wrong."
+    ),
+    MissingIdempotencyKeyError: _Kind(400, "Idempotency key missing"),
+    IdempotencyKeyError: _Kind(400, "Invalid idempotency key"),
+    InsufficientCreditsError: _Kind(
+        402, "Insufficient credits", ("user_id", "required", "available")
+    ),
+    MembershipRequiredError: _Kind(403, "Membership required", ("user_id", "required", "current")),
+    UserNotFoundError: _Kind(404, "User not found", ("user_id",)),
+    TransactionNotFoundError: _Kind(404, "Transaction not found", ("transaction_id",)),
+    UserExistsError: _Kind(409, "User exists", ("user_id",)),
+    InvalidTierChangeError: _Kind(
+        409, "Invalid tier change", ("user_id", "current_tier", "target_tier", "reason")
+    ),
+    RefundExceedsChargeError: _Kind(
+        409, "Refund exceeds charge", ("transaction_id", "refundable", "requested")
+    ),
+    RequestInProgressError: _Kind(409, "Request in progress", may_pass=True),
+    RequestCompletedError: _Kind(409, "Request completed", ("transaction_id",)),
+    # The IETF's draft has 422 for a key that comes back with another request.
+    IdempotencyConflictError: _Kind(422, "Idempotency key used for another request"),
+    InvalidRequestError: _Kind(422, "Invalid request", ("field", "reason")),
+    UndefinedActionError: _Kind(422, "Undefined action", ("action",)),
+    UndefinedTierError: _Kind(422, "Undefined tier", ("tier",)),
+    MissingVariableError: _Kind(
+        422, "Missing variable", ("missing_variable",), "The price needs another variable."
+    ),
+    FormulaEvaluationError: _Kind(
+        422, "No price", detail="The price has no value for these variables."
+    ),
+    StorageError: _Kind(
+        503, "Credits unavailable", detail="The credits can't be reached now.", may_pass=True
+    ),
+    CommitOutcomeUnknownError: _Kind(503, "Outcome unknown", may_pass=True),
+    AccountDataError: _Kind(500, "Unusable account", detail="The account has to be repaired."),
+}
+
+
+def add_credit_handlers(
+    app: FastAPI,
+    *,
+    statuses: Mapping[type[CreditError], int] | None = None,
+    type_prefix: str = TYPE_PREFIX,
+) -> None:
+    """Answer the ledger's errors, wherever a handler lets them through, as problem details.
+
+    ``statuses`` changes HTTP statuses (400 to 599) by class, also those of its subclasses that are
+    not in it; a subclass of the application's own is shown as its nearest ancestor.
+    ``type_prefix`` comes before the error's code, in lower case with hyphens, to make ``type``: say
+    the address of a page about errors. Raises ConfigurationError.
+    """
+    changed = dict(statuses or {})
+    for kind, status in changed.items():
+        if CreditError not in getattr(kind, "__mro__", ()):
+            raise ConfigurationError("statuses", f"{kind!r} is not a CreditError")
+        if type(status) is not int or not _LEAST_STATUS <= status <= _MOST_STATUS:
+            raise ConfigurationError(f"statuses.{kind.__name__}", "must be from 400 to 599")
+
+    async def answer(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, CreditError)  # noqa: S101 - it is registered for no other
+        return _problem(error, changed, type_prefix)
+
+    app.add_exception_handler(CreditError, answer)
+
+
+def _problem(
+    error: CreditError, changed: Mapping[type[CreditError], int], type_prefix: str
+) -> JSONResponse:
+    kinds = type(error).__mro__
+    shown = next(_KINDS[kind] for kind in kinds if kind in _KINDS)
+    status = next((changed[kind] for kind in kinds if kind in changed), shown.status)
+    body: dict[str, Any] = {name: getattr(error, name) for name in shown.facts}
+    body.update(
+        type=type_prefix + error.code.lower().replace("_", "-"),
+        title=shown.title,
+        status=status,
+        detail=str(error) if shown.detail is None else shown.detail,
+        code=error.code,
+    )
+    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if shown.may_pass else None
+    return JSONResponse(body, status, headers, MEDIA_TYPE)

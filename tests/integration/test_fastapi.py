@@ -1,0 +1,764 @@
+"""The FastAPI integration, asked through its ASGI interface; the ledger and database are real."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Annotated, Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from fastapi import Depends, FastAPI, Form, Header, HTTPException, UploadFile
+from pymongo import AsyncMongoClient
+
+from credit_mongo import CreditConfig, CreditLedger, errors
+from credit_mongo.errors import (
+    AccountDataError,
+    CommitOutcomeUnknownError,
+    ConfigurationError,
+    CreditError,
+    FormulaEvaluationError,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    InvalidTierChangeError,
+    LedgerBusyError,
+    MembershipRequiredError,
+    MissingVariableError,
+    RefundExceedsChargeError,
+    ReplicaSetRequiredError,
+    StorageError,
+    TransactionNotFoundError,
+    UndefinedActionError,
+    UndefinedTierError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from credit_mongo.integrations.fastapi import (
+    Charge,
+    IdempotencyKeyError,
+    MissingIdempotencyKeyError,
+    Paid,
+    RequestCompletedError,
+    RequestInProgressError,
+    add_credit_handlers,
+    credit_lifespan,
+    get_ledger,
+    required_idempotency_key,
+)
+from credit_mongo.integrations.fastapi.orders import Order
+from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
+from credit_mongo.maintenance.verify import verify
+from tests.integration.promises import Client, Database, Row, check_promises, failing, rows
+
+SECRET = "s3cr3t"  # noqa: S105 - none, but what stands for one
+SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
+    (MissingIdempotencyKeyError(), 400, {}),
+    (IdempotencyKeyError(), 400, {}),
+    (
+        InsufficientCreditsError("ann", 10, 3),
+        402,
+        {"user_id": "ann", "required": 10, "available": 3},
+    ),
+    (
+        MembershipRequiredError("ann", "premium", None),
+        403,
+        {"user_id": "ann", "required": "premium", "current": None},
+    ),
+    (UserNotFoundError("ann"), 404, {"user_id": "ann"}),
+    (TransactionNotFoundError("t1"), 404, {"transaction_id": "t1"}),
+    (UserExistsError("ann"), 409, {"user_id": "ann"}),
+    (
+        InvalidTierChangeError("ann", "a", "b", "it is not higher"),
+        409,
+        {"user_id": "ann", "current_tier": "a", "target_tier": "b", "reason": "it is not higher"},
+    ),
+    (
+        RefundExceedsChargeError("t1", 1, 2),
+        409,
+        {"transaction_id": "t1", "refundable": 1, "requested": 2},
+    ),
+    (RequestInProgressError(), 409, {}),
+    (RequestCompletedError("t1"), 409, {"transaction_id": "t1"}),
+    (IdempotencyConflictError(SECRET), 422, {}),
+    (
+        InvalidRequestError("amount", "must be an int"),
+        422,
+        {"field": "amount", "reason": "must be an int"},
+    ),
+    (UndefinedActionError("dance"), 422, {"action": "dance"}),
+    (UndefinedTierError("gold"), 422, {"tier": "gold"}),
+    (MissingVariableError(SECRET, "token", []), 422, {"missing_variable": "token"}),
+    (FormulaEvaluationError(SECRET, {"a": SECRET}, SECRET), 422, {}),
+    (ConfigurationError("costs", SECRET), 500, {}),
+    (CreditError(SECRET), 500, {}),
+    (AccountDataError("ann", "credits", SECRET), 500, {}),
+    (StorageError(f"connect to {SECRET}:27017"), 503, {}),
+    (ReplicaSetRequiredError(), 503, {}),
+    (LedgerBusyError(SECRET), 503, {}),
+    (CommitOutcomeUnknownError(), 503, {}),
+)
+
+CONFIG = CreditConfig(
+    costs={
+        "generate-post": {"default": 10},
+        "ai-completion": {"default": "{token} * 0.001 + 10"},
+        "lesson": {"default": 1},
+    }
+)
+
+
+def _current_user(x_user: Annotated[str, Header()]) -> str:
+    return x_user
+
+
+def _price(price: int) -> int:
+    return price
+
+
+def _token(token: str) -> dict[str, Any]:
+    return {"token": int(token) if token.isdigit() else token}
+
+
+def _client(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+# Problems
+
+
+async def _problem_of(error: CreditError, **options: Any) -> httpx.Response:
+    app = FastAPI()
+    add_credit_handlers(app, **options)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise error
+
+    async with _client(app) as client:
+        return await client.get("/")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "facts"), SHOWN, ids=lambda value: type(value).__name__
+)
+async def test_an_error_is_a_problem(
+    error: CreditError, status: int, facts: Mapping[str, Any]
+) -> None:
+    """Its status, its standard members, its public facts, and nothing that is not public."""
+    answer = await _problem_of(error)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    standard = {name: body.pop(name) for name in ("type", "title", "status", "detail", "code")}
+    assert body == facts
+    assert standard["status"] == status
+    assert standard["code"] == error.code
+    assert standard["type"] == f"urn:credit-mongo:error:{error.code.lower().replace('_', '-')}"
+    assert standard["title"]
+    assert standard["detail"]
+    assert SECRET not in answer.text
+    waits = status == 503 or isinstance(error, RequestInProgressError)
+    assert ("retry-after" in answer.headers) == waits
+
+
+def test_every_error_of_the_library_is_shown() -> None:
+    """A new error needs a row in the table above."""
+    all_errors = {getattr(errors, name) for name in errors.__all__}
+    assert all_errors <= {type(error) for error, _, _ in SHOWN}
+    assert all(inspect.isclass(error) for error in all_errors)
+
+
+class _OwnError(InsufficientCreditsError):
+    code = "OWN"
+
+
+async def test_the_map_can_be_changed() -> None:
+    """By class and for its subclasses; the nearest counts. The type can be an address."""
+    own = _OwnError("ann", 2, 1)
+    assert (await _problem_of(own)).status_code == 402
+    assert (await _problem_of(own, statuses={CreditError: 418})).status_code == 418
+    answer = await _problem_of(
+        own,
+        statuses={CreditError: 418, InsufficientCreditsError: 429},
+        type_prefix="https://example.org/errors#",
+    )
+    assert (answer.status_code, answer.json()["status"]) == (429, 429)
+    assert answer.json()["type"] == "https://example.org/errors#own"
+
+
+@pytest.mark.parametrize(
+    "statuses",
+    [{StorageError: 200}, {StorageError: "503"}, {StorageError: True}, {ValueError: 500}],
+)
+def test_a_wrong_map_is_refused(statuses: Any) -> None:
+    """Before any request comes."""
+    with pytest.raises(ConfigurationError, match="statuses"):
+        add_credit_handlers(FastAPI(), statuses=statuses)
+
+
+# The header
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        (["8e03978e-40d5"], "8e03978e-40d5"),
+        (['"8e03978e-40d5"'], "8e03978e-40d5"),
+        (['"with a space and \\" and \\\\"'], 'with a space and " and \\'),
+        (["x" * 255], "x" * 255),
+        (["x" * 256], None),
+        (['"' + "x" * 256 + '"'], None),
+        (['""'], None),
+        ([""], None),
+        (["two words"], None),
+        (['"open'], None),
+        (['in"side'], None),
+        (["h\u00e9"], None),
+        (["a", "a"], None),
+    ],
+)
+async def test_the_key_is_checked(values: list[str], key: str | None) -> None:
+    """A quoted string, as the draft has it, or the same bare; anything else is a 400."""
+    app = FastAPI()
+    add_credit_handlers(app)
+
+    @app.get("/")
+    async def show(key: Annotated[str, Depends(required_idempotency_key)]) -> str:
+        return key
+
+    headers = [(b"Idempotency-Key", value.encode()) for value in values]
+    async with _client(app) as client:
+        answer = await client.get("/", headers=headers)
+        if key is None:
+            assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_IDEMPOTENCY_KEY")
+        else:
+            assert (answer.status_code, answer.json()) == (200, key)
+        missing = await client.get("/")
+    assert (missing.status_code, missing.json()["code"]) == (400, "IDEMPOTENCY_KEY_MISSING")
+
+
+# The lifespan
+
+
+async def test_the_lifespan_goes_with_the_applications_own(
+    database: Database, config: CreditConfig
+) -> None:
+    """The own one runs within, with the ledger there, and its state is passed on."""
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[dict[str, int]]:
+        ledger: CreditLedger = app.state.credit_mongo.ledger
+        await ledger.create_user("ann", credits=7)
+        seen.append("start")
+        yield {"answer": 42}
+        seen.append(f"end with {await ledger.get_balance('ann')}")
+
+    app = FastAPI(lifespan=credit_lifespan(config, database=database, lifespan=own))
+
+    @app.get("/")
+    async def balance(ledger: Annotated[CreditLedger, Depends(get_ledger)]) -> int:
+        return await ledger.get_balance("ann")
+
+    async with app.router.lifespan_context(app) as state, _client(app) as client:
+        assert state == {"answer": 42}
+        assert (await client.get("/")).json() == 7
+    assert seen == ["start", "end with 7"]
+
+
+async def test_the_environment_says_where(
+    replica_set_uri: str,
+    database: Database,
+    config: CreditConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a database given, a client of its own, which it closes."""
+    monkeypatch.setenv("MONGODB_URI", replica_set_uri)
+    monkeypatch.setenv("MONGODB_DATABASE", database.name)
+    app = FastAPI(lifespan=credit_lifespan(config))
+    async with app.router.lifespan_context(app):
+        await app.state.credit_mongo.ledger.create_user("ann")
+    assert [row["_id"] for row in await rows(database, "users")] == ["ann"]
+
+
+async def test_without_the_lifespan_there_is_no_ledger() -> None:
+    """A 500 whose error says what to do."""
+    app = FastAPI()
+    add_credit_handlers(app)
+
+    @app.get("/")
+    async def ask(ledger: Annotated[CreditLedger, Depends(get_ledger)]) -> None:
+        raise AssertionError(ledger)
+
+    async with _client(app) as client:
+        answer = await client.get("/")
+    assert (answer.status_code, answer.json()["code"]) == (500, "CONFIGURATION_ERROR")
+
+
+@pytest.mark.parametrize("seconds", [0, 3601, True, "30", float("nan"), None])
+def test_a_lease_has_limits(config: CreditConfig, seconds: Any) -> None:
+    """From a second to an hour."""
+    with pytest.raises(ConfigurationError, match="lease_seconds"):
+        credit_lifespan(config, lease_seconds=seconds)
+
+
+@pytest.mark.parametrize("idempotency", [{"enabled": False}, {"ttl_seconds": 60}])
+def test_refunds_need_keys(idempotency: Any) -> None:
+    """A ledger that remembers no keys, or not for long enough, could refund twice."""
+    config = CreditConfig(costs={"a": {"default": 1}}, idempotency=idempotency)
+    with pytest.raises(ConfigurationError, match="idempotency"):
+        credit_lifespan(config)
+
+
+# Charging
+
+
+class Site:
+    """An application under test, with what its handlers do."""
+
+    def __init__(self, database: Database, config: CreditConfig) -> None:
+        self.database = database
+        self.config = config
+        self.work: Callable[[Paid], Any] = lambda paid: paid.transaction_id
+        self.runs = 0
+        self.app = FastAPI(lifespan=credit_lifespan(config, database=database, lease_seconds=1))
+        add_credit_handlers(self.app)
+        self.app.post("/posts")(self._post)
+        self.app.post("/again")(self._again)
+        self.app.post("/ai")(self._ai)
+        self.app.post("/form")(self._form)
+        self.app.post("/keyless")(self._keyless)
+
+    async def _do(self, paid: Paid) -> Any:
+        self.runs += 1
+        done = self.work(paid)
+        return await done if inspect.isawaitable(done) else done
+
+    async def _post(
+        self, paid: Annotated[Paid, Charge("generate-post", user=_current_user)]
+    ) -> Any:
+        return await self._do(paid)
+
+    async def _again(
+        self,
+        paid: Annotated[Paid, Charge("generate-post", user=_current_user, answers_again=True)],
+    ) -> Any:
+        return [paid.transaction_id, paid.cost, paid.replayed]
+
+    async def _ai(
+        self,
+        paid: Annotated[
+            Paid,
+            Charge("ai-completion", user=_current_user, variables=_token),
+        ],
+    ) -> Any:
+        return await self._do(paid)
+
+    async def _form(
+        self,
+        name: Annotated[str, Form()],
+        file: UploadFile,
+        paid: Annotated[Paid, Charge("generate-post", user=_current_user)],
+    ) -> Any:
+        return [name, (await file.read()).decode(), paid.cost]
+
+    async def _keyless(
+        self,
+        paid: Annotated[
+            Paid,
+            Charge("lesson", user=_current_user, amount=_price, requires_key=False),
+        ],
+    ) -> Any:
+        return await self._do(paid)
+
+    @property
+    def ledger(self) -> CreditLedger:
+        ledger: CreditLedger = self.app.state.credit_mongo.ledger
+        return ledger
+
+    @property
+    def paid_requests(self) -> PaidRequests:
+        paid_requests: PaidRequests = self.app.state.credit_mongo.paid_requests
+        return paid_requests
+
+    async def ask(
+        self, key: str | None = "k", path: str = "/posts", user: str = "ann", **options: Any
+    ) -> httpx.Response:
+        """POST as a client would."""
+        headers = {"X-User": user} | ({} if key is None else {"Idempotency-Key": key})
+        async with _client(self.app) as client:
+            return await client.post(path, headers=headers, **options)
+
+    async def charges(self) -> list[int]:
+        """What each charge took, and each refund gave, in order."""
+        found = await rows(self.database, "transactions", userId="ann")
+        found.sort(key=lambda row: int(row["seq"]))
+        return [int(row["amount"]) for row in found[1:]]
+
+    async def states(self) -> list[str]:
+        """Of all requests."""
+        return [row["state"] for row in await rows(self.database, "paid_requests")]
+
+
+@pytest_asyncio.fixture
+async def site(database: Database) -> AsyncIterator[Site]:
+    """With Ann, who has 100 credits."""
+    site = Site(database, CONFIG)
+    async with site.app.router.lifespan_context(site.app):
+        await site.ledger.create_user("ann", credits=100)
+        yield site
+    await check_promises(database)
+    assert (await verify(database)).findings == ()
+
+
+def _fails(_paid: Paid) -> Any:
+    raise HTTPException(502, "the model has failed")
+
+
+def _code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+async def test_a_request_is_paid_once(site: Site) -> None:
+    """A repetition is refused, or answered again, and never done or charged again."""
+    first = await site.ask()
+    assert first.status_code == 200
+    again = await site.ask()
+    assert _code(again) == (409, "REQUEST_COMPLETED")
+    assert again.json()["transaction_id"] == first.json()
+    assert site.runs == 1
+    first = await site.ask("other", "/again")
+    again = await site.ask("other", "/again")
+    assert first.json() == [again.json()[0], 10, False]
+    assert again.json() == [first.json()[0], 10, True]
+    assert await site.charges() == [-10, -10]
+
+
+@pytest.mark.parametrize("failure", [HTTPException(502), RuntimeError("x"), StorageError("x")])
+async def test_what_fails_is_refunded_and_a_retry_pays_anew(site: Site, failure: Exception) -> None:
+    """No retry of a refunded request is free, however often it fails."""
+
+    def fails(_paid: Paid) -> Any:
+        raise failure
+
+    site.work = fails
+    for _ in range(2):
+        assert (await site.ask()).status_code >= 500
+    assert await site.charges() == [-10, 10, -10, 10]
+    site.work = lambda paid: paid.cost
+    assert (await site.ask()).json() == 10
+    assert _code(await site.ask()) == (409, "REQUEST_COMPLETED")
+    assert await site.charges() == [-10, 10, -10, 10, -10]
+
+
+async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
+    """402 without a run of the handler; once there are credits, the same key does it."""
+    await site.ledger.charge("ann", "lesson", amount=95)
+    refused = await site.ask()
+    assert _code(refused) == (402, "INSUFFICIENT_CREDITS")
+    assert site.runs == 0
+    await site.ledger.grant("ann", 5, action="gift")
+    assert (await site.ask()).status_code == 200
+    assert _code(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
+
+
+async def test_a_key_is_bound_to_its_request(site: Site) -> None:
+    """Another body, query or path with it is refused, after failures as well; users are apart."""
+    await site.ledger.create_user("bob", credits=10)
+    assert (await site.ask(json={"a": 1})).status_code == 200
+    site.work = _fails
+    assert (await site.ask("failed", json={"a": 1})).status_code == 502
+    for key in ("k", "failed"):
+        for path, body in (("/posts", {"a": 2}), ("/posts?b=1", {"a": 1}), ("/again", {"a": 1})):
+            answer = await site.ask(key, path, json=body)
+            assert _code(answer) == (422, "IDEMPOTENCY_KEY_CONFLICT")
+    site.work = lambda paid: paid.cost
+    assert (await site.ask(user="bob", json={"a": 2})).json() == 10
+    assert await site.charges() == [-10, -10, 10]
+
+
+async def test_a_form_is_its_fields(site: Site) -> None:
+    """Another boundary is the same request, another file is not; the handler can still read it."""
+    answer = await site.ask("one", "/form", data={"name": "a"}, files={"file": b"text"})
+    assert answer.json() == ["a", "text", 10]
+    for content, expected in (
+        (b"text", (409, "REQUEST_COMPLETED")),
+        (b"else", (422, "IDEMPOTENCY_KEY_CONFLICT")),
+    ):
+        answer = await site.ask("one", "/form", data={"name": "a"}, files={"file": content})
+        assert _code(answer) == expected
+
+
+async def test_prices_come_from_dependencies(site: Site) -> None:
+    """Variables of a formula, or an amount; without a key each request is charged."""
+    assert (await site.ask(path="/ai?token=5000")).status_code == 200
+    for _ in range(2):
+        assert (await site.ask(None, "/keyless?price=3")).status_code == 200
+    assert await site.charges() == [-15, -3, -3]
+    wrong = await site.ask("bad", path="/ai?token=many")
+    assert (_code(wrong), wrong.json()["field"]) == ((422, "INVALID_REQUEST"), "variables.token")
+    assert _code(await site.ask(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
+    assert _code(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
+
+
+def test_an_amount_goes_with_no_variables() -> None:
+    """Said when the application is built."""
+    with pytest.raises(InvalidRequestError, match="amount"):
+        Charge("a", user=_current_user, amount=lambda: 1, variables=dict)
+
+
+async def test_one_of_many_at_once_does_it(site: Site) -> None:
+    """The others are told to wait. If it then fails, none of them has run for free."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(paid: Paid) -> str:
+        entered.set()
+        await go_on.wait()
+        raise HTTPException(502)
+
+    site.work = waits
+    first = asyncio.create_task(site.ask())
+    await entered.wait()
+    others = await asyncio.gather(*(site.ask() for _ in range(20)))
+    assert {_code(answer) for answer in others} == {(409, "REQUEST_IN_PROGRESS")}
+    assert all(answer.headers["retry-after"] == "1" for answer in others)
+    go_on.set()
+    assert (await first).status_code == 502
+    assert (site.runs, await site.charges()) == (1, [-10, 10])
+
+
+async def test_a_long_request_keeps_its_lease(site: Site) -> None:
+    """A handler may take longer than the lease, as long as its process lives."""
+
+    async def waits(paid: Paid) -> str:
+        await asyncio.sleep(2.5)
+        return paid.transaction_id
+
+    site.work = waits
+    first = asyncio.create_task(site.ask())
+    await asyncio.sleep(1.7)
+    assert _code(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert (await first).status_code == 200
+    assert await site.charges() == [-10]
+
+
+async def test_a_cancelled_handler_is_refunded(site: Site) -> None:
+    """Also when it is cancelled again while it is refunded."""
+    entered = asyncio.Event()
+
+    async def waits(paid: Paid) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    site.work = waits
+    asking = asyncio.create_task(site.ask())
+    await entered.wait()
+    asking.cancel()
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await site.paid_requests.close()
+    assert (await site.charges(), await site.states()) == ([-10, 10], ["released"])
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_a_caller_cancelled_at_any_step_pays_nothing(site: Site, turns: int) -> None:
+    """Before, in and after the charge: what was begun is undone."""
+    asking = asyncio.create_task(site.ask())
+    for _ in range(turns):
+        await asyncio.sleep(0.0005)
+    done = not asking.cancel()
+    [answer] = await asyncio.gather(asking, return_exceptions=True)
+    await site.paid_requests.close()
+    completed = await site.states() == ["completed"]
+    assert completed or not done
+    assert isinstance(answer, httpx.Response) == done
+    charges = await site.charges()
+    assert charges == [-10] if completed else sum(charges) == 0
+
+
+# The death of a process
+
+
+@pytest_asyncio.fixture
+async def slow(site: Site) -> AsyncIterator[PaidRequests]:
+    """Another process that does not renew its leases: dead, as far as all others can tell."""
+    paid_requests = PaidRequests(
+        site.ledger,
+        site.config,
+        collection="paid_requests",
+        lease_seconds=1,
+    )
+    yield paid_requests
+    await paid_requests.close()
+
+
+ORDER = Order(user_id="ann", action="generate-post", fingerprint="f", key="dead")
+
+
+async def _until_settled(site: Site) -> None:
+    for _ in range(400):
+        if not set(await site.states()) - {"released", "completed"}:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(await site.states())
+
+
+async def test_who_dies_before_the_end_is_refunded(site: Site, slow: PaidRequests) -> None:
+    """By any other process, without a retry; who was only slow then answers nothing."""
+    stack = AsyncExitStack()
+    await stack.enter_async_context(slow.paid(ORDER))
+    assert await site.charges() == [-10]
+    with pytest.raises(RequestInProgressError):
+        await stack.enter_async_context(site.paid_requests.paid(ORDER))
+    await _until_settled(site)
+    assert await site.charges() == [-10, 10]
+    with pytest.raises(RequestInProgressError):
+        await stack.aclose()
+    assert await site.charges() == [-10, 10]
+
+
+async def test_a_retry_after_a_death_pays_anew(site: Site, slow: PaidRequests) -> None:
+    """Once, whatever becomes of the one that was thought to be dead."""
+    stack = AsyncExitStack()
+    await stack.enter_async_context(slow.paid(ORDER))
+    await _until_settled(site)
+    async with site.paid_requests.paid(ORDER) as paid:
+        assert not paid.replayed
+    with pytest.raises(RequestInProgressError):
+        await stack.aclose()
+    with pytest.raises(RequestCompletedError):
+        await stack.enter_async_context(slow.paid(ORDER))
+    assert await site.charges() == [-10, 10, -10]
+
+
+async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: PaidRequests) -> None:
+    """Asking with the same key tells; a charge that comes too late is one that was refunded."""
+    run = await slow._open(ORDER)
+    await _until_settled(site)
+    assert await site.charges() == [-10, 10]
+    _, was_replayed = await slow._charge(run)
+    assert was_replayed
+    assert await site.ledger.get_balance("ann") == 100
+
+
+async def test_who_wakes_when_it_was_settled_does_not_go_on(
+    site: Site, slow: PaidRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its charge was made and refunded for it: the handler does not run."""
+    opens = slow._open
+
+    async def sleeps(order: Order) -> dict[str, Any]:
+        run = await opens(order)
+        await _until_settled(site)
+        return run
+
+    monkeypatch.setattr(slow, "_open", sleeps)
+    with pytest.raises(RequestInProgressError):
+        await AsyncExitStack().enter_async_context(slow.paid(ORDER))
+    assert await site.charges() == [-10, 10]
+
+
+async def test_what_the_database_refuses_is_settled_later(
+    replica_set_uri: str, database: Database, client: Client
+) -> None:
+    """A charge that fails is a 503 that charges nothing; a refund that fails is made up for."""
+    stack = AsyncExitStack()
+
+    async def breaks(_paid: Paid) -> None:
+        await stack.enter_async_context(
+            failing(client, "breaks", failCommands=["insert", "update"], errorCode=13)
+        )
+        raise HTTPException(502)
+
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname="breaks") as own:
+        site = Site(own[database.name], CONFIG)
+        async with site.app.router.lifespan_context(site.app):
+            await site.ledger.create_user("ann", credits=100)
+            site.work = breaks
+            async with stack:
+                assert (await site.ask()).status_code == 502
+                assert await site.charges() == [-10]
+                refused = await site.ask("other")
+                assert _code(refused) == (503, "STORAGE_ERROR")
+                assert refused.headers["retry-after"] == "1"
+            await _until_settled(site)
+            assert sum(await site.charges()) == 0
+    await check_promises(database)
+
+
+async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
+    """Also when the ledger may have forgotten the key: then the history tells."""
+    runs = [await slow._open(replace(ORDER, key=key)) for key in ("charged", "not charged")]
+    for _ in range(3):
+        await site.ledger.charge("ann", "generate-post")
+    await slow._charge(runs[0])
+    for run in runs:
+        started_at = run["startedAt"] - timedelta(days=1)
+        await site.database["paid_requests"].update_one(
+            {"_id": run["_id"]}, {"$set": {"startedAt": started_at}}
+        )
+    await _until_settled(site)
+    assert await site.charges() == [-10, -10, -10, -10, 10]
+
+
+async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRequests) -> None:
+    """A charge that would be refused was none."""
+    await slow._open(
+        replace(ORDER, variables={"token": 0.25, "more": Decimal("1E+2")}, amount=None)
+    )
+    await slow._open(replace(ORDER, key="another", action="$no-such-action"))
+    await slow._open(replace(ORDER, key="third", amount=1000))
+    await _until_settled(site)
+    assert await site.charges() == [-10, 10]
+    assert await site.states() == ["released"] * 3
+
+
+async def test_a_run_that_has_ended_meanwhile_is_not_settled(
+    site: Site, slow: PaidRequests
+) -> None:
+    """Who saw it at work, and comes too late, leaves it as it is."""
+    async with slow.paid(ORDER) as paid:
+        [seen] = await rows(site.database, "paid_requests")
+    assert not await site.paid_requests._settle_if_over(seen)
+    assert await site.states() == ["completed"]
+    with pytest.raises(RequestCompletedError, match="completed") as caught:
+        await AsyncExitStack().enter_async_context(slow.paid(ORDER))
+    assert caught.value.transaction_id == paid.transaction_id
+    assert await site.charges() == [-10]
+
+
+@pytest.mark.parametrize("by_hand", [4, 10])
+async def test_what_was_refunded_by_hand_is_not_refunded_again(site: Site, by_hand: int) -> None:
+    """Only what the charge still holds."""
+
+    async def fails(paid: Paid) -> None:
+        await site.ledger.refund(
+            "ann", by_hand, action="support", transaction_id=paid.transaction_id
+        )
+        raise HTTPException(502)
+
+    site.work = fails
+    assert (await site.ask()).status_code == 502
+    assert sum(await site.charges()) == 0
+
+
+async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
+    """And what failed is over."""
+
+    async def fails(paid: Paid) -> None:
+        await site.ledger.delete_user("ann")
+        raise HTTPException(502)
+
+    site.work = fails
+    assert (await site.ask()).status_code == 502
+    assert await site.states() == ["released"]
