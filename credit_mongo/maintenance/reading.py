@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, border_or_none
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
 
@@ -125,23 +127,56 @@ class Reading:
         )
         return {document["_id"]: document for document in found}
 
+    async def by_ids_anywhere(
+        self,
+        collections: Sequence[str],
+        ids: Sequence[Any],
+        fields: Mapping[str, Any],
+        session: AsyncClientSession,
+    ) -> dict[Any, Raw]:
+        """The same, from the first of the collections that has them."""
+        found: dict[Any, Raw] = {}
+        for collection in collections:
+            left = [row_id for row_id in ids if row_id not in found]
+            if left:
+                found |= await self.by_ids(collection, left, fields, session)
+        return found
+
+    @property
+    def transactions(self) -> tuple[str, str]:
+        """Where transactions are."""
+        return self.names.transactions, self.names.transactions_archive
+
+    @property
+    def audit_logs(self) -> tuple[str, str]:
+        """Where audit rows are."""
+        return self.names.audit_logs, self.names.audit_logs_archive
+
+    async def border(self, user_id: str, session: AsyncClientSession) -> Border | None:
+        """How far the user is archived; None if that can't be read."""
+        found = await self.database[self.names.archive_borders].find_one(
+            {"_id": user_id}, session=session
+        )
+        return NO_BORDER if found is None else border_or_none(found)
+
     async def refunded(
         self, charge_ids: Sequence[Any], session: AsyncClientSession
     ) -> dict[Any, RefundedCharge]:
         """Charges that were refunded, with all that was given back for them."""
-        transactions = self.database[self.names.transactions]
-        refunds = await transactions.aggregate(
-            [
-                {"$match": {"refundOf": {"$in": list(charge_ids)}}},
-                {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
-            ],
-            session=session,
-        )
-        sums = {row["_id"]: row["refunded"] async for row in refunds}
+        sums: Counter[Any] = Counter()
+        for collection in self.transactions:
+            refunds = await self.database[collection].aggregate(
+                [
+                    {"$match": {"refundOf": {"$in": list(charge_ids)}}},
+                    {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+                ],
+                session=session,
+            )
+            sums.update({row["_id"]: row["refunded"] async for row in refunds})
         fields = {"userId": 1, "operation": 1, "amount": 1}
-        charges = await self.by_ids(self.names.transactions, charge_ids, fields, session)
+        charges = await self.by_ids_anywhere(self.transactions, charge_ids, fields, session)
         return {
-            charge_id: RefundedCharge(charges.get(charge_id), sums.get(charge_id, 0))
+            charge_id: RefundedCharge(charges.get(charge_id), sums[charge_id])
             for charge_id in charge_ids
         }
 

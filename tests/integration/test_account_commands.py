@@ -217,10 +217,8 @@ async def test_users_are_listed_by_id(call: Call, ledger: CreditLedger, database
     for number in range(5):
         tier = "premium" if number % 2 else None
         await ledger.create_user(f"user-{number}", credits=number * 10, membership_tier=tier)
-    await database["users"].insert_one({"_id": 7, "name": "of the application's"})
-    await database.command(
-        {"insert": "users", "documents": [{"_id": "x"}], "bypassDocumentValidation": True}
-    )
+    for theirs in ({"_id": 7, "name": "of the application's"}, {"_id": "x"}):
+        await database["users"].insert_one(theirs, bypass_document_validation=True)
 
     async def listed(*options: str) -> list[str]:
         return [row["user_id"] for row in facts(await call("users", "--json", *options))["users"]]

@@ -56,16 +56,17 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "audit_logs": {"find", "insert"},
         "idempotency_records": {"find", "insert", "remove"},
         "turns": {"find", "insert", "update"},
+        "transactions_archive": {"find"},
+        "audit_logs_archive": {"find"},
     },
     "creditArchiver": {
-        "users": {"find", "update"},
+        "users": {"find"},
         "transactions": {"find", "remove"},
         "audit_logs": {"find", "remove"},
-        "idempotency_records": {"find"},
-        "turns": {"find"},
-        "transactions_archive": {"find", "insert", "remove", "createIndex"},
-        "audit_logs_archive": {"find", "insert", "remove", "createIndex"},
-        "archive_manifests": {"find", "insert", "remove", "createIndex"},
+        "transactions_archive": {"find", "insert", "createIndex"},
+        "audit_logs_archive": {"find", "insert", "createIndex"},
+        "archive_borders": {"find", "insert", "update"},
+        "archive_manifests": {"find", "insert", "update"},
     },
     "creditEraser": {
         **{

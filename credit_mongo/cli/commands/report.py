@@ -27,6 +27,7 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_row
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.export_files import whole_file
+from credit_mongo.maintenance.export_formats import Write
 from credit_mongo.maintenance.usage import Usage, usage_of
 
 _DEFAULT_DAYS: Final = 30
@@ -83,8 +84,8 @@ def report(
 
     with ExitStack() as files:
         # Refused before anything is summed up, and there when all is written.
-        picture = files.enter_context(whole_file(png, overwrite=force)) if png else None
-        page = files.enter_context(whole_file(file, overwrite=force)) if file else None
+        picture = _opened(files, png, force=force)
+        page = _opened(files, file, force=force)
         usage = where.run(work)
         if page is not None:
             page(_page(usage, where.database, settings).encode("utf-8", errors="replace"))
@@ -118,6 +119,16 @@ def _check_files(file: Path | None, png: Path | None) -> None:
             __import__(name)
         except ModuleNotFoundError:
             raise StorageError(f"{name} is missing: pip install 'credit-mongo[report]'") from None
+
+
+def _opened(files: ExitStack, path: Path | None, *, force: bool) -> Write | None:
+    if path is None:
+        return None
+    try:
+        return files.enter_context(whole_file(path, overwrite=force))
+    except OSError as error:
+        # As another kind of error: the file that is open already would take an OSError for its own.
+        raise StorageError(f"{path}: {error.strerror}") from None
 
 
 def _page(usage: Usage, database: str, settings: CreditConfig) -> str:
