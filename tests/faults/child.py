@@ -57,18 +57,18 @@ async def _run(errand: Errand) -> None:
         if command == errand.command and errand.moment == MOMENTS[2]:
             _die()
 
-    database = stage.client[errand.database]
-    # It connects when it is used.
-    other = client_of(errand.uri)[errand.database]
-    ledger = CreditLedger(database, prices())
-    if errand.in_turns:
-        await take_turns(ledger, stage.commands, other, errand.asks[0].user_id)
-    stage.commands.start()
-    stage.commands.when_sent, stage.commands.when_answered = when_sent, when_answered
-    if errand.in_session:
-        await in_a_transaction(errand.asks[0], ledger, database)
-    elif errand.turn_is_taken:
-        async with turn_held(stage.commands, other):
-            await errand.asks[0].of(ledger)
-    else:
-        await asyncio.gather(*(ask.of(ledger) for ask in errand.asks))
+    async with client_of(errand.uri) as other_client:
+        other = other_client[errand.database]
+        database = stage.client[errand.database]
+        ledger = CreditLedger(database, prices())
+        if errand.in_turns:
+            await take_turns(ledger, stage.commands, other, errand.asks[0].user_id)
+        stage.commands.start()
+        stage.commands.when_sent, stage.commands.when_answered = when_sent, when_answered
+        if errand.in_session:
+            await in_a_transaction(errand.asks[0], ledger, database)
+        elif errand.turn_is_taken:
+            async with turn_held(stage.commands, other):
+                await errand.asks[0].of(ledger)
+        else:
+            await asyncio.gather(*(ask.of(ledger) for ask in errand.asks))

@@ -37,10 +37,6 @@ __all__ = [
 GRACE_SECONDS: Final = 2.0
 # A set that has just lost its primary needs a while, and then each ask needs one try.
 SETTLE_SECONDS: Final = 45.0
-# All that is dear to compute and not looked at.
-_SECTIONS_LEFT_OUT: Final = dict.fromkeys(
-    ("wiredTiger", "metrics", "tcmalloc", "locks", "opLatencies", "flowControl", "repl"), 0
-)
 # Far less than the minute after which the server ends transactions by itself.
 OPEN_SECONDS: Final = 8.0
 
@@ -198,7 +194,7 @@ async def nothing_is_open(observers: Sequence[Client], seconds: float = OPEN_SEC
 
 
 async def _open_on(client: Client) -> list[Row]:
-    status = await client.admin.command({"serverStatus": 1, **_SECTIONS_LEFT_OUT})
+    status = await client.admin.command("serverStatus")
     if not status["transactions"]["currentOpen"]:
         return []
     pipeline: list[Row] = [

@@ -259,7 +259,9 @@ def test_there_are_enough() -> None:
     assert len(CASES) >= 400
     assert {case.program for case in CASES} == set(PROGRAMS)
     scripts = {path.stem for path in SCRIPTS.glob("*.py")}
-    assert scripts == {"init_indexes", "verify", "roles", "replay"}
+    # The others write and remove: hostile values for them stand beside their tests.
+    others = {"cleanup", "erase", "export", "report"}
+    assert scripts - others == {"init_indexes", "verify", "roles", "replay"}
     variables = {name for case in CASES for name in case.environment}
     assert variables == {"MONGODB_URI", "MONGODB_DATABASE", "CREDIT_MONGO_MONGOD"}
 

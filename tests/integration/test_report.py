@@ -1,10 +1,9 @@
-"""``credit-mongo report``: its numbers are those of the rows, its files whole, its text escaped."""
+"""``credit-mongo report``: its numbers are those of the rows, its files whole, its text safe."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import struct
@@ -431,12 +430,17 @@ async def test_bad_input_leaves_nothing_behind(
         ("extra",),
     ):
         await call(page, *wrong)
-        assert os.listdir(tmp_path) == [], wrong
+        assert names_in(tmp_path) == [], wrong
     uri = with_options(replica_set_uri, appname="no-rights")
     async with failing(client, "no-rights", failCommands=["aggregate"], errorCode=13):
         code, _, errors = await call(page, uri=uri)
     assert (code, "Unauthorized (code 13)" in errors) == (2, True)
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
+
+
+def names_in(directory: Path) -> list[str]:
+    """What is there."""
+    return sorted(path.name for path in directory.iterdir())
 
 
 async def test_a_file_that_is_there_stays(call: Call, tmp_path: Path) -> None:
@@ -445,14 +449,17 @@ async def test_a_file_that_is_there_stays(call: Call, tmp_path: Path) -> None:
     page.write_text("mine")
     code, _, errors = await call(str(page), "--png", str(png))
     assert (code, "--force" in errors, str(page) in errors) == (2, True, True)
-    assert (page.read_text(), os.listdir(tmp_path)) == ("mine", [page.name])
-    for wrong, named in (((str(png), "--png", str(page)), page), ((str(tmp_path / "a" / "b"), "--png", str(png)), tmp_path / "a")):
+    assert (page.read_text(), names_in(tmp_path)) == ("mine", [page.name])
+    for wrong, named in (
+        ((str(png), "--png", str(page)), page),
+        ((str(tmp_path / "a" / "b"), "--png", str(png)), tmp_path / "a"),
+    ):
         assert str(named) in (await call(*wrong))[2]
-        assert os.listdir(tmp_path) == [page.name]
+        assert names_in(tmp_path) == [page.name]
     code, _, _ = await call(str(page), "--png", str(png), "--force")
     assert code == 0
     assert re.match("<!DOCTYPE html>", page.read_text(encoding="utf-8"))
-    assert sorted(os.listdir(tmp_path)) == [page.name, png.name]
+    assert names_in(tmp_path) == [page.name, png.name]
 
 
 async def test_the_script_is_a_door_and_the_extra_is_asked_for(
