@@ -192,9 +192,7 @@ class _Archiving:
         inside = database.with_options(read_concern=ReadConcern(), codec_options=NAIVE)
         wanted: Sequence[Kind] = (Transactions(inside, names), AuditLogs(inside, names))
         self._kinds = [
-            kind
-            for kind, name in zip(wanted, _KINDS[1:], strict=True)
-            if kinds in ("all", name)
+            kind for kind, name in zip(wanted, _KINDS[1:], strict=True) if kinds in ("all", name)
         ]
         self._on_progress = on_progress or (lambda _done, _total: None)
         self._id = ObjectId()
@@ -261,9 +259,7 @@ class _Archiving:
         """All spans, by as many lanes as there are, and none goes on when one has failed."""
         spans = self._spans(kind).all()
         turn = asyncio.Lock()
-        workers = [
-            asyncio.ensure_future(self._work(mover, lane, spans, turn)) for lane in lanes
-        ]
+        workers = [asyncio.ensure_future(self._work(mover, lane, spans, turn)) for lane in lanes]
         try:
             await asyncio.gather(*workers)
         finally:

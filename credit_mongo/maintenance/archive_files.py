@@ -111,7 +111,7 @@ class Files:
         own = {str(manifest["_id"]) async for manifest in self._manifests.find(self._here())}
         for name in os.listdir(self._directory):  # noqa: PTH208 - names are all that is needed
             parts = name.split(".")
-            if len(parts) < 3 or parts[-3 if name.endswith(_PARQUET) else -4:][0] not in own:  # noqa: PLR2004
+            if len(parts) < 3 or parts[-3 if name.endswith(_PARQUET) else -4 :][0] not in own:  # noqa: PLR2004
                 raise InvalidRequestError(
                     "directory", f"is not empty: {name!r} is none of this archive's files"
                 )

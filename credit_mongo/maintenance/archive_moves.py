@@ -290,9 +290,7 @@ class _Move:
             self._recorded = batch
         return batch
 
-    async def _write(
-        self, batch: _Batch, ids: Sequence[Any], session: AsyncClientSession
-    ) -> None:
+    async def _write(self, batch: _Batch, ids: Sequence[Any], session: AsyncClientSession) -> None:
         kind = self._kind
         files = await self._place.copy(self._lane, kind.name, batch.rows, session)
         reply = await kind.database.command(

@@ -125,7 +125,7 @@ class Moved:
     kind: str
     count: int
     amount: int
-    rows: Sequence[bytes]
+    rows: Sequence[bytes | memoryview]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -214,9 +214,7 @@ class _LookUp:
     async def _audits_of(self, rows: Sequence[Raw]) -> None:
         ids = [row["_id"] for row in rows]
         reading = self._reading
-        audits = await reading.by_ids_anywhere(
-            reading.audit_logs, ids, _AUDIT_FIELDS, self.session
-        )
+        audits = await reading.by_ids_anywhere(reading.audit_logs, ids, _AUDIT_FIELDS, self.session)
         for row in rows:
             audit = audits.get(row["_id"])
             if audit is None:
@@ -274,9 +272,7 @@ class _LookUp:
 
     async def _orphans_of(self, audits: Sequence[Raw]) -> None:
         reading, ids = self._reading, [audit["_id"] for audit in audits]
-        rows = await reading.by_ids_anywhere(
-            reading.transactions, ids, {"userId": 1}, self.session
-        )
+        rows = await reading.by_ids_anywhere(reading.transactions, ids, {"userId": 1}, self.session)
         for audit in audits:
             row = rows.get(audit["_id"])
             is_filed = row is None and self._border.is_filed(audit.get("createdAt"))

@@ -130,7 +130,12 @@ class Streams:
             [stream(name, "userId", fields, order, **query) for name in names]
             for names, fields, order, query in (
                 (reading.transactions, _TRANSACTION_FIELDS, _TRANSACTIONS, {}),
-                (reading.audit_logs if reading.audits else (), _AUDIT_FIELDS, _AUDIT_LOGS, _SUCCESS),
+                (
+                    reading.audit_logs if reading.audits else (),
+                    _AUDIT_FIELDS,
+                    _AUDIT_LOGS,
+                    _SUCCESS,
+                ),
             )
         )
         return cls(

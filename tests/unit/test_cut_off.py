@@ -57,7 +57,7 @@ def test_a_leap_day_less_a_year_is_the_last_of_february() -> None:
     [
         *("", "6", "mo", "6m", "-6mo", "+6mo", "6.5mo", "1e3d", "6 months", "99999999d", "6mo 3d"),
         *("2025-02-30", "2025-2-3", "20250228", "yesterday", "31.01.2025", "9999999y", "²d"),
-        *("2025-08-31T99:00:00", "300000d", "6mo\x00", "0000-01-01"),
+        *("2025-08-31T99:00:00", "900000d", "6mo\x00", "0000-01-01"),
     ],
 )
 def test_what_nobody_understands_is_refused(text: str) -> None:

@@ -32,7 +32,11 @@ def archive(
     directory: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", show_default=False, help="To files there. Default: to collections."
+            "--to",
+            "--directory",
+            metavar="DIRECTORY",
+            show_default=False,
+            help="To files there. Default: to collections.",
         ),
     ] = None,
     file_format: Annotated[
@@ -67,7 +71,7 @@ def archive(
     row to row, and were left alone from there on; verify says more.
     """
     if directory is None and file_format is not None:
-        raise typer.BadParameter("--format goes with --directory DIR")
+        raise typer.BadParameter("--format goes with --to DIRECTORY")
     if only is not None and only not in _ONLY:
         raise typer.BadParameter(f"--only must be one of {', '.join(_ONLY)}")
     where = Connecting.to(uri, database, timeout)
