@@ -165,7 +165,7 @@ class History:
     async def _go_on(
         self, place: str, query: PageQuery, found: list[Raw], session: AsyncClientSession
     ) -> None:
-        """In the archive, with what is older. What was moved there meanwhile does not come twice."""
+        """In the archive, with what is older. What has just moved there does not come twice."""
         if found:
             query.continue_after_row(found[-1])
         elif query.skip:

@@ -115,11 +115,11 @@ async def archive(
     on_progress: OnProgress | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Archive:
-    """Move what is older than ``older_than`` to the archive collections, or to a ``directory``.
+    """Move what is older than ``older_than`` to archive collections or a ``directory``.
 
     ``older_than`` is an age ("6mo", "90d"), a date or a moment, not in the future.
-    ``file_format`` is "bson" (like mongodump's, gzipped) or "parquet" (needs pyarrow). Of ``kinds``,
-    "audit_logs" alone leaves the transactions. While users are being charged it works slowly, in
+    ``file_format`` is "bson" (like mongodump's, gzipped) or "parquet" (needs pyarrow). ``kinds``
+    "audit_logs" leaves the transactions. While users are being charged it works slowly, in
     small steps, unless ``full_speed``. A run that has crashed keeps others out for
     ``lease_seconds`` (0.05 to 3600). It needs the ledger's indexes.
 
@@ -141,7 +141,7 @@ async def archive(
         read_concern=MAJORITY,
     )
     place = _place(database, names, directory, file_format)
-    work = _Archiving(database, names, cut_off, place, kinds, on_progress)
+    work = _Archiving(database, names, cut_off, place, kinds=kinds, on_progress=on_progress)
     with Unlogged():
         if isinstance(place, Files):
             await place.check()
@@ -181,6 +181,7 @@ class _Archiving:
         names: CollectionNames,
         cut_off: datetime,
         place: ArchivePlace,
+        *,
         kinds: Kinds,
         on_progress: OnProgress | None,
     ) -> None:
@@ -219,7 +220,7 @@ class _Archiving:
             self._total = sum([await self._spans(kind).count() for kind in self._kinds])
             files: Sequence[Raw] | None = None
             for kind in self._kinds:
-                mover = Mover(kind, self._cut_off, self._place, steps, pace, self._left)
+                mover = Mover(kind, self._cut_off, self._place, self._left, steps=steps, pace=pace)
                 await self._move(kind, mover, lanes)
                 files = await self._place.finish(lanes[0])
             facts: Raw = {"usersLeft": self._left.total}

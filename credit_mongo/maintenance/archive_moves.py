@@ -198,9 +198,10 @@ class Mover:
         kind: Kind,
         cut_off: datetime,
         place: ArchivePlace,
+        left: Left,
+        *,
         steps: Steps,
         pace: Pace,
-        left: Left,
     ) -> None:
         self._kind = kind
         self._cut_off = cut_off
@@ -261,12 +262,13 @@ class _Move:
         self._place = place
         self._lane = lane
         self._most_rows = most_rows
-        self._recorded: _Batch | None = None
+        self._recorded: tuple[_Batch, Tally] | None = None
 
     async def make(self, session: AsyncClientSession) -> _Batch:
-        kind, lane, before = self._kind, self._lane, self._recorded
-        if before is not None and before.tally is not None:
-            if await lane.was_recorded(kind.name, before.tally, session):
+        kind, lane = self._kind, self._lane
+        if self._recorded is not None:
+            before, tally = self._recorded
+            if await lane.was_recorded(kind.name, tally, session):
                 return before
         rows = await in_session(
             kind.database,
@@ -286,11 +288,12 @@ class _Move:
         batch.last = (read[-1]["userId"], read[-1]["createdAt"])
         batch.rows = [rows[number] for number in chosen]
         if chosen:
-            await self._write(batch, [read[number]["_id"] for number in chosen], session)
-            self._recorded = batch
+            tally = await self._write(batch, [read[number]["_id"] for number in chosen], session)
+            batch.tally = tally
+            self._recorded = (batch, tally)
         return batch
 
-    async def _write(self, batch: _Batch, ids: Sequence[Any], session: AsyncClientSession) -> None:
+    async def _write(self, batch: _Batch, ids: Sequence[Any], session: AsyncClientSession) -> Tally:
         kind = self._kind
         files = await self._place.copy(self._lane, kind.name, batch.rows, session)
         reply = await kind.database.command(
@@ -305,7 +308,7 @@ class _Move:
             raise StorageError(f"{reply['n']} of {len(ids)} rows were there to delete")
         await self._write_borders(batch, session)
         moved = Moved(kind.name, len(ids), batch.amount, [row.raw for row in batch.rows])
-        batch.tally = await self._lane.record(moved, files, session)
+        return await self._lane.record(moved, files, session)
 
     async def _write_borders(self, batch: _Batch, session: AsyncClientSession) -> None:
         borders = self._kind.names.archive_borders

@@ -82,7 +82,6 @@ class Spans:
             try:
                 async for span in self._found():
                     yield span
-                return
             except (ConnectionFailure, OperationFailure) as error:
                 is_lost = isinstance(error, ConnectionFailure) or error.code in _GONE
                 tries = 1 if self._end != place else tries + 1
@@ -90,6 +89,8 @@ class Spans:
                     raise
                 self._users, self._rows = {}, 0
                 await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
     async def _found(self) -> AsyncGenerator[Span, None]:
         found = self._collection.find(self.query(), {"_id": 0, "userId": 1})

@@ -120,7 +120,10 @@ async def examine(
     tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
     if found is None:
         tell(Finding(user_id, "border-unusable"))
-    look_up = _LookUp(reading, user_id, border, session, reading.remembered_since(now), tell)
+    remembered_since = reading.remembered_since(now)
+    look_up = _LookUp(
+        reading, user_id, border, session, remembered_since=remembered_since, tell=tell
+    )
     chain = Chain(user_id, user, reading.key_ttl, tell)
     await _follow(reading, border, chain, look_up)
     if not is_no_account(user, chain.rows + border.seq):
@@ -179,6 +182,7 @@ class _LookUp:
         user_id: str,
         border: Border,
         session: AsyncClientSession,
+        *,
         remembered_since: datetime,
         tell: _Teller,
     ) -> None:

@@ -72,7 +72,7 @@ _WORDS: Final[dict[Code, str]] = {
     "refund-orphaned": "it refunds a charge that is not there",
     "refund-foreign": "it refunds a charge of another user",
     "border-unusable": "the border of the user's archive can't be read",
-    "border-differs": "the archive's border says {found}, but what is before it sums up to {expected}",
+    "border-differs": "the archive's border says {found}, but what is before it sums to {expected}",
     "border-passed": "it is in the archive, but beyond its border",
     "border-orphaned": "the archive has a border for a user who is not there",
 }
