@@ -34,8 +34,10 @@ from credit_mongo.maintenance.archive import (
     ArchiveRunningError,
     archive,
 )
+from credit_mongo.maintenance.archive_runs import Lease
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verify import verify
 from tests.integration.archives import (
     LEASE_SECONDS,
@@ -686,10 +688,10 @@ async def test_failures_at_each_kind_of_command(
     await check_whole(database, before, tmp_path if place == "bson" else None)
 
 
-async def until_running(database: Database) -> None:
-    """Until a run has written its manifests."""
+async def until_running(database: Database, lanes: int = 1) -> None:
+    """Until a run has written so many manifests."""
     while True:
-        if await rows(database, "archive_manifests", state="running"):
+        if len(await rows(database, "archive_manifests", state="running")) == lanes:
             return
         await asyncio.sleep(0)
 
@@ -703,22 +705,38 @@ async def test_two_at_once(client: Client, database: Database, replica_set_uri: 
         block: Row = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 1500}
         async with failing(client, app, {"times": 1}, **block):
             first = asyncio.create_task(archive(own[database.name], older_than=books.cut_off))
-            await until_running(database)
+            await until_running(database, lanes=2)
             manifests = await rows(database, "archive_manifests")
             with pytest.raises(ArchiveRunningError) as caught:
                 await archive(database, older_than=books.cut_off)
             assert caught.value.code == "ARCHIVE_RUNNING"
             assert caught.value.alive_until > datetime.now(UTC)
-            code, output, errors = await run_command(
-                "--older-than", "1h", uri=replica_set_uri, database=database.name
-            )
-            assert (code, output) == (2, "")
-            assert errors.startswith("error: another run of the archive is at work")
-            assert errors.count("\n") == 1
             assert await rows(database, "archive_manifests") == manifests
             await first
     await archive(database, older_than=books.cut_off)
     await check_whole(database, before)
+
+
+async def test_the_command_says_that_another_is_at_work(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """In one line; and nothing was written."""
+    await open_books(database, users=1, charges=4)
+    lease = Lease(database, "archive_manifests", ObjectId(), seconds=3600)
+    async with Steps(client, step_seconds=10) as steps:
+        await lease.take(steps)
+        before = await dump(database)
+        code, output, errors = await run_command(
+            "--older-than", "1h", uri=replica_set_uri, database=database.name
+        )
+        await lease.release()
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: another run of the archive is at work")
+    assert errors.count("\n") == 1
+    del before["archive_manifests"]
+    after = await dump(database)
+    assert [row["_id"] for row in after.pop("archive_manifests")] == ["lease"]
+    assert after == before
 
 
 async def test_many_at_once_move_each_row_once(database: Database, replica_set_uri: str) -> None:
@@ -982,7 +1000,7 @@ async def test_bad_input_gets_one_line_and_changes_nothing(
     said: str,
 ) -> None:
     """Exit code 2, no traceback."""
-    await open_books(database, users=1, charges=2)
+    await open_books(database, users=1, charges=4)
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").write_text("mine")
@@ -1098,7 +1116,7 @@ async def test_a_full_disk_gets_one_line_and_loses_nothing(
 )
 async def test_bad_arguments_are_refused(database: Database, argument: str, value: Any) -> None:
     """By name, before anything is written."""
-    await open_books(database, users=1, charges=2)
+    await open_books(database, users=1, charges=4)
     before = await dump(database)
     with pytest.raises(InvalidRequestError) as caught:
         await archive(database, **{"older_than": "1h", argument: value})

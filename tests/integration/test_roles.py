@@ -31,6 +31,7 @@ from credit_mongo import (
     StorageError,
     UserNotFoundError,
 )
+from credit_mongo.maintenance.archive import archive
 from credit_mongo.maintenance.repair import repair
 from credit_mongo.maintenance.roles import Privilege, Role, credit_roles, ensure_roles
 from credit_mongo.maintenance.verify import verify
@@ -755,6 +756,37 @@ async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
     for name in ("users", "transactions", "audit_logs", "idempotency_records"):
         assert "'u'" not in str(await rows(administrator[APP], name))
     await check_promises(administrator[APP])
+
+
+async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
+    guarded: GuardedReplicaSet, administrator: Client, tmp_path: Path
+) -> None:
+    """To collections and to files; who is charged meanwhile can be refunded of what is archived."""
+    database = administrator[APP]
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config()) as ledger,
+    ):
+        await ledger.create_user("u", credits=50)
+        charge = await ledger.charge("u", "post")
+        before = await dump(administrator)
+        await check_unauthorized(archive(client[APP], older_than="0h"))
+        assert await dump(administrator) == before
+        async with (
+            guarded.client_of("creditArchiver", APP) as archiver,
+            CreditLedger(archiver[APP], config()) as other,
+        ):
+            done = await archive(archiver[APP], older_than="0h")
+            assert (done.transactions, done.audit_logs) == (2, 2)
+            await ledger.refund("u", 1, action="sorry", transaction_id=charge.transaction_id)
+            assert len(await ledger.get_history("u", include_archived=True)) == 3
+            await asyncio.sleep(0.01)
+            done = await archive(archiver[APP], older_than="0h", directory=tmp_path)
+            assert (done.transactions, done.audit_logs) == (1, 1)
+            for write in (other.charge("u", "post"), other.create_user("w")):
+                await check_unauthorized(write)
+        await ledger.charge("u", "post")
+    assert (await verify(database)).findings == ()
 
 
 # --- The script -----------------------------------------------------------------------------------
