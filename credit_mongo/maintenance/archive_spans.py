@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure
 
-from credit_mongo.maintenance.reading import Rows
+from credit_mongo.maintenance.reading import Rows, check_index
 from credit_mongo.rows import Raw
 
 __all__ = ["Index", "Span", "Spans"]
@@ -72,7 +72,11 @@ class Spans:
 
     async def count(self) -> int:
         """How many old rows there are."""
-        return await self._collection.count_documents(self.query(), hint=self._index.keys)
+        try:
+            return await self._collection.count_documents(self.query(), hint=self._index.keys)
+        except OperationFailure as error:
+            check_index(error)
+            raise
 
     async def all(self) -> AsyncGenerator[Span, None]:
         """Each span. A cursor that is lost is replaced."""

@@ -24,7 +24,7 @@ from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, border_o
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
 
-__all__ = ["LOOK_UP", "Reading", "Rows", "is_gone"]
+__all__ = ["LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
 
 # Naive datetimes are made in half the time; here they are only compared with each other. A date
 # that Python has no form for is no reason to stop.
@@ -200,6 +200,13 @@ class RefundedCharge(NamedTuple):
         return None
 
 
+def check_index(error: OperationFailure) -> None:
+    """Raises StorageError, which says what to do, if the server has missed an index."""
+    if error.code == _BAD_HINT:
+        # Without the cause, whose code says less.
+        raise StorageError("an index is missing: run credit-mongo init first") from None
+
+
 class Rows:
     """Documents of one collection in order; the next ones are fetched while these are looked at."""
 
@@ -217,8 +224,7 @@ class Rows:
         try:
             rows = await self._next
         except OperationFailure as error:
-            if error.code == _BAD_HINT:
-                raise StorageError("an index is missing: run credit-mongo init first") from error
+            check_index(error)
             raise
         self._next = asyncio.create_task(self._fetch()) if rows else None
         return rows
