@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -49,12 +50,15 @@ class _Cost:
     """What a command took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of the client, which a busy machine does not make more."""
     megabytes: float
 
     def tell(self, what: str, rows: int) -> None:
         rate = rows / self.seconds
         print(
             f"{what:38} {rows:>9,} rows in {self.seconds:6.1f} s: {rate:>7,.0f}/s, "
+            f"{rows / self.cpu_seconds:>7,.0f} a second of the client's CPU, "
             f"{self.megabytes:4.0f} MB",
             flush=True,
         )
@@ -119,14 +123,25 @@ async def _start(*command: str, uri: str, database: str) -> asyncio.subprocess.P
 
 async def _run(*command: str, uri: str, database: str) -> _Cost:
     """To its end; the memory is the highest that the system saw."""
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), _cpu_of_children()
     process = await _start(*command, uri=uri, database=database)
     highest = 0
-    while process.returncode is None:
-        highest = max(highest, _resident_bytes(process.pid))
-        await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=0.1)
+    try:
+        while process.returncode is None:
+            highest = max(highest, _resident_bytes(process.pid))
+            await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=0.1)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
     assert process.returncode == 0, command
-    return _Cost(time.perf_counter() - begun, highest / 1e6)
+    cpu_seconds = _cpu_of_children() - cpu_begun
+    return _Cost(time.perf_counter() - begun, cpu_seconds, highest / 1e6)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _resident_bytes(pid: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from bson import ObjectId
 from pymongo.asynchronous.collection import AsyncCollection
 
 __all__ = ["Pace"]
@@ -53,6 +54,13 @@ class Pace:
         self._looked_at = loop.time()
         newest = await self._transactions.find_one({}, {"_id": 1}, sort=[("_id", -1)])
         newest_id = None if newest is None else newest["_id"]
-        if newest_id != self._newest and not is_first:
+        if not is_first and _is_after(newest_id, self._newest):
             self._busy_until = loop.time() + _QUIET_AFTER_SECONDS
         self._newest = newest_id
+
+
+def _is_after(newest: Any, before: Any) -> bool:
+    # An earlier one is the newest when what was newest is archived itself.
+    if isinstance(newest, ObjectId) and isinstance(before, ObjectId):
+        return newest > before
+    return newest is not None and newest != before
