@@ -201,9 +201,10 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.audit_logs: ("find", "insert"),
         names.idempotency_records: ("find", "insert", "remove"),
         names.turns: ("find", "insert", "update"),
-        # For refunds of archived charges, and for whoever reads on in the history.
+        # For refunds of archived charges, for whoever reads on in the history, and for repairs.
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
+        names.archive_borders: _READ,
     }
 
 

@@ -59,6 +59,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "turns": {"find", "insert", "update"},
         "transactions_archive": {"find"},
         "audit_logs_archive": {"find"},
+        "archive_borders": {"find"},
     },
     "creditArchiver": {
         "users": {"find"},
@@ -770,7 +771,9 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
         await ledger.create_user("u", credits=50)
         charge = await ledger.charge("u", "post")
         before = await dump(administrator)
-        await check_unauthorized(archive(client[APP], older_than="0h"))
+        with pytest.raises(OperationFailure) as caught:
+            await archive(client[APP], older_than="0h")
+        assert caught.value.code == UNAUTHORIZED
         assert await dump(administrator) == before
         async with (
             guarded.client_of("creditArchiver", APP) as archiver,
@@ -892,6 +895,8 @@ def without(role: Role, collection: str, action: str) -> list[Row]:
     [
         (name, action)
         for name, actions in WORK["creditRuntime"].items()
+        # For repairs alone, which are tried above.
+        if name != "archive_borders"
         for action in sorted(actions)
     ],
 )
@@ -937,6 +942,8 @@ def some_calls(ledger: CreditLedger, name: str) -> list[Callable[[], Awaitable[A
         lambda: ledger.get_balance("u"),
         lambda: ledger.get_history("u"),
         lambda: ledger.get_audit_log("u"),
+        lambda: ledger.get_history("u", include_archived=True),
+        lambda: ledger.get_audit_log("u", include_archived=True),
     ]
 
 
