@@ -216,7 +216,7 @@ async def _with_archive(
 
 async def _measure(options: argparse.Namespace) -> int:
     async with (
-        LocalReplicaSet(members=1) as replica_set,
+        LocalReplicaSet(members=1, cache_gigabytes=options.cache_gigabytes) as replica_set,
         AsyncMongoClient[dict[str, Any]](replica_set.uri, tz_aware=True) as client,
     ):
         uri = replica_set.uri
@@ -252,6 +252,7 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="windows beside the archive")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window")
+    parser.add_argument("--cache-gigabytes", type=float, default=2.0, help="of the server")
     parser.add_argument("--only-beside", action="store_true")
     parser.add_argument("--format", choices=("bson", "parquet"), help="archive to files")
     options = parser.parse_args()
