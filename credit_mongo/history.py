@@ -10,7 +10,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
-from credit_mongo.core.requests import check_identifier
+from credit_mongo.core.requests import check_flag, check_identifier
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.errors import AccountDataError, InvalidRequestError, UserNotFoundError
@@ -70,6 +70,7 @@ class History:
         start_date: object,
         end_date: object,
         action: object,
+        include_archived: object,
         session: AsyncClientSession | None,
     ) -> HistoryPage:
         """A page of a user's transactions. Raises InvalidRequestError and UserNotFoundError."""
@@ -85,9 +86,9 @@ class History:
         )
         if action is not None:
             query.filter["action"] = check_identifier("action", action)
-        page = HistoryPage(
-            *await self._page(self._names.transactions, query, transaction_from, session)
-        )
+        names = self._names
+        places = _places(names.transactions, names.transactions_archive, include_archived)
+        page = HistoryPage(*await self._page(places, query, transaction_from, session))
         if not page:
             await self.account(query.user_id, session)
         return page
@@ -103,6 +104,7 @@ class History:
         start_date: object,
         end_date: object,
         action: object,
+        include_archived: object,
         session: AsyncClientSession | None,
     ) -> AuditPage:
         """A page of the attempts on a user, of one that does not exist, too."""
@@ -122,25 +124,25 @@ class History:
             query.filter["status"] = status
         if action is not None:
             query.filter["action"] = check_identifier("action", action)
-        return AuditPage(*await self._page(self._names.audit_logs, query, audit_log_from, session))
+        names = self._names
+        places = _places(names.audit_logs, names.audit_logs_archive, include_archived)
+        return AuditPage(*await self._page(places, query, audit_log_from, session))
 
     async def _page(
         self,
-        collection: str,
+        places: tuple[str, ...],
         query: PageQuery,
         row_from: Callable[[Mapping[str, Any]], Row],
         session: AsyncClientSession | None,
     ) -> tuple[list[Row], str | None]:
+        documents: list[Raw] = []
         async with self._latest_write.seen_by(session) as seen:
-            found = self._database[collection].find(
-                query.filter,
-                sort=query.sort,
-                skip=query.skip,
-                # One more than asked for tells whether there is a next page.
-                limit=query.limit + 1,
-                session=seen,
-            )
-            documents = await found.to_list(None)
+            for number, place in enumerate(places):
+                if number:
+                    await self._go_on(places[0], query, documents, seen)
+                documents += await self._find(place, query, len(documents), seen)
+                if len(documents) > query.limit:
+                    break
         more = len(documents) > query.limit
         documents = documents[: query.limit]
         next_cursor = query.write_cursor(documents) if more else None
@@ -148,5 +150,36 @@ class History:
             return [row_from(document) for document in documents], next_cursor
         except (KeyError, TypeError, ValueError) as error:
             raise AccountDataError(
-                query.user_id, collection, "have a row of no known kind"
+                query.user_id, places[0], "have a row of no known kind"
             ) from error
+
+    async def _find(
+        self, place: str, query: PageQuery, found: int, session: AsyncClientSession
+    ) -> list[Raw]:
+        return await (
+            self._database[place]
+            .find(
+                query.filter,
+                sort=query.sort,
+                skip=query.skip,
+                # One more than asked for tells whether there is a next page.
+                limit=query.limit + 1 - found,
+                session=session,
+            )
+            .to_list(None)
+        )
+
+    async def _go_on(
+        self, place: str, query: PageQuery, found: list[Raw], session: AsyncClientSession
+    ) -> None:
+        """In the archive, with what is older. What has just moved there does not come twice."""
+        if found:
+            query.continue_after_row(found[-1])
+        elif query.skip:
+            query.skip -= await self._database[place].count_documents(
+                query.filter, limit=query.skip, session=session
+            )
+
+
+def _places(live: str, archive: str, include_archived: object) -> tuple[str, ...]:
+    return (live, archive) if check_flag("include_archived", include_archived) else (live,)

@@ -478,13 +478,15 @@ class CreditLedger:
         start_date: datetime | None = None,
         end_date: datetime | None = None,
         action: str | None = None,
+        include_archived: bool = False,
         session: AnySession | None = None,
     ) -> HistoryPage:
         """Transactions, newest first, from ``start_date`` up to but not including ``end_date``.
 
         ``limit`` is 1 to 1,000, ``offset`` at most 100,000; ``cursor`` is a page's ``next_cursor``
-        and goes on exactly where that page ended, whatever was written since. Raises
-        UserNotFoundError.
+        and goes on exactly where that page ended, whatever was written since.
+        ``include_archived`` reads on in the archive collection; what was archived to files is not
+        there. Raises UserNotFoundError.
         """
         own = as_session(session, self._database)
         return await self._read(
@@ -497,6 +499,7 @@ class CreditLedger:
             start_date=start_date,
             end_date=end_date,
             action=action,
+            include_archived=include_archived,
             session=own,
         )
 
@@ -511,11 +514,12 @@ class CreditLedger:
         start_date: datetime | None = None,
         end_date: datetime | None = None,
         action: str | None = None,
+        include_archived: bool = False,
         session: AnySession | None = None,
     ) -> AuditPage:
         """Attempts (``status`` "success" or "failed"), newest first, also on unknown users.
 
-        Limits are those of ``get_history``.
+        Limits, and ``include_archived``, are those of ``get_history``.
         """
         own = as_session(session, self._database)
         return await self._read(
@@ -529,6 +533,7 @@ class CreditLedger:
             start_date=start_date,
             end_date=end_date,
             action=action,
+            include_archived=include_archived,
             session=own,
         )
 

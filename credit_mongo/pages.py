@@ -106,6 +106,13 @@ class PageQuery:
     def sort(self) -> list[tuple[str, int]]:
         return [("createdAt", -1), (self.tie_breaker, -1)]
 
+    def continue_after_row(self, row: Mapping[str, Any]) -> None:
+        """Leave out this row and all before it."""
+        tie = row.get(self.tie_breaker)
+        self.skip = 0
+        if tie is not None:
+            self._take_place(_milliseconds(row["createdAt"]), _as_json(tie))
+
     def write_cursor(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """The place after these rows: the last one's moment and tie-breaker.
 
@@ -116,12 +123,7 @@ class PageQuery:
         tie = last.get(self.tie_breaker)
         place: list[Any] = [self._belongs_to, _milliseconds(last["createdAt"])]
         if tie is not None:
-            # In a list if it is a string, for an ObjectId is written as one.
-            if isinstance(tie, ObjectId):
-                tie = str(tie)
-            elif isinstance(tie, str):
-                tie = [tie]
-            place.append(tie)
+            place.append(_as_json(tie))
         else:
             alike = [
                 row["createdAt"] == last["createdAt"] and row.get(self.tie_breaker) is None
@@ -182,6 +184,13 @@ def _rows_before_id(moment: datetime, tie: object) -> list[Raw]:
         {"createdAt": moment, "_id": {"$lt": row_id}},
         {"createdAt": moment, "_id": {"$type": "string"}},
     ]
+
+
+def _as_json(tie: Any) -> Any:
+    # In a list if it is a string, for an ObjectId is written as one.
+    if isinstance(tie, ObjectId):
+        return str(tie)
+    return [tie] if isinstance(tie, str) else tie
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -63,6 +63,13 @@ class StoredUsers:
         if self._ids is not None and not self._ids.pattern.fullmatch(user_id):
             return {"_id": {"$in": []}}
         return {"_id": self.id_of(user_id)}
+
+    def stored_ids(self, user_ids: Iterable[str]) -> list[Any]:
+        """As they are stored, without those that are no such ids."""
+        ids = self._ids
+        if ids is None:
+            return list(user_ids)
+        return [ids.stored(each) for each in user_ids if ids.pattern.fullmatch(each)]
 
     def user_id_of(self, document: Mapping[str, Any]) -> str:
         """What the API calls the user of a document."""

@@ -7,6 +7,7 @@ already. Nothing here starts, ends or repeats a transaction.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -147,19 +148,45 @@ class Store:
         self, charge_ids: Iterable[str], session: AsyncClientSession
     ) -> dict[str, RefundableCharge]:
         stored_ids = [to_object_id(charge_id) for charge_id in charge_ids]
-        transactions = self._database[self._names.transactions]
-        refunds = await transactions.aggregate(
+        transactions, archive = self._names.transactions, self._names.transactions_archive
+        refunded = await self._sum_refunds(transactions, stored_ids, session)
+        charges = await self._find_charges(transactions, stored_ids, session)
+        archived_ids = {*stored_ids} - {row["_id"] for row in charges}
+        if archived_ids:
+            # The oldest of a user's transactions are archived first: refunds of a charge that is
+            # not archived are not either, and of one that is, some may be.
+            archived = await self._find_charges(archive, archived_ids, session)
+            refunded += await self._sum_refunds(archive, [row["_id"] for row in archived], session)
+            charges += archived
+        return {
+            str(row["_id"]): RefundableCharge(
+                str(row["_id"]), row["userId"], -int(row["amount"]), refunded[row["_id"]]
+            )
+            for row in charges
+        }
+
+    async def _sum_refunds(
+        self, collection: str, charge_ids: Sequence[Any], session: AsyncClientSession
+    ) -> Counter[Any]:
+        """By charge, what was given back of it."""
+        if not charge_ids:
+            return Counter()
+        refunds = await self._database[collection].aggregate(
             [
-                {"$match": {"refundOf": {"$in": stored_ids}}},
+                {"$match": {"refundOf": {"$in": list(charge_ids)}}},
                 {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
             ],
             session=session,
         )
-        refunded = {row["_id"]: int(row["refunded"]) async for row in refunds}
-        charges = await self._find(
-            self._names.transactions,
+        return Counter({row["_id"]: int(row["refunded"]) async for row in refunds})
+
+    async def _find_charges(
+        self, collection: str, charge_ids: Iterable[Any], session: AsyncClientSession
+    ) -> list[Raw]:
+        return await self._find(
+            collection,
             {
-                "_id": {"$in": stored_ids},
+                "_id": {"$in": list(charge_ids)},
                 # None: rows of the Credit SDK do not say what they are.
                 "operation": {"$in": [ChargeRequest.operation, None]},
                 "amount": {"$lte": 0},
@@ -167,12 +194,6 @@ class Store:
             {"userId": 1, "amount": 1},
             session,
         )
-        return {
-            str(row["_id"]): RefundableCharge(
-                str(row["_id"]), row["userId"], -int(row["amount"]), refunded.get(row["_id"], 0)
-            )
-            for row in charges
-        }
 
     async def _find(
         self,

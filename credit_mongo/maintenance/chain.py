@@ -9,7 +9,8 @@ from typing import Any, Final, TypeAlias
 from bson import Int64
 
 from credit_mongo.core.requests import CorrectionRequest
-from credit_mongo.maintenance.findings import Code, Finding, opening_of
+from credit_mongo.maintenance.archive_borders import Border, Segment
+from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.rows import Raw
 
 __all__ = ["Chain", "whole"]
@@ -32,9 +33,8 @@ class Chain:
         self._user = user
         self._key_ttl = key_ttl
         self._tell_finding = tell
-        opening = opening_of(user)
-        self.seq, self.sum = opening
-        self._balance: int | None = opening.balance
+        self.seq = self.sum = 0
+        self._balance: int | None = 0
         self._moment: datetime | None = None
         self._keys: dict[str, datetime] = {}
         self._earlier_keys: dict[str, datetime] = {}
@@ -72,6 +72,25 @@ class Chain:
             self._tell("below-zero", row, found=after)
         self.sum += amount
         self._balance = after
+
+    def reach(self, border: Border, segment: Segment) -> None:
+        """The end of what was archived together; in files, nothing of it was added."""
+        if segment.place == "files":
+            self.sum += segment.balance - border.opening_of(segment)[1]
+        else:
+            if self.seq < segment.seq:
+                missing = segment.seq - self.seq
+                self._tell("transaction-lost", seq=self.seq + 1, expected=missing, found=0)
+            if self.sum != segment.balance:
+                found = segment.balance
+                self._tell("border-differs", seq=segment.seq, expected=self.sum, found=found)
+        self.seq, self._balance = max(self.seq, segment.seq), segment.balance
+        if isinstance(segment.created_at, datetime):
+            self._moment = segment.created_at
+
+    def pass_border(self, row: Raw) -> None:
+        """What is added next is archived, and the border knows nothing of it."""
+        self._tell("border-passed", row)
 
     def _follow(self, row: Raw, seq: int) -> bool:
         """Look at number and time; whether it is the one after the last."""

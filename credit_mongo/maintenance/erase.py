@@ -276,6 +276,10 @@ class _Erasing:
                     left = {"userId": self._user_id, **some}
                     if await self._database[collection].find_one(left, {"_id": 1}, session=session):
                         return None
+            # An archive that had begun before may have made it after the account had gone.
+            border = await self._database[self._names.archive_borders].find_one_and_delete(
+                {"_id": self._user_id, **scope.transactions}, session=session
+            )
             begun: Raw = await erasures.find_one_and_delete(self._place, session=session) or {}
             record = {
                 "_id": begun["erasure"],
@@ -284,6 +288,7 @@ class _Erasing:
                 "finishedAt": self._clock(),
                 **{name: begun.get(name, 0) for name in _COUNTS},
             }
+            record["transactionsInFiles"] += _in_files(border)
             await erasures.insert_one(record, session=session)
         return Erasure(
             erasure_id=str(record["_id"]),

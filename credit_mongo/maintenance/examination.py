@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.chain import Chain, whole
 from credit_mongo.maintenance.erase import is_being_erased
 from credit_mongo.maintenance.findings import Code, Finding
@@ -83,7 +84,7 @@ def signature(record: Raw) -> str:
 
 
 async def accepted_by(
-    reading: Reading, user_id: str, session: AsyncClientSession
+    reading: Reading, user_id: str, border: Border, session: AsyncClientSession
 ) -> frozenset[str]:
     """What the user's corrections have settled."""
     corrections = reading.database[reading.names.transactions].find(
@@ -91,13 +92,12 @@ async def accepted_by(
         {"correction.settles": 1},
         session=session,
     )
-    return frozenset(
-        [
-            signature(record)
-            async for correction in corrections
-            for record in correction["correction"].get("settles", ())
-        ]
-    )
+    settled = [
+        signature(record)
+        async for correction in corrections
+        for record in correction["correction"].get("settles", ())
+    ]
+    return frozenset([*settled, *map(signature, border.settles)])
 
 
 async def examine(
@@ -116,27 +116,62 @@ async def examine(
     if await is_being_erased(reading.database, reading.names, user_id, session):
         # What is left of it has no account, and is to go.
         return examined
-    tell = _Teller(examined, await accepted_by(reading, user_id, session))
-    look_up = _LookUp(reading, user_id, session, reading.remembered_since(now), tell)
-    chain = Chain(user_id, user, reading.key_ttl, tell)
-    rows = reading.database[reading.names.transactions].find(
-        {"userId": user_id}, _FIELDS, session=session, batch_size=LOOK_UP, allow_disk_use=True
+    found = await reading.border(user_id, session)
+    border = found or NO_BORDER
+    tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
+    if found is None:
+        tell(Finding(user_id, "border-unusable"))
+    remembered_since = reading.remembered_since(now)
+    look_up = _LookUp(
+        reading, user_id, border, session, remembered_since=remembered_since, tell=tell
     )
-    batch: list[Raw] = []
-    async for row in rows.sort([("seq", 1), ("createdAt", 1), ("_id", 1)]):
-        chain.add(row)
-        batch.append(row)
-        if len(batch) == LOOK_UP:
-            await look_up.all_of(batch)
-            batch = []
-    await look_up.all_of(batch)
-    if not is_no_account(user, chain.rows):
+    chain = Chain(user_id, user, reading.key_ttl, tell)
+    await _follow(reading, border, chain, look_up)
+    if not is_no_account(user, chain.rows + border.seq):
         chain.end()
+    if user is None and not chain.rows and border.seq:
+        tell(Finding(user_id, "border-orphaned", seq=border.seq))
     if reading.audits:
         await look_up.orphaned_audits()
     examined.transactions, examined.sum = chain.rows, chain.sum
     examined.highest_seq = max(chain.seq, examined.seq or 0)
     return examined
+
+
+async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _LookUp) -> None:
+    """The archived transactions and then the others, oldest first."""
+    segments = list(border.segments)
+    for collection in reversed(reading.transactions):
+        is_archive = collection == reading.names.transactions_archive
+        rows = reading.database[collection].find(
+            {"userId": look_up.user_id},
+            _FIELDS,
+            session=look_up.session,
+            batch_size=LOOK_UP,
+            allow_disk_use=True,
+        )
+        batch: list[Raw] = []
+        async for row in rows.sort([("seq", 1), ("createdAt", 1), ("_id", 1)]):
+            if is_archive:
+                _come_to(row, segments, border, chain)
+            chain.add(row)
+            batch.append(row)
+            if len(batch) == LOOK_UP:
+                await look_up.all_of(batch)
+                batch = []
+        await look_up.all_of(batch)
+        for segment in segments:
+            chain.reach(border, segment)
+        segments = []
+
+
+def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) -> None:
+    """An archived transaction, after the segments that end before it."""
+    seq = whole(row.get("seq"))
+    while segments and (segments[0].place == "files" or (seq or 0) > segments[0].seq):
+        chain.reach(border, segments.pop(0))
+    if not segments:
+        chain.pass_border(row)
 
 
 class _LookUp:
@@ -146,19 +181,22 @@ class _LookUp:
         self,
         reading: Reading,
         user_id: str,
+        border: Border,
         session: AsyncClientSession,
+        *,
         remembered_since: datetime,
         tell: _Teller,
     ) -> None:
         self._reading = reading
-        self._user_id = user_id
-        self._session = session
+        self.user_id = user_id
+        self._border = border
+        self.session = session
         self._remembered_since = remembered_since
         self._tell_finding = tell
 
     def _tell(self, code: Code, row: Raw) -> None:
         seq, row_id = whole(row.get("seq")), str(row["_id"])
-        self._tell_finding(Finding(self._user_id, code, seq=seq, transaction_id=row_id))
+        self._tell_finding(Finding(self.user_id, code, seq=seq, transaction_id=row_id))
 
     async def all_of(self, rows: Sequence[Raw]) -> None:
         """Audit rows, keys and refunded charges of some transactions."""
@@ -166,7 +204,7 @@ class _LookUp:
             await self._audits_of(rows)
         keyed = {row["idempotencyKey"]: row for row in rows if self._is_remembered(row)}
         if keyed:
-            names, session = self._reading.names, self._session
+            names, session = self._reading.names, self.session
             ids = list(keyed)
             records = await self._reading.by_ids(
                 names.idempotency_records, ids, {"_id": 1}, session
@@ -180,8 +218,8 @@ class _LookUp:
 
     async def _audits_of(self, rows: Sequence[Raw]) -> None:
         ids = [row["_id"] for row in rows]
-        names = self._reading.names
-        audits = await self._reading.by_ids(names.audit_logs, ids, _AUDIT_FIELDS, self._session)
+        reading = self._reading
+        audits = await reading.by_ids_anywhere(reading.audit_logs, ids, _AUDIT_FIELDS, self.session)
         for row in rows:
             audit = audits.get(row["_id"])
             if audit is None:
@@ -197,16 +235,16 @@ class _LookUp:
 
     async def _refunds_of(self, refunds: Sequence[Raw]) -> None:
         charge_ids = list({row["refundOf"]: None for row in refunds})
-        charges = await self._reading.refunded(charge_ids, self._session)
+        charges = await self._reading.refunded(charge_ids, self.session)
         for row in refunds:
             refunded = charges[row["refundOf"]]
-            wrong = refunded.wrong_for(self._user_id)
+            wrong = refunded.wrong_for(self.user_id)
             if wrong == "refund-exceeds":
                 charge = refunded.charge or {}
                 amount = whole(charge.get("amount"))
                 self._tell_finding(
                     Finding(
-                        self._user_id,
+                        self.user_id,
                         wrong,
                         seq=whole(charge.get("seq")),
                         transaction_id=str(row["refundOf"]),
@@ -214,33 +252,37 @@ class _LookUp:
                         found=refunded.refunded,
                     )
                 )
-            elif wrong is not None:
+            elif wrong is not None and not (refunded.charge is None and self._border.has_files):
+                # Of a charge that is in a file, nothing is known.
                 self._tell(wrong, row)
 
     async def orphaned_audits(self) -> None:
         """Audit rows of successes that this user has no transaction for."""
-        reading, names = self._reading, self._reading.names
-        audits = reading.database[names.audit_logs].find(
-            {"userId": self._user_id, "status": "success"},
-            {"_id": 1},
-            session=self._session,
-            batch_size=LOOK_UP,
-        )
-        ids: list[Any] = []
-        async for audit in audits:
-            ids.append(audit["_id"])
-            if len(ids) == LOOK_UP:
-                await self._orphans_of(ids)
-                ids = []
-        if ids:
-            await self._orphans_of(ids)
+        reading = self._reading
+        for collection in reading.audit_logs:
+            audits = reading.database[collection].find(
+                {"userId": self.user_id, "status": "success"},
+                {"createdAt": 1},
+                session=self.session,
+                batch_size=LOOK_UP,
+            )
+            some: list[Raw] = []
+            async for audit in audits:
+                some.append(audit)
+                if len(some) == LOOK_UP:
+                    await self._orphans_of(some)
+                    some = []
+            if some:
+                await self._orphans_of(some)
 
-    async def _orphans_of(self, ids: Sequence[Any]) -> None:
-        names, fields = self._reading.names, {"userId": 1}
-        rows = await self._reading.by_ids(names.transactions, ids, fields, self._session)
-        for row_id in ids:
-            if rows.get(row_id, {}).get("userId") != self._user_id:
-                self._tell("audit-orphaned", {"_id": row_id})
+    async def _orphans_of(self, audits: Sequence[Raw]) -> None:
+        reading, ids = self._reading, [audit["_id"] for audit in audits]
+        rows = await reading.by_ids_anywhere(reading.transactions, ids, {"userId": 1}, self.session)
+        for audit in audits:
+            row = rows.get(audit["_id"])
+            is_filed = row is None and self._border.is_filed(audit.get("createdAt"))
+            if not is_filed and (row or {}).get("userId") != self.user_id:
+                self._tell("audit-orphaned", {"_id": audit["_id"]})
 
 
 def _agree(row: Raw, audit: Raw) -> bool:
@@ -270,12 +312,15 @@ async def examine_records(
     examined = Examined(user_id)
     if await is_being_erased(reading.database, reading.names, user_id, session):
         return examined
-    tell = _Teller(examined, await accepted_by(reading, user_id, session))
+    border = await reading.border(user_id, session) or NO_BORDER
+    tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
     for part in _parts(keys):
         names = reading.names
         records = await reading.by_ids(names.idempotency_records, part, RECORD_FIELDS, session)
         live = [record for record in records.values() if is_live(record, now)]
         for record, row in await find_odd(reading, live, session):
+            if row is None and border.is_filed(record.get("createdAt")):
+                continue
             code: Code = "key-differs"
             if row is None or row.get("userId") != user_id:
                 code = "key-orphaned"

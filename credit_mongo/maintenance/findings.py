@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from credit_mongo.rows import Raw
 
-__all__ = ["Code", "Finding", "Opening", "Verification", "opening_of"]
+__all__ = ["Code", "Finding", "Verification"]
 
 Code: TypeAlias = Literal[
     "balance-differs",
@@ -36,6 +36,10 @@ Code: TypeAlias = Literal[
     "refund-exceeds",
     "refund-orphaned",
     "refund-foreign",
+    "border-unusable",
+    "border-differs",
+    "border-passed",
+    "border-orphaned",
 ]
 
 _WORDS: Final[dict[Code, str]] = {
@@ -67,6 +71,10 @@ _WORDS: Final[dict[Code, str]] = {
     "refund-exceeds": "it is a charge of {expected}, and {found} of it were refunded",
     "refund-orphaned": "it refunds a charge that is not there",
     "refund-foreign": "it refunds a charge of another user",
+    "border-unusable": "the border of the user's archive can't be read",
+    "border-differs": "the archive's border says {found}, but what is before it sums to {expected}",
+    "border-passed": "it is in the archive, but beyond its border",
+    "border-orphaned": "the archive has a border for a user who is not there",
 }
 
 
@@ -120,15 +128,3 @@ class Verification:
             "findings_total": self.findings_total,
             "findings": [finding.to_dict() for finding in self.findings],
         }
-
-
-class Opening(NamedTuple):
-    """Where a user's chain of transactions begins: after this ``seq``, with this balance."""
-
-    seq: int = 0
-    balance: int = 0
-
-
-def opening_of(user: Raw | None) -> Opening:  # noqa: ARG001 - all begin with nothing so far
-    """Where the chain of a user begins: with nothing, as long as no transaction is moved away."""
-    return Opening()

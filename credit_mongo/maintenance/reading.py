@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, border_or_none
 from credit_mongo.maintenance.findings import Code
 from credit_mongo.rows import Raw
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
-__all__ = ["LOOK_UP", "Reading", "Rows", "is_gone"]
+__all__ = ["LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
 
 # Naive datetimes are made in half the time; here they are only compared with each other. A date
 # that Python has no form for is no reason to stop.
@@ -133,23 +135,56 @@ class Reading:
         )
         return {document["_id"]: document for document in found}
 
+    async def by_ids_anywhere(
+        self,
+        collections: Sequence[str],
+        ids: Sequence[Any],
+        fields: Mapping[str, Any],
+        session: AsyncClientSession,
+    ) -> dict[Any, Raw]:
+        """The same, from the first of the collections that has them."""
+        found: dict[Any, Raw] = {}
+        for collection in collections:
+            left = [row_id for row_id in ids if row_id not in found]
+            if left:
+                found |= await self.by_ids(collection, left, fields, session)
+        return found
+
+    @property
+    def transactions(self) -> tuple[str, str]:
+        """Where transactions are."""
+        return self.names.transactions, self.names.transactions_archive
+
+    @property
+    def audit_logs(self) -> tuple[str, str]:
+        """Where audit rows are."""
+        return self.names.audit_logs, self.names.audit_logs_archive
+
+    async def border(self, user_id: str, session: AsyncClientSession) -> Border | None:
+        """How far the user is archived; None if that can't be read."""
+        found = await self.database[self.names.archive_borders].find_one(
+            {"_id": user_id}, session=session
+        )
+        return NO_BORDER if found is None else border_or_none(found)
+
     async def refunded(
         self, charge_ids: Sequence[Any], session: AsyncClientSession
     ) -> dict[Any, RefundedCharge]:
         """Charges that were refunded, with all that was given back for them."""
-        transactions = self.database[self.names.transactions]
-        refunds = await transactions.aggregate(
-            [
-                {"$match": {"refundOf": {"$in": list(charge_ids)}}},
-                {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
-            ],
-            session=session,
-        )
-        sums = {row["_id"]: row["refunded"] async for row in refunds}
+        sums: Counter[Any] = Counter()
+        for collection in self.transactions:
+            refunds = await self.database[collection].aggregate(
+                [
+                    {"$match": {"refundOf": {"$in": list(charge_ids)}}},
+                    {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+                ],
+                session=session,
+            )
+            sums.update({row["_id"]: row["refunded"] async for row in refunds})
         fields = {"userId": 1, "operation": 1, "amount": 1}
-        charges = await self.by_ids(self.names.transactions, charge_ids, fields, session)
+        charges = await self.by_ids_anywhere(self.transactions, charge_ids, fields, session)
         return {
-            charge_id: RefundedCharge(charges.get(charge_id), sums.get(charge_id, 0))
+            charge_id: RefundedCharge(charges.get(charge_id), sums[charge_id])
             for charge_id in charge_ids
         }
 
@@ -173,6 +208,13 @@ class RefundedCharge(NamedTuple):
         return None
 
 
+def check_index(error: OperationFailure) -> None:
+    """Raises StorageError, which says what to do, if the server has missed an index."""
+    if error.code == _BAD_HINT:
+        # Without the cause, whose code says less.
+        raise StorageError("an index is missing: run credit-mongo init first") from None
+
+
 class Rows:
     """Documents of one collection in order; the next ones are fetched while these are looked at."""
 
@@ -194,8 +236,7 @@ class Rows:
         try:
             rows = await self._next
         except OperationFailure as error:
-            if error.code == _BAD_HINT:
-                raise StorageError("an index is missing: run credit-mongo init first") from error
+            check_index(error)
             raise
         self._next = asyncio.create_task(self._fetch()) if rows else None
         return rows

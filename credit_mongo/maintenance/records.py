@@ -77,7 +77,6 @@ async def find_odd(
     reading: Reading, records: Sequence[Raw], session: AsyncClientSession
 ) -> list[tuple[Raw, Raw | None]]:
     """The records that do not agree with their transactions, each with its own (None: gone)."""
-    transactions = reading.names.transactions
     by_id: dict[Any, Raw] = {}
     creations: list[Raw] = []
     for record in records:
@@ -89,7 +88,9 @@ async def find_odd(
     ids = list(by_id)
     for begin in range(0, len(ids), LOOK_UP):
         part = ids[begin : begin + LOOK_UP]
-        found = await reading.by_ids(transactions, part, _TRANSACTION_FIELDS, session)
+        found = await reading.by_ids_anywhere(
+            reading.transactions, part, _TRANSACTION_FIELDS, session
+        )
         pairs += [(by_id[row_id], found.get(row_id)) for row_id in part]
     for begin in range(0, len(creations), _CREATIONS):
         some = creations[begin : begin + _CREATIONS]
@@ -105,9 +106,12 @@ async def _find_creations(
         {"userId": record.get("userId"), "createdAt": record.get("createdAt"), "seq": 1}
         for record in records
     ]
-    transactions = reading.database[reading.names.transactions]
-    cursor = transactions.find({"$or": places}, _TRANSACTION_FIELDS, session=session)
-    rows = {row["userId"]: row for row in await cursor.to_list(None)}
+    rows: dict[Any, Raw] = {}
+    for collection in reversed(reading.transactions):
+        cursor = reading.database[collection].find(
+            {"$or": places}, _TRANSACTION_FIELDS, session=session
+        )
+        rows |= {row["userId"]: row for row in await cursor.to_list(None)}
     return [(record, rows.get(record.get("userId"))) for record in records]
 
 

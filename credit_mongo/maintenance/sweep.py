@@ -7,18 +7,17 @@ and whatever is odd in any way is left to the closer look.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from bson import Int64
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.maintenance.findings import opening_of
-from credit_mongo.maintenance.reading import LOOK_UP, Reading, Rows
+from credit_mongo.maintenance.archive_borders import Border, border_or_none
+from credit_mongo.maintenance.reading import LOOK_UP, Reading
 from credit_mongo.maintenance.records import RECORD_FIELDS, agree, is_live
+from credit_mongo.maintenance.streams import Streams
 from credit_mongo.rows import Raw
 
 __all__ = ["OnProgress", "OnSuspect", "Sweep", "is_no_account"]
@@ -27,17 +26,6 @@ OnSuspect: TypeAlias = Callable[[str], Awaitable[tuple[bool, int]]]
 """Called with a user; gives whether there is such an account, and its number of transactions."""
 OnProgress: TypeAlias = Callable[[int], None]
 
-# Newest first, as the indexes have them.
-_TRANSACTIONS: Final = {"userId": 1, "createdAt": -1, "seq": -1}
-_AUDIT_LOGS: Final = {"userId": 1, "createdAt": -1, "_id": -1}
-_TRANSACTION_FIELDS: Final = dict.fromkeys(
-    (
-        *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
-        *("idempotencyKey", "refundOf", "createdAt"),
-    ),
-    1,
-)
-_AUDIT_FIELDS: Final = dict.fromkeys(("userId", "operation", "action", "details", "createdAt"), 1)
 # What one user's two streams may be apart, in rows.
 _MOST_UNMATCHED: Final = 20_000
 _MOST_KEYS: Final = 50_000
@@ -45,43 +33,10 @@ _MOST_SUSPECTS: Final = 100
 _WHOLE: Final = frozenset({int, Int64})
 
 
-class _ByUser:
-    """Rows in the order of their users."""
-
-    def __init__(self, rows: Rows, field: str) -> None:
-        self._rows = rows
-        self._user_of = itemgetter(field)
-        self._batch: list[Raw] = []
-        self._position = 0
-        self.user_id: str | None = ""
-        """Whose rows come next; None at the end."""
-
-    async def begin(self) -> None:
-        await self._go_to(0)
-
-    async def _go_to(self, position: int) -> None:
-        if position == len(self._batch):
-            self._batch = await self._rows.next()
-            position = 0
-        self._position = position
-        self.user_id = self._user_of(self._batch[position]) if self._batch else None
-
-    async def take(self) -> list[Raw]:
-        """The next rows of one user: all of them, or as many as are there."""
-        batch, begin = self._batch, self._position
-        end = bisect_right(batch, self.user_id, begin, key=self._user_of)
-        taken = batch[begin:end]
-        await self._go_to(end)
-        return taken
-
-    async def close(self) -> None:
-        await self._rows.close()
-
-
 class _User:
     """One user's chain from its end to its beginning, and its audit rows beside it."""
 
-    def __init__(self, user_id: str, account: Raw | None) -> None:
+    def __init__(self, user_id: str, account: Raw | None, border: Border | None) -> None:
         self.user_id = user_id
         self.is_odd = account is None
         self.rows = 0
@@ -90,6 +45,8 @@ class _User:
         self._balance: int | None = self._account.get("credits")
         if type(self._balance) not in _WHOLE or type(self._seq) not in _WHOLE:
             self.is_odd = True
+        self._border = border
+        self._is_at_border = False
         self._unmatched: dict[Any, Raw] = {}
         self._unmatched_audits: dict[Any, Raw] = {}
         self._keys: dict[str, datetime] = {}
@@ -103,6 +60,8 @@ class _User:
         seq, balance = self._seq, self._balance
         for row in rows:
             amount, before, after = row["amount"], row["balanceBefore"], row["balanceAfter"]
+            if row["seq"] != seq:
+                seq, balance = self._before_files(seq, balance)
             if (
                 after != balance
                 or before + amount != after
@@ -116,6 +75,22 @@ class _User:
             balance = before
             seq -= 1  # type: ignore[operator]
         self._seq, self._balance = seq, balance
+
+    def come_to_border(self) -> None:
+        """All that is not archived was taken."""
+        if not self._is_at_border:
+            self._is_at_border = True
+            border = self._border
+            if border is None or (self._seq, self._balance) != (border.seq, border.balance):
+                self.is_odd = True
+
+    def _before_files(self, seq: int | None, balance: int | None) -> tuple[int | None, int | None]:
+        """Where the chain goes on if the transactions up to ``seq`` are in files."""
+        border = self._border
+        segment = border.filed_up_to(seq) if border is not None and self._is_at_border else None
+        if border is None or segment is None or segment.balance != balance:
+            return seq, balance
+        return border.opening_of(segment)
 
     def take_key(self, key: str, moment: datetime, ttl: timedelta) -> None:
         """A key; odd if another of the latest transactions had it while it was remembered."""
@@ -163,12 +138,14 @@ class _User:
 
     def end(self) -> None:
         """All was taken."""
-        opening = opening_of(self._account)
+        if self._border is not None:
+            self.come_to_border()
+        beginning = self._before_files(self._seq, self._balance)
         self.is_odd = self.is_odd or bool(
-            (self._seq, self._balance) != opening
+            beginning != (0, 0)
             or self._unmatched
             or self._unmatched_audits
-            or (self.rows == 0 and opening.seq == 0)
+            or (self.rows == 0 and self._border is None)
         )
 
 
@@ -212,14 +189,12 @@ class Sweep:
         self._session = session
         self._now = now
         self._remembered_since = self._reading.remembered_since(now)
-        streams = self._open()
-        users, transactions, *rest = streams
+        streams = Streams.open(self._reading, self.place, session)
         try:
-            for stream in streams:
-                await stream.begin()
-            while user_ids := [s.user_id for s in streams if s.user_id is not None]:
-                self._open_user = user_id = min(user_ids)
-                await self._go_through(user_id, users, transactions, *rest)
+            await streams.begin()
+            while (user_id := streams.user_id) is not None:
+                self._open_user = user_id
+                await self._go_through(user_id, streams)
                 self.place, self._open_user = user_id, None
                 if self._is_time_to_settle():
                     await self._settle()
@@ -227,8 +202,7 @@ class Sweep:
             if self._is_one_snapshot:
                 self.has_seen_all_records = await self._count_records() == self._seen_records
         finally:
-            for stream in streams:
-                await stream.close()
+            await streams.close()
 
     async def go_on(self, *, is_stuck: bool) -> None:
         """Settle without the snapshot, which is gone; ``is_stuck``, also pass over a user."""
@@ -249,45 +223,11 @@ class Sweep:
             self._open_user = None
         await self._tell_suspects()
 
-    def _open(self) -> list[_ByUser]:
-        # From the empty string on: ids that are no strings are looked for elsewhere.
-        above = {"$gte": ""} if self.place is None else {"$gt": self.place}
-        database, names, users = self._reading.database, self._reading.names, self._reading.users
-        success = {"status": "success"}
-        opened: list[tuple[str, str, Raw, Raw, Raw]] = [
-            (
-                "_id",
-                names.users,
-                {"_id": users.ids_above(self.place)},
-                users.book_fields,
-                {"_id": 1},
-            ),
-            ("userId", names.transactions, {}, _TRANSACTION_FIELDS, _TRANSACTIONS),
-            ("userId", names.audit_logs, success, _AUDIT_FIELDS, _AUDIT_LOGS),
-        ]
-        return [
-            _ByUser(
-                Rows(
-                    database[collection]
-                    .find({field: above, **query}, fields, session=self._session)
-                    .sort(list(order.items()))
-                    .hint(list(order.items())),
-                    users.by_own_names if collection == names.users else None,
-                ),
-                field,
-            )
-            for field, collection, query, fields, order in opened[: 2 + self._reading.audits]
-        ]
-
-    async def _go_through(
-        self,
-        user_id: str,
-        users: _ByUser,
-        transactions: _ByUser,
-        audits: _ByUser | None = None,
-    ) -> None:
-        account = (await users.take())[0] if users.user_id == user_id else None
-        user = _User(user_id, account)
+    async def _go_through(self, user_id: str, streams: Streams) -> None:
+        transactions, audits = streams.transactions, streams.audits
+        account = await streams.users.take_one_of(user_id)
+        stored = await streams.borders.take_one_of(user_id)
+        user = _User(user_id, account, None if stored is None else border_or_none(stored))
         newest: Any = None
         newest_audit: Any = None
         while True:
@@ -301,6 +241,8 @@ class Sweep:
                     continue
             elif not has_rows:
                 break
+            if transactions.is_archived:
+                user.come_to_border()
             taken = await transactions.take()
             newest = taken[-1].get("createdAt")
             user.safely(self._take, user, taken)
@@ -310,7 +252,7 @@ class Sweep:
         user.safely(user.end)
         self.users += account is not None
         self.transactions += user.rows
-        if user.is_odd and not is_no_account(account, user.rows):
+        if user.is_odd and (stored is not None or not is_no_account(account, user.rows)):
             self._suspects[user_id] = None
 
     def _take(self, user: _User, rows: list[Raw]) -> None:

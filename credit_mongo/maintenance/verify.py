@@ -163,8 +163,12 @@ class _Verifying:
 
     async def all_users(self) -> None:
         reading = self._reading
-        transactions = reading.database[reading.names.transactions]
-        total = await transactions.estimated_document_count()
+        total = sum(
+            [
+                await reading.database[collection].estimated_document_count()
+                for collection in reading.transactions
+            ]
+        )
         sweep = Sweep(reading, self._examine, lambda done: self._on_progress(done, total))
         await _go_through(reading, sweep)
         self._users, self._transactions = sweep.users, sweep.transactions

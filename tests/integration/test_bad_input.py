@@ -277,6 +277,7 @@ PAGE = {
     "start_date": MOMENT,
     "end_date": MOMENT,
     "action": IDENTIFIER,
+    "include_archived": FLAG,
     "session": SESSION,
 }
 WHO = {"user_id": required(IDENTIFIER)}

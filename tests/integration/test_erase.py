@@ -16,6 +16,8 @@ import pytest
 import pytest_asyncio
 from bson import Int64, ObjectId
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.read_concern import ReadConcern
 
 from credit_mongo import (
     CreditConfig,
@@ -169,22 +171,34 @@ async def test_steps_are_of_at_most_a_thousand_documents(
     await check_nothing_is_left(database, ADA)
 
 
-async def archive_some(database: Database, user_id: str, number: int, *, to_files: int = 0) -> None:
+async def archive_some(
+    database: Database,
+    user_id: str,
+    number: int,
+    *,
+    to_files: int = 0,
+    session: AsyncClientSession | None = None,
+) -> None:
     """As the archive does: the oldest rows to other places, and a border after them."""
-    found = database["transactions"].find({"userId": user_id}).sort("seq", 1).limit(number)
-    moved = await found.to_list(None)
+    for name, last in (("transactions", "seq"), ("audit_logs", "_id")):
+        await database[f"{name}_archive"].create_index(
+            [("userId", 1), ("createdAt", -1), (last, -1)]
+        )
+    found = database["transactions"].find({"userId": user_id}, session=session)
+    moved = await found.sort("seq", 1).limit(number).to_list(None)
     border: Border = dataclasses.replace(NO_BORDER, user_id=user_id)
     if to_files:
         border = border.moved_to("files", moved[:to_files], [])
     border = border.moved_to("collection", moved[to_files:], [])
     for name in ("transactions", "audit_logs"):
         ids = [row["_id"] for row in moved]
-        records = await database[name].find({"_id": {"$in": ids}}).sort("_id", 1).to_list(None)
+        some = {"_id": {"$in": ids}}
+        records = await database[name].find(some, session=session).sort("_id", 1).to_list(None)
         await database[f"{name}_archive"].insert_many(
-            [row for row in records if row["_id"] in ids[to_files:]]
+            [row for row in records if row["_id"] in ids[to_files:]], session=session
         )
-        await database[name].delete_many({"_id": {"$in": ids}})
-    await database["archive_borders"].insert_one(border.to_row())
+        await database[name].delete_many(some, session=session)
+    await database["archive_borders"].insert_one(border.to_row(), session=session)
 
 
 @pytest.mark.drivers("pymongo", "motor")
@@ -211,6 +225,30 @@ async def test_archived_rows_go_too_and_those_in_files_are_told(
         assert ADA not in str(await rows(database, name))
     assert await count(database, "transactions_archive") == 15
     assert await count(database, "archive_borders") == 1
+
+
+async def test_an_archive_that_had_begun_before_leaves_nothing_behind(
+    ledger: CreditLedger, database: Database, client: Client, small_steps: None
+) -> None:
+    """Its rows and its border come after the account has gone."""
+    expected = await live(ledger, ADA)
+    async with client.start_session() as session:
+        await database.create_collection("archive_borders")
+        for name in ("transactions", "audit_logs"):
+            await database.create_collection(f"{name}_archive")
+        await session.start_transaction(ReadConcern("snapshot"))
+        await archive_some(database, ADA, 10, to_files=4, session=session)
+        erasing = asyncio.create_task(erase_user(database, ADA))
+        await until_gone(database, ADA)
+        await asyncio.sleep(0.2)
+        assert not erasing.done()
+        await session.commit_transaction()
+    erasure = await erasing
+    assert erasure.archived_transactions == 6
+    assert erasure.transactions_in_files == 4
+    assert erasure.transactions == expected["transactions"] - 10
+    for name in ("users", "transactions", "audit_logs", "transactions_archive", "archive_borders"):
+        assert ADA not in str(await rows(database, name))
 
 
 async def test_a_key_that_is_somebody_else_s_by_now_stays(

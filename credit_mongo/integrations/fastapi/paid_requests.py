@@ -155,9 +155,7 @@ class PaidRequests:
         """Wait for what is under way."""
         while self._work:
             await asyncio.wait(self._work)
-        # No longer: before Python 3.12, cancelled work may wait for PyMongo's lock for good.
-        closing = asyncio.create_task(self._deadlines.close())
-        await asyncio.wait({closing}, timeout=self._timeout_seconds)
+        await self._deadlines.close(self._timeout_seconds)
 
     # A run
 

@@ -1,0 +1,118 @@
+"""``credit-mongo archive``: old transactions and audit logs, to archive collections or to files."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
+from credit_mongo.cli.failures import DONE, FOUND
+from credit_mongo.cli.ledgers import ConfigFile, load_config
+from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.maintenance.archive import Archive
+from credit_mongo.maintenance.archive import archive as move
+
+_LEFT: Final = {"user": 0, "first transaction that stays": 0}
+_MOST_SHOWN: Final = 20
+_ONLY: Final = {"transactions": "transactions", "audit-logs": "audit_logs"}
+
+
+@app.command("archive")
+def archive(
+    *,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="AGE|DATE", help="36h, 90d, 12w, 6mo, 2y (of the calendar), or a date in UTC."
+        ),
+    ],
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            "--directory",
+            metavar="DIRECTORY",
+            show_default=False,
+            help="To files there. Default: to collections.",
+        ),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="bson|parquet", show_default=False, help="Default: bson, gzipped."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="|".join(_ONLY), show_default=False, help="Default: both.")
+    ] = None,
+    full_speed: Annotated[
+        bool, typer.Option("--full-speed", help="Do not slow down while users are being charged.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Move nothing, count what is old enough.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Move old transactions and audit logs to archive collections, or to files in a directory.
+
+    It can be killed at any point and run again; one run works at a time. Archived to collections,
+    charges can still be refunded, and histories read on. Archived to files, they are gone from the
+    database: a charge in a file can't be refunded by its id, and erasing a user does not reach it.
+    Of both, the balances before stay known, so that the books can still be verified.
+
+    The directory must be empty, or have this archive's own files. Each BSON file is one of
+    mongodump's, for mongorestore --gzip. Exit code 1: the books of some users do not follow from
+    row to row, and were left alone from there on; verify says more.
+    """
+    if directory is None and file_format is not None:
+        raise typer.BadParameter("--format goes with --to DIRECTORY")
+    if only is not None and only not in _ONLY:
+        raise typer.BadParameter(f"--only must be one of {', '.join(_ONLY)}")
+    settings = load_config(config)
+    where = Connecting.to(uri, database, timeout)
+    options: dict[str, Any] = {
+        "older_than": older_than,
+        "directory": directory,
+        "file_format": file_format or "bson",
+        "kinds": "all" if only is None else _ONLY[only],
+        "full_speed": full_speed,
+        "dry_run": dry_run,
+        "collections": settings.collections,
+        "users": settings.users,
+    }
+
+    async def work(found: Database) -> Archive:
+        # Rows come and go by the million, none in a cycle.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        with progress("Archiving", "rows") as advance:
+            return await move(found, **options, on_progress=advance)
+
+    done = where.run(work)
+    if as_json:
+        show_facts({"database": where.database, **done.to_dict()})
+    else:
+        _show(done, where.database)
+    return FOUND if done.users_broken else DONE
+
+
+def _show(done: Archive, database: str) -> None:
+    show_rows(_LEFT, done.left[:_MOST_SHOWN])
+    if done.users_left:
+        show(f"{database}: {done.users_left} users were left alone from some transaction on")
+    what = f"{done.transactions} transactions and {done.audit_logs} audit logs"
+    before = f"from before {done.cut_off.isoformat()}"
+    if done.dry_run:
+        show(f"{database}: {what} are {before} (dry run: nothing was moved)")
+        return
+    show(f"{database}: {what} {before} archived")
+    for name in done.files:
+        show(name)

@@ -1,0 +1,66 @@
+"""The pace: at full speed while nobody is charged, and out of the way while somebody is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from bson import ObjectId
+from pymongo.asynchronous.collection import AsyncCollection
+
+__all__ = ["Pace"]
+
+_LOOK_EVERY_SECONDS: Final = 0.25
+# Someone was charged so lately: the next charges may be under way.
+_QUIET_AFTER_SECONDS: Final = 2.0
+_FULL_ROWS: Final = 1000
+_GENTLE_ROWS: Final = 100
+# For each second of work, so many seconds of rest.
+_REST: Final = 3.0
+
+
+class Pace:
+    """Watches for new transactions. Each needs no more than a look at the newest id."""
+
+    def __init__(self, transactions: AsyncCollection[Any], *, full_speed: bool) -> None:
+        self._transactions = transactions
+        self._full_speed = full_speed
+        self._newest: Any = None
+        self._looked_at: float | None = None
+        self._busy_until = 0.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows a batch may have now."""
+        return _GENTLE_ROWS if self._is_gentle() else _FULL_ROWS
+
+    def _is_gentle(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return not self._full_speed and now < self._busy_until
+
+    async def rest(self, seconds_of_work: float) -> None:
+        """After a batch: look whether somebody is charged, and leave the server to them."""
+        loop = asyncio.get_running_loop()
+        if self._full_speed:
+            return
+        if self._looked_at is None or loop.time() - self._looked_at >= _LOOK_EVERY_SECONDS:
+            await self._look()
+        if self._is_gentle():
+            await asyncio.sleep(seconds_of_work * _REST)
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        is_first = self._looked_at is None
+        self._looked_at = loop.time()
+        newest = await self._transactions.find_one({}, {"_id": 1}, sort=[("_id", -1)])
+        newest_id = None if newest is None else newest["_id"]
+        if not is_first and _is_after(newest_id, self._newest):
+            self._busy_until = loop.time() + _QUIET_AFTER_SECONDS
+        self._newest = newest_id
+
+
+def _is_after(newest: Any, before: Any) -> bool:
+    # An earlier one is the newest when what was newest is archived itself.
+    if isinstance(newest, ObjectId) and isinstance(before, ObjectId):
+        return newest > before
+    return newest is not None and newest != before

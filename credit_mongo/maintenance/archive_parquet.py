@@ -1,0 +1,117 @@
+"""Parquet of an archive: columns to look into, and each document as it was, in BSON."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bson import decode, json_util
+from bson.codec_options import CodecOptions, DatetimeConversion
+
+from credit_mongo.errors import InvalidRequestError
+
+__all__ = ["check_pyarrow", "to_parquet"]
+
+_ROW_GROUP: Final = 10_000
+_MOST_BYTES: Final = 8 << 20
+_DOCUMENT: Final = "document"
+_NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
+_COLUMNS: Final = {
+    "transaction_id": "_id",
+    "user_id": "userId",
+    "seq": "seq",
+    "operation": "operation",
+    "action": "action",
+    "amount": "amount",
+    "balance_before": "balanceBefore",
+    "balance_after": "balanceAfter",
+    "metadata": "metadata",
+    "idempotency_key": "idempotencyKey",
+    "refund_of": "refundOf",
+    "created_at": "createdAt",
+}
+_AUDIT_COLUMNS: Final = {
+    "audit_id": "_id",
+    "user_id": "userId",
+    "operation": "operation",
+    "action": "action",
+    "status": "status",
+    "details": "details",
+    "metadata": "metadata",
+    "error_message": "errorMessage",
+    "created_at": "createdAt",
+}
+_EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
+_JSON: Final = frozenset({"metadata", "details"})
+_READ: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+_LENGTH_BYTES: Final = 4
+
+
+def check_pyarrow() -> None:
+    """Raises InvalidRequestError if pyarrow is missing."""
+    try:
+        import pyarrow as pa  # noqa: F401, PLC0415 - it is an extra
+    except ModuleNotFoundError as error:
+        raise InvalidRequestError(
+            "format", "parquet needs pyarrow: pip install 'credit-mongo[parquet]'"
+        ) from error
+
+
+def to_parquet(source: Path, target: Path, kind: str) -> str:
+    """Write a gzipped BSON file as Parquet; the SHA-256 of the documents as they are read back."""
+    import pyarrow as pa  # noqa: PLC0415 - it is an extra
+    from pyarrow import parquet  # noqa: PLC0415
+
+    columns = _COLUMNS if kind == "transactions" else _AUDIT_COLUMNS
+    types = {name: pa.int64() for name in _NUMBERS}
+    types["created_at"] = pa.timestamp("ms", tz="UTC")
+    fields = [(name, types.get(name, pa.string())) for name in columns]
+    schema = pa.schema([*fields, (_DOCUMENT, pa.binary())])
+    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
+        for documents in _documents(source):
+            rows = [decode(document, _READ) for document in documents]
+            values: list[Sequence[Any]] = [
+                [_cell(name, row.get(field)) for row in rows] for name, field in columns.items()
+            ]
+            values.append(documents)
+            arrays = [
+                pa.array(column, schema.field(number).type) for number, column in enumerate(values)
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    digest = hashlib.sha256()
+    with parquet.ParquetFile(target) as written:
+        for batch in written.iter_batches(_ROW_GROUP, columns=[_DOCUMENT]):
+            for document in batch.column(0):
+                digest.update(document.as_py())
+    return digest.hexdigest()
+
+
+def _documents(source: Path) -> Iterator[list[bytes]]:
+    documents: list[bytes] = []
+    size = 0
+    with gzip.open(source) as opened:
+        while head := opened.read(_LENGTH_BYTES):
+            length = int.from_bytes(head, "little")
+            documents.append(head + opened.read(length - _LENGTH_BYTES))
+            size += length
+            if len(documents) == _ROW_GROUP or size >= _MOST_BYTES:
+                yield documents
+                documents, size = [], 0
+    if documents:
+        yield documents
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name in _JSON:
+        return None if value is None else json_util.dumps(value, json_options=_EXTENDED)
+    if name == "created_at":
+        return value if isinstance(value, datetime) else None
+    if name in _NUMBERS:
+        return value if isinstance(value, int) else None
+    return value if value is None or isinstance(value, str) else str(value)

@@ -1,0 +1,164 @@
+"""Where the archive puts rows: what every place does, and the archive collections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.archive_borders import Place
+from credit_mongo.maintenance.archive_runs import Lane
+from credit_mongo.rows import Raw
+
+__all__ = ["RAW", "ArchiveCopyError", "ArchivePlace", "Collections", "in_session"]
+
+RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
+"""Rows as the server sent them: what is copied is byte for byte what was there."""
+
+_READ_AT_ONCE: Final = 500
+
+
+class ArchiveCopyError(StorageError):
+    """A copy is not what was copied. The batch was taken back: nothing was deleted for it."""
+
+    code = "ARCHIVE_COPY"
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"what was read back from {place} differs from what was written there; "
+            "the rows stay where they were"
+        )
+
+
+class ArchivePlace(Protocol):
+    """Takes copies. A copy counts when the transaction that deletes the rows is committed."""
+
+    kind: Place
+    lanes: int
+    """How many batches may be copied there at once."""
+
+    def describe(self) -> Raw:
+        """What manifests say of it."""
+
+    async def open(self) -> None:
+        """Make it ready, and complete what an interrupted run has left there."""
+
+    async def copy(
+        self, lane: Lane, kind: str, rows: Sequence[RawBSONDocument], session: AsyncClientSession
+    ) -> Sequence[Raw] | None:
+        """Write rows and read them back; what the manifest is to say of the files, if there are.
+
+        Raises ArchiveCopyError and OSError.
+        """
+
+    async def confirm(self) -> None:
+        """What was copied last is committed."""
+
+    async def finish(self, lane: Lane) -> Sequence[Raw] | None:
+        """Nothing more of this kind comes; the files as they are then."""
+
+    async def close(self) -> None:
+        """Leave it, whatever has happened."""
+
+
+class Collections:
+    """The archive collections of the same database; the copy is part of the same transaction."""
+
+    kind: Place = "collection"
+    lanes = 2
+
+    def __init__(self, database: AsyncDatabase[Raw], names: CollectionNames) -> None:
+        self._database = database
+        self._names = names
+        self._of = {
+            "transactions": names.transactions_archive,
+            "auditLogs": names.audit_logs_archive,
+        }
+
+    def describe(self) -> Raw:
+        return {"kind": "collection", **self._of}
+
+    async def open(self) -> None:
+        """They have the indexes of reads, and of refunds."""
+        for collection, indexes in (
+            (
+                self._names.transactions_archive,
+                [[("userId", 1), ("createdAt", -1), ("seq", -1)], [("refundOf", 1)]],
+            ),
+            (self._names.audit_logs_archive, [[("userId", 1), ("createdAt", -1), ("_id", -1)]]),
+        ):
+            wanted = [
+                {
+                    "key": dict(keys),
+                    "name": "_".join(f"{field}_{order}" for field, order in keys),
+                    **({"sparse": True} if len(keys) == 1 else {}),
+                }
+                for keys in indexes
+            ]
+            await self._database.command({"createIndexes": collection, "indexes": wanted})
+
+    async def copy(
+        self,
+        lane: Lane,  # noqa: ARG002 - all lanes write to the same collections
+        kind: str,
+        rows: Sequence[RawBSONDocument],
+        session: AsyncClientSession,
+    ) -> None:
+        collection = self._of[kind]
+        reply = await self._database.command(
+            {"insert": collection, "documents": list(rows)}, session=session
+        )
+        if errors := reply.get("writeErrors"):
+            raise StorageError(f"{collection} refuses a row (code {errors[0]['code']})")
+        ids = [row["_id"] for row in rows]
+        found = await in_session(
+            self._database, collection, {"_id": {"$in": ids}}, session, limit=len(ids) + 1
+        )
+        # Parts of a large answer are memory views, which have no order.
+        if sorted(bytes(row.raw) for row in found) != sorted(bytes(row.raw) for row in rows):
+            raise ArchiveCopyError(collection)
+
+    async def confirm(self) -> None:
+        pass
+
+    async def finish(self, lane: Lane) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def in_session(
+    database: AsyncDatabase[Raw],
+    collection: str,
+    query: Raw,
+    session: AsyncClientSession,
+    *,
+    limit: int,
+    most_bytes: int | None = None,
+    **options: Any,
+) -> list[RawBSONDocument]:
+    """Rows as they are, up to ``limit``, or until they take more than ``most_bytes``."""
+    rows: list[RawBSONDocument] = []
+    size = 0
+    at_once = limit + 1 if most_bytes is None else min(limit + 1, _READ_AT_ONCE)
+    found = (
+        database[collection]
+        .with_options(codec_options=RAW)
+        .find(query, session=session, limit=limit, batch_size=at_once, **options)
+    )
+    try:
+        while some := await found.to_list(at_once):
+            rows += some
+            size += sum(len(row.raw) for row in some)
+            if len(rows) >= limit or (most_bytes is not None and size >= most_bytes):
+                break
+    finally:
+        await found.close()
+    return rows

@@ -1,0 +1,76 @@
+"""Cut-offs: "6mo", "90d", a date or a moment, as the moment before which rows are old."""
+
+from __future__ import annotations
+
+import calendar
+import re
+from datetime import date, datetime, timedelta, timezone
+from typing import Final
+
+from credit_mongo.core.requests import check_moment, to_milliseconds
+from credit_mongo.errors import InvalidRequestError
+
+__all__ = ["check_cut_off", "months_before", "parse_cut_off"]
+
+_AGE: Final = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y)")
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MOMENT: Final = re.compile(rf"{_DATE.pattern}[Tt ].+")
+_FORMS: Final = "must be an age (36h, 90d, 12w, 6mo, 2y), a date (2026-01-31) or a moment with time"
+_MONTHS: Final = {"mo": 1, "y": 12}
+_SPANS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def parse_cut_off(text: str, now: datetime, *, field: str = "older_than") -> datetime:
+    """The moment that ``text`` names, in UTC; ages are counted back from ``now``.
+
+    Months and years are those of the calendar: 31 August less six months is the last of February.
+    A date begins at midnight UTC, and a moment without an offset is in UTC. Raises
+    InvalidRequestError, which names ``field``, also for what lies in the future.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequestError(field, f"must be a str, not {type(text).__name__}")
+    now = to_milliseconds(check_moment("now", now))
+    text = text.strip()
+    try:
+        return _check_past(_read(text, now), now, field)
+    except (ValueError, OverflowError):
+        raise InvalidRequestError(field, _FORMS) from None
+
+
+def check_cut_off(value: object, now: datetime, *, field: str = "older_than") -> datetime:
+    """A cut-off as ``parse_cut_off`` takes it, or a moment with a time zone, checked."""
+    if isinstance(value, str):
+        return parse_cut_off(value, now, field=field)
+    return _check_past(check_moment(field, value), now, field)
+
+
+def months_before(moment: datetime, months: int) -> datetime:
+    """The same day and time so many calendar months before, or the last day of that month."""
+    year, month = divmod(moment.year * 12 + moment.month - 1 - months, 12)
+    day = min(moment.day, calendar.monthrange(year, month + 1)[1])
+    return moment.replace(year=year, month=month + 1, day=day)
+
+
+def _read(text: str, now: datetime) -> datetime:
+    if age := _AGE.fullmatch(text):
+        number, unit = int(age[1]), age[2]
+        if unit in _MONTHS:
+            return months_before(now, number * _MONTHS[unit])
+        return now - number * _SPANS[unit]
+    if _DATE.fullmatch(text):
+        day = date.fromisoformat(text)
+        return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
+    if not _MOMENT.fullmatch(text):
+        # Of the other forms, some versions of Python take more than others.
+        raise ValueError
+    # Before Python 3.11, Z is no offset.
+    moment = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return to_milliseconds(moment.astimezone(timezone.utc))
+
+
+def _check_past(cut_off: datetime, now: datetime, field: str) -> datetime:
+    if cut_off > now:
+        raise InvalidRequestError(field, "lies in the future: nothing is that old yet")
+    return cut_off

@@ -1,0 +1,15 @@
+"""Move old transactions and audit logs to archive collections, or to files.
+
+    python scripts/archive.py --older-than 6mo --uri 'mongodb://…/?replicaSet=rs0' --database app
+
+The same as ``credit-mongo archive``, with its options and exit codes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from credit_mongo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["archive", *sys.argv[1:]]))

@@ -1,0 +1,245 @@
+"""Books with a past, what is kept of them wherever it is, and runs that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from bson import decode, decode_all
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+from credit_mongo import CreditConfig, CreditError, CreditLedger
+from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.verify import verify
+from tests.integration.promises import Database, Row, rows
+
+UTC = timezone.utc
+CHILD_SECONDS: Final = 60
+PROCESSES = multiprocessing.get_context("forkserver")
+# The shortest there is: whoever is killed keeps others out for no longer.
+LEASE_SECONDS: Final = 0.05
+PRICES: Final = CreditConfig(costs={"post": {"default": 3}, "none": {"premium": 1}})
+
+
+class Past:
+    """A clock that goes as it is told, from 20 hours ago on."""
+
+    def __init__(self) -> None:
+        now = datetime.now(UTC)
+        self.now = now.replace(microsecond=0) - timedelta(hours=20)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@dataclass
+class Books:
+    """A ledger with a past, half of it older than ``cut_off``."""
+
+    ledger: CreditLedger
+    clock: Past
+    cut_off: datetime
+    old_charges: dict[str, list[str]]
+    """By user, the ids of charges from before."""
+
+
+async def open_books(
+    database: Database, users: int = 4, charges: int = 12, config: CreditConfig = PRICES
+) -> Books:
+    """Users with charges, refunds, refusals, keys and metadata, before and after the cut-off."""
+    clock = Past()
+    ledger = CreditLedger(database, config, clock=clock)
+    await ledger.ensure_indexes()
+    names = [f"user-{number}" for number in range(users)]
+    books = Books(ledger, clock, clock.now + timedelta(hours=9), {name: [] for name in names})
+    for name in names:
+        await ledger.create_user(name, credits=1000, idempotency_key=f"open-{name}")
+    for number in range(charges):
+        clock.now += timedelta(hours=18) / charges
+        for name in names:
+            result = await ledger.charge(
+                name, "post", idempotency_key=f"{name}-{number}", metadata={"n": number}
+            )
+            if clock.now < books.cut_off:
+                books.old_charges[name].append(result.transaction_id)
+            with contextlib.suppress(CreditError):
+                await ledger.charge(name, "none")
+        if number in (1, charges - 2):
+            # Of the first charge of all: the second of these refunds lies after the cut-off.
+            first = books.old_charges[names[0]][0]
+            await ledger.refund(names[0], 1, action="sorry", transaction_id=first)
+    return books
+
+
+async def kept(database: Database) -> dict[str, dict[Any, Row]]:
+    """All rows of the ledger by kind and id, wherever they are: each is there once."""
+    found: dict[str, dict[Any, Row]] = {}
+    for kind in ("transactions", "audit_logs"):
+        everywhere = await rows(database, kind) + await rows(database, f"{kind}_archive")
+        for manifest in await rows(database, "archive_manifests", **{"destination.kind": "files"}):
+            directory = Path(manifest["destination"]["directory"])
+            wanted = {"transactions": "transactions", "audit_logs": "auditLogs"}[kind]
+            for file in manifest["files"]:
+                if file["kind"] == wanted:
+                    everywhere += file_rows(directory / file["name"])
+        by_id = {row["_id"]: row for row in everywhere}
+        assert len(by_id) == len(everywhere), f"{kind}: something is there twice"
+        found[kind] = by_id
+    for name in ("users", "idempotency_records"):
+        found[name] = {row["_id"]: row for row in await rows(database, name)}
+    return found
+
+
+def file_rows(path: Path) -> list[Row]:
+    """The documents of an archive file, read without the library."""
+    options: Any = {"codec_options": AsyncMongoClient(tz_aware=True, connect=False).codec_options}
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        column = parquet.read_table(path).column("document")
+        return [decode(document.as_py(), **options) for document in column]
+    return decode_all(gzip.decompress(path.read_bytes()), **options)
+
+
+async def check_whole(
+    database: Database, before: dict[str, dict[Any, Row]], directory: Path | None = None
+) -> None:
+    """Nothing is lost, nothing is there twice or in no manifest, and the books are in order."""
+    assert await kept(database) == before
+    manifests = [m for m in await rows(database, "archive_manifests") if m["_id"] != "lease"]
+    if directory is not None:
+        recorded = {file["name"] for manifest in manifests for file in manifest["files"]}
+        assert names_in(directory) == recorded
+    for kind, name in (("transactions", "transactions"), ("auditLogs", "audit_logs")):
+        moved = sum(manifest[kind]["count"] for manifest in manifests)
+        left = await database[name].count_documents({})
+        assert moved + left == len(before[name])
+    found = await verify(database)
+    assert found.findings == ()
+    assert found.users == len(before["users"])
+
+
+def names_in(directory: Path) -> set[str]:
+    """Of all that is there."""
+    return {path.name for path in directory.iterdir()}
+
+
+async def is_archived(database: Database, cut_off: datetime) -> bool:
+    """Whether nothing that is older than the cut-off is left."""
+    old = {"createdAt": {"$lt": cut_off}}
+    return not (
+        await database["transactions"].count_documents(old)
+        + await database["audit_logs"].count_documents(old)
+    )
+
+
+# --- Runs in processes of their own ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A run of the archive, and at which of its commands it dies (from 0; -1: at none)."""
+
+    uri: str
+    database: str
+    options: dict[str, Any]
+    number: int
+    when_answered: bool = False
+
+
+class Commands(CommandListener):
+    """Counts the commands that are sent, but for those of the driver."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.when_sent: Callable[[int], None] = _nothing
+        self.when_answered: Callable[[int], None] = _nothing
+        self._numbers: dict[int, int] = {}
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """About to be sent."""
+        # How often the lease is renewed depends on the time.
+        of_lease = "lease" in str(event.command.get("updates", ""))
+        if event.command_name in ("hello", "endSessions", "killSessions") or (
+            of_lease and not event.command.get("txnNumber")
+        ):
+            return
+        number = len(self.sent)
+        self._numbers[event.request_id] = number
+        self.sent.append(event.command_name)
+        self.when_sent(number)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Answered."""
+        self._answered(event.request_id)
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Answered, too."""
+        self._answered(event.request_id)
+
+    def _answered(self, request_id: int) -> None:
+        number = self._numbers.pop(request_id, None)
+        if number is not None:
+            self.when_answered(number)
+
+
+def _nothing(_number: int) -> None:
+    pass
+
+
+def run(errand: Errand) -> None:
+    """In the child."""
+    asyncio.run(_run(errand))
+
+
+async def _run(errand: Errand) -> None:
+    commands = Commands()
+
+    def die_at(number: int) -> None:
+        if number == errand.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if errand.when_answered:
+        commands.when_answered = die_at
+    else:
+        commands.when_sent = die_at
+    async with AsyncMongoClient[Row](errand.uri, event_listeners=[commands]) as client:
+        await archive(client[errand.database], **errand.options)
+
+
+async def exit_code_of(errand: Errand) -> int | None:
+    """Run it in a process of its own."""
+    PROCESSES.set_forkserver_preload([__name__])
+    process = PROCESSES.Process(target=run, args=(errand,))
+    process.start()
+    try:
+        await asyncio.to_thread(process.join, CHILD_SECONDS)
+        return process.exitcode
+    finally:
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        process.close()
+
+
+async def commands_of(uri: str, database: str, options: dict[str, Any]) -> list[str]:
+    """The names of the commands that a run sends."""
+    commands = Commands()
+    async with AsyncMongoClient[Row](uri, event_listeners=[commands]) as client:
+        await archive(client[database], **options)
+    return commands.sent

@@ -1,0 +1,51 @@
+"""The pace of the archive: small steps while users are charged, large ones while nobody is."""
+
+from __future__ import annotations
+
+import pytest
+from bson import ObjectId
+
+from credit_mongo.maintenance.archive_pace import Pace
+from tests.integration.promises import Database
+
+EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
+
+
+@pytest.fixture
+def at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks after each batch, and does not rest."""
+    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._LOOK_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._REST", 0.0)
+
+
+@pytest.mark.parametrize("full_speed", [False, True])
+async def test_who_is_charged_makes_it_slow(
+    database: Database, at_each_batch: None, full_speed: bool
+) -> None:
+    """A new transaction does; unless that was said to be of no matter."""
+    transactions = database["transactions"]
+    await transactions.insert_one({"_id": MIDDLE})
+    pace = Pace(transactions, full_speed=full_speed)
+    large = pace.rows
+    for _ in range(2):
+        await pace.rest(1.0)
+        assert pace.rows == large
+    await transactions.insert_one({"_id": LATE})
+    await pace.rest(1.0)
+    assert (pace.rows < large) is not full_speed
+
+
+async def test_what_it_moves_away_itself_does_not(database: Database, at_each_batch: None) -> None:
+    """With the newest row gone, the newest is an earlier one; at last there is none."""
+    transactions = database["transactions"]
+    await transactions.insert_many([{"_id": number} for number in (EARLY, MIDDLE, LATE)])
+    pace = Pace(transactions, full_speed=False)
+    large = pace.rows
+    await pace.rest(1.0)
+    for number in (LATE, MIDDLE, EARLY):
+        await transactions.delete_one({"_id": number})
+        await pace.rest(1.0)
+        assert pace.rows == large
+    await transactions.insert_one({"_id": EARLY})
+    await pace.rest(1.0)
+    assert pace.rows < large
