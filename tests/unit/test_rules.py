@@ -1504,7 +1504,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"local_keeper"}),
     frozenset({"local"}),
-    frozenset({"cli", "integrations"}),
+    frozenset({"cli", "integrations", "testing"}),
 )
 IMPORTED_BY_NOBODY = LAYERS[-1]
 OUTSIDE = frozenset({"scripts", "benchmarks", "tests"})
