@@ -134,7 +134,7 @@ class ContainerReplicaSet:
 def _is_writable(client: MongoClient[dict[str, Any]]) -> bool:
     hello = client.admin.command("hello")
     if hello.get("isreplicaset"):  # not yet initiated
-        members = [{"_id": 0, "host": f"localhost:{_PORT}"}]
+        members = [{"_id": 0, "host": f"127.0.0.1:{_PORT}"}]
         client.admin.command({"replSetInitiate": {"_id": _NAME, "members": members}})
         return False
     return bool(hello["isWritablePrimary"])
