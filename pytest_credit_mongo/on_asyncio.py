@@ -1,4 +1,4 @@
-"""The fixtures of tests that pytest-asyncio runs: one for each scope that a test's loop can have."""
+"""The fixtures of tests that pytest-asyncio runs, for each scope that a test's loop can have."""
 
 from __future__ import annotations
 
