@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from credit_mongo.core.requests import to_milliseconds
+from credit_mongo.core.requests import check_moment, to_milliseconds
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = ["MovableClock"]
@@ -32,6 +32,4 @@ class MovableClock:
 
     def set(self, moment: datetime) -> None:
         """Move it to a moment. Raises InvalidRequestError unless that has a time zone."""
-        if not isinstance(moment, datetime) or moment.tzinfo is None:
-            raise InvalidRequestError("moment", "must be a datetime with a time zone")
-        self._now = to_milliseconds(moment.astimezone(timezone.utc))
+        self._now = to_milliseconds(check_moment("moment", moment))

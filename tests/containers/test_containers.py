@@ -48,9 +48,10 @@ def test_it_is_writable_at_once_and_gone_afterwards(engine: docker.DockerClient)
 def test_it_is_gone_after_an_error(engine: docker.DockerClient) -> None:
     """However the block ends."""
     before = containers(engine)
-    with pytest.raises(ZeroDivisionError), replica_set(find_source(), {}):
-        assert len(containers(engine) - before) == 1
-        raise ZeroDivisionError
+    started = replica_set(find_source(), {})
+    started.__enter__()
+    assert len(containers(engine) - before) == 1
+    assert not started.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert containers(engine) == before
 
 

@@ -41,10 +41,10 @@ async def test_another_database(credit_ledger, credit_database, credit_client):
 
 @pytest.fixture
 def others(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A suite of somebody else's, where warnings are errors."""
+    """A suite of somebody else's, where warnings are errors, but for one of pytest-asyncio's."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    pytester.makeini("[pytest]\nfilterwarnings =\n  error\n  ignore:The configuration option\n")
     return pytester
 
 
