@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +46,17 @@ def fetch_images(image: str | None = None) -> None:
     needed = [testcontainers_config.hub_image_name_prefix + image_to_use(image)]
     if not testcontainers_config.ryuk_disabled:
         needed.append(testcontainers_config.ryuk_image)
+    with warnings.catch_warnings():
+        # Docker's client leaves the socket open on which no engine answers.
+        warnings.simplefilter("ignore", ResourceWarning)
+        reason = _fetch(needed)
+        gc.collect()
+    if reason:
+        raise StorageError(reason)
+
+
+def _fetch(needed: list[str]) -> str | None:
+    """Why these images are not to be had, or None; without the error, which holds the socket."""
     try:
         with contextlib.closing(DockerClient().client) as engine:
             for name in needed:
@@ -52,7 +65,8 @@ def fetch_images(image: str | None = None) -> None:
                 except ImageNotFound:
                     engine.images.pull(name)
     except (DockerException, OSError) as error:
-        raise StorageError(_without_engine(needed, error)) from error
+        return _without_engine(needed, error)
+    return None
 
 
 def _without_engine(needed: list[str], error: Exception) -> str:
@@ -96,6 +110,7 @@ class ContainerReplicaSet:
     def __enter__(self) -> Self:
         given = [f"--setParameter={name}={value}" for name, value in self._parameters.items()]
         options = f"--replSet {_NAME} --bind_ip_all --quiet --wiredTigerCacheSizeGB 0.25"
+        fetch_images(self._image)
         try:
             with contextlib.ExitStack() as stack:
                 container = DockerContainer(self._image).with_exposed_ports(_PORT)
