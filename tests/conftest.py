@@ -1,11 +1,10 @@
-"""A real replica set for all tests, and a database of its own for each."""
+"""The fixtures of the pytest plugin under the names that these tests use."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timezone
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -16,24 +15,20 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.drivers import as_database
-from credit_mongo.local import LocalReplicaSet
+
+pytest_plugins = ["pytester"]
 
 
-def pytest_report_header() -> str:
-    """Say which replica set the tests run on."""
-    given = "MONGODB_URI" in os.environ
-    return f"replica set: {'MONGODB_URI' if given else 'a local mongod'}"
+@pytest.fixture(scope="session")
+def credit_mongod_parameters() -> dict[str, str]:
+    """With fail points."""
+    return {"enableTestCommands": "1"}
 
 
-@pytest_asyncio.fixture(scope="session")
-async def replica_set_uri() -> AsyncIterator[str]:
-    """The URI of a replica set: MONGODB_URI, or one that is started here."""
-    given = os.environ.get("MONGODB_URI")
-    if given:
-        yield given
-        return
-    async with LocalReplicaSet(members=1, parameters={"enableTestCommands": "1"}) as replica_set:
-        yield replica_set.uri
+@pytest.fixture(scope="session")
+def replica_set_uri(credit_replica_set: str) -> str:
+    """The URI of a replica set."""
+    return credit_replica_set
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,14 +71,24 @@ async def client(
     await client.close()
 
 
-@pytest_asyncio.fixture
-async def database(
+@pytest.fixture
+def credit_client(
     client: AsyncMongoClient[dict[str, Any]],
-) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+) -> AsyncMongoClient[dict[str, Any]]:
+    """The same."""
+    return client
+
+
+@pytest.fixture
+def database(credit_database: AsyncDatabase[dict[str, Any]]) -> AsyncDatabase[dict[str, Any]]:
     """An empty database."""
-    database = client[f"test_{uuid4().hex[:12]}"]
-    yield database
-    await client.drop_database(database.name)
+    return credit_database
+
+
+@pytest.fixture
+def credit_clock() -> Callable[[], datetime]:
+    """The time: these ledgers work beside others, of other processes."""
+    return lambda: datetime.now(timezone.utc)
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +112,13 @@ def config() -> CreditConfig:
     )
 
 
-@pytest_asyncio.fixture
-async def ledger(
-    database: AsyncDatabase[dict[str, Any]], config: CreditConfig
-) -> AsyncIterator[CreditLedger]:
-    """A ledger on an empty database, with its indexes."""
-    async with CreditLedger(database, config) as ledger:
-        await ledger.ensure_indexes()
-        yield ledger
+@pytest.fixture
+def credit_config(config: CreditConfig) -> CreditConfig:
+    """The same."""
+    return config
+
+
+@pytest.fixture
+def ledger(credit_ledger: CreditLedger) -> CreditLedger:
+    """A ledger on ``database``, with its indexes."""
+    return credit_ledger

@@ -1,4 +1,4 @@
-"""For an application's own tests."""
+"""For the tests of applications that use credit_mongo."""
 
 from credit_mongo.testing.mock import mock_ledger
 

@@ -1,0 +1,155 @@
+"""A replica set of one member in a container, by testcontainers: the extra ``containers``."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from docker.errors import DockerException, ImageNotFound
+from pymongo import MongoClient, timeout
+from pymongo.errors import PyMongoError
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient
+
+from credit_mongo.errors import StorageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ContainerReplicaSet", "fetch_images", "image_to_use"]
+
+_DEFAULT_IMAGE: Final = "mongo:8"
+_PORT: Final = 27017
+_NAME: Final = "rs0"
+_START_SECONDS: Final = 90.0
+_PROBE_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 0.1
+
+
+def image_to_use(image: str | None = None) -> str:
+    """Return ``image``, else CREDIT_MONGO_TEST_IMAGE, else ``mongo:8``."""
+    return image or os.environ.get("CREDIT_MONGO_TEST_IMAGE") or _DEFAULT_IMAGE
+
+
+def fetch_images(image: str | None = None) -> None:
+    """See to it that the Docker engine has the images that `ContainerReplicaSet` needs.
+
+    Those that it has not are pulled. Raises StorageError if no engine answers, or an image is not
+    to be had.
+    """
+    needed = [testcontainers_config.hub_image_name_prefix + image_to_use(image)]
+    if not testcontainers_config.ryuk_disabled:
+        needed.append(testcontainers_config.ryuk_image)
+    with warnings.catch_warnings():
+        # Docker's client leaves the socket open on which no engine answers.
+        warnings.simplefilter("ignore", ResourceWarning)
+        reason = _fetch(needed)
+        gc.collect()
+    if reason:
+        raise StorageError(reason)
+
+
+def _fetch(needed: list[str]) -> str | None:
+    """Why these images are not to be had, or None; without the error, which holds the socket."""
+    try:
+        with contextlib.closing(DockerClient().client) as engine:
+            for name in needed:
+                try:
+                    engine.images.get(name)
+                except ImageNotFound:
+                    engine.images.pull(name)
+    except (DockerException, OSError) as error:
+        return _without_engine(needed, error)
+    return None
+
+
+def _without_engine(needed: list[str], error: Exception) -> str:
+    return (
+        f"no container of {' and '.join(needed)} can be had ({error}): start a Docker engine, or "
+        "set CREDIT_MONGO_TEST_IMAGE to an image with a mongod that it has; where the second image "
+        "is not to be had, set TESTCONTAINERS_RYUK_DISABLED=true"
+    )
+
+
+class ContainerReplicaSet:
+    """A replica set of one member in a container, up while its ``with`` block runs.
+
+    - ``image``: any with a ``mongod`` on its PATH and a directory ``/data/db``. None:
+      CREDIT_MONGO_TEST_IMAGE, else ``mongo:8``.
+    - ``parameters``: for ``mongod --setParameter``, say ``{"enableTestCommands": "1"}``.
+
+    Entering starts it, waits until it accepts writes, and raises StorageError if no Docker engine
+    answers, the image can't be had, or the member isn't writable in 90 seconds. However the block
+    ends, the container and its data are removed. If this process is killed, testcontainers' Ryuk
+    removes them, unless TESTCONTAINERS_RYUK_DISABLED is ``true``.
+    """
+
+    def __init__(
+        self, image: str | None = None, *, parameters: Mapping[str, str] | None = None
+    ) -> None:
+        self._image = image_to_use(image)
+        self._parameters = dict(parameters or {})
+        self._uri = ""
+        self._cleanup = contextlib.ExitStack()
+
+    @property
+    def uri(self) -> str:
+        """The connection string, for this machine. Empty before the first entry.
+
+        It asks for a direct connection: the member knows itself by its port in the container, which
+        is another than the one that Docker gave it here. Transactions work all the same.
+        """
+        return self._uri
+
+    def __enter__(self) -> Self:
+        given = [f"--setParameter={name}={value}" for name, value in self._parameters.items()]
+        options = f"--replSet {_NAME} --bind_ip_all --quiet --wiredTigerCacheSizeGB 0.25"
+        fetch_images(self._image)
+        try:
+            with contextlib.ExitStack() as stack:
+                container = DockerContainer(self._image).with_exposed_ports(_PORT)
+                container.with_command(["mongod", *options.split(), *given])
+                stack.enter_context(container)
+                host = container.get_container_host_ip()
+                address = f"{host}:{container.get_exposed_port(_PORT)}"
+                self._uri = f"mongodb://{address}/?directConnection=true"
+                self._wait_until_writable(container)
+                self._cleanup = stack.pop_all()
+        except (DockerException, OSError) as error:
+            raise StorageError(_without_engine([self._image], error)) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def _wait_until_writable(self, container: DockerContainer) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        with MongoClient[dict[str, Any]](self._uri) as client:
+            while True:
+                try:
+                    with timeout(_PROBE_SECONDS):
+                        if _is_writable(client):
+                            return
+                    reason = "it is not primary"
+                except PyMongoError as error:
+                    reason = str(error)
+                container.reload()
+                if container.status == "exited" or time.monotonic() > deadline:
+                    log = b"".join(container.get_logs()).decode(errors="replace")[-1500:]
+                    raise StorageError(f"{self._image} is not writable ({reason}): {log}")
+                time.sleep(_PAUSE_SECONDS)
+
+
+def _is_writable(client: MongoClient[dict[str, Any]]) -> bool:
+    hello = client.admin.command("hello")
+    if hello.get("isreplicaset"):  # not yet initiated
+        members = [{"_id": 0, "host": f"127.0.0.1:{_PORT}"}]
+        client.admin.command({"replSetInitiate": {"_id": _NAME, "members": members}})
+        return False
+    return bool(hello["isWritablePrimary"])

@@ -1,0 +1,85 @@
+"""A replica set in a container. Needs a Docker engine with the image: see ``.ci/containers``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import docker
+import pytest
+from pymongo import MongoClient
+
+from credit_mongo import StorageError
+from credit_mongo.testing.containers import ContainerReplicaSet, fetch_images, image_to_use
+from credit_mongo.testing.replica_sets import find_source, replica_set
+
+
+@pytest.fixture
+def engine() -> Iterator[docker.DockerClient]:
+    """The Docker engine."""
+    with contextlib.closing(docker.from_env()) as engine:
+        yield engine
+
+
+def containers(engine: docker.DockerClient) -> set[str]:
+    """Every container that there is, running or not."""
+    return {container.id for container in engine.containers.list(all=True)}
+
+
+def test_the_tests_run_on_the_container(credit_replica_set: str) -> None:
+    """What was asked for is what the other tests of this run are on."""
+    assert find_source().kind == "container"
+    assert credit_replica_set.endswith("/?directConnection=true")
+
+
+def test_it_is_writable_at_once_and_gone_afterwards(engine: docker.DockerClient) -> None:
+    """Transactions work from outside as soon as it is entered, with the parameters given."""
+    before = containers(engine)
+    with ContainerReplicaSet(parameters={"enableTestCommands": "1"}) as started:
+        assert len(containers(engine) - before) == 1
+        with MongoClient[dict[str, int]](started.uri) as client, client.start_session() as session:
+            with session.start_transaction():
+                client["app"]["rows"].insert_one({"_id": 1}, session=session)
+            assert client["app"]["rows"].count_documents({}) == 1
+            assert client.admin.command({"getParameter": 1, "enableTestCommands": 1})["ok"] == 1
+    assert containers(engine) == before
+
+
+def test_it_is_gone_after_an_error(engine: docker.DockerClient) -> None:
+    """However the block ends."""
+    before = containers(engine)
+    started = replica_set(find_source(), {})
+    started.__enter__()
+    assert len(containers(engine) - before) == 1
+    assert not started.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert containers(engine) == before
+
+
+def test_a_mongod_that_does_not_start_is_an_error_with_its_log(
+    engine: docker.DockerClient,
+) -> None:
+    """It says what the mongod said, and leaves no container."""
+    before = containers(engine)
+    with (
+        pytest.raises(StorageError, match="noSuchParameter"),
+        ContainerReplicaSet(parameters={"noSuchParameter": "1"}),
+    ):
+        pytest.fail("it started")
+    assert containers(engine) == before
+
+
+def test_an_image_that_is_not_to_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name, it is never replaced by a local mongod."""
+    monkeypatch.setenv("CREDIT_MONGO_TEST_IMAGE", "localhost:1/no-such-image:1")
+    assert image_to_use() == "localhost:1/no-such-image:1"
+    for call in (fetch_images, find_source, ContainerReplicaSet().__enter__):
+        with pytest.raises(StorageError, match="localhost:1/no-such-image:1"):
+            call()
+
+
+def test_no_engine_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, where Docker is not there."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
+    for call in (fetch_images, find_source, ContainerReplicaSet().__enter__):
+        with pytest.raises(StorageError, match="start a Docker engine"):
+            call()
