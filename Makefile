@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo example test faults mutants check bench soak format lint types clean
+.PHONY: demo example test docs faults mutants check bench soak format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
@@ -25,7 +25,12 @@ faults: $(VENV)/dev
 	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
 	$(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(TESTS)
 
-check: lint types test
+# Into site/; a link or an anchor that leads nowhere fails it.
+docs: $(VENV)/docs
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m tests.site_links site
+
+check: lint types docs test
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -49,7 +54,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +65,10 @@ $(VENV)/demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/bench: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable ".[bench]"
+	@touch $@
+
+$(VENV)/docs: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(BIN)/python
