@@ -138,6 +138,11 @@ class _Database:
         self.name = delegate.name
         self._codec_options = codec_options
 
+    @property
+    def codec_options(self) -> CodecOptions[Raw]:
+        """How its documents are read."""
+        return self._codec_options
+
     def with_options(
         self, codec_options: CodecOptions[Raw] | None = None, **_options: Any
     ) -> _Database:

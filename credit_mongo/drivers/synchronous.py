@@ -11,6 +11,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
+from bson.codec_options import CodecOptions
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -101,6 +103,12 @@ class AdaptedDatabase(_Adapted):
         """The database's name."""
         name: str = self.delegate.name
         return name
+
+    @property
+    def codec_options(self) -> CodecOptions[Any]:
+        """How its documents are read."""
+        options: CodecOptions[Any] = self.delegate.codec_options
+        return options
 
     def with_options(self, **options: Any) -> AdaptedDatabase:
         """The same database, read and written otherwise."""

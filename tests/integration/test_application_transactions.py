@@ -31,6 +31,7 @@ from credit_mongo import (
     IdempotencyConflictError,
     InsufficientCreditsError,
     InvalidRequestError,
+    RefundExceedsChargeError,
     StorageError,
     UserExistsError,
     UserNotFoundError,
@@ -195,6 +196,10 @@ async def test_several_operations_in_one_transaction_see_each_other(
         await books.refund(
             user, 4, action="post", transaction_id=charge.transaction_id, session=session
         )
+        with pytest.raises(RefundExceedsChargeError):
+            await books.refund(
+                user, 7, action="post", transaction_id=charge.transaction_id, session=session
+            )
         upgrade = await books.upgrade_tier(user, "premium", session=session)
         assert (upgrade.old_credits, upgrade.new_credits) == (29, 2000)
         assert (await books.charge(user, "post", session=session)).cost == 8
@@ -204,7 +209,7 @@ async def test_several_operations_in_one_transaction_see_each_other(
             await books.get_balance(user)
     seqs = [row.seq for row in await books.get_history(user)]
     assert seqs == [7, 6, 5, 4, 3, 2, 1]
-    assert await traces(shared, user) == counts(users=1, transactions=7, audit_logs=7)
+    assert await traces(shared, user) == counts(users=1, transactions=7, audit_logs=8)
 
 
 # Aborts

@@ -184,6 +184,11 @@ async def test_fifty_charges_with_one_key_are_one_charge_and_fifty_equal_results
     assert await count(database, "audit_logs", operation="charge") == 1
     assert await count(database, "idempotency_records") == 1
     await check_promises(database)
+    # Each caller's result is its own.
+    for number, result in enumerate(results):
+        assert result.metadata == {"from": "all"}
+        assert isinstance(result.metadata, dict)
+        result.metadata["from"] = number
 
 
 OTHER_REQUESTS: list[Call] = [

@@ -1,4 +1,4 @@
-"""What a read asks the servers for."""
+"""What reads and commits ask the servers for."""
 
 from __future__ import annotations
 
@@ -54,3 +54,38 @@ async def test_a_read_asks_for_the_state_after_the_latest_commit(
                 assert after is not None
                 assert after >= times.committed
             assert len(times.read_after) == 3
+
+
+class Commits(CommandListener):
+    """How each transaction was begun, and what its commit waited for."""
+
+    def __init__(self) -> None:
+        self.read_concerns: list[object] = []
+        self.write_concerns: list[object] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if "startTransaction" in event.command:
+            self.read_concerns.append(event.command["readConcern"]["level"])
+        if event.command_name == "commitTransaction":
+            self.write_concerns.append(event.command.get("writeConcern"))
+
+    def succeeded(self, event: object) -> None:
+        """Only what is asked for counts."""
+
+    def failed(self, event: object) -> None:
+        """Nothing fails here."""
+
+
+async def test_a_commit_waits_for_the_journals_of_a_majority(
+    replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """Whatever the application's client would ask for by itself."""
+    commits = Commits()
+    async with (
+        AsyncMongoClient[dict[str, Any]](replica_set_uri, event_listeners=[commits], w=1) as client,
+        CreditLedger(client[database.name], config) as ledger,
+    ):
+        await ledger.create_user("ann", credits=100)
+        await ledger.charge("ann", "generate-post")
+    assert commits.read_concerns == ["snapshot"] * 2
+    assert commits.write_concerns == [{"w": "majority", "j": True}] * 2

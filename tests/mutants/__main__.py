@@ -23,7 +23,10 @@ from credit_mongo.local import LocalReplicaSet
 from tests.mutants.planted import PLANTED, Bug
 
 ROOT: Final = Path(__file__).parents[2]
-PARTS: Final = ("credit_mongo", "tests", "scripts", "benchmarks", "README.md", "pyproject.toml")
+PARTS: Final = (
+    *("credit_mongo", "pytest_credit_mongo", "tests", "scripts", "examples", "benchmarks", "docs"),
+    *("README.md", "pyproject.toml"),
+)
 AT_ONCE: Final = 2
 # A bug may make a test wait for ever; the slowest file of tests needs half of this.
 LONGEST_SECONDS: Final = 400

@@ -24,6 +24,7 @@ SESSIONS: Final = "tests/integration/test_application_transactions.py"
 BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
 SECRECY: Final = "tests/integration/test_secrecy.py"
+READS: Final = "tests/integration/test_reads.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 
 
@@ -316,15 +317,6 @@ PLANTED: Final = (
         (SESSIONS, OPERATIONS),
     ),
     Bug(
-        "a swallowed duplicate key",
-        "engine/store.py",
-        '            code = errors[0]["code"]\n',
-        '            code = errors[0]["code"]\n'
-        "            if code == _DUPLICATE_KEY:\n"
-        "                return reply\n",
-        (OPERATIONS, CONCURRENCY),
-    ),
-    Bug(
         "an expired key is replayed",
         "engine/store.py",
         'd["_id"]: remembered_from(d) for d in documents if not is_past(d.get("expiresAt"), now)',
@@ -358,13 +350,6 @@ PLANTED: Final = (
         "                await self._store.write_refusal(refusal)\n",
         "                await self._store.write(books, loaded, session)\n",
         (SESSIONS,),
-    ),
-    Bug(
-        "a user that was not updated goes unnoticed",
-        "engine/store.py",
-        '            if reply["n"] != len(updates):\n',
-        '            if reply["n"] > len(updates):\n',
-        (OUTCOMES,),
     ),
     # Commit
     Bug(
@@ -428,14 +413,14 @@ PLANTED: Final = (
         "engine/store.py",
         'JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)',
         "JOURNALED_MAJORITY: Final = WriteConcern(1)",
-        (OPERATIONS, OUTCOMES, CONCURRENCY),
+        (READS,),
     ),
     Bug(
         "reads of what may be rolled back",
         "engine/store.py",
         'MAJORITY: Final = ReadConcern("majority")',
         'MAJORITY: Final = ReadConcern("local")',
-        (OPERATIONS, OUTCOMES, CONCURRENCY),
+        (READS,),
     ),
     Bug(
         "a conflict is a failure",
