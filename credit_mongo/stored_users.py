@@ -180,13 +180,17 @@ class StoredUsers:
             changed[self._created_at] = after.created_at
         return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}
 
-    def removal(self, document: Mapping[str, Any]) -> Raw | None:
-        """The update that takes the account from a document; None if nothing else would be left.
+    @property
+    def opened(self) -> Raw:
+        """The condition that a document has an account."""
+        return {"$or": [{self._credits: {"$ne": None}}, {self._seq: {"$ne": None}}]}
 
-        The two dates stay: they may well be the application's.
+    @property
+    def removal(self) -> Raw:
+        """The update that takes the account from a document of the application's.
+
+        The two dates stay: they may well be the application's, too.
         """
-        if not self.are_the_applications or document.keys() <= {"_id", *self.fields}:
-            return None
         gone = (self._credits, self._seq, self._tier, self._expires_at)
         return {"$unset": dict.fromkeys(gone, "")}
 

@@ -303,14 +303,16 @@ class _Erasing:
         """Whether there was one. A document that has other purposes stays without it."""
         users, collection = self._users, self._database[self._names.users]
         query = users.query_of(self._user_id)
-        document = await collection.find_one(query, session=session)
-        if document is None or (users.are_the_applications and users.is_unopened(document)):
+        # One command, for what is charged after a look would be a conflict, again and again.
+        if not users.are_the_applications:
+            return (await collection.delete_one(query, session=session)).deleted_count > 0
+        document = await collection.find_one_and_update(
+            {**query, **users.opened}, users.removal, session=session
+        )
+        if document is None:
             return False
-        removal = users.removal(document)
-        if removal is None:
+        if document.keys() <= {"_id", *users.fields}:
             await collection.delete_one(query, session=session)
-        else:
-            await collection.update_one(query, removal, session=session)
         return True
 
     async def _scope(self, session: AsyncClientSession) -> _Scope:

@@ -1505,7 +1505,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"ledger"}),
     frozenset({"__init__"}),
     frozenset({"local_keeper"}),
-    frozenset({"local", "testing"}),
+    frozenset({"local"}),
+    frozenset({"testing"}),
     frozenset({"cli", "integrations"}),
 )
 IMPORTED_BY_NOBODY = LAYERS[-1]
