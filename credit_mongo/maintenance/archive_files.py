@@ -127,7 +127,7 @@ class Files:
             await self._recover(manifest)
 
     def _make(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         # What is to be written can be: better known before anything is moved.
         probe = self._directory / f"{ObjectId()}.probe.bson.gz"
         probe.touch(mode=0o600)

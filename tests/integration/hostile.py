@@ -66,6 +66,7 @@ COMMANDS = (
     ("grant", "user", "5", "--action=support", "--idempotency-key=k"),
     ("refund", "user", "5", "--action=support", "--idempotency-key=k"),
     ("charge", "user", "talk", "--amount=5", "--idempotency-key=k"),
+    ("archive", "--older-than=6mo"),
     ("cleanup",),
     ("erase", "--user=user", "--requested-by=me", "--yes"),
     ("export", "--output=rows.csv"),
@@ -203,6 +204,16 @@ def of_records() -> Iterator[Case]:
         yield _asked("erase", f"--user={wrong}", "--requested-by=me", "--yes", names="user")
         yield _asked("erase", "--user=u", f"--requested-by={wrong}", "--yes", names="requested_by")
         yield _asked("export", f"--user={wrong}", "--output=rows.csv", names="user")
+    for age in ("", "6", "mo", "-6mo", "1.5y", "0x6d", "2999-01-01", "20250228", "1" * 500):
+        yield _asked("archive", f"--older-than={age}", names="older_than")
+    archive = ("archive", "--older-than=6mo")
+    for wrong in ("", "csv", "BSON"):
+        yield _asked(*archive, "--to=rows", f"--format={wrong}", names="format")
+        yield _asked(*archive, f"--only={wrong}", names="--only")
+    yield _asked(*archive, "--format=bson", names="--to")
+    for directory in ("/no/such/place", "/dev/null", "/proc", "/etc", "x" * 300, "a\x00b"):
+        yield _asked(*archive, f"--to={directory}", names="")
+    yield _asked("archive", names="--older-than")
     yield _asked("erase", "--user=u", "--yes", names="--requested-by")
     yield _asked("erase", "--requested-by=me", "--yes", names="--user")
     for grace in ("-1", "nan", "inf", "1e300", "", "soon", "--json"):

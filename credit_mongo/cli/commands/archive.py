@@ -81,7 +81,7 @@ def archive(
     options: dict[str, Any] = {
         "older_than": older_than,
         "directory": directory,
-        "file_format": file_format or "bson",
+        "file_format": "bson" if file_format is None else file_format,
         "kinds": "all" if only is None else _ONLY[only],
         "full_speed": full_speed,
         "dry_run": dry_run,
