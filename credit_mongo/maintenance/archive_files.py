@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -107,6 +108,10 @@ class Files:
         if self._format == "parquet":
             check_pyarrow()
         if not self._directory.exists():
+            parent = self._directory.absolute().parent
+            # Before anything is written anywhere.
+            if not parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
             return
         own = {str(manifest["_id"]) async for manifest in self._manifests.find(self._here())}
         for name in os.listdir(self._directory):  # noqa: PTH208 - names are all that is needed
