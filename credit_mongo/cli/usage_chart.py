@@ -43,12 +43,13 @@ _INCHES_A_ROW: Final = 0.27
 # Draws the box that stands for what is missing, for every character there is.
 _NO_FONT: Final = "Last Resort"
 
-# Above the line what was given, below it what was taken.
-_COMMON: Final = (
+# Each with a scale of its own: one month's grant may be a hundred days' charges.
+_TAKEN: Final = (("spent", "spent", "", _SPENT),)
+_GIVEN: Final = (
     ("granted", "granted", "", _GRANTED),
     ("refunded", "refunded", "", _REFUNDED),
-    ("spent", "", "spent", _SPENT),
 )
+# Above the line what was given, below it what was taken.
 _RARE: Final = (
     ("tier changes", "tier_changes_added", "tier_changes_taken", _TIERS),
     ("corrections", "corrections_added", "corrections_taken", _CORRECTIONS),
@@ -59,7 +60,7 @@ _RARE: Final = (
 def draw_over_time(usage: Usage) -> str:
     """What was granted and spent over time, as an SVG element without any text from outside."""
     with _style([]):
-        figure = Figure(figsize=(11, 3.6 + 1.6 * _has_rare(usage.totals)), layout=_layout())
+        figure = Figure(figsize=(11, 5 + 1.6 * _has_rare(usage.totals)), layout=_layout())
         _draw_over_time(figure, usage)
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -76,7 +77,7 @@ def draw_report(usage: Usage, database: str) -> bytes:
     grants = named(usage.granted_by_action, usage.granted_by_other_actions, OTHERS)
     lists = (actions, tiers, spenders, grants)
     with _style([database, *(each.name or "" for rows in lists for each in rows)]) as drawable:
-        top = 4.2 + 1.6 * _has_rare(usage.totals)
+        top = 5.6 + 1.6 * _has_rare(usage.totals)
         middle, bottom = (
             0.9 + _INCHES_A_ROW * max(len(left), len(right), 3)
             for left, right in ((actions, tiers), (spenders, grants))
@@ -134,14 +135,17 @@ def _has_rare(sums: Sums) -> bool:
 
 
 def _draw_over_time(figure: Any, usage: Usage) -> None:
-    if _has_rare(usage.totals):
-        panel, rare = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
-        _draw_bars(rare, usage, [kind for kind in _RARE if _happened(kind, usage.totals)])
-        rare.set_title("Tier changes and corrections", loc="left", fontsize=10)
-    else:
-        panel = figure.subplots(1, 1)
-    _draw_bars(panel, usage, _COMMON)
-    panel.set_title(f"Granted and spent by {usage.width}", loc="left", fontsize=11)
+    rare = [kind for kind in _RARE if _happened(kind, usage.totals)]
+    parts = [
+        (f"Spent by {usage.width}", _TAKEN, 1.2),
+        (f"Granted and refunded by {usage.width}", _GIVEN, 1.0),
+        *([("Tier changes and corrections", rare, 0.9)] if rare else []),
+    ]
+    ratios = [ratio for *_, ratio in parts]
+    panels = figure.subplots(len(parts), 1, sharex=True, height_ratios=ratios)
+    for panel, (title, kinds, _) in zip(panels, parts, strict=True):
+        _draw_bars(panel, usage, kinds)
+        panel.set_title(title, loc="left", fontsize=11)
 
 
 def _happened(kind: tuple[str, str, str, str], sums: Sums) -> bool:
@@ -177,7 +181,8 @@ def _draw_bars(panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, st
         panel.set_ylim(-1, 1)
         panel.set_yticks([0])
     panel.yaxis.set_major_formatter(lambda value, _: compact(abs(value)))
-    panel.set_ylabel(f"{UNIT}\ntaken ↓        given ↑", fontsize=9)
+    both = any(taken for _, _, taken, _ in kinds)
+    panel.set_ylabel(f"{UNIT}\ntaken ↓     given ↑" if both else UNIT, fontsize=9)
     panel.tick_params(labelsize=9)
     panel.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
     panel.set_axisbelow(True)
