@@ -67,7 +67,7 @@ ROOT = Path(__file__).parents[2]
 UTC = timezone.utc
 PLACES = ("collections", "bson", "parquet")
 # How many runs to each place are killed, spread over all commands; more go round again.
-KILLS: Final = int(os.environ.get("ARCHIVE_KILLS", "10"))
+KILLS: Final = int(os.environ.get("ARCHIVE_KILLS", "6"))
 
 
 def options(place: str, directory: Path, cut_off: datetime, **more: Any) -> dict[str, Any]:
