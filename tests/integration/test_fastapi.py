@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Annotated, Any
 
 import httpx
@@ -507,6 +508,21 @@ async def test_prices_come_from_dependencies(site: Site) -> None:
     assert (_code(wrong), wrong.json()["field"]) == ((422, "INVALID_REQUEST"), "variables.token")
     assert _code(await site.ask(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
     assert _code(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
+
+
+class Size(int, Enum):
+    """Prints as its name."""
+
+    LARGE = 5000
+
+
+@pytest.mark.parametrize("token", [Size.LARGE, 5000.0, Decimal("5E+3")])
+async def test_a_variable_is_the_number_that_it_is(site: Site, token: Decimal) -> None:
+    """However it prints: it is written down before the charge, and read for it."""
+    order = Order("ann", "ai-completion", "f", variables={"token": token}, key="k")
+    async with site.paid_requests.paid(order) as paid:
+        assert paid.cost == 15
+    assert await site.states() == ["completed"]
 
 
 def test_an_amount_goes_with_no_variables() -> None:
