@@ -51,7 +51,7 @@ Clock: TypeAlias = Callable[[], datetime]
 TakeMore: TypeAlias = Callable[[], Sequence[Request]]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
-# duplicate once. One that stays is a unique index of the application's.
+# duplicate once. One that stays is a document that is not found by its id (a collation's doing).
 _MOST_DUPLICATES: Final = 3
 # After a repeated request, those of others are more likely, and a batch is too dear to fail often.
 _KEYS_SECONDS: Final = 10.0

@@ -28,7 +28,7 @@ from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
 from credit_mongo.core.rules import Refusal
 from credit_mongo.engine.turns import Turn
-from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
@@ -46,6 +46,10 @@ JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)
 MAJORITY: Final = ReadConcern("majority")
 
 _DUPLICATE_KEY: Final = 11000
+_IN_THE_WAY: Final = (
+    "the unique index on {} of the collection {!r} has these values already (a field that is "
+    "missing counts as null); nothing was written"
+)
 _LARGEST_REPLY: Final = 100_000
 _TURN: Final = "turn"
 _WAIT_MILLISECONDS: Final = 40
@@ -350,6 +354,9 @@ class Store:
             # The server's own text would quote the document's values.
             code = errors[0]["code"]
             if code == _DUPLICATE_KEY:
+                fields = ", ".join(errors[0].get("keyPattern", ["_id"]))
+                if fields != "_id":
+                    raise StorageError(_IN_THE_WAY.format(fields, next(iter(command.values()))))
                 raise DuplicateKeyError("the server has a document with this key", code)
             raise WriteError("the server refused a document", code)
         return reply
