@@ -754,18 +754,26 @@ async def test_a_run_that_has_ended_meanwhile_is_not_settled(
 
 
 @pytest.mark.parametrize("by_hand", [4, 10])
-async def test_what_was_refunded_by_hand_is_not_refunded_again(site: Site, by_hand: int) -> None:
-    """Only what the charge still holds."""
+@pytest.mark.parametrize("key", [None, "refund:{}"])
+async def test_what_was_refunded_by_hand_is_not_refunded_again(
+    site: Site, by_hand: int, key: str | None
+) -> None:
+    """Only what the charge still holds, also if our key for it was the application's as well."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.refund(
-            "ann", by_hand, action="support", transaction_id=paid.transaction_id
+            "ann",
+            by_hand,
+            action="support",
+            transaction_id=paid.transaction_id,
+            idempotency_key=key and key.format(paid.transaction_id),
         )
         raise HTTPException(502)
 
     site.work = fails
     assert (await site.ask()).status_code == 502
     assert sum(await site.charges()) == 0
+    assert await site.states() == ["released"]
 
 
 async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:

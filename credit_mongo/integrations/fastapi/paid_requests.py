@@ -325,6 +325,8 @@ class PaidRequests:
             except RefundExceedsChargeError as error:
                 # Somebody has refunded a part by hand.
                 key, amount = f"{key}:{error.refundable}", error.refundable
+            except IdempotencyConflictError:
+                key = f"{key}:request"  # the application's own refund of a part has that one
             except (UserNotFoundError, TransactionNotFoundError):
                 return  # the user was erased
             else:
