@@ -1,0 +1,136 @@
+"""An application that has users already, for the tests of accounts on their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from uuid import uuid4
+
+from bson import Binary, ObjectId
+from bson.binary import UuidRepresentation
+
+from credit_mongo import (
+    CollectionNames,
+    CreditConfig,
+    CreditLedger,
+    UserMapping,
+)
+from credit_mongo.maintenance.verify import verify
+from credit_mongo.stored_users import StoredUsers
+from tests.integration.promises import Database, Row, rows
+from tests.integration.test_operations import (
+    Clock,
+    one,
+    prices,
+)
+
+FIELDS: Row = {
+    "credits": "tokenBalance",
+    "seq": "tokenEntries",
+    "membership_tier": "plan",
+    "membership_expires_at": "planEnds",
+    "updated_at": "tokensChanged",
+}
+MAPPED = frozenset({"tokenBalance", "tokenEntries", "plan", "planEnds", "tokensChanged"})
+NAMES = CollectionNames(users="people")
+SIGNED_UP = datetime(2020, 2, 2, tzinfo=timezone.utc)
+PROFILE: Row = {
+    "email": "ann@example.org",
+    "credits": "not the ledger's",
+    "membershipTier": 7,
+    "seq": 0.5,
+    "nested": {"tokenBalance": 9, "$set": 1},
+    "createdAt": SIGNED_UP,
+    "updatedAt": "yesterday",
+}
+UUIDS = {
+    "uuid": UuidRepresentation.STANDARD,
+    "uuid, as the client leaves it open": UuidRepresentation.UNSPECIFIED,
+    "uuid of old": UuidRepresentation.PYTHON_LEGACY,
+}
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application with people of its own."""
+
+    database: Database
+    config: CreditConfig
+    clock: Clock
+    new_id: Callable[[], tuple[str, Any]]
+    """Another id, as the API has it and as it is stored."""
+
+    @property
+    def users(self) -> UserMapping:
+        """Its mapping."""
+        assert self.config.users is not None
+        return self.config.users
+
+    @property
+    def where(self) -> Row:
+        """For the jobs."""
+        return {"collections": NAMES, "users": self.users}
+
+    def ledger(self) -> CreditLedger:
+        """On its people."""
+        return CreditLedger(self.database, self.config, clock=self.clock)
+
+    async def add_person(self, **fields: Any) -> tuple[str, Any]:
+        """One without an account."""
+        user_id, stored = self.new_id()
+        await self.database.command(
+            {
+                "insert": "people",
+                "documents": [{"_id": stored, **PROFILE, **fields}],
+                "bypassDocumentValidation": True,
+            }
+        )
+        return user_id, stored
+
+    async def forget(self, user_id: str, stored: Any) -> None:
+        """Others are to find nothing wrong."""
+        await self.database["people"].delete_one({"_id": stored})
+        for collection in ("transactions", "audit_logs", "idempotency_records"):
+            await self.database[collection].delete_many({"userId": user_id})
+
+    async def person(self, stored: Any) -> Row:
+        """As it is stored, without its id."""
+        found = await one(self.database, "people", _id=stored)
+        del found["_id"]
+        return found
+
+
+def new_id_of(id_type: str) -> Callable[[], tuple[str, Any]]:
+    def new_id() -> tuple[str, Any]:
+        if id_type == "string":
+            text = f"person-{uuid4().hex[:12]}"
+            return text, text
+        if id_type == "objectId":
+            object_id = ObjectId()
+            return str(object_id), object_id
+        identifier = uuid4()
+        representation = UUIDS[id_type] or UuidRepresentation.STANDARD
+        return str(identifier), Binary.from_uuid(identifier, representation)
+
+    return new_id
+
+
+def mapped(id_type: str) -> CreditConfig:
+    """The prices of the operations' tests, for people."""
+    users = {"id_type": "uuid" if id_type in UUIDS else id_type, **FIELDS}
+    return prices(collections=NAMES, users=users)
+
+
+async def check_books(application: Application) -> None:
+    """All that a verification looks at, and the sums by hand."""
+    found = await verify(application.database, **application.where, key_ttl_seconds=100)
+    assert found.findings == ()
+    reader = StoredUsers.of(application.users, application.database)
+    for person in await rows(application.database, "people"):
+        if "tokenBalance" in person:
+            user_id = reader.user_id_of(person)
+            chain = await rows(application.database, "transactions", userId=user_id)
+            assert person["tokenBalance"] == sum(row["amount"] for row in chain)
+            assert sorted(row["seq"] for row in chain) == [*range(1, person["tokenEntries"] + 1)]
