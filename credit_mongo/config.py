@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -330,7 +330,9 @@ class Settings(BaseSettings):
     """Where the database is: MONGODB_URI and MONGODB_DATABASE of the environment."""
 
     # By these names alone: URI and DATABASE of an environment are somebody else's.
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     uri: str = Field(
         default="mongodb://127.0.0.1:27017/?replicaSet=rs0",
