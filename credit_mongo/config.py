@@ -211,7 +211,8 @@ class CollectionNames(Part):
     ``turns`` has no data, only the document by which processes that write the same users take
     turns. It comes into being when they meet, as those below do when a job has something to keep:
     archived rows, what went where (``archive_manifests``), where a user's history goes on from
-    (``archive_borders``), and how much of whom was erased (``erasures``).
+    (``archive_borders``), and how much of whom was erased (``erasures``). ``paid_requests`` is that
+    of `credit_mongo.integrations.fastapi`.
     """
 
     users: _CollectionName = "users"
@@ -229,6 +230,7 @@ class CollectionNames(Part):
     archive_manifests: _CollectionName = "archive_manifests"
     archive_borders: _CollectionName = "archive_borders"
     erasures: _CollectionName = "erasures"
+    paid_requests: _CollectionName = "paid_requests"
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:
