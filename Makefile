@@ -46,8 +46,15 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# It asks the first python on PATH where packages are, and does not see those that are editable.
+PUBLIC_TYPES = PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/tests/typing" \
+	basedpyright --ignoreexternal --verifytypes
+
+# Inside, and what those see who install it: each public name has a type that is told in full.
 types: $(VENV)/dev
 	$(BIN)/mypy
+	$(PUBLIC_TYPES) credit_mongo
+	$(PUBLIC_TYPES) pytest_credit_mongo
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

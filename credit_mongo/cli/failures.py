@@ -23,7 +23,13 @@ FOUND: Final = 1
 NOT_DONE: Final = 2
 INTERRUPTED: Final = 130
 
-EXPECTED: Final = (CreditError, PyMongoError, TyperException, OSError, asyncio.TimeoutError)
+EXPECTED: Final[tuple[type[Exception], ...]] = (
+    CreditError,
+    PyMongoError,
+    TyperException,
+    OSError,
+    asyncio.TimeoutError,
+)
 """What is explained in one line. Anything else is a bug, and shows where."""
 
 _UNAUTHORIZED: Final = 13

@@ -46,8 +46,8 @@ class Left:
     """The users who were left alone, from some row on, and why; the first ones by name."""
 
     def __init__(self) -> None:
-        self.total = 0
-        self.broken = 0
+        self.total: int = 0
+        self.broken: int = 0
         """Of them, those whose books a verification has something to say about."""
         self.named: list[tuple[str, str]] = []
 
@@ -122,7 +122,7 @@ class Transactions(Kind):
     """Transactions go in the order of their chain, up to the first that does not follow."""
 
     name = "transactions"
-    index = Index("seq")
+    index: Index = Index("seq")
 
     @property
     def collection(self) -> str:  # type: ignore[override]
@@ -165,7 +165,7 @@ class AuditLogs(Kind):
     """Audit rows follow their transactions: to files only if those are in files as well."""
 
     name = "auditLogs"
-    index = Index("_id")
+    index: Index = Index("_id")
 
     @property
     def collection(self) -> str:  # type: ignore[override]

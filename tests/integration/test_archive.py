@@ -87,6 +87,7 @@ async def dump(database: Database) -> dict[str, list[Row]]:
 # --- What goes where ------------------------------------------------------------------------------
 
 
+@pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("place", PLACES)
 async def test_what_is_old_moves_and_nothing_else(
     database: Database, tmp_path: Path, place: str
@@ -360,6 +361,7 @@ async def test_a_border_that_cannot_be_read_keeps_its_user(database: Database) -
 # --- What still works -----------------------------------------------------------------------------
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_archived_charges_are_refunded_up_to_their_cap(database: Database) -> None:
     """Counting refunds that are archived, and those that are not."""
     books = await open_books(database)
@@ -448,6 +450,7 @@ async def test_history_and_audit_log_read_on_in_the_archive(database: Database, 
     assert await books.ledger.get_history("user-0", end_date=moments[1]) != history
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_reads_of_the_archive_in_an_applications_transaction(
     database: Database, client: Client
 ) -> None:
@@ -776,6 +779,7 @@ async def test_a_run_that_was_silent_can_not_move_any_more(
     await check_whole(database, before)
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_cancelled_it_leaves_nothing_open(client: Client, database: Database) -> None:
     """Ctrl-C: the lease is free at once."""
     books = await open_books(database)
