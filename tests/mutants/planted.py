@@ -513,8 +513,8 @@ PLANTED: Final = (
     Bug(
         "a page ends one row early",
         "history.py",
-        "limit=query.limit + 1,",
-        "limit=query.limit,",
+        "limit=query.limit + 1 - found,",
+        "limit=query.limit - found,",
         (OPERATIONS,),
     ),
     Bug(
