@@ -43,7 +43,8 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH)
 
 soak: $(VENV)/dev
-	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) \
+	$(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
 
 # Plants bugs, one at a time, and sees whether the tests find them.
 mutants: $(VENV)/dev
