@@ -54,6 +54,9 @@ def explain(error: BaseException) -> str:
             "Is the URI right, and does each mongod run with --replSet, once initiated? "
             "For development: python -m credit_mongo.local"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        # Without its number.
+        return _in_one_line(f"{error.filename}: {error.strerror}")
     return _in_one_line(str(error) or type(error).__name__)
 
 

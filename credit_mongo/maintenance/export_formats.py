@@ -15,12 +15,17 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-import orjson
 from bson import ObjectId, json_util
 from bson.datetime_ms import DatetimeMS
 
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.extras import missing
 from credit_mongo.rows import Raw
+
+try:
+    import orjson
+except ModuleNotFoundError as error:
+    raise missing(error, "cli") from None
 
 __all__ = ["COLUMNS", "FORMATS", "Encoder", "Format", "Write", "encoder_of"]
 
