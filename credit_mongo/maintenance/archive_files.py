@@ -190,7 +190,12 @@ class Files:
         return replace(file, name=target.name, bytes=target.stat().st_size, complete=True)
 
     async def copy(
-        self, lane: Lane, kind: str, rows: Sequence[RawBSONDocument], session: AsyncClientSession
+        self,
+        lane: Lane,
+        kind: str,
+        rows: Sequence[RawBSONDocument],
+        ids: Sequence[Any],  # noqa: ARG002 - a file has them in its rows
+        session: AsyncClientSession,
     ) -> list[Raw]:
         data = b"".join(row.raw for row in rows)
         async with self._lock:

@@ -50,9 +50,16 @@ class ArchivePlace(Protocol):
         """Make it ready, and complete what an interrupted run has left there."""
 
     async def copy(
-        self, lane: Lane, kind: str, rows: Sequence[RawBSONDocument], session: AsyncClientSession
+        self,
+        lane: Lane,
+        kind: str,
+        rows: Sequence[RawBSONDocument],
+        ids: Sequence[Any],
+        session: AsyncClientSession,
     ) -> Sequence[Raw] | None:
         """Write rows and read them back; what the manifest is to say of the files, if there are.
+
+        ``ids`` are theirs: to take one from a raw row would decode all of it.
 
         Raises ArchiveCopyError and OSError.
         """
@@ -108,6 +115,7 @@ class Collections:
         lane: Lane,  # noqa: ARG002 - all lanes write to the same collections
         kind: str,
         rows: Sequence[RawBSONDocument],
+        ids: Sequence[Any],
         session: AsyncClientSession,
     ) -> None:
         collection = self._of[kind]
@@ -116,9 +124,8 @@ class Collections:
         )
         if errors := reply.get("writeErrors"):
             raise StorageError(f"{collection} refuses a row (code {errors[0]['code']})")
-        ids = [row["_id"] for row in rows]
         found = await in_session(
-            self._database, collection, {"_id": {"$in": ids}}, session, limit=len(ids) + 1
+            self._database, collection, {"_id": {"$in": list(ids)}}, session, limit=len(ids) + 1
         )
         # Parts of a large answer are memory views, which have no order.
         if sorted(bytes(row.raw) for row in found) != sorted(bytes(row.raw) for row in rows):
