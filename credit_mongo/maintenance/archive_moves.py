@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from bson import decode_all
 from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -68,7 +67,7 @@ NO_SEQ: Final = "has no seq"
 class _Batch:
     """What a transaction moves."""
 
-    rows: list[RawBSONDocument] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
     amount: int = 0
     borders: list[Border] = field(default_factory=list)
     is_new: list[bool] = field(default_factory=list)
@@ -307,9 +306,9 @@ class _Move:
         )
         if not rows:
             return _Batch()
-        more = len(rows) > self._most_rows or sum(len(row.raw) for row in rows) >= _MOST_BYTES
+        more = len(rows) > self._most_rows or sum(map(len, rows)) >= _MOST_BYTES
         del rows[self._most_rows :]
-        read = decode_all(b"".join(row.raw for row in rows), NAIVE)
+        read = decode_all(b"".join(rows), NAIVE)
         chosen, batch = await kind.choose(read, self._place, session)
         batch.more = more
         batch.last = (read[-1]["userId"], read[-1]["createdAt"])
@@ -342,7 +341,7 @@ class _Move:
             # They were read in this very transaction.
             raise StorageError(f"{reply['n']} of {len(ids)} rows were there to delete")
         await self._write_borders(batch, session)
-        moved = Moved(kind.name, len(ids), batch.amount, [row.raw for row in batch.rows])
+        moved = Moved(kind.name, len(ids), batch.amount, batch.rows)
         return await self._lane.record(moved, files, session)
 
     async def _write_borders(self, batch: _Batch, session: AsyncClientSession) -> None:

@@ -47,6 +47,7 @@ UTC = timezone.utc
 # --- What goes where ------------------------------------------------------------------------------
 
 
+@pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("place", PLACES)
 async def test_what_is_old_moves_and_nothing_else(
     database: Database, tmp_path: Path, place: str
