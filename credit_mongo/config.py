@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -211,7 +211,8 @@ class CollectionNames(Part):
     ``turns`` has no data, only the document by which processes that write the same users take
     turns. It comes into being when they meet, as those below do when a job has something to keep:
     archived rows, what went where (``archive_manifests``), where a user's history goes on from
-    (``archive_borders``), and how much of whom was erased (``erasures``).
+    (``archive_borders``), and how much of whom was erased (``erasures``). ``paid_requests`` is that
+    of `credit_mongo.integrations.fastapi`.
     """
 
     users: _CollectionName = "users"
@@ -229,6 +230,7 @@ class CollectionNames(Part):
     archive_manifests: _CollectionName = "archive_manifests"
     archive_borders: _CollectionName = "archive_borders"
     erasures: _CollectionName = "erasures"
+    paid_requests: _CollectionName = "paid_requests"
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:
@@ -330,7 +332,9 @@ class Settings(BaseSettings):
     """Where the database is: MONGODB_URI and MONGODB_DATABASE of the environment."""
 
     # By these names alone: URI and DATABASE of an environment are somebody else's.
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     uri: str = Field(
         default="mongodb://127.0.0.1:27017/?replicaSet=rs0",

@@ -36,7 +36,7 @@ _WHOLE_NUMBER: Final = ["int", "long"]
 
 
 class _Common(BaseModel):
-    model_config = ConfigDict(populate_by_name=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
 
     # A $jsonSchema that the server checks. Only the users have one: applications write to them as
     # well, and it costs nothing that can be measured. Those of the other three took 4 to
@@ -91,7 +91,7 @@ class CreditAccount(BaseModel):
     and are left out of ``model_dump``, too.
     """
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
 
     credits: int | None = _the_ledgers()
     seq: int | None = _the_ledgers()

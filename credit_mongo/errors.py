@@ -171,7 +171,7 @@ class MissingVariableError(CreditError):
         super().__init__(f"the formula {formula!r} needs the variable {missing_variable!r}")
         self.formula = formula
         self.missing_variable = missing_variable
-        self.provided_variables = tuple(provided_variables)
+        self.provided_variables: tuple[str, ...] = tuple(provided_variables)
 
 
 class FormulaEvaluationError(CreditError):
@@ -182,7 +182,7 @@ class FormulaEvaluationError(CreditError):
     def __init__(self, formula: str, variables: Mapping[str, Any], cause: str) -> None:
         super().__init__(f"the formula {formula!r} has no value: {cause}")
         self.formula = formula
-        self.variables = dict(variables)
+        self.variables: dict[str, Any] = dict(variables)
         self.cause = cause
 
 

@@ -102,9 +102,9 @@ class Member:
     """
 
     def __init__(self, directory: Path, port: int | None, kept: bool, command: list[str]) -> None:
-        self.directory = directory
-        self.port = port or _free_port()
-        self.pid = 0
+        self.directory: Path = directory
+        self.port: int = port or _free_port()
+        self.pid: int = 0
         self._port_attempts = 1 if port else _PORT_ATTEMPTS
         self._kept = "kept" if kept else ""
         self._command = command

@@ -33,7 +33,7 @@ class Page(Sequence[Row], Generic[Row]):
 
     def __init__(self, rows: Sequence[Row], next_cursor: str | None) -> None:
         self._rows = tuple(rows)
-        self.next_cursor = next_cursor
+        self.next_cursor: str | None = next_cursor
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -79,10 +79,10 @@ class PageQuery:
         start_date: object,
         end_date: object,
     ) -> None:
-        self.user_id = check_identifier("user_id", user_id)
-        self.limit = _check_count("limit", limit, 1, LARGEST_LIMIT)
-        self.skip = _check_count("offset", offset, 0, LARGEST_OFFSET)
-        self.tie_breaker = tie_breaker
+        self.user_id: str = check_identifier("user_id", user_id)
+        self.limit: int = _check_count("limit", limit, 1, LARGEST_LIMIT)
+        self.skip: int = _check_count("offset", offset, 0, LARGEST_OFFSET)
+        self.tie_breaker: str = tie_breaker
         self.moment: datetime | None = None
         self._belongs_to = hashlib.blake2b(
             f"{kind}\0{self.user_id}".encode(), digest_size=6

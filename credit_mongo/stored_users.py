@@ -28,9 +28,10 @@ class StoredUsers:
     """Reads and writes users' documents by the names of a mapping, and by the type of their ids."""
 
     def __init__(self, mapping: UserMapping | None, representation: int) -> None:
-        self.are_the_applications = mapping is not None
+        self.are_the_applications: bool = mapping is not None
         """Whether the documents have other purposes, and stay when an account is erased."""
-        self.names = names = mapping or UserMapping()
+        names = mapping or UserMapping()
+        self.names: UserMapping = names
         self.fields: Final = dict.fromkeys(names.model_dump(exclude={"id_type"}).values(), 1)
         """For a projection."""
         self.book_fields: Final = {names.credits: 1, names.seq: 1}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,9 @@ from pathlib import Path
 from credit_mongo.errors import StorageError
 from credit_mongo.local import find_mongod
 
+# What is in Docker's names; of their order its engine is the judge.
+_TAG = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]{0,254}", re.ASCII)
+
 
 def _libraries(program: Path) -> list[Path]:
     """The files that ``ldd`` names, the loader among them."""
@@ -31,8 +35,7 @@ def _libraries(program: Path) -> list[Path]:
         ["ldd", str(program)],  # noqa: S607
         check=True,
         capture_output=True,
-        text=True,
-    ).stdout
+    ).stdout.decode(errors="surrogateescape")
     if missing := re.findall(r"(\S+) => not found", shown):
         raise StorageError(f"{program} needs {', '.join(missing)}, which this machine has not")
     return [Path(name) for name in re.findall(r"(/\S+) \(0x", shown)]
@@ -57,22 +60,31 @@ def build(tag: str) -> Path:
     Raises StorageError if there is no mongod, or no Docker engine takes the image.
     """
     program = find_mongod()
+    if shutil.which("docker") is None:
+        raise StorageError("there is no docker command on PATH: install Docker, or docker.io")
     command = ["docker", "import", "--change", "ENV PATH=/usr/bin", "-", tag]
     try:
         subprocess.run(  # noqa: S603 - no shell
             command, input=_root_file_system(program), check=True, capture_output=True
         )
     except subprocess.CalledProcessError as error:
-        raise StorageError(f"{error.cmd[0]} failed: {error.stderr!r}") from error
+        said = " ".join(error.stderr.decode(errors="backslashreplace").split())
+        raise StorageError(f"{error.cmd[0]} failed: {said}") from error
     except OSError as error:
         raise StorageError(f"the image can't be built: {error}") from error
     return program
 
 
+def _tag(text: str) -> str:
+    if not _TAG.fullmatch(text):
+        raise argparse.ArgumentTypeError("must be a name for an image, say credit-mongo-test:1")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build it, say so, and return the exit code."""
     parser = argparse.ArgumentParser(description="Build a Docker image from the local mongod.")
-    parser.add_argument("--tag", default="credit-mongo-test", help="its name")
+    parser.add_argument("--tag", type=_tag, default="credit-mongo-test", help="its name")
     tag = parser.parse_args(arguments).tag
     try:
         program = build(tag)

@@ -23,7 +23,9 @@ __all__ = ["app", "run"]
 # In this order in the overview; a command that names none is for maintenance.
 _PANELS: Final = ("Accounts", "Records", "Maintenance")
 
-app = typer.Typer(name="credit-mongo", add_completion=False, pretty_exceptions_enable=False)
+app: Final[typer.Typer] = typer.Typer(
+    name="credit-mongo", add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @app.callback()

@@ -23,7 +23,13 @@ FOUND: Final = 1
 NOT_DONE: Final = 2
 INTERRUPTED: Final = 130
 
-EXPECTED: Final = (CreditError, PyMongoError, TyperException, OSError, asyncio.TimeoutError)
+EXPECTED: Final[tuple[type[Exception], ...]] = (
+    CreditError,
+    PyMongoError,
+    TyperException,
+    OSError,
+    asyncio.TimeoutError,
+)
 """What is explained in one line. Anything else is a bug, and shows where."""
 
 _UNAUTHORIZED: Final = 13
@@ -69,7 +75,8 @@ def _explain_usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "credit-mongo"
     # It quotes what it was given, which may be an URI in the wrong place.
-    message = re.sub(r"\S*@", "…@", re.sub(r"://.*", "://…", error.format_message()))
+    # Each word is looked at once, from its beginning: one may be as long as a command line.
+    message = re.sub(r"(?<!\S)\S*@", "…@", re.sub(r"://.*", "://…", error.format_message()))
     return _in_one_line(f"{message.rstrip('. ')}; see {program} --help")
 
 

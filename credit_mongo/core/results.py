@@ -173,8 +173,8 @@ class AuditLog:
 class Erasure:
     """How many rows of each kind went with a user; ``erasure_id`` is that of the record of it.
 
-    ``transactions_in_files`` have not gone: they were archived to files, which nothing here can
-    reach. Whoever keeps those has to see to them.
+    ``paid_requests`` are of the FastAPI integration. ``transactions_in_files`` have not gone: they
+    were archived to files, which nothing here can reach. Whoever keeps those has to see to them.
     """
 
     erasure_id: str
@@ -186,4 +186,5 @@ class Erasure:
     archived_transactions: int
     archived_audit_logs: int
     transactions_in_files: int
+    paid_requests: int
     erased_at: datetime

@@ -148,9 +148,18 @@ class _Collection(_Adapted):
     )
     _give_cursors = frozenset({"aggregate", "list_indexes"})
 
+    def with_options(self, **options: Any) -> _Collection:
+        """The same collection, read and written otherwise."""
+        return _Collection(self.delegate.with_options(**options), self._run)
+
     def find(self, *arguments: Any, **options: Any) -> _Cursor:
         """A cursor; nothing is sent for that."""
         return _Cursor(self.delegate.find(*arguments, **_unwrapped(options)), self._run)
+
+    def find_raw_batches(self, *arguments: Any, **options: Any) -> _Cursor:
+        """The same; each of its rows is a batch of BSON as the server sent it."""
+        found = self.delegate.find_raw_batches(*arguments, **_unwrapped(options))
+        return _Cursor(found, self._run)
 
 
 class _Cursor(_Adapted):

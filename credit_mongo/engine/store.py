@@ -42,8 +42,8 @@ from credit_mongo.stored_users import StoredUsers
 
 __all__ = ["JOURNALED_MAJORITY", "MAJORITY", "Store", "Witness"]
 
-JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)
-MAJORITY: Final = ReadConcern("majority")
+JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)
+MAJORITY: Final[ReadConcern] = ReadConcern("majority")
 
 _DUPLICATE_KEY: Final = 11000
 _IN_THE_WAY: Final = (

@@ -125,7 +125,7 @@ class Moved:
     kind: str
     count: int
     amount: int
-    rows: Sequence[bytes | memoryview]
+    rows: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class Lane:
     def __init__(self, database: AsyncDatabase[Raw], manifests: str, manifest_id: ObjectId) -> None:
         self._manifests = database[manifests]
         self.manifest_id = manifest_id
-        self.tallies = {"transactions": Tally(), "auditLogs": Tally()}
+        self.tallies: dict[str, Tally] = {"transactions": Tally(), "auditLogs": Tally()}
         self._batches = 0
 
     async def begin(self, facts: Raw) -> None:

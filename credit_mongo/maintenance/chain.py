@@ -33,12 +33,13 @@ class Chain:
         self._user = user
         self._key_ttl = key_ttl
         self._tell_finding = tell
-        self.seq = self.sum = 0
+        self.seq: int = 0
+        self.sum: int = 0
         self._balance: int | None = 0
         self._moment: datetime | None = None
         self._keys: dict[str, datetime] = {}
         self._earlier_keys: dict[str, datetime] = {}
-        self.rows = 0
+        self.rows: int = 0
 
     def _tell(self, code: Code, row: Raw | None = None, **facts: Any) -> None:
         if row is not None:

@@ -24,7 +24,6 @@ from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import ReturnDocument
-from pymongo.errors import OperationFailure
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
@@ -33,21 +32,21 @@ from credit_mongo.core.results import Erasure
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
-from credit_mongo.maintenance.archive_borders import NO_BORDER, border_from
+from credit_mongo.maintenance.archive_borders import NO_BORDER, border_or_none
+from credit_mongo.maintenance.erasures import place_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
-__all__ = ["OnProgress", "erase_user", "is_being_erased"]
+__all__ = ["OnProgress", "erase_user"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of rows that have gone, and about how many there were."""
 
 # With their audit rows and records, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 300
-_AUDIT_LOGS: Final = 1000
-_UNAUTHORIZED: Final = 13
+_BATCH: Final = 1000
 _NEVER: Final = datetime(1, 1, 1, tzinfo=timezone.utc)
 _COUNTS: Final = {
     "users": "users",
@@ -57,6 +56,7 @@ _COUNTS: Final = {
     "archivedTransactions": "archived_transactions",
     "archivedAuditLogs": "archived_audit_logs",
     "transactionsInFiles": "transactions_in_files",
+    "paidRequests": "paid_requests",
 }
 """What is counted, as the record has it and as the result has it."""
 _ROWS: Final = ("transactions", "auditLogs", "archivedTransactions", "archivedAuditLogs")
@@ -101,35 +101,9 @@ async def erase_user(
             return await erasing.run(steps, total)
 
 
-async def is_being_erased(
-    database: AsyncDatabase[Any],
-    names: CollectionNames,
-    user_id: str,
-    session: AsyncClientSession | None = None,
-) -> bool:
-    """Whether an erasure of the user has begun and has not come to its end.
-
-    For a database role that may not know, nobody is being erased.
-    """
-    place, erasures = {"_id": _place_of(user_id)}, database[names.erasures]
-    try:
-        return await erasures.find_one(place, {"_id": 1}, session=session) is not None
-    except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
-            raise
-        return False
-
-
-def _place_of(user_id: str) -> Raw:
-    return {"erasing": user_id}
-
-
 def _in_files(border: Raw | None) -> int:
     """How many of a user's transactions were archived to files, where nothing here reaches them."""
-    try:
-        found = NO_BORDER if border is None else border_from(border)
-    except (KeyError, TypeError, ValueError):
-        return 0
+    found = (None if border is None else border_or_none(border)) or NO_BORDER
     return sum(
         segment.seq - found.opening_of(segment)[0]
         for segment in found.segments
@@ -173,7 +147,7 @@ class _Erasing:
         self._names = names
         self._users = users
         self._user_id = user_id
-        self._place = {"_id": _place_of(user_id)}
+        self._place = {"_id": place_of(user_id)}
         self._requested_by = requested_by
         self._clock = clock
         self._on_progress = on_progress
@@ -208,6 +182,8 @@ class _Erasing:
                 for some in (self._erase_transactions, self._erase_audit_logs):
                     while record := await steps.take(partial(some, history)):
                         self._tell(record, total)
+            while await steps.take(self._erase_paid_requests):
+                pass
             closed = await steps.take(self._end)
         return closed
 
@@ -238,6 +214,9 @@ class _Erasing:
                 "$set": {
                     "until": await self._newest("transactions", session),
                     "auditsUntil": await self._newest("audit_logs", session),
+                    "requestsUntil": await self._newest_in(
+                        names.paid_requests, "startedAt", session
+                    ),
                 },
                 "$setOnInsert": {
                     "erasure": self._id,
@@ -256,14 +235,15 @@ class _Erasing:
     async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
         """Some audit rows that have no transaction: those of refused attempts."""
         scope = await self._scope(session)
-        audit_logs = self._database[history.audit_logs]
         query = {"userId": self._user_id, **scope.audit_logs}
-        found = audit_logs.find(query, {"_id": 1}, session=session, limit=_AUDIT_LOGS)
-        ids = [row["_id"] for row in await found.to_list(None)]
-        if not ids:
-            return {}
-        deleted = await audit_logs.delete_many({"_id": {"$in": ids}}, session=session)
-        return await self._keep({history.audits_counted: deleted.deleted_count}, session)
+        return await self._erase_batch(history.audit_logs, query, history.audits_counted, session)
+
+    async def _erase_paid_requests(self, session: AsyncClientSession) -> Raw:
+        """Some of what the FastAPI integration keeps; nothing of what was asked for since."""
+        begun = await self._database[self._names.erasures].find_one(self._place, session=session)
+        asked = {"$lte": (begun or {}).get("requestsUntil") or _NEVER}
+        query, collection = {"userId": self._user_id, "startedAt": asked}, self._names.paid_requests
+        return await self._erase_batch(collection, query, "paidRequests", session)
 
     async def _end(self, session: AsyncClientSession) -> Erasure | None:
         """Leave a record that tells nobody's name; None if there still are rows."""
@@ -347,16 +327,22 @@ class _Erasing:
         self, kind: str, session: AsyncClientSession, **query: Any
     ) -> datetime | None:
         """When the newest of these rows was made that are left."""
-        moments = []
-        for history in self._histories:
-            found = await self._database[getattr(history, kind)].find_one(
-                {"userId": self._user_id, "createdAt": {"$type": "date"}, **query},
-                {"createdAt": 1},
-                sort=[("createdAt", -1)],
-                session=session,
-            )
-            moments += [] if found is None else [found["createdAt"]]
-        return max(moments, default=None)
+        moments = [
+            await self._newest_in(getattr(history, kind), "createdAt", session, **query)
+            for history in self._histories
+        ]
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    async def _newest_in(
+        self, collection: str, field: str, session: AsyncClientSession, **query: Any
+    ) -> datetime | None:
+        found: Raw | None = await self._database[collection].find_one(
+            {"userId": self._user_id, field: {"$type": "date"}, **query},
+            {field: 1},
+            sort=[(field, -1)],
+            session=session,
+        )
+        return None if found is None else found[field]
 
     async def _erase_some(
         self, history: _History, older: Raw, session: AsyncClientSession
@@ -387,6 +373,17 @@ class _Erasing:
             deleted = await database[collection].delete_many(query, session=session)
             counts[name] = deleted.deleted_count
         return counts
+
+    async def _erase_batch(
+        self, collection: str, query: Raw, counted: str, session: AsyncClientSession
+    ) -> Raw:
+        rows = self._database[collection]
+        found = rows.find(query, {"_id": 1}, session=session, limit=_BATCH)
+        ids = [row["_id"] for row in await found.to_list(None)]
+        if not ids:
+            return {}
+        deleted = await rows.delete_many({"_id": {"$in": ids}}, session=session)
+        return await self._keep({counted: deleted.deleted_count}, session)
 
     async def _keep(
         self, counts: dict[str, int], session: AsyncClientSession, more: Raw | None = None

@@ -12,7 +12,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from credit_mongo.core.requests import CorrectionRequest
 from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.chain import Chain, whole
-from credit_mongo.maintenance.erase import is_being_erased
+from credit_mongo.maintenance.erasures import is_being_erased
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.maintenance.reading import LOOK_UP, Reading
 from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_live

@@ -210,6 +210,8 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.audit_logs: ("find", "insert"),
         names.idempotency_records: ("find", "insert", "remove"),
         names.turns: ("find", "insert", "update"),
+        # Of the FastAPI integration, which makes their indexes itself.
+        names.paid_requests: ("createIndex", "find", "insert", "update"),
         # For refunds of archived charges, for whoever reads on in the history, and for repairs.
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
@@ -235,6 +237,7 @@ def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tup
     taken = (
         *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
         *(names.transactions_archive, names.audit_logs_archive, names.archive_borders),
+        names.paid_requests,
     )
     return {
         **dict.fromkeys(taken, ("find", "remove")),

@@ -177,9 +177,9 @@ class Sweep:
         """The last user who is through."""
         self._open_user: str | None = None
         self._passed_over: set[str] = set()
-        self.users = 0
-        self.transactions = 0
-        self.has_seen_all_records = False
+        self.users: int = 0
+        self.transactions: int = 0
+        self.has_seen_all_records: bool = False
         """Whether each live idempotency record was seen to agree with its transaction."""
         self._seen_records = 0
         self._is_one_snapshot = True

@@ -241,7 +241,7 @@ def of_files() -> Iterator[Case]:
     for top in (*BAD_COUNTS, "101"):
         yield _asked("report", f"--top={top}", names="")
     for config in ("no-such-file", "/", "/dev/null", "/etc/passwd", "/dev/zero", LONG, "a\x00b"):
-        for name, *of in (("status",), ("users",), ("balance", "user"), reported):
+        for name, *of in (("status",), ("users",), ("balance", "user"), ("cleanup",), reported):
             yield _asked(name, *of, f"--config={config}", names="")
 
 
@@ -292,6 +292,16 @@ def of_the_benchmarks() -> Iterator[Case]:
         yield Case("benchmarks", wrong, "error: ")
 
 
+def of_the_test_image() -> Iterator[Case]:
+    """``scripts/build_test_image.py``, as far as it goes without Docker."""
+    for tag in ("", " ", "-x", "--help", "UPPER", "a b", "a\x00b", "\x1b[31m", "é", "\udcff", LONG):
+        yield Case("build_test_image", (f"--tag={tag}",), "--tag")
+    for wrong in ("--no-such", "extra", "--tag", "-x", "\udcff", LONG):
+        yield Case("build_test_image", (wrong,), "error: ")
+    for mongod in ("/no/such", "/", "/dev/null", " ", "\udcff", LONG, str(Path(__file__))):
+        yield Case("build_test_image", (), "mongod", {"CREDIT_MONGO_MONGOD": mongod})
+
+
 def of_the_environment() -> Iterator[Case]:
     """What is not on the command line is taken from there."""
     for command in COMMANDS[:3]:
@@ -325,5 +335,6 @@ CASES = [
     *of_the_replay(),
     *of_the_local_replica_set(),
     *of_the_benchmarks(),
+    *of_the_test_image(),
     *of_the_environment(),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,3 +212,18 @@ async def test_the_command_says_what_it_did(
         assert await asyncio.to_thread(main, ["cleanup", *here, "--grace", wrong]) == 2
         output, errors = capfd.readouterr()
         assert (output, errors.count("\n")) == ("", 1), errors
+
+
+async def test_the_configuration_says_where_the_records_are(
+    database: Database, replica_set_uri: str, tmp_path: Path
+) -> None:
+    """Collections may have other names."""
+    stays = await fill(database, expired=3)
+    await database[RECORDS].rename("keys")
+    config = tmp_path / "config.json"
+    config.write_text('{"costs": {}, "collections": {"idempotency_records": "keys"}}')
+    here = where(replica_set_uri, database)
+    code, output, errors = await run("cleanup", *here, "--config", str(config))
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"{database.name}: 3 records that expired before ")
+    assert {row["_id"] for row in await rows(database, "keys")} == stays

@@ -60,7 +60,7 @@ STEP: Final = 7
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user of a few dozen rows takes as many steps as one of thousands."""
     monkeypatch.setattr(erase, "_TRANSACTIONS", STEP)
-    monkeypatch.setattr(erase, "_AUDIT_LOGS", STEP)
+    monkeypatch.setattr(erase, "_BATCH", STEP)
 
 
 async def live(ledger: CreditLedger, user_id: str) -> Row:
@@ -76,6 +76,8 @@ async def live(ledger: CreditLedger, user_id: str) -> Row:
     for _ in range(STEP + 1):
         with pytest.raises(InsufficientCreditsError):
             await ledger.charge(user_id, "translate", amount=10**6)
+    for _ in range(STEP + 1):
+        await ask_for(ledger._database, user_id)
     return {
         "users": 1,
         "transactions": CHARGES + 1,
@@ -84,7 +86,14 @@ async def live(ledger: CreditLedger, user_id: str) -> Row:
         "archived_transactions": 0,
         "archived_audit_logs": 0,
         "transactions_in_files": 0,
+        "paid_requests": STEP + 1,
     }
+
+
+async def ask_for(database: Database, user_id: str) -> None:
+    """What the FastAPI integration keeps of a request, with the server's time."""
+    asked = [{"$set": {"userId": user_id, "state": "completed", "startedAt": "$$NOW"}}]
+    await database["paid_requests"].update_one({"_id": str(ObjectId())}, asked, upsert=True)
 
 
 def counts_of(erasure: Erasure) -> Row:
@@ -137,6 +146,7 @@ async def test_a_user_goes_with_all_its_rows_and_nobody_else_s(
         "archivedTransactions": 0,
         "archivedAuditLogs": 0,
         "transactionsInFiles": 0,
+        "paidRequests": expected["paid_requests"],
     }
     assert before < record["startedAt"] <= record["finishedAt"]
 
@@ -299,7 +309,7 @@ async def test_a_name_that_was_erased_can_begin_anew(ledger: CreditLedger) -> No
 
 async def erase_in_small_steps(database: Database, user_id: str) -> Erasure:
     """What the children do."""
-    erase._TRANSACTIONS = erase._AUDIT_LOGS = STEP  # type: ignore[misc]
+    erase._TRANSACTIONS = erase._BATCH = STEP  # type: ignore[misc]
     return await erase_user(database, user_id, requested_by="Eve")
 
 
@@ -466,9 +476,11 @@ async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
         await ledger.charge(ADA, "translate", idempotency_key=f"anew {number}")
     with pytest.raises(InsufficientCreditsError):
         await ledger.charge(ADA, "translate", amount=1000)
+    await ask_for(database, ADA)
     assert not erasing.done()
     erasure = await erasing
     assert counts_of(erasure) == expected
+    assert await count(database, "paid_requests", userId=ADA) == 1
     assert await ledger.get_balance(ADA) == 20
     assert len(await ledger.get_history(ADA)) == 11
     assert len(await ledger.get_audit_log(ADA)) == 12

@@ -94,6 +94,7 @@ async def ids_of(database: Database, path: Path, **options: Any) -> list[str]:
 # --- What is in it --------------------------------------------------------------------------------
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_everyone_s_transactions_come_by_user_newest_first(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:

@@ -428,6 +428,7 @@ def _code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["code"]
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_a_request_is_paid_once(site: Site) -> None:
     """A repetition is refused, or answered again, and never done or charged again."""
     first = await site.ask()
@@ -611,7 +612,6 @@ async def slow(site: Site) -> AsyncIterator[PaidRequests]:
     paid_requests = PaidRequests(
         site.ledger,
         site.config,
-        collection="paid_requests",
         lease_seconds=1,
     )
     yield paid_requests
@@ -629,6 +629,7 @@ async def _until_settled(site: Site) -> None:
     raise AssertionError(await site.states())
 
 
+@pytest.mark.drivers("pymongo", "motor")
 async def test_who_dies_before_the_end_is_refunded(site: Site, slow: PaidRequests) -> None:
     """By any other process, without a retry; who was only slow then answers nothing."""
     stack = AsyncExitStack()
@@ -777,12 +778,19 @@ async def test_what_was_refunded_by_hand_is_not_refunded_again(
 
 
 async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
-    """And what failed is over."""
+    """Nothing of the request is kept, and none that was at work is taken for done."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.delete_user("ann")
         raise HTTPException(502)
 
+    async def succeeds(paid: Paid) -> None:
+        await site.ledger.delete_user("ann")
+
     site.work = fails
     assert (await site.ask()).status_code == 502
-    assert await site.states() == ["released"]
+    assert await site.states() == []
+    await site.ledger.create_user("ann", credits=100)
+    site.work = succeeds
+    assert _code(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert await site.states() == []

@@ -7,7 +7,9 @@ explained fails the test as its traceback would show. A few run as processes as 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,21 +28,26 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 
 
-def replay(arguments: Sequence[str]) -> int:
-    """``python scripts/replay.py``."""
-    specification = importlib.util.spec_from_file_location("replay", SCRIPTS / "replay.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["replay"] = module
-    specification.loader.exec_module(module)
-    code: int = module.main(arguments)
-    return code
+def script(name: str) -> Callable[[Sequence[str]], int]:
+    """``python scripts/NAME.py``."""
+
+    def run(arguments: Sequence[str]) -> int:
+        specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        specification.loader.exec_module(module)
+        code: int = module.main(arguments)
+        return code
+
+    return run
 
 
 PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "credit-mongo": credit_mongo,
-    "replay": replay,
+    "replay": script("replay"),
+    "build_test_image": script("build_test_image"),
     "local": local.main,
     "benchmarks": benchmarks,
 }
@@ -53,7 +60,7 @@ DOORS: dict[tuple[str, ...], str] = {
     },
 }
 # They show their usage above the error; the others point to --help.
-WITH_USAGE = {"replay", "local", "benchmarks"}
+WITH_USAGE = {"replay", "build_test_image", "local", "benchmarks"}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +97,8 @@ def test_there_are_enough() -> None:
     assert len(CASES) >= 400
     assert {case.program for case in CASES} == set(PROGRAMS)
     scripts = {path.stem for path in SCRIPTS.glob("*.py")}
-    # The first has cases of its own; the second makes images, and is tried with an engine.
-    assert scripts - {"replay", "build_test_image"} <= {
-        DOORS.get(case.arguments[:1], "") for case in CASES
-    }
+    doors = {DOORS.get(case.arguments[:1], "") for case in CASES}
+    assert scripts <= doors | set(PROGRAMS)
     variables = {name for case in CASES for name in case.environment}
     assert variables == {"MONGODB_URI", "MONGODB_DATABASE", "CREDIT_MONGO_MONGOD"}
 
@@ -171,6 +176,50 @@ def test_as_processes_they_do_the_same(clean: None, command: tuple[str, ...]) ->
     assert "error: " in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stderr
+
+
+NO_ENGINE = "echo 'Cannot connect to the Docker daemon.\nIs it running?' >&2; exit 1"
+
+
+@pytest.mark.parametrize(
+    ("mongod", "docker", "told"),
+    [
+        ("true", None, "there is no docker command on PATH"),
+        ("true", NO_ENGINE, "docker failed: Cannot connect to the Docker daemon. Is it running?"),
+        ("true", "cat >/dev/null; exit 1", "docker failed: "),
+        ("ldd", "exit 0", "ldd failed: "),  # a script
+    ],
+)
+def test_an_image_that_cannot_be_built_is_told_in_one_line(
+    clean: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    mongod: str,
+    docker: str | None,
+    told: str,
+) -> None:
+    """Without Docker's command, without its engine, if that refuses; and of what is no program."""
+    program = shutil.which(mongod)
+    assert program is not None
+    monkeypatch.setenv("CREDIT_MONGO_MONGOD", program)
+    path = str(tmp_path)
+    if docker is not None:
+        command = tmp_path / "docker"
+        command.write_text(f"#!/bin/sh\n{docker}\n")
+        command.chmod(0o755)
+        path += f":{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    done = subprocess.run(
+        [sys.executable, "scripts/build_test_image.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_bytes_that_are_no_text_are_explained_too(clean: None) -> None:

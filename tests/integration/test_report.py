@@ -127,6 +127,7 @@ def listed(places: Iterable[UsedBy]) -> list[Any]:
 # The numbers
 
 
+@pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("archived", [0, 150, 400])
 async def test_the_numbers_are_those_of_the_rows(database: Database, archived: int) -> None:
     """Over time, by action, by tier, by user, wherever the rows are."""

@@ -443,7 +443,7 @@ PLANTED: Final = (
         "engine/failures.py",
         'text = details.get("codeName") or f"code {error.code}"',
         "text, details = str(error), error.details",
-        ("tests/integration/test_roles.py",),
+        ("tests/integration/roles/test_runtime_role.py",),
     ),
     # Lanes
     Bug(
@@ -513,8 +513,8 @@ PLANTED: Final = (
     Bug(
         "a page ends one row early",
         "history.py",
-        "limit=query.limit + 1,",
-        "limit=query.limit,",
+        "limit=query.limit + 1 - found,",
+        "limit=query.limit - found,",
         (OPERATIONS,),
     ),
     Bug(

@@ -9,6 +9,7 @@ import typer
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
+from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.cleanup import GRACE_SECONDS, Cleanup, clean_up
 
@@ -23,6 +24,7 @@ def cleanup(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing, show how many would be.")
     ] = False,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
@@ -33,11 +35,18 @@ def cleanup(
     With it, the server does the same by itself. It can be interrupted and run again, and run while
     the application is at work.
     """
+    collections = load_config(config).collections
     where = Connecting.to(uri, database, timeout)
 
     async def work(found: Database) -> Cleanup:
         with progress("Removing", "records") as advance:
-            return await clean_up(found, grace_seconds=grace, dry_run=dry_run, on_progress=advance)
+            return await clean_up(
+                found,
+                collections=collections,
+                grace_seconds=grace,
+                dry_run=dry_run,
+                on_progress=advance,
+            )
 
     done = where.run(work)
     if as_json:

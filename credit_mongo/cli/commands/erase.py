@@ -80,7 +80,8 @@ def _show(erasure: Erasure, database: str) -> None:
         f"{database}: erased {erasure.users} users, {erasure.transactions} transactions, "
         f"{erasure.audit_logs} audit logs, {erasure.idempotency_records} idempotency records, "
         f"{erasure.archived_transactions} archived transactions, "
-        f"{erasure.archived_audit_logs} archived audit logs (record {erasure.erasure_id})"
+        f"{erasure.archived_audit_logs} archived audit logs, {erasure.paid_requests} paid requests "
+        f"(record {erasure.erasure_id})"
     )
     if erasure.transactions_in_files:
         show(

@@ -55,6 +55,8 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
     - after the death of the process at work: 409 REQUEST_IN_PROGRESS until its lease is over. Then
       what it had charged is refunded, whether or not there is a repetition, and a repetition
       is a new try. What a handler did before it died or failed may so be done twice.
+    - after the erasure of the user: the answer of a user who is not there. A request that was at
+      work meanwhile is answered 409 REQUEST_IN_PROGRESS.
     - with another method, path, query, body or action: 422 IDEMPOTENCY_KEY_CONFLICT.
     """
     check_identifier("action", action)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
-from pymongo.asynchronous.database import AsyncDatabase
 from starlette.requests import HTTPConnection
 
 from credit_mongo.config import CreditConfig, Settings
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.ledger import CreditLedger
@@ -35,19 +35,22 @@ class _Credits:
 def credit_lifespan(
     config: CreditConfig,
     *,
-    database: AsyncDatabase[Any] | None = None,
+    database: AnyDatabase | None = None,
     lifespan: Lifespan | None = None,
-    collection: str = "paid_requests",
     lease_seconds: float = 30,
+    indexes: bool = True,
 ) -> Lifespan:
     """For ``FastAPI(lifespan=credit_lifespan(…))``: the ledger, open while the application is.
 
     ``database``: of the application's own client, which stays open; left out, MONGODB_URI and
     MONGODB_DATABASE of the environment. ``lifespan``: the application's own, which runs within, so
-    that `get_ledger` works there, and whose state stays its own. Indexes are made if missing.
+    that `get_ledger` works there, and whose state stays its own. Indexes are made if missing; with
+    ``indexes`` False, those of the ledger are not looked at: ``credit-mongo init`` makes them
+    before an application starts whose database role (creditRuntime, say) may not.
 
-    ``collection`` has the states of the requests that `Charge` charges for. One whose process
-    dies is settled by any process, ``lease_seconds`` (1 to 3600) later or up to a third more.
+    ``collections.paid_requests`` of the configuration has the states of the requests that `Charge`
+    charges for. One whose process dies is settled by any process, ``lease_seconds`` (1 to 3600)
+    later or up to a third more.
 
     Raises ConfigurationError, and, when the application starts, what ``CreditLedger`` raises.
     """
@@ -62,10 +65,9 @@ def credit_lifespan(
         async with AsyncExitStack() as stack:
             opened = _connect(config) if database is None else CreditLedger(database, config)
             ledger = await stack.enter_async_context(opened)
-            await ledger.ensure_indexes()
-            paid_requests = PaidRequests(
-                ledger, config, collection=collection, lease_seconds=lease_seconds
-            )
+            if indexes:
+                await ledger.ensure_indexes()
+            paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
             await paid_requests.ensure_indexes()
             stack.push_async_callback(paid_requests.close)
             await stack.enter_async_context(_going_on(paid_requests))

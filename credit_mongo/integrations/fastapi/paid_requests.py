@@ -82,13 +82,14 @@ class PaidRequests:
         ledger: CreditLedger,
         config: CreditConfig,
         *,
-        collection: str,
         lease_seconds: float,
     ) -> None:
         self._ledger = ledger
         database = ledger._database
         self._collection = database.get_collection(
-            collection, codec_options=CODEC_OPTIONS, write_concern=JOURNALED_MAJORITY
+            config.collections.paid_requests,
+            codec_options=CODEC_OPTIONS,
+            write_concern=JOURNALED_MAJORITY,
         )
         self._deadlines = Deadlines(database.client)
         self._timeout_seconds = config.operation_timeout_seconds
@@ -99,10 +100,12 @@ class PaidRequests:
         self._work: set[asyncio.Task[Any]] = set()
 
     async def ensure_indexes(self) -> None:
-        """The collection's two indexes. Raises StorageError."""
+        """The collection's three indexes. Raises StorageError."""
         await self._keep(self._collection.create_index("expiresAt", expireAfterSeconds=0))
         # Of runs that are not over alone: few, however many requests are remembered.
         await self._keep(self._collection.create_index("leaseUntil", sparse=True))
+        # For erasures, which are all that asks by user.
+        await self._keep(self._collection.create_index("userId"))
 
     @asynccontextmanager
     async def paid(self, order: Order) -> AsyncIterator[Paid]:
