@@ -1,4 +1,4 @@
-"""The runtime role is enough for an application on FastAPI, and each of its privileges is needed."""
+"""The runtime role is enough for an application on FastAPI, and needs each of its privileges."""
 
 from __future__ import annotations
 
