@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo example test docs faults mutants check bench soak format lint types clean
+.PHONY: demo example test docs faults faults-short mutants check bench soak format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
@@ -25,6 +25,13 @@ faults: $(VENV)/dev
 	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
 	$(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(TESTS)
 
+# A part of the cases, by chance: each operation, each failure, each disturbance; and a short soak.
+faults-short: $(VENV)/dev
+	FAULTS_SHARE=0.1 FAULTS_CALLERS=30 FAULTS_ELECTIONS=1 FAULTS_FREEZES=1 FAULTS_SERVER_KILLS=1 \
+	FAULTS_CONFLICT_SECONDS=0.5 FAULTS_ROUNDS_WITHOUT_SERVER=10 SOAK_SECONDS=30 \
+	$(if $(SEED),FAULTS_SEED=$(SEED) SOAK_SEED=$(SEED)) \
+	$(BIN)/python -m pytest tests/faults tests/soak $(TESTS)
+
 # Into site/; a link or an anchor that leads nowhere fails it.
 docs: $(VENV)/docs
 	$(BIN)/zensical build --clean --strict
@@ -36,7 +43,8 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH)
 
 soak: $(VENV)/dev
-	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) \
+	$(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
 
 # Plants bugs, one at a time, and sees whether the tests find them.
 mutants: $(VENV)/dev

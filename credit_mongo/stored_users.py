@@ -108,10 +108,10 @@ class StoredUsers:
         if not self.is_unopened(document):
             return None
         created_at = document.get(self._created_at)
-        return Unopened(
-            *self._membership(document),
-            created_at if isinstance(created_at, datetime) else None,
-        )
+        if created_at is not None and not isinstance(created_at, datetime):
+            # The application's own way to keep it: it stays as it is.
+            created_at = _EPOCH
+        return Unopened(*self._membership(document), created_at)
 
     def is_unopened(self, document: Mapping[str, Any]) -> bool:
         """Whether it has neither credits nor a count of transactions. Null is nothing."""

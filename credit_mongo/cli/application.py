@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,6 +67,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _arrange() -> None:
     for command in app.registered_commands:
+        # As paragraphs, which Typer fits to the terminal's width; it would keep the lines' ends.
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
         if command.rich_help_panel not in _PANELS:
             command.rich_help_panel = _PANELS[-1]
     app.registered_commands.sort(key=lambda each: _PANELS.index(str(each.rich_help_panel)))

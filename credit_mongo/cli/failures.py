@@ -54,6 +54,9 @@ def explain(error: BaseException) -> str:
             "Is the URI right, and does each mongod run with --replSet, once initiated? "
             "For development: python -m credit_mongo.local"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        # Without its number.
+        return _in_one_line(f"{error.filename}: {error.strerror}")
     return _in_one_line(str(error) or type(error).__name__)
 
 
@@ -72,7 +75,8 @@ def _explain_usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "credit-mongo"
     # It quotes what it was given, which may be an URI in the wrong place.
-    message = re.sub(r"\S*@", "…@", re.sub(r"://.*", "://…", error.format_message()))
+    # Each word is looked at once, from its beginning: one may be as long as a command line.
+    message = re.sub(r"(?<!\S)\S*@", "…@", re.sub(r"://.*", "://…", error.format_message()))
     return _in_one_line(f"{message.rstrip('. ')}; see {program} --help")
 
 

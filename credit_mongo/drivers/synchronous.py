@@ -156,6 +156,11 @@ class _Collection(_Adapted):
         """A cursor; nothing is sent for that."""
         return _Cursor(self.delegate.find(*arguments, **_unwrapped(options)), self._run)
 
+    def find_raw_batches(self, *arguments: Any, **options: Any) -> _Cursor:
+        """The same; each of its rows is a batch of BSON as the server sent it."""
+        found = self.delegate.find_raw_batches(*arguments, **_unwrapped(options))
+        return _Cursor(found, self._run)
+
 
 class _Cursor(_Adapted):
     """As an ``AsyncCursor``: iterated, or read as lists."""

@@ -4,11 +4,11 @@
 
 A failure before the commit was sent means that nothing happened. From the moment it is sent, every
 error, timeout and cancellation leaves the outcome unknown, whatever its label says: some commits
-are applied and then raise. An unknown outcome is settled by the next try. It looks for a row of the
-commit before; if the row is there, so is the whole batch, with the outcomes decided then. If not,
-it writes the same rows under the same ids. When the server has taken those writes, the commit
-before can no longer happen: were it still open, they would have conflicted with it, and had it
-ended since this try's snapshot, likewise.
+are applied and then raise. An unknown outcome is settled by the next try. It looks for the rows of
+the commit before; if any is there, or in the archive, so was the whole batch, with the outcomes
+decided then. If not, it writes the same rows under the same ids. When the server has taken those
+writes, the commit before can no longer happen: were it still open, they would have conflicted with
+it, and had it ended since this try's snapshot, likewise.
 
 That needs both tries to write the same rows. They do: a batch is decided as of one moment, and as
 long as the commit before is open, nobody else can change what it read and wrote.
@@ -51,7 +51,7 @@ Clock: TypeAlias = Callable[[], datetime]
 TakeMore: TypeAlias = Callable[[], Sequence[Request]]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
-# duplicate once. One that stays is a unique index of the application's.
+# duplicate once. One that stays is a document that is not found by its id (a collation's doing).
 _MOST_DUPLICATES: Final = 3
 # After a repeated request, those of others are more likely, and a batch is too dear to fail often.
 _KEYS_SECONDS: Final = 10.0
@@ -72,7 +72,7 @@ HELD: Final = Held.HELD
 
 @dataclass(slots=True)
 class _Sent:
-    """A commit that was sent: its outcomes hold if the witness is found."""
+    """A commit that was sent: its outcomes hold if a row of the witness is found."""
 
     witness: Witness
     outcomes: list[Outcome]

@@ -28,7 +28,7 @@ from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
 from credit_mongo.core.rules import Refusal
 from credit_mongo.engine.turns import Turn
-from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
@@ -46,6 +46,10 @@ JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)
 MAJORITY: Final[ReadConcern] = ReadConcern("majority")
 
 _DUPLICATE_KEY: Final = 11000
+_IN_THE_WAY: Final = (
+    "the unique index on {} of the collection {!r} has these values already (a field that is "
+    "missing counts as null); nothing was written"
+)
 _LARGEST_REPLY: Final = 100_000
 _TURN: Final = "turn"
 _WAIT_MILLISECONDS: Final = 40
@@ -53,10 +57,14 @@ _WAIT_MILLISECONDS: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A row that a commit writes: if it is there, so is all that was committed with it."""
+    """Rows that a commit writes: if one is there, all was committed.
+
+    Not one row alone: its user may be erased before it is looked for.
+    """
 
     collection: str
-    row_id: ObjectId
+    archive: str
+    row_ids: tuple[ObjectId, ...]
 
 
 class Store:
@@ -217,10 +225,12 @@ class Store:
         return found
 
     async def contains(self, witness: Witness, session: AsyncClientSession) -> bool:
-        """Whether the session's transaction sees the row."""
-        return bool(
-            await self._find(witness.collection, {"_id": witness.row_id}, {"_id": 1}, session)
-        )
+        """Whether the session's transaction sees any of the rows."""
+        query = {"_id": {"$in": witness.row_ids}}
+        for collection in (witness.collection, witness.archive):
+            if await self._find(collection, query, {"_id": 1}, session):
+                return True
+        return False
 
     # Whose turn it is
 
@@ -273,7 +283,7 @@ class Store:
     async def write(
         self, books: Books, loaded: Loaded, session: AsyncClientSession
     ) -> Witness | None:
-        """Write what the books hold; returns a row of it, None if there was nothing to write.
+        """Write what the books hold; returns rows of it, None if there was nothing to write.
 
         The users come first: whoever else writes them is met before any other work is done.
         """
@@ -291,9 +301,10 @@ class Store:
         await self._insert(names.transactions, transactions, session)
         await self._insert(names.audit_logs, audit_logs, session)
         await self._write_keys(books, loaded, session)
-        if transactions:
-            return Witness(names.transactions, transactions[0]["_id"])
-        return Witness(names.audit_logs, audit_logs[0]["_id"]) if audit_logs else None
+        written, places = transactions, (names.transactions, names.transactions_archive)
+        if not transactions:
+            written, places = audit_logs, (names.audit_logs, names.audit_logs_archive)
+        return Witness(*places, tuple(row["_id"] for row in written)) if written else None
 
     async def _write_accounts(
         self, books: Books, loaded: Loaded, session: AsyncClientSession
@@ -350,6 +361,9 @@ class Store:
             # The server's own text would quote the document's values.
             code = errors[0]["code"]
             if code == _DUPLICATE_KEY:
+                fields = ", ".join(errors[0].get("keyPattern", ["_id"]))
+                if fields != "_id":
+                    raise StorageError(_IN_THE_WAY.format(fields, next(iter(command.values()))))
                 raise DuplicateKeyError("the server has a document with this key", code)
             raise WriteError("the server refused a document", code)
         return reply

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 from bson import ObjectId
-from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -190,9 +189,14 @@ class Files:
         return replace(file, name=target.name, bytes=target.stat().st_size, complete=True)
 
     async def copy(
-        self, lane: Lane, kind: str, rows: Sequence[RawBSONDocument], session: AsyncClientSession
+        self,
+        lane: Lane,
+        kind: str,
+        rows: Sequence[bytes],
+        ids: Sequence[Any],  # noqa: ARG002 - a file has them in its rows
+        session: AsyncClientSession,
     ) -> list[Raw]:
-        data = b"".join(row.raw for row in rows)
+        data = b"".join(rows)
         async with self._lock:
             grown = await asyncio.to_thread(self._append, lane, kind, data, len(rows))
         if not session.in_transaction:

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from bson import decode_all
 from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -27,13 +26,15 @@ from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchivePlace, in_session
 from credit_mongo.maintenance.archive_runs import Lane, Moved, Tally
 from credit_mongo.maintenance.archive_spans import Index, Span
-from credit_mongo.maintenance.steps import Steps
+from credit_mongo.maintenance.steps import LateStepError, Steps
 from credit_mongo.rows import Raw
 from credit_mongo.stored_users import StoredUsers
 
 __all__ = ["NAIVE", "AuditLogs", "Kind", "Left", "Mover", "Transactions"]
 
 _MOST_BYTES: Final = 4 << 20
+# How often a batch is begun again, each time with the whole time of a step.
+_MOST_LATE: Final = 3
 # Naive datetimes are made in half the time, and are written back as they were.
 NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
@@ -66,7 +67,7 @@ NO_SEQ: Final = "has no seq"
 class _Batch:
     """What a transaction moves."""
 
-    rows: list[RawBSONDocument] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
     amount: int = 0
     borders: list[Border] = field(default_factory=list)
     is_new: list[bool] = field(default_factory=list)
@@ -225,8 +226,7 @@ class Mover:
         query, moved, more = self._query(span, None, is_left=False), 0, True
         while more:
             begun = loop.time()
-            move = _Move(self._kind, query, self._place, lane, self._pace.rows)
-            batch = await self._steps.take(move.make)
+            batch = await self._take(_Move(self._kind, query, self._place, lane, self._pace))
             if batch.tally is not None:
                 lane.confirm(self._kind.name, batch.tally)
                 await self._place.confirm()
@@ -240,6 +240,15 @@ class Mover:
                 query = self._query(span, batch.last, is_left=is_left)
             await self._pace.rest(loop.time() - begun)
         return moved
+
+    async def _take(self, move: _Move) -> _Batch:
+        """A batch; one that is late is begun again, and is smaller if it can be."""
+        for _ in range(_MOST_LATE):
+            try:
+                return await self._steps.take(move.make)
+            except LateStepError:
+                self._pace.slow_down()
+        return await self._steps.take(move.make)
 
     def _query(self, span: Span, last: tuple[str, Any] | None, *, is_left: bool) -> Raw:
         """What a span still has after the last row, which is gone or was left alone."""
@@ -263,19 +272,24 @@ class Mover:
 class _Move:
     """One batch, however often its transaction has to be tried."""
 
-    def __init__(
-        self, kind: Kind, query: Raw, place: ArchivePlace, lane: Lane, most_rows: int
-    ) -> None:
+    def __init__(self, kind: Kind, query: Raw, place: ArchivePlace, lane: Lane, pace: Pace) -> None:
         self._kind = kind
         self._query = query
         self._place = place
         self._lane = lane
-        self._most_rows = most_rows
+        self._pace = pace
+        self._most_rows = 0
+        self._tries = 0
         self._recorded: tuple[_Batch, Tally] | None = None
 
     async def make(self, session: AsyncClientSession) -> _Batch:
         kind, lane = self._kind, self._lane
-        if self._recorded is not None:
+        self._tries += 1
+        this_try = self._tries
+        if self._recorded is None:
+            self._most_rows = self._pace.rows
+        else:
+            # It may have been committed, or may be yet: so it has to be the same.
             before, tally = self._recorded
             if await lane.was_recorded(kind.name, tally, session):
                 return before
@@ -284,27 +298,38 @@ class _Move:
             kind.collection,
             self._query,
             session,
-            limit=self._most_rows,
+            # One more tells whether there are more.
+            limit=self._most_rows + 1,
             most_bytes=_MOST_BYTES,
             sort=list(kind.index.oldest_first.items()),
             hint=list(kind.index.keys.items()),
         )
         if not rows:
             return _Batch()
-        read = decode_all(b"".join(row.raw for row in rows), NAIVE)
+        more = len(rows) > self._most_rows or sum(map(len, rows)) >= _MOST_BYTES
+        del rows[self._most_rows :]
+        read = decode_all(b"".join(rows), NAIVE)
         chosen, batch = await kind.choose(read, self._place, session)
-        batch.more = len(rows) >= self._most_rows or sum(len(r.raw) for r in rows) >= _MOST_BYTES
+        batch.more = more
         batch.last = (read[-1]["userId"], read[-1]["createdAt"])
         batch.rows = [rows[number] for number in chosen]
         if chosen:
-            tally = await self._write(batch, [read[number]["_id"] for number in chosen], session)
+            ids = [read[number]["_id"] for number in chosen]
+            self._check_that_it_is_the_last(this_try)
+            tally = await self._write(batch, ids, session)
+            self._check_that_it_is_the_last(this_try)
             batch.tally = tally
             self._recorded = (batch, tally)
         return batch
 
+    def _check_that_it_is_the_last(self, this_try: int) -> None:
+        # One that was given up must not write to a file in which a smaller one has its rows.
+        if this_try != self._tries:
+            raise asyncio.CancelledError
+
     async def _write(self, batch: _Batch, ids: Sequence[Any], session: AsyncClientSession) -> Tally:
         kind = self._kind
-        files = await self._place.copy(self._lane, kind.name, batch.rows, session)
+        files = await self._place.copy(self._lane, kind.name, batch.rows, ids, session)
         reply = await kind.database.command(
             {
                 "delete": kind.collection,
@@ -316,7 +341,7 @@ class _Move:
             # They were read in this very transaction.
             raise StorageError(f"{reply['n']} of {len(ids)} rows were there to delete")
         await self._write_borders(batch, session)
-        moved = Moved(kind.name, len(ids), batch.amount, [row.raw for row in batch.rows])
+        moved = Moved(kind.name, len(ids), batch.amount, batch.rows)
         return await self._lane.record(moved, files, session)
 
     async def _write_borders(self, batch: _Batch, session: AsyncClientSession) -> None:

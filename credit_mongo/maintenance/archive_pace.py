@@ -1,4 +1,7 @@
-"""The pace: at full speed while nobody is charged, and out of the way while somebody is."""
+"""The pace: at full speed while nobody is charged, and out of the way while somebody is.
+
+And in smaller batches on a server that takes long for one.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ _LOOK_EVERY_SECONDS: Final = 0.25
 _QUIET_AFTER_SECONDS: Final = 2.0
 _FULL_ROWS: Final = 1000
 _GENTLE_ROWS: Final = 100
+_LEAST_ROWS: Final = 10
+# A batch is to be far from the minute after which a server drops a transaction.
+_SLOW_SECONDS: Final = 5.0
+_QUICK_SECONDS: Final = 1.0
 # For each second of work, so many seconds of rest.
 _REST: Final = 3.0
 
@@ -28,11 +35,16 @@ class Pace:
         self._newest: Any = None
         self._looked_at: float | None = None
         self._busy_until = 0.0
+        self._most_rows = _FULL_ROWS
 
     @property
     def rows(self) -> int:
         """How many rows a batch may have now."""
-        return _GENTLE_ROWS if self._is_gentle() else _FULL_ROWS
+        return min(_GENTLE_ROWS if self._is_gentle() else _FULL_ROWS, self._most_rows)
+
+    def slow_down(self) -> None:
+        """A batch took too long."""
+        self._most_rows = max(self._most_rows // 2, _LEAST_ROWS)
 
     def _is_gentle(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -40,6 +52,10 @@ class Pace:
 
     async def rest(self, seconds_of_work: float) -> None:
         """After a batch: look whether somebody is charged, and leave the server to them."""
+        if seconds_of_work > _SLOW_SECONDS:
+            self.slow_down()
+        elif seconds_of_work < _QUICK_SECONDS:
+            self._most_rows = min(self._most_rows * 2, _FULL_ROWS)
         loop = asyncio.get_running_loop()
         if self._full_speed:
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from struct import Struct
 from typing import Any, Final, Protocol
 
-from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.cursor import AsyncRawBatchCursor
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
@@ -16,12 +17,11 @@ from credit_mongo.maintenance.archive_borders import Place
 from credit_mongo.maintenance.archive_runs import Lane
 from credit_mongo.rows import Raw
 
-__all__ = ["RAW", "ArchiveCopyError", "ArchivePlace", "Collections", "in_session"]
-
-RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
-"""Rows as the server sent them: what is copied is byte for byte what was there."""
+__all__ = ["ArchiveCopyError", "ArchivePlace", "Collections", "in_session"]
 
 _READ_AT_ONCE: Final = 500
+# BSON begins with its size in bytes.
+_SIZE: Final = Struct("<i")
 
 
 class ArchiveCopyError(StorageError):
@@ -50,9 +50,16 @@ class ArchivePlace(Protocol):
         """Make it ready, and complete what an interrupted run has left there."""
 
     async def copy(
-        self, lane: Lane, kind: str, rows: Sequence[RawBSONDocument], session: AsyncClientSession
+        self,
+        lane: Lane,
+        kind: str,
+        rows: Sequence[bytes],
+        ids: Sequence[Any],
+        session: AsyncClientSession,
     ) -> Sequence[Raw] | None:
         """Write rows and read them back; what the manifest is to say of the files, if there are.
+
+        ``rows`` are BSON as the server sent it: copies are byte for byte what was there.
 
         Raises ArchiveCopyError and OSError.
         """
@@ -107,21 +114,21 @@ class Collections:
         self,
         lane: Lane,  # noqa: ARG002 - all lanes write to the same collections
         kind: str,
-        rows: Sequence[RawBSONDocument],
+        rows: Sequence[bytes],
+        ids: Sequence[Any],
         session: AsyncClientSession,
     ) -> None:
         collection = self._of[kind]
         reply = await self._database.command(
-            {"insert": collection, "documents": list(rows)}, session=session
+            {"insert": collection, "documents": [RawBSONDocument(row) for row in rows]},
+            session=session,
         )
         if errors := reply.get("writeErrors"):
             raise StorageError(f"{collection} refuses a row (code {errors[0]['code']})")
-        ids = [row["_id"] for row in rows]
         found = await in_session(
-            self._database, collection, {"_id": {"$in": ids}}, session, limit=len(ids) + 1
+            self._database, collection, {"_id": {"$in": list(ids)}}, session, limit=len(ids) + 1
         )
-        # Parts of a large answer are memory views, which have no order.
-        if sorted(bytes(row.raw) for row in found) != sorted(bytes(row.raw) for row in rows):
+        if sorted(found) != sorted(rows):
             raise ArchiveCopyError(collection)
 
     async def confirm(self) -> None:
@@ -143,22 +150,28 @@ async def in_session(
     limit: int,
     most_bytes: int | None = None,
     **options: Any,
-) -> list[RawBSONDocument]:
-    """Rows as they are, up to ``limit``, or until they take more than ``most_bytes``."""
-    rows: list[RawBSONDocument] = []
+) -> list[bytes]:
+    """Rows as BSON, up to ``limit``, or until they take more than ``most_bytes``."""
+    rows: list[bytes] = []
     size = 0
     at_once = limit + 1 if most_bytes is None else min(limit + 1, _READ_AT_ONCE)
-    found = (
-        database[collection]
-        .with_options(codec_options=RAW)
-        .find(query, session=session, limit=limit, batch_size=at_once, **options)
+    found: AsyncRawBatchCursor[Any] = database[collection].find_raw_batches(
+        query, session=session, limit=limit, batch_size=at_once, **options
     )
     try:
-        while some := await found.to_list(at_once):
-            rows += some
-            size += sum(len(row.raw) for row in some)
+        while batches := await found.to_list(1):
+            rows += _rows_of(batches[0])
+            size += len(batches[0])
             if len(rows) >= limit or (most_bytes is not None and size >= most_bytes):
                 break
     finally:
         await found.close()
     return rows
+
+
+def _rows_of(batch: bytes) -> Iterator[bytes]:
+    begin = 0
+    while begin < len(batch):
+        [size] = _SIZE.unpack_from(batch, begin)
+        yield batch[begin : begin + size]
+        begin += size

@@ -125,7 +125,7 @@ class Moved:
     kind: str
     count: int
     amount: int
-    rows: Sequence[bytes | memoryview]
+    rows: Sequence[bytes]
 
 
 @dataclass(slots=True)

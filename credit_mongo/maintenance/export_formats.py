@@ -7,20 +7,25 @@ in JSON lines. What JSON has no form for is written as MongoDB's relaxed Extende
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-import orjson
-from bson import ObjectId, json_util
+from bson import Int64, ObjectId, json_util
 from bson.datetime_ms import DatetimeMS
 
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.extras import missing
 from credit_mongo.rows import Raw
+
+try:
+    import orjson
+except ModuleNotFoundError as error:
+    raise missing(error, "cli") from None
 
 __all__ = ["COLUMNS", "FORMATS", "Encoder", "Format", "Write", "encoder_of"]
 
@@ -46,10 +51,13 @@ COLUMNS: Final = {
 
 _NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
 _TEXTS: Final = frozenset(COLUMNS) - _NUMBERS - {"metadata", "created_at"}
+_WHOLE: Final = frozenset({int, Int64})
 # The same ones come again and again.
 _FEW: Final = frozenset({"user_id", "operation", "action"})
 # What a spreadsheet takes for the beginning of a formula, and the wide forms of it.
 _FORMULA_BEGINS: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+# What a cell of CSV needs quotes for.
+_SPECIAL: Final = re.compile('[,"\r\n]')
 _ROW_GROUP: Final = 20_000
 _EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
 _extended: Final = partial(json_util.default, json_options=_EXTENDED)
@@ -80,7 +88,60 @@ def encoder_of(kind: Format, write: Write, *, guard_cells: bool) -> Encoder:
     raise InvalidRequestError("format", f"must be one of {', '.join(FORMATS)}")
 
 
-class _Csv:
+class _Lines:
+    """A line for each row: the cells of a column at once, and one format for all of a row's."""
+
+    def __init__(self, write: Write, line: str, *, quote: str, none: str) -> None:
+        self._write = write
+        self._line = line
+        self._quote = quote
+        self._none = none
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        cells = zip(*(self._cells(name, rows) for name in COLUMNS), strict=True)
+        # Some hundred thousand rows a second: the loop over them is one of the interpreter's own.
+        lines = "".join(map(self._line.__mod__, cells))
+        self._write(lines.encode("utf-8", "backslashreplace"))
+
+    def end(self) -> None:
+        pass
+
+    def _cells(self, name: str, rows: Sequence[Raw]) -> Iterable[object]:
+        values, quote, none = _values(name, rows), self._quote, self._none
+        # Of other software there may be anything in any of them.
+        if name in _NUMBERS:
+            return [each if type(each) in _WHOLE else self._other(each) for each in values]
+        if name == "created_at":
+            return [
+                # Stored are milliseconds.
+                f"{quote}{each.isoformat('T', 'milliseconds')}Z{quote}"
+                if type(each) is datetime
+                else self._text(_moment(each))
+                for each in values
+            ]
+        if name == "transaction_id":
+            return [
+                f"{quote}{each.binary.hex()}{quote}" if type(each) is ObjectId else self._text(each)
+                for each in values
+            ]
+        if name == "metadata":
+            return [none if each is None else self._metadata(_json(each)) for each in values]
+        if name in _FEW and {str}.issuperset(map(type, values)):
+            known = {each: self._text(each) for each in set(values)}
+            return map(known.__getitem__, values)
+        return [none if each is None else self._text(each) for each in values]
+
+    def _text(self, value: Any) -> str:
+        raise NotImplementedError
+
+    def _other(self, value: Any) -> str:
+        raise NotImplementedError
+
+    def _metadata(self, data: bytes) -> str:
+        raise NotImplementedError
+
+
+class _Csv(_Lines):
     """RFC 4180, with a header, in UTF-8.
 
     ``guard_cells``: a text that a spreadsheet would run as a formula gets an apostrophe before it,
@@ -88,53 +149,41 @@ class _Csv:
     """
 
     def __init__(self, write: Write, *, guard_cells: bool) -> None:
-        self._write = write
-        self._text = _guarded if guard_cells else _text
-        self._put([list(COLUMNS)])
+        line = ",".join("%s" for _ in COLUMNS)
+        super().__init__(write, f"{line}\r\n", quote="", none="")
+        self._guarded = _FORMULA_BEGINS if guard_cells else frozenset()
+        write((self._line % tuple(COLUMNS)).encode())
 
-    def add(self, rows: Sequence[Raw]) -> None:
-        self._put(zip(*(self._cells(name, rows) for name in COLUMNS), strict=True))
+    def _text(self, value: Any) -> str:
+        if value is None:
+            return ""
+        text = value if type(value) is str else str(value)
+        if text.isalnum():
+            return text
+        return _quoted(f"'{text}" if text[:1] in self._guarded else text)
 
-    def end(self) -> None:
-        pass
+    _other = _text
 
-    def _put(self, rows: Iterable[Sequence[Any]]) -> None:
-        lines = io.StringIO(newline="")
-        csv.writer(lines).writerows(rows)
-        self._write(lines.getvalue().encode("utf-8", "backslashreplace"))
-
-    def _cells(self, name: str, rows: Sequence[Raw]) -> list[Any]:
-        if name == "metadata":
-            return [None if data is None else data.decode() for data in _metadata(rows)]
-        if name == "created_at":
-            return _moments(rows)
-        if name in _NUMBERS:
-            # Of other software there may be anything in it.
-            values = _values(name, rows)
-            return [each if isinstance(each, int) else self._text(each) for each in values]
-        return _texts(name, rows, self._text)
+    def _metadata(self, data: bytes) -> str:
+        return _quoted(data.decode())
 
 
-class _JsonLines:
+class _JsonLines(_Lines):
     """An object a line, in UTF-8."""
 
     def __init__(self, write: Write) -> None:
-        self._write = write
+        fields = ",".join(f'"{name}":%s' for name in COLUMNS)
+        super().__init__(write, f"{{{fields}}}\n", quote='"', none="null")
 
-    def add(self, rows: Sequence[Raw]) -> None:
-        columns = zip(*(self._facts(name, rows) for name in COLUMNS), strict=True)
-        self._write(b"".join(_line(dict(zip(COLUMNS, facts, strict=True))) for facts in columns))
+    def _text(self, value: Any) -> str:
+        text = _text(value)
+        return f'"{text}"' if text is not None and text.isalnum() else _plain_json(text)
 
-    def end(self) -> None:
-        pass
+    def _other(self, value: Any) -> str:
+        return _plain_json(value)
 
-    @staticmethod
-    def _facts(name: str, rows: Sequence[Raw]) -> list[Any]:
-        if name == "metadata":
-            return [None if data is None else orjson.Fragment(data) for data in _metadata(rows)]
-        if name == "created_at":
-            return _moments(rows)
-        return _values(name, rows) if name in _NUMBERS else _texts(name, rows, _text)
+    def _metadata(self, data: bytes) -> str:
+        return data.decode()
 
 
 class _Parquet:
@@ -177,12 +226,13 @@ class _Parquet:
 
     @staticmethod
     def _column(name: str, rows: Sequence[Raw]) -> list[Any]:
+        values = _values(name, rows)
         if name == "metadata":
-            return _metadata(rows)
+            return [None if each is None else _json(each) for each in values]
         if name in _TEXTS:
-            return _texts(name, rows, _text)
+            return list(map(_text, values))
         kind = int if name in _NUMBERS else datetime
-        return [each if isinstance(each, kind) else None for each in _values(name, rows)]
+        return [each if isinstance(each, kind) else None for each in values]
 
 
 class _Sink(io.RawIOBase):
@@ -200,7 +250,7 @@ class _Sink(io.RawIOBase):
         return len(data)
 
 
-# Columns: quicker than row by row
+# Columns
 
 
 def _values(name: str, rows: Sequence[Raw]) -> list[Any]:
@@ -208,25 +258,24 @@ def _values(name: str, rows: Sequence[Raw]) -> list[Any]:
     return [row.get(field) for row in rows]
 
 
-def _texts(name: str, rows: Sequence[Raw], text: Callable[[Any], str | None]) -> list[str | None]:
-    values = _values(name, rows)
-    if name == "transaction_id":
-        return [each.binary.hex() if type(each) is ObjectId else text(each) for each in values]
-    if name in _FEW and {str}.issuperset(map(type, values)):
-        known = {each: text(each) for each in set(values)}
-        return [known[each] for each in values]
-    return [None if each is None else text(each) for each in values]
-
-
-def _moments(rows: Sequence[Raw]) -> list[str | None]:
-    return [_moment(row.get("createdAt")) for row in rows]
-
-
-def _metadata(rows: Sequence[Raw]) -> list[bytes | None]:
-    return [None if (data := row.get("metadata")) is None else _json(data) for row in rows]
-
-
 # Cells
+
+
+def _text(value: Any) -> str | None:
+    if type(value) is ObjectId:
+        return value.binary.hex()
+    return value if value is None or type(value) is str else str(value)
+
+
+def _quoted(text: str) -> str:
+    if _SPECIAL.search(text) is None:
+        return text
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _moment(value: Any) -> str | None:
+    # A date of the database's that Python has no form for, in milliseconds since 1970.
+    return str(int(value)) if isinstance(value, DatetimeMS) else _text(value)
 
 
 def _json(value: Any) -> bytes:
@@ -240,27 +289,8 @@ def _json(value: Any) -> bytes:
     return encoded
 
 
-def _line(facts: dict[str, Any]) -> bytes:
+def _plain_json(value: Any) -> str:
     try:
-        return orjson.dumps(facts, default=_extended, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(value, default=_extended, option=_OPTIONS).decode()
     except TypeError:
-        # Numbers of other software may be of any type.
-        return json_util.dumps(facts, json_options=_EXTENDED).encode() + b"\n"
-
-
-def _text(value: Any) -> str | None:
-    return value if value is None or type(value) is str else str(value)
-
-
-def _guarded(value: Any) -> str | None:
-    text = _text(value)
-    return f"'{text}" if text is not None and text[:1] in _FORMULA_BEGINS else text
-
-
-def _moment(value: Any) -> str | None:
-    if isinstance(value, datetime):
-        text = value.isoformat()
-        # Stored are milliseconds, and whole seconds come without a fraction.
-        return f"{text[:23]}Z" if value.microsecond else f"{text}.000Z"
-    # A date of the database's that Python has no form for, in milliseconds since 1970.
-    return str(int(value)) if isinstance(value, DatetimeMS) else _text(value)
+        return json_util.dumps(value, json_options=_EXTENDED)

@@ -238,7 +238,12 @@ class Rows:
         except OperationFailure as error:
             check_index(error)
             raise
-        self._next = asyncio.create_task(self._fetch()) if rows else None
+        if rows:
+            self._next = asyncio.create_task(self._fetch())
+            # So that it is sent at once: whoever looks at these may not wait for anything.
+            await asyncio.sleep(0)
+        else:
+            self._next = None
         return rows
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
@@ -27,7 +27,7 @@ from credit_mongo.errors import StorageError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Step", "Steps"]
+__all__ = ["LateStepError", "Step", "Steps"]
 
 _T = TypeVar("_T")
 Step: TypeAlias = Callable[[AsyncClientSession], Awaitable[_T]]
@@ -36,6 +36,10 @@ Step: TypeAlias = Callable[[AsyncClientSession], Awaitable[_T]]
 _SHORTEST_PAUSE_SECONDS: Final = 0.002
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 2.0
+
+
+class LateStepError(StorageError):
+    """The server is there, and a step was not done in time. The same one can be taken again."""
 
 
 class Steps:
@@ -61,7 +65,7 @@ class Steps:
     async def take(self, step: Step[_T]) -> _T:
         """One step, in a transaction that is committed.
 
-        Raises what the step does, and StorageError if it cannot be done in time.
+        Raises what the step does, LateStepError if it is not done in time, and StorageError.
         """
         clock = asyncio.get_running_loop().time
         deadline, tries = clock() + self._seconds, 0
@@ -130,6 +134,7 @@ def _pause(tries: int) -> float:
 def _not_in_time(error: Exception) -> StorageError:
     if isinstance(error, asyncio.TimeoutError):
         text = "the database did not answer in time"
-        return caused_by(error, StorageError(f"{text}: call it again to complete it"))
+        return caused_by(error, LateStepError(f"{text}: call it again to complete it"))
+    kind = StorageError if isinstance(error, ConnectionFailure) else LateStepError
     ours = as_storage_error(error)
-    return caused_by(error, StorageError(f"{ours}; it was tried until its time was over"))
+    return caused_by(error, kind(f"{ours}; it was tried until its time was over"))

@@ -10,14 +10,19 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from docker.errors import DockerException, ImageNotFound
 from pymongo import MongoClient, timeout
 from pymongo.errors import PyMongoError
-from testcontainers.core.config import testcontainers_config
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
 
 from credit_mongo.errors import StorageError
+from credit_mongo.extras import missing
+
+try:
+    from docker.errors import DockerException, ImageNotFound
+    from testcontainers.core.config import testcontainers_config
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.docker_client import DockerClient
+except ModuleNotFoundError as error:
+    raise missing(error, "containers") from None
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -47,9 +47,8 @@ def find_source() -> Source:
 def _fetch_image() -> str:
     try:
         from credit_mongo.testing import containers  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        remedy = 'pip install "credit-mongo[containers]"'
-        raise StorageError(f"no container can be started ({error}): {remedy}") from error
+    except ModuleNotFoundError as error:
+        raise StorageError(f"no container can be started: {error}") from error
     containers.fetch_images()
     return containers.image_to_use()
 

@@ -1,19 +1,24 @@
 """How much of each fault is tried, and how much of it was reached.
 
-The defaults are what every run of the tests does; ``make faults`` asks for far more. Each number
-is an environment variable: FAULTS_SERVER_KILLS, FAULTS_ELECTIONS, …
+The defaults try all cases, and a few of each disturbance. ``make faults`` asks for far more, and
+``make faults-short`` for a share of the cases. Each number is an environment variable:
+FAULTS_SERVER_KILLS, FAULTS_SHARE, …
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
+from math import ceil
 from random import Random, SystemRandom
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["REACHED", "SIZES", "Sizes", "chance"]
+__all__ = ["REACHED", "SIZES", "Sizes", "chance", "some"]
+
+_T = TypeVar("_T")
 
 
 class Sizes(BaseSettings):
@@ -30,6 +35,9 @@ class Sizes(BaseSettings):
     client_kills: int = Field(default=0, ge=0)
     callers: int = Field(default=60, ge=1)
     conflict_seconds: float = Field(default=2.0, gt=0)
+    rounds_without_server: int = Field(default=40, ge=1)
+    # Of the cases of each operation.
+    share: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default_factory=lambda: SystemRandom().randrange(2**32))
 
 
@@ -42,3 +50,19 @@ REACHED: Final[Counter[str]] = Counter()
 def chance(name: str) -> Random:
     """The dice of one test, the same for the same seed, whichever other tests run."""
     return Random(f"{SIZES.seed} {name}")
+
+
+def some(
+    cases: Sequence[_T], name: str, sides: Callable[[_T], Collection[Hashable]] = lambda _: ()
+) -> list[_T]:
+    """The share of the cases that is to be tried, by chance: each of their sides at least once."""
+    if SIZES.share == 1:
+        return list(cases)
+    mixed = chance(name).sample(cases, len(cases))
+    seen: set[Hashable] = set()
+    chosen: list[_T] = []
+    others: list[_T] = []
+    for case in mixed:
+        (others if seen.issuperset(sides(case)) else chosen).append(case)
+        seen.update(sides(case))
+    return chosen + others[: max(ceil(SIZES.share * len(cases)) - len(chosen), 0)]

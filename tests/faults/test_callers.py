@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from tests.faults.everything import (
 from tests.faults.faults import client_of
 from tests.faults.grounds import Grounds
 from tests.faults.operations import OPENING_CREDITS, OPERATIONS, charge_of, prices
-from tests.faults.sizes import REACHED, SIZES
+from tests.faults.sizes import REACHED, SIZES, some
 from tests.faults.stages import ORDERS, Stage
 from tests.faults.trials import Trial
 from tests.integration.promises import Row
@@ -98,11 +99,12 @@ WAYS: dict[str, Way] = {
 }
 
 
-async def cancel_at_each_command(trial: Trial, way: Way, grounds: Grounds) -> None:
+async def cancel_at_each_command(trial: Trial, way: str, grounds: Grounds) -> None:
     """The caller is gone; what it asked for has happened once, or not, or does when asked again."""
     commands = await trial.record()
     assert commands
-    for command in commands:
+    name = f"cancelled {way} {trial.operation.name} {trial.in_session}"
+    for command in some(commands, name):
         async with trial.asking() as (ledger, asks, call):
             first, *others = asks
             told = [
@@ -110,7 +112,7 @@ async def cancel_at_each_command(trial: Trial, way: Way, grounds: Grounds) -> No
                 for ask, outcome in zip(
                     asks,
                     await asyncio.gather(
-                        way(lambda: call(first), trial.stage, command),  # noqa: B023
+                        WAYS[way](lambda: call(first), trial.stage, command),  # noqa: B023
                         *(outcome_of(call(ask)) for ask in others),
                     ),
                     strict=True,
@@ -133,7 +135,7 @@ async def test_callers_cancelled_at_each_command(way: str, stage: Stage, grounds
     """Once, twice, and by a scope."""
     for operation in OPERATIONS:
         trial = Trial(operation, stage, grounds.database, in_session=False)
-        await cancel_at_each_command(trial, WAYS[way], grounds)
+        await cancel_at_each_command(trial, way, grounds)
     await promises_hold(grounds.database)
 
 
@@ -145,7 +147,7 @@ async def test_callers_cancelled_at_each_command_in_an_applications_transaction(
     await grounds.database.create_collection(ORDERS)
     for operation in IN_SESSIONS:
         trial = Trial(operation, stage, grounds.database, in_session=True)
-        await cancel_at_each_command(trial, WAYS[way], grounds)
+        await cancel_at_each_command(trial, way, grounds)
     await promises_hold(grounds.database)
 
 
@@ -160,9 +162,13 @@ async def test_deadlines_that_pass_at_each_command(stage: Stage, grounds: Ground
         if not operation.in_turns
     ]
     sent = {trial.operation.name: await trial.record() for trial in trials}
-    for command in dict.fromkeys(c for commands in sent.values() for c in commands if not c.number):
-        at_once = [trial for trial in trials if command in sent[trial.operation.name]]
-        await _pass_deadlines(command, at_once, stage, grounds)
+    senders: dict[Command, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        for command in sent[trial.operation.name]:
+            if not command.number:
+                senders[command].append(trial)
+    for command in some(list(senders), "deadlines", lambda c: {t.operation for t in senders[c]}):
+        await _pass_deadlines(command, senders[command], stage, grounds)
     await promises_hold(grounds.database)
 
 
@@ -172,7 +178,8 @@ async def test_deadlines_that_pass_at_each_command_in_turns(stage: Stage, ground
         if not operation.in_turns:
             continue
         trial = Trial(operation, stage, grounds.database, in_session=False)
-        for command in dict.fromkeys(c for c in await trial.record() if not c.number):
+        first = [command for command in await trial.record() if not command.number]
+        for command in some(first, f"deadlines {operation.name}"):
             await _pass_deadlines(command, [trial], stage, grounds)
     await promises_hold(grounds.database)
 

@@ -20,7 +20,7 @@ from tests.faults.child import MOMENTS, Errand, run
 from tests.faults.commands import Command
 from tests.faults.everything import all_told_hold, nothing_is_open, promises_hold
 from tests.faults.operations import OPERATIONS, Operation, prices
-from tests.faults.sizes import REACHED, SIZES, chance
+from tests.faults.sizes import REACHED, SIZES, chance, some
 from tests.faults.stages import ORDERS, Stage
 from tests.faults.trials import Trial
 from tests.integration.promises import Client, Database, rows
@@ -97,14 +97,15 @@ async def exit_code_of(errand: Errand) -> int | None:
 
 
 async def record_all(uri: str, database: Database) -> Sent:
-    """The commands of all operations, alone and in an application's transaction."""
+    """The commands of all operations, alone and in an application's transaction, or some."""
     sent: Sent = {}
     stage = Stage(uri, 0)
     async with stage.client:
         for operation in OPERATIONS:
             for in_session in (False, True)[: 1 + operation.in_sessions]:
                 trial = Trial(operation, stage, database, in_session=in_session)
-                sent[operation, in_session] = await trial.record()
+                name = f"kills {operation.name} {in_session}"
+                sent[operation, in_session] = some(await trial.record(), name)
     return sent
 
 

@@ -22,7 +22,7 @@ from tests.faults.everything import all_told_hold, nothing_is_open, promises_hol
 from tests.faults.faults import FAULTS, Fault, Primary
 from tests.faults.grounds import Grounds
 from tests.faults.operations import OPERATIONS, Operation, prices
-from tests.faults.sizes import REACHED
+from tests.faults.sizes import REACHED, some
 from tests.faults.stages import (
     ORDERS,
     Stage,
@@ -190,6 +190,8 @@ async def try_all(matrix: Matrix, stages: list[Stage], observers: list[Client]) 
         Case(command, fault) for command in commands for fault in FAULTS if fault.fits(command)
     ]
     assert len(cases) >= len(FAULTS)
+    name = f"cases {matrix.operation.name} {matrix.in_session}"
+    cases = some(cases, name, lambda case: (case.command, case.fault.name))
     await matrix.prepare(len(cases))
     await each_on_a_stage(stages, cases, matrix.try_case)
     assert not matrix.violations, "\n".join(

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from bson import decode, decode_all
+from bson import Int64, ObjectId, decode, decode_all
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import (
     CommandFailedEvent,
@@ -24,15 +24,16 @@ from pymongo.monitoring import (
 )
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
-from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.archive import Archive, ArchiveRunningError, archive
 from credit_mongo.maintenance.verify import verify
-from tests.integration.promises import Database, Row, rows
+from tests.integration.promises import Database, Row, end_all_transactions, rows
 
 UTC = timezone.utc
 CHILD_SECONDS: Final = 60
 PROCESSES = multiprocessing.get_context("forkserver")
 # The shortest there is: whoever is killed keeps others out for no longer.
 LEASE_SECONDS: Final = 0.05
+PLACES: Final = ("collections", "bson", "parquet")
 PRICES: Final = CreditConfig(costs={"post": {"default": 3}, "none": {"premium": 1}})
 
 
@@ -67,23 +68,27 @@ async def open_books(
     await ledger.ensure_indexes()
     names = [f"user-{number}" for number in range(users)]
     books = Books(ledger, clock, clock.now + timedelta(hours=9), {name: [] for name in names})
-    for name in names:
-        await ledger.create_user(name, credits=1000, idempotency_key=f"open-{name}")
+    await asyncio.gather(
+        *(ledger.create_user(n, credits=1000, idempotency_key=f"open-{n}") for n in names)
+    )
     for number in range(charges):
         clock.now += timedelta(hours=18) / charges
-        for name in names:
-            result = await ledger.charge(
-                name, "post", idempotency_key=f"{name}-{number}", metadata={"n": number}
-            )
-            if clock.now < books.cut_off:
-                books.old_charges[name].append(result.transaction_id)
-            with contextlib.suppress(CreditError):
-                await ledger.charge(name, "none")
+        await asyncio.gather(*(_charge(books, name, number) for name in names))
         if number in (1, charges - 2):
             # Of the first charge of all: the second of these refunds lies after the cut-off.
             first = books.old_charges[names[0]][0]
             await ledger.refund(names[0], 1, action="sorry", transaction_id=first)
     return books
+
+
+async def _charge(books: Books, name: str, number: int) -> None:
+    result = await books.ledger.charge(
+        name, "post", idempotency_key=f"{name}-{number}", metadata={"n": number}
+    )
+    if books.clock.now < books.cut_off:
+        books.old_charges[name].append(result.transaction_id)
+    with contextlib.suppress(CreditError):
+        await books.ledger.charge(name, "none")
 
 
 async def kept(database: Database) -> dict[str, dict[Any, Row]]:
@@ -243,3 +248,77 @@ async def commands_of(uri: str, database: str, options: dict[str, Any]) -> list[
     async with AsyncMongoClient[Row](uri, event_listeners=[commands]) as client:
         await archive(client[database], **options)
     return commands.sent
+
+
+def options(place: str, directory: Path, cut_off: datetime, **more: Any) -> dict[str, Any]:
+    """The arguments that archive to a place."""
+    facts: dict[str, Any] = {"older_than": cut_off, "lease_seconds": LEASE_SECONDS, **more}
+    if place != "collections":
+        facts |= {"directory": str(directory), "file_format": place}
+    return facts
+
+
+async def dump(database: Database) -> dict[str, list[Row]]:
+    """All documents of all collections."""
+    names = sorted(await database.list_collection_names())
+    return {name: await database[name].find().sort("_id", 1).to_list(None) for name in names}
+
+
+async def insert_chain(
+    database: Database, user_id: str, count: int, moment: datetime, **fields: Any
+) -> None:
+    """So many old transactions of a user, inserted directly."""
+    chain = [
+        {
+            "_id": ObjectId(),
+            "userId": user_id,
+            "seq": Int64(seq),
+            "operation": "grant",
+            "action": "gift",
+            "amount": Int64(2),
+            "balanceBefore": Int64(2 * seq - 2),
+            "balanceAfter": Int64(2 * seq),
+            "metadata": None,
+            "idempotencyKey": None,
+            "createdAt": moment + timedelta(milliseconds=seq // 7),
+            **fields,
+        }
+        for seq in range(1, count + 1)
+    ]
+    await database["transactions"].insert_many(chain)
+    await database["users"].insert_one(
+        {
+            "_id": user_id,
+            "credits": Int64(2 * count),
+            "seq": Int64(count),
+            "createdAt": moment,
+            "updatedAt": moment,
+        }
+    )
+
+
+async def is_killed(errand: Errand) -> bool:
+    """Run it in a process of its own; whether it came to where it dies."""
+    code = await exit_code_of(errand)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+async def killed_at(
+    uri: str, database: Database, facts: dict[str, Any], number: int, *, when_answered: bool
+) -> bool:
+    """Kill a run at one of its commands; whether it came so far."""
+    killed = await is_killed(Errand(uri, database.name, facts, number, when_answered))
+    # The server would end them by itself, after a minute.
+    await end_all_transactions(database.client)
+    return killed
+
+
+async def run_to_the_end(database: Database, facts: dict[str, Any]) -> Archive:
+    """Run, again as long as a dead one's lease lasts."""
+    for _ in range(100):
+        try:
+            return await archive(database, **facts)
+        except ArchiveRunningError:
+            await asyncio.sleep(LEASE_SECONDS)
+    raise AssertionError("the lease does not end")

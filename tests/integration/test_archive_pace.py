@@ -49,3 +49,24 @@ async def test_what_it_moves_away_itself_does_not(database: Database, at_each_ba
     await transactions.insert_one({"_id": EARLY})
     await pace.rest(1.0)
     assert pace.rows < large
+
+
+async def test_on_a_slow_server_batches_are_smaller(
+    database: Database, at_each_batch: None
+) -> None:
+    """Down to a few rows; and when it is quick again, they grow back to what they were."""
+    pace = Pace(database["transactions"], full_speed=True)
+    large = pace.rows
+    sizes = []
+    for _ in range(20):
+        await pace.rest(seconds_of_work=10.0)
+        sizes.append(pace.rows)
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 < sizes[-1] < sizes[0] < large
+    pace.slow_down()
+    assert pace.rows == sizes[-1]
+    await pace.rest(seconds_of_work=3.0)
+    assert pace.rows == sizes[-1]
+    for _ in range(20):
+        await pace.rest(seconds_of_work=0.1)
+    assert pace.rows == large

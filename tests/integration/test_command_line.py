@@ -192,7 +192,7 @@ async def test_output_that_nobody_reads_is_no_traceback(
 async def test_ctrl_c_exits_130(client: Client, replica_set_uri: str, database: Database) -> None:
     """In one line, while it waits for the server."""
     uri = with_options(replica_set_uri, appname="slow")
-    data = {"failCommands": ["listCollections"], "blockConnection": True, "blockTimeMS": 20_000}
+    data = {"failCommands": ["listCollections"], "blockConnection": True, "blockTimeMS": 5000}
     async with failing(client, "slow", **data):
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -19,6 +19,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from pydantic import Field
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import WriteError
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
@@ -31,6 +32,7 @@ from credit_mongo import (
     CreditConfig,
     CreditLedger,
     InvalidRequestError,
+    StorageError,
     TransactionNotFoundError,
     UndefinedTierError,
     UserExistsError,
@@ -355,6 +357,39 @@ async def test_create_user_opens_the_account_on_the_document(
         assert (await ledger.create_user(user_id, credits=40, idempotency_key=key)).replayed
         assert await ledger.get_balance(user_id) == 40
     await check_books(application)
+
+
+@pytest.mark.parametrize("signed_up", ["2020-02-02T00:00:00Z", 1580601600])
+async def test_the_day_of_signing_up_stays_however_it_is_kept(
+    own: Application, signed_up: object
+) -> None:
+    """No date to the ledger, but the application's own: it is never written over."""
+    user_id, stored = await own.add_person(createdAt=signed_up)
+    async with own.ledger() as ledger:
+        opened = await ledger.create_user(user_id, credits=40)
+        assert (await own.person(stored))["createdAt"] == signed_up
+        assert (await ledger.get_user(user_id)).created_at == opened.created_at
+    await check_books(own)
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+async def test_a_unique_index_of_the_application_s_is_named(
+    own: Application, client: Client, in_session: bool
+) -> None:
+    """By its field, and no value; at once, for another try would go no better."""
+    people = own.database["people"]
+    await people.create_index("email", unique=True)
+    async with own.ledger() as ledger, client.start_session() as session:
+        await ledger.create_user(own.new_id()[0], credits=5)
+
+        async def create(session: AsyncClientSession | None) -> None:
+            await ledger.create_user(own.new_id()[0], session=session)
+
+        with pytest.raises(StorageError, match="email of the collection 'people'") as caught:
+            await (session.with_transaction(create) if in_session else create(None))
+    assert not caught.value.has_error_label("TransientTransactionError")
+    assert await count(own.database, "people") == 1
+    await check_books(own)
 
 
 async def test_an_account_without_a_document_gets_one(application: Application) -> None:

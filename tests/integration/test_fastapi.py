@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Annotated, Any
 
 import httpx
@@ -510,6 +511,21 @@ async def test_prices_come_from_dependencies(site: Site) -> None:
     assert _code(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
 
 
+class Size(int, Enum):
+    """Prints as its name."""
+
+    LARGE = 5000
+
+
+@pytest.mark.parametrize("token", [Size.LARGE, 5000.0, Decimal("5E+3")])
+async def test_a_variable_is_the_number_that_it_is(site: Site, token: Decimal) -> None:
+    """However it prints: it is written down before the charge, and read for it."""
+    order = Order("ann", "ai-completion", "f", variables={"token": token}, key="k")
+    async with site.paid_requests.paid(order) as paid:
+        assert paid.cost == 15
+    assert await site.states() == ["completed"]
+
+
 def test_an_amount_goes_with_no_variables() -> None:
     """Said when the application is built."""
     with pytest.raises(InvalidRequestError, match="amount"):
@@ -739,18 +755,26 @@ async def test_a_run_that_has_ended_meanwhile_is_not_settled(
 
 
 @pytest.mark.parametrize("by_hand", [4, 10])
-async def test_what_was_refunded_by_hand_is_not_refunded_again(site: Site, by_hand: int) -> None:
-    """Only what the charge still holds."""
+@pytest.mark.parametrize("key", [None, "refund:{}"])
+async def test_what_was_refunded_by_hand_is_not_refunded_again(
+    site: Site, by_hand: int, key: str | None
+) -> None:
+    """Only what the charge still holds, also if our key for it was the application's as well."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.refund(
-            "ann", by_hand, action="support", transaction_id=paid.transaction_id
+            "ann",
+            by_hand,
+            action="support",
+            transaction_id=paid.transaction_id,
+            idempotency_key=key and key.format(paid.transaction_id),
         )
         raise HTTPException(502)
 
     site.work = fails
     assert (await site.ask()).status_code == 502
     assert sum(await site.charges()) == 0
+    assert await site.states() == ["released"]
 
 
 async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:

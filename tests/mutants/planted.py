@@ -443,7 +443,7 @@ PLANTED: Final = (
         "engine/failures.py",
         'text = details.get("codeName") or f"code {error.code}"',
         "text, details = str(error), error.details",
-        ("tests/integration/test_roles.py",),
+        ("tests/integration/roles/test_runtime_role.py",),
     ),
     # Lanes
     Bug(

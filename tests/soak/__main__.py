@@ -24,6 +24,9 @@ def main() -> int:
         description="Ask a ledger on three members under random faults, and check the history.",
     )
     parser.add_argument("--seconds", type=_positive, default=180.0, help="under faults (180)")
+    parser.add_argument(
+        "--operations", type=int, default=0, help="go on until so many are acknowledged (0)"
+    )
     parser.add_argument("--seed", type=int, help="of the schedule and the work (else: random)")
     parser.add_argument(
         "--clients", type=int, choices=(1, 2, 3), default=1, help="processes beside the first (1)"
@@ -33,7 +36,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     summary = asyncio.run(
         soak(
-            Options(given.seconds, seed, children=given.clients),
+            Options(given.seconds, seed, given.operations, children=given.clients),
             lambda line: print(line, flush=True),
         )
     )

@@ -25,6 +25,7 @@ _Stream: TypeAlias = Mapping[str, tuple[int, Callable[[Random], Awaitable[None]]
 _PAUSES_SECONDS: Final = ((0.5, 3.0), (3.0, 9.0))
 _COMMANDS: Final = ("find", "update", "insert", "aggregate", "delete", "findAndModify")
 _ANSWER_SECONDS: Final = 5.0
+_PATIENCE_SECONDS: Final = 60.0
 # While processes are killed, what they leave open would hold its users for a minute. Members that
 # are started again have it from their command line.
 SHORT_LIFETIME_SECONDS: Final = 3
@@ -102,17 +103,17 @@ class Disturbances:
         await self._replica_set.wait_until_ready()
         for observer in self._observers:
             for point in ("failCommand", "WTWriteConflictException"):
-                await observer.admin.command({"configureFailPoint": point, "mode": "off"})
+                await _answer(observer, {"configureFailPoint": point, "mode": "off"})
 
     async def elections(self) -> int:
         """How many the set has had, by the term of its primary."""
         _, observer = await self._primary()
-        status = await observer.admin.command("replSetGetStatus")
+        status = await _answer(observer, {"replSetGetStatus": 1})
         return int(status["term"])
 
     async def open_transactions(self) -> int:
         """How many are open on all members."""
-        statuses = [await each.admin.command("serverStatus") for each in self._observers]
+        statuses = [await _answer(each, {"serverStatus": 1}) for each in self._observers]
         return sum(int(status["transactions"]["currentOpen"]) for status in statuses)
 
     async def close(self) -> None:
@@ -124,7 +125,7 @@ class Disturbances:
 
     async def _primary(self) -> tuple[Member, AsyncMongoClient[dict[str, Any]]]:
         loop = asyncio.get_running_loop()
-        until = loop.time() + 60
+        until = loop.time() + _PATIENCE_SECONDS
         while loop.time() < until:
             for member, observer in zip(self._replica_set.members, self._observers, strict=True):
                 with contextlib.suppress(PyMongoError):
@@ -140,7 +141,7 @@ class Disturbances:
 
     async def _set_everywhere(self, parameter: str, value: int) -> None:
         for observer in self._observers:
-            await observer.admin.command({"setParameter": 1, parameter: value})
+            await _answer(observer, {"setParameter": 1, parameter: value})
 
     # Faults of commands
 
@@ -252,3 +253,16 @@ def _observer(member: Member) -> AsyncMongoClient[dict[str, Any]]:
         socketTimeoutMS=milliseconds,
         connectTimeoutMS=milliseconds,
     )
+
+
+async def _answer(observer: AsyncMongoClient[dict[str, Any]], command: dict[str, Any]) -> Any:
+    """What a member says that nobody disturbs now, however busy the machine is."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return await observer.admin.command(command)
+        except PyMongoError:
+            if loop.time() > until:
+                raise
+        await asyncio.sleep(0.05)

@@ -38,10 +38,14 @@ _CROSSING: Final = (1.0, 0.0005)
 
 @dataclass(frozen=True)
 class Options:
-    """How long (seconds under faults), with how many callers, and the seed of it all."""
+    """How long (seconds under faults), with how many callers, and the seed of it all.
+
+    ``operations``: it goes on until so many are acknowledged, however long that takes.
+    """
 
     seconds: float
     seed: int
+    operations: int = 0
     # Many: what a commit costs three members is shared by all that wait for it.
     callers: int = 1000
     children: int = 1
@@ -87,9 +91,12 @@ async def soak(options: Options, tell: Callable[[str], None]) -> Summary:
         members=3, parameters=parameters, cache_gigabytes=1.0
     ) as replica_set:
         number = 0
-        while summary.seconds < options.seconds and not summary.violations:
+        while not summary.violations:
+            left = options.seconds - summary.seconds
+            if left <= 0 and summary.counts["operations acknowledged"] >= options.operations:
+                break
             number += 1
-            seconds = min(options.round_seconds, options.seconds - summary.seconds)
+            seconds = min(options.round_seconds, left if left > 0 else options.round_seconds)
             with tempfile.TemporaryDirectory() as directory:
                 await _Round(options, replica_set, Path(directory), number).run(seconds, summary)
             tell(

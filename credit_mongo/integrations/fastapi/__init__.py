@@ -6,20 +6,25 @@
 - `idempotency_key` and `required_idempotency_key` give the checked ``Idempotency-Key`` header.
 """
 
-from credit_mongo.integrations.fastapi.charging import Charge
-from credit_mongo.integrations.fastapi.header import (
-    IdempotencyKeyError,
-    MissingIdempotencyKeyError,
-    idempotency_key,
-    required_idempotency_key,
-)
-from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
-from credit_mongo.integrations.fastapi.orders import (
-    Paid,
-    RequestCompletedError,
-    RequestInProgressError,
-)
-from credit_mongo.integrations.fastapi.problems import add_credit_handlers
+from credit_mongo.extras import missing
+
+try:
+    from credit_mongo.integrations.fastapi.charging import Charge
+    from credit_mongo.integrations.fastapi.header import (
+        IdempotencyKeyError,
+        MissingIdempotencyKeyError,
+        idempotency_key,
+        required_idempotency_key,
+    )
+    from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
+    from credit_mongo.integrations.fastapi.orders import (
+        Paid,
+        RequestCompletedError,
+        RequestInProgressError,
+    )
+    from credit_mongo.integrations.fastapi.problems import add_credit_handlers
+except ModuleNotFoundError as error:
+    raise missing(error, "fastapi") from None
 
 __all__ = [
     "Charge",

@@ -169,12 +169,12 @@ class PaidRequests:
         self._runs.add(run["run"])
         try:
             charge, replayed = await self._charge(run)
-        except CreditError as error:
+        except BaseException as error:
             self._runs.discard(run["run"])
             with contextlib.suppress(StorageError):  # then when its lease is over
                 if isinstance(error, CommitOutcomeUnknownError):
                     await self._settle(run)
-                else:
+                elif isinstance(error, CreditError):
                     await self._release(run)
             raise
         if replayed:
@@ -210,7 +210,9 @@ class PaidRequests:
             "userId": order.user_id,
             "action": order.action,
             "amount": order.amount,
-            "variables": None if variables is None else {n: str(v) for n, v in variables.items()},
+            "variables": None
+            if variables is None
+            else {n: _written(v) for n, v in variables.items()},
             "state": "running",
             "run": str(uuid4()),
         }
@@ -326,6 +328,8 @@ class PaidRequests:
             except RefundExceedsChargeError as error:
                 # Somebody has refunded a part by hand.
                 key, amount = f"{key}:{error.refundable}", error.refundable
+            except IdempotencyConflictError:
+                key = f"{key}:request"  # the application's own refund of a part has that one
             except (UserNotFoundError, TransactionNotFoundError):
                 return  # the user was erased
             else:
@@ -374,6 +378,13 @@ class PaidRequests:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task
+
+
+def _written(number: float | Decimal) -> str:
+    """As Decimal reads it. What a subclass (an enumeration, NumPy's) prints may be a name."""
+    if isinstance(number, int):
+        return int.__repr__(number)
+    return float.__repr__(number) if isinstance(number, float) else Decimal.__str__(number)
 
 
 def _request_id(user_id: str, key: str) -> str:

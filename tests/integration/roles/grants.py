@@ -1,0 +1,130 @@
+"""What each role may do, and what is looked at when it does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from pymongo.errors import OperationFailure
+
+from credit_mongo import CreditConfig, StorageError
+from credit_mongo.maintenance.roles import Privilege, Role
+from tests.integration.access_control import UNAUTHORIZED
+from tests.integration.promises import Client, Row
+
+ROOT = Path(__file__).parents[3]
+UTC = timezone.utc
+FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
+APP, OTHER = "app", "other"
+
+# What each role may do, written from what the work needs and not from the module that grants it.
+WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
+    "creditRuntime": {
+        "users": {"find", "insert", "update"},
+        "transactions": {"find", "insert"},
+        "audit_logs": {"find", "insert"},
+        "idempotency_records": {"find", "insert", "remove"},
+        "turns": {"find", "insert", "update"},
+        "paid_requests": {"find", "insert", "update", "createIndex"},
+        "transactions_archive": {"find"},
+        "audit_logs_archive": {"find"},
+        "archive_borders": {"find"},
+    },
+    "creditArchiver": {
+        "users": {"find"},
+        "transactions": {"find", "remove"},
+        "audit_logs": {"find", "remove"},
+        "transactions_archive": {"find", "insert", "createIndex"},
+        "audit_logs_archive": {"find", "insert", "createIndex"},
+        "archive_borders": {"find", "insert", "update"},
+        "archive_manifests": {"find", "insert", "update"},
+    },
+    "creditEraser": {
+        **{
+            name: {"find", "remove"}
+            for name in (
+                *("users", "transactions", "audit_logs", "idempotency_records"),
+                *("transactions_archive", "audit_logs_archive", "archive_borders"),
+                "paid_requests",
+            )
+        },
+        "erasures": {"find", "insert", "update", "remove"},
+    },
+    "creditSetup": {
+        name: {"createCollection", "createIndex", "collMod", "listIndexes"}
+        for name in ("users", "transactions", "audit_logs", "idempotency_records")
+    },
+    "creditReader": {
+        name: {"find"}
+        for name in (
+            *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
+            *("transactions_archive", "audit_logs_archive", "archive_manifests"),
+            *("archive_borders", "erasures", "paid_requests"),
+        )
+    },
+}
+ROLES = list(WORK)
+COLLECTIONS = list(WORK["creditReader"])
+
+
+def config(**changes: Any) -> CreditConfig:
+    """Prices and tiers."""
+    return CreditConfig(
+        costs={"post": {"default": 10}, "view": {"premium": 1}},
+        membership={"tiers": {"free": 0, "premium": 1}, "credits_caps": {"free": 5, "premium": 99}},
+        **changes,
+    )
+
+
+async def dump(administrator: Client) -> dict[str, Any]:
+    """Everything that is in the two databases, with users, roles and indexes."""
+    found: dict[str, Any] = {}
+    for name in (APP, OTHER):
+        database = administrator[name]
+        for collection in await database.list_collection_names():
+            found[f"{name}.{collection}"] = [
+                await database[collection].find().sort("_id").to_list(None),
+                await (await database[collection].list_indexes()).to_list(None),
+            ]
+        for command in ("usersInfo", "rolesInfo"):
+            found[f"{name} {command}"] = await database.command({command: 1})
+            for reply in ("$clusterTime", "operationTime"):
+                found[f"{name} {command}"].pop(reply)
+    return found
+
+
+class Clock:
+    """The time, which can be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+async def check_unauthorized(call: Awaitable[Any]) -> None:
+    """It is a StorageError that says what is missing, with the driver's own error behind it."""
+    with pytest.raises(StorageError) as caught:
+        await call
+    assert type(caught.value) is StorageError
+    assert str(caught.value) == "the server refused the operation: Unauthorized (code 13)"
+    assert caught.value.code == "STORAGE_ERROR"
+    assert isinstance(caught.value.__cause__, OperationFailure)
+    assert caught.value.__cause__.code == UNAUTHORIZED
+
+
+def without(role: Role, collection: str, action: str) -> list[Row]:
+    """The privileges of a role but for one action."""
+    return [
+        Privilege(
+            p.database,
+            p.collection,
+            tuple(a for a in p.actions if (p.collection, a) != (collection, action)),
+        ).to_dict()
+        for p in role.privileges
+        if p.actions != (action,) or p.collection != collection
+    ]

@@ -1,0 +1,244 @@
+"""The runtime role can do all that a ledger does, and never without one of its privileges."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pymongo.errors import OperationFailure
+
+from credit_mongo import (
+    CreditError,
+    CreditLedger,
+    InsufficientCreditsError,
+    StorageError,
+    UserNotFoundError,
+)
+from credit_mongo.maintenance.roles import credit_roles
+from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet
+from tests.integration.promises import Client, Database, Row, check_promises, rows
+from tests.integration.roles.grants import APP, COLLECTIONS, FUTURE, WORK, Clock, config, without
+
+
+class Watched:
+    """A ledger that notes which of its methods were called and ended well."""
+
+    def __init__(self, ledger: CreditLedger, called: set[str]) -> None:
+        self._ledger = ledger
+        self._called = called
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            result = await getattr(self._ledger, name)(*arguments, **options)
+            self._called.add(name)
+            return result
+
+        return call
+
+
+async def live(ledger: Any, client: Client, clock: Clock) -> None:
+    """Do all that a ledger does, with keys, refusals and sessions."""
+    await ledger.create_user("u", credits=50, membership_tier="free", idempotency_key="c")
+    charge = await ledger.charge("u", "post", idempotency_key="k", metadata={"a": 1})
+    assert (await ledger.charge("u", "post", idempotency_key="k")).replayed
+    clock.ahead = timedelta(days=2)  # the key is over, though TTL has not come
+    assert not (await ledger.charge("u", "post", idempotency_key="k")).replayed
+    with pytest.raises(InsufficientCreditsError):
+        await ledger.charge("u", "post", amount=1000, idempotency_key="r")
+    with pytest.raises(UserNotFoundError):
+        await ledger.charge("nobody", "post")
+    await ledger.refund("u", 3, action="sorry", transaction_id=charge.transaction_id)
+    await ledger.grant("u", 5, action="bonus")
+    await ledger.upgrade_tier("u", "premium", membership_expires_at=FUTURE)
+    await ledger.renew_tier("u", membership_expires_at=FUTURE)
+    await ledger.quote("u", "post")
+    await ledger.validate_access("u", "view")
+    await ledger.downgrade_tier("u", "free")
+    await ledger.get_user("u")
+    page = await ledger.get_history("u", limit=2)
+    await ledger.get_history("u", limit=2, cursor=page.next_cursor)
+    page = await ledger.get_audit_log("u", limit=2, status="success")
+    await ledger.get_audit_log("u", limit=2, cursor=page.next_cursor)
+    async with client.start_session() as session:
+        for ending in ("abort_transaction", "commit_transaction"):
+            await session.start_transaction()
+            await ledger.grant("u", 9, action="x", session=session, idempotency_key=ending)
+            with pytest.raises(InsufficientCreditsError):
+                await ledger.charge("u", "post", amount=1000, session=session)
+            assert await ledger.get_balance("u", session=session) == 14
+            await getattr(session, ending)()
+
+
+async def test_the_runtime_role_can_do_all_that_the_ledger_does(
+    guarded: GuardedReplicaSet, administrator: Client
+) -> None:
+    """Every public method, each at least once to a good end; only the setup is not its work."""
+    called: set[str] = set()
+    clock = Clock()
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config(), clock=clock) as ledger,
+    ):
+        with pytest.raises(UserNotFoundError):
+            await ledger.get_balance("u")
+        await live(Watched(ledger, called), client, clock)
+    public = {
+        name
+        for name, _ in inspect.getmembers(CreditLedger, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    }
+    assert public - called == {"ensure_indexes", "delete_user", "close"}
+    assert await rows(administrator[APP], "idempotency_records")
+
+
+async def test_the_runtime_role_is_enough_on_a_connection_of_the_ledgers_own(
+    guarded: GuardedReplicaSet, administrator: Client
+) -> None:
+    """From the URI to the promises, with the clock of the machine."""
+    uri = guarded.uri_of("creditRuntime", APP)
+    async with CreditLedger.connect(uri, database=APP, config=config()) as ledger:
+        await ledger.create_user("u", credits=50, idempotency_key="c")
+        await asyncio.gather(
+            *(ledger.charge("u", "post", idempotency_key=str(n)) for n in range(5))
+        )
+        with pytest.raises(InsufficientCreditsError):
+            await ledger.charge("u", "post", idempotency_key="more")
+    await check_promises(administrator[APP])
+
+
+async def test_the_runtime_role_can_take_turns_among_processes(
+    guarded: GuardedReplicaSet, administrator: Client
+) -> None:
+    """Several clients on one user at once: the turns come into being, and all get their credits."""
+    async with (
+        guarded.client_of("creditRuntime", APP) as one,
+        guarded.client_of("creditRuntime", APP) as two,
+        CreditLedger(one[APP], config()) as first,
+        CreditLedger(two[APP], config()) as second,
+    ):
+        await first.create_user("u")
+        granted = 0
+        while not await rows(administrator[APP], "turns") or granted < 200:
+            await asyncio.gather(
+                *(ledger.grant("u", 1, action="x") for ledger in (first, second) for _ in range(50))
+            )
+            granted += 100
+        assert await first.get_balance("u") == granted
+    [turn] = await rows(administrator[APP], "turns")
+    assert turn["taken"] > 0
+    await check_promises(administrator[APP])
+
+
+async def test_a_caller_who_gives_up_leaves_no_transaction_open(
+    guarded: GuardedReplicaSet, administrator: Client
+) -> None:
+    """To end one's own sessions needs no privilege."""
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config(operation_timeout_seconds=0.5)) as ledger,
+    ):
+        await ledger.create_user("u", credits=50)
+        async with administrator.start_session() as session:
+            await session.start_transaction()
+            await administrator[APP]["users"].update_one(
+                {"_id": "u"}, {"$set": {"mine": 1}}, session=session
+            )
+            with pytest.raises(StorageError):
+                await ledger.charge("u", "post")
+            await session.abort_transaction()
+    for _ in range(100):
+        status = await administrator.admin.command("serverStatus")
+        if not status["transactions"]["currentOpen"]:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        pytest.fail("a transaction is still open")
+
+
+SECRET = "key-" + "of-a-request"
+
+
+@pytest.mark.parametrize(
+    ("collection", "action"),
+    [
+        (name, action)
+        for name, actions in WORK["creditRuntime"].items()
+        # For repairs, and for FastAPI: both are tried by themselves.
+        if name not in ("archive_borders", "paid_requests")
+        for action in sorted(actions)
+    ],
+)
+async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_works(
+    guarded: GuardedReplicaSet, administrator: Client, collection: str, action: str
+) -> None:
+    """So each is needed. What is refused writes nothing, and the books stay right."""
+    database = administrator[APP]
+    clock = Clock()
+    runtime = credit_roles(APP)[0]
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config(), clock=clock) as ledger,
+    ):
+        await ledger.create_user("u", credits=50, membership_tier="free")
+        await ledger.charge("u", "post", idempotency_key="over")
+        clock.ahead = timedelta(days=2)
+        await database.command(
+            {
+                "updateRole": runtime.name,
+                "privileges": without(runtime, collection, action),
+                "roles": [],
+            }
+        )
+        done = [await outcome_of(database, call) for call in some_calls(ledger, "v")]
+        loop = asyncio.get_running_loop()
+        for number in (1, 2):  # as after conflicts with another process: it takes turns
+            ledger._committer._turns.met_conflict(number, loop.time())
+        done += [await outcome_of(database, call) for call in some_calls(ledger, "w")]
+    refused = [each for each in done if each == "unauthorized"]
+    assert refused, "nothing needs it"
+    assert len(refused) < len(done), "nothing goes on without it"
+
+
+def some_calls(ledger: CreditLedger, name: str) -> list[Callable[[], Awaitable[Any]]]:
+    """Calls that need every privilege among them."""
+    return [
+        lambda: ledger.create_user(name),
+        lambda: ledger.charge("u", "post", idempotency_key="over"),
+        lambda: ledger.grant("u", 1, action="x", idempotency_key=SECRET + name),
+        lambda: ledger.charge("u", "post", amount=1000, idempotency_key=f"{SECRET} {name}"),
+        lambda: ledger.grant("u", 1, action="x"),
+        lambda: ledger.get_balance("u"),
+        lambda: ledger.get_history("u"),
+        lambda: ledger.get_audit_log("u"),
+        lambda: ledger.get_history("u", include_archived=True),
+        lambda: ledger.get_audit_log("u", include_archived=True),
+    ]
+
+
+async def outcome_of(database: Database, call: Callable[[], Awaitable[Any]]) -> str:
+    """What a call comes to; if it is refused for a privilege, then without a trace."""
+    before = await books(database)
+    try:
+        await call()
+    except StorageError as error:
+        shown = "".join(traceback.format_exception(error))
+        cause = error.__cause__
+        code = cause.code if isinstance(cause, OperationFailure) else None
+    except CreditError as error:
+        return error.code
+    else:
+        return "done"
+    assert code == UNAUTHORIZED
+    assert SECRET not in shown  # though the server quotes the command that it refuses
+    assert await books(database) == before
+    return "unauthorized"
+
+
+async def books(database: Database) -> list[list[Row]]:
+    """All rows that say something; the turns say nothing."""
+    return [await rows(database, name) for name in COLLECTIONS if name != "turns"]

@@ -1,0 +1,79 @@
+"""A commit whose outcome is unknown, and rows of it that go elsewhere before it is looked for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from credit_mongo import CreditConfig, CreditLedger, RetryConfig
+from credit_mongo.engine.lanes import LANES
+from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.verify import verify
+from tests.integration.promises import Database, count, failing, with_options
+
+
+async def _erase(ledger: CreditLedger, _database: Database, user_id: str) -> None:
+    await ledger.delete_user(user_id)
+
+
+async def _archive(_ledger: CreditLedger, database: Database, _user_id: str) -> None:
+    await archive(database, older_than=datetime.now(timezone.utc))
+
+
+Move = Callable[[CreditLedger, Database, str], Awaitable[None]]
+MOVES: Final[dict[str, Move]] = {"the first user is erased": _erase, "all are archived": _archive}
+
+
+def _users_of_one_lane(number: int) -> list[str]:
+    """Their requests share a batch."""
+    users = (f"user-{number}" for number in itertools.count())
+    return list(itertools.islice((u for u in users if hash(u) % LANES == 0), number))
+
+
+@pytest_asyncio.fixture
+async def patient(
+    replica_set_uri: str, config: CreditConfig, database: Database
+) -> AsyncIterator[CreditLedger]:
+    """It waits for two seconds before it looks what became of a commit."""
+    retry = RetryConfig(initial_delay_ms=2000, max_delay_ms=2000)
+    uri = with_options(replica_set_uri, appName="patient")
+    async with CreditLedger.connect(
+        uri, database=database.name, config=config.model_copy(update={"retry": retry})
+    ) as ledger:
+        yield ledger
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("key", [None, "key-of-"])
+async def test_a_batch_that_was_applied_is_found(
+    database: Database, ledger: CreditLedger, patient: CreditLedger, move: Move, key: str | None
+) -> None:
+    """And nobody is charged twice, though the server did not say that it had been applied."""
+    users = _users_of_one_lane(4)
+    for user_id in users:
+        await ledger.create_user(user_id, credits=100)
+    applied: dict[str, Any] = {"writeConcernError": {"code": 100, "errmsg": "x"}}
+    commit = ["commitTransaction"]
+    async with failing(
+        database.client, "patient", {"times": 1}, failCommands=commit, **applied
+    ) as failure:
+        charging = asyncio.gather(
+            *(
+                patient.charge(user_id, "generate-post", idempotency_key=key and key + user_id)
+                for user_id in users
+            )
+        )
+        while await count(database, "transactions", operation="charge") < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await move(ledger, database, users[0])
+        results = await charging
+    assert failure.hits == 1
+    assert [result.balance_after for result in results] == [90] * 4
+    assert [await ledger.get_balance(user_id) for user_id in users[1:]] == [90] * 3
+    assert (await verify(database)).findings == ()
