@@ -24,8 +24,8 @@ from credit_mongo.rows import Raw
 
 try:
     import orjson
-except ModuleNotFoundError as error:
-    raise missing(error, "cli") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "cli") from None
 
 __all__ = ["COLUMNS", "FORMATS", "Encoder", "Format", "Write", "encoder_of"]
 

@@ -21,8 +21,8 @@ try:
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.docker_client import DockerClient
-except ModuleNotFoundError as error:
-    raise missing(error, "containers") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "containers") from None
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -411,15 +411,15 @@ PLANTED: Final = (
     Bug(
         "a commit without a majority",
         "engine/store.py",
-        'JOURNALED_MAJORITY: Final = WriteConcern("majority", j=True)',
-        "JOURNALED_MAJORITY: Final = WriteConcern(1)",
+        'JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)',
+        "JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern(1)",
         (READS,),
     ),
     Bug(
         "reads of what may be rolled back",
         "engine/store.py",
-        'MAJORITY: Final = ReadConcern("majority")',
-        'MAJORITY: Final = ReadConcern("local")',
+        'MAJORITY: Final[ReadConcern] = ReadConcern("majority")',
+        'MAJORITY: Final[ReadConcern] = ReadConcern("local")',
         (READS,),
     ),
     Bug(

@@ -23,8 +23,8 @@ try:
         RequestInProgressError,
     )
     from credit_mongo.integrations.fastapi.problems import add_credit_handlers
-except ModuleNotFoundError as error:
-    raise missing(error, "fastapi") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "fastapi") from None
 
 __all__ = [
     "Charge",
