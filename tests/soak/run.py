@@ -33,6 +33,7 @@ _LATEST_SECONDS: Final = 10.0
 _TIMEOUT_SECONDS: Final = 8.0
 _MOST_SHOWN: Final = 20
 _SETTLING: Final = 400
+_SETTLING_SECONDS: Final = 60.0
 _CROSSING: Final = (1.0, 0.0005)
 
 
@@ -193,8 +194,11 @@ class _Round:
 
         async def settle(key: str, call_ask: Any) -> None:
             async with waiting:
-                if await self.callers.ask(call_ask) not in ("done", "refused"):
-                    summary.violations.append(f"not to be settled: {call_ask}")
+                until = time.monotonic() + _SETTLING_SECONDS
+                while await self.callers.ask(call_ask) not in ("done", "refused"):
+                    if time.monotonic() > until:
+                        summary.violations.append(f"not to be settled: {call_ask}")
+                        break
 
         await asyncio.gather(*(settle(ask.key or "", ask) for ask in asks))
         return len([ask for ask in asks if ask.key not in settled])
