@@ -127,6 +127,9 @@ async def archive(
     small steps, unless ``full_speed``. A run that has crashed keeps others out for
     ``lease_seconds`` (0.05 to 3600). It needs the ledger's indexes.
 
+    What goes to a ``directory`` is better older than any call at work: a charge without a key whose
+    commit's outcome is unknown looks for its row in the database, and would charge again.
+
     Users whose transactions do not follow from each other (rows of the Credit SDK have no ``seq``)
     are left alone from the first such one on, and named.
 
