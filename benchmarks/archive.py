@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -135,7 +136,8 @@ async def _run(*command: str, database: _Database, uri: str) -> _Cost:
             await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=0.1)
     finally:
         if process.returncode is None:
-            process.terminate()
+            # As by Ctrl-C: killed, it would leave a lease that outlasts the next window.
+            process.send_signal(signal.SIGINT)
             await process.wait()
     assert process.returncode == 0, command
     return _Cost(
@@ -202,7 +204,7 @@ async def _with_archive(
     charge: Callable[[str, int, str], Awaitable[None]],
     load: Load,
 ) -> Any:
-    """The archive is killed at the end, and goes on in the next window."""
+    """The archive is interrupted at the end, and goes on in the next window."""
     process = await _start("archive", *_CUT_OFF, uri=uri, database=database.name)
     try:
         outcome = await drive_load(charge, load)
@@ -210,7 +212,8 @@ async def _with_archive(
         return outcome
     finally:
         if process.returncode is None:
-            process.terminate()
+            # As by Ctrl-C: killed, it would leave a lease that outlasts the next window.
+            process.send_signal(signal.SIGINT)
         await process.wait()
 
 
