@@ -32,7 +32,7 @@ def _ways(item: pytest.Item) -> Iterator[str]:
         yield _DRIVERS[parameters["driver"]]
     elif {"client", "credit_replica_set"}.intersection(fixtures):
         yield _DRIVERS["pymongo"]
-    if item.path.stem == "test_existing_users":
+    if item.path.stem.startswith("test_existing_"):
         yield _EXISTING
 
 

@@ -32,15 +32,16 @@ def test_of_none():
     pass
 """,
     "test_existing_users": "def test_it(client): pass",
+    "test_existing_users_documents": "def test_it(): pass",
 }
 WAYS = (
     "ways: PyMongo 2 passed, 1 failed; Motor 0 passed, 1 failed; "
-    "mongomock-motor 1 passed, 0 failed; existing collection 1 passed, 1 failed"
+    "mongomock-motor 1 passed, 0 failed; existing collection 2 passed, 1 failed"
 )
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"), [("local", ""), ("container", "; container 2 passed, 2 failed")]
+    ("kind", "ending"), [("local", ""), ("container", "; container 3 passed, 2 failed")]
 )
 def test_it_has_the_numbers_of_each_way(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str
