@@ -108,7 +108,9 @@ def _row(
     )
     if not earlier:
         transaction["operation"] = audit_log["operation"] = "grant"
-        audit_log["details"]["amount"] = audit_log["details"].pop("cost")
+    audit_log["details"] = {
+        name: transaction[name] for name in ("amount", "balanceBefore", "balanceAfter")
+    }
     return transaction, audit_log
 
 

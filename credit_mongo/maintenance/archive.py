@@ -48,6 +48,7 @@ from credit_mongo.maintenance.archive_moves import (
 from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchiveCopyError, ArchivePlace, Collections
 from credit_mongo.maintenance.archive_runs import ArchiveLostError, ArchiveRunningError, Lane, Lease
+from credit_mongo.maintenance.archive_slices import Slice, Slices
 from credit_mongo.maintenance.archive_spans import Span, Spans
 from credit_mongo.maintenance.cut_off import check_cut_off
 from credit_mongo.maintenance.steps import Steps
@@ -73,6 +74,9 @@ LEASE_SECONDS: Final = 30.0
 _KINDS: Final = ("all", "transactions", "audit_logs")
 _STEP_SECONDS: Final = 60.0
 _ROWS_PER_SPAN: Final = 1000
+_ROWS_PER_SLICE: Final = 100_000
+# In each slice a user costs a border to write, and a place of the index to look for.
+_ROWS_OF_A_USER: Final = 50
 _TIMES: Final = (0.05, 3600.0)
 
 
@@ -216,12 +220,15 @@ class _Archiving:
         self._done = 0
         self._total: int | None = None
 
-    def _spans(self, kind: Kind) -> Spans:
-        return Spans(self._database, kind.collection, kind.index, self._cut_off, _ROWS_PER_SPAN)
+    def _spans(self, kind: Kind, old: Slice) -> Spans:
+        return Spans(self._database, kind.collection, kind.index, old, _ROWS_PER_SPAN)
+
+    async def _count(self, kind: Kind) -> int:
+        return await self._spans(kind, Slice(None, self._cut_off)).count()
 
     async def dry(self) -> Archive:
         """Only count."""
-        counts = {kind.name: await self._spans(kind).count() for kind in self._kinds}
+        counts = {kind.name: await self._count(kind) for kind in self._kinds}
         return self._result([], counts, dry_run=True)
 
     async def run(self, steps: Steps, pace: Pace, lease_seconds: float) -> Archive:
@@ -232,11 +239,13 @@ class _Archiving:
             await lease.take(steps)
             await self._place.open()
             await self._begin(lanes)
-            self._total = sum([await self._spans(kind).count() for kind in self._kinds])
+            self._total = sum([await self._count(kind) for kind in self._kinds])
+            users = await self._database[self._names.users].estimated_document_count()
             files: Sequence[Raw] | None = None
             for kind in self._kinds:
-                mover = Mover(kind, self._cut_off, self._place, self._left, steps=steps, pace=pace)
-                await self._move(kind, mover, lanes)
+                async for old in self._slices(kind, users, steps):
+                    mover = Mover(kind, old, self._place, self._left, steps=steps, pace=pace)
+                    await self._move(self._spans(kind, old), mover, lanes)
                 files = await self._place.finish(lanes[0])
             facts: Raw = {"usersLeft": self._left.total}
             for lane in lanes:
@@ -271,9 +280,15 @@ class _Archiving:
             for lane in lanes:
                 await lane.end(steps, "interrupted", {})
 
-    async def _move(self, kind: Kind, mover: Mover, lanes: Sequence[Lane]) -> None:
+    def _slices(self, kind: Kind, users: int, steps: Steps) -> AsyncGenerator[Slice, None]:
+        whole = Slice(None, self._cut_off)
+        rows = max(_ROWS_PER_SLICE, _ROWS_OF_A_USER * users)
+        slices = Slices(self._database, kind.collection, whole, rows)
+        return slices.all(steps) if kind.goes_in_slices(self._place) else slices.one()
+
+    async def _move(self, found: Spans, mover: Mover, lanes: Sequence[Lane]) -> None:
         """All spans, by as many lanes as there are, and none goes on when one has failed."""
-        spans = self._spans(kind).all()
+        spans = found.all()
         turn = asyncio.Lock()
         workers = [asyncio.ensure_future(self._work(mover, lane, spans, turn)) for lane in lanes]
         try:

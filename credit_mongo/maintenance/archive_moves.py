@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -25,6 +24,7 @@ from credit_mongo.maintenance.archive_borders import Border, border_or_none, fol
 from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchivePlace, in_session
 from credit_mongo.maintenance.archive_runs import Lane, Moved, Tally
+from credit_mongo.maintenance.archive_slices import Slice
 from credit_mongo.maintenance.archive_spans import Index, Span
 from credit_mongo.maintenance.steps import LateStepError, Steps
 from credit_mongo.rows import Raw
@@ -93,6 +93,10 @@ class Kind:
 
     collection: str
     index: Index
+
+    def goes_in_slices(self, place: ArchivePlace) -> bool:  # noqa: ARG002 - only some ask for it
+        """Whether a slice alone tells which of its rows may go."""
+        return True
 
     async def choose(
         self, rows: Sequence[Raw], place: ArchivePlace, session: AsyncClientSession
@@ -172,6 +176,10 @@ class AuditLogs(Kind):
     def collection(self) -> str:  # type: ignore[override]
         return self.names.audit_logs
 
+    def goes_in_slices(self, place: ArchivePlace) -> bool:
+        # Only the whole tells what is the beginning of a user's log.
+        return place.kind == "collection"
+
     async def choose(
         self, rows: Sequence[Raw], place: ArchivePlace, session: AsyncClientSession
     ) -> tuple[list[int], _Batch]:
@@ -201,12 +209,12 @@ class AuditLogs(Kind):
 
 
 class Mover:
-    """Moves the old rows of one kind, span by span."""
+    """Moves the rows of one kind and one slice, span by span."""
 
     def __init__(
         self,
         kind: Kind,
-        cut_off: datetime,
+        old: Slice,
         place: ArchivePlace,
         left: Left,
         *,
@@ -214,7 +222,7 @@ class Mover:
         pace: Pace,
     ) -> None:
         self._kind = kind
-        self._cut_off = cut_off
+        self._old = old
         self._place = place
         self._steps = steps
         self._pace = pace
@@ -232,7 +240,8 @@ class Mover:
                 await self._place.confirm()
             moved += len(batch.rows)
             for user_id, reason in batch.left:
-                if reason:
+                if reason and self._old.begin is None:
+                    # The last slice meets all of them, each once.
                     self._left.add(user_id, reason)
             if more := batch.more:
                 assert batch.last is not None  # noqa: S101 - there were rows
@@ -253,16 +262,14 @@ class Mover:
     def _query(self, span: Span, last: tuple[str, Any] | None, *, is_left: bool) -> Raw:
         """What a span still has after the last row, which is gone or was left alone."""
         if last is None:
-            return {
-                "userId": {"$gte": span.first, "$lte": span.last},
-                "createdAt": {"$lt": self._cut_off},
-            }
+            users: Raw = {"$gte": span.first, "$lte": span.last}
+            return {"userId": users, "createdAt": self._old.moments}
         user_id, moment = last
         if is_left:
-            users: Raw = {"$gte": span.first, "$lt": user_id}
+            users = {"$gte": span.first, "$lt": user_id}
         else:
             users = {"$gte": span.first, "$lte": user_id}
-        older: Raw = {"$lt": self._cut_off}
+        older = self._old.moments
         if user_id == span.first and not is_left:
             # So that the server need not pass over all that was deleted.
             older["$gte"] = moment

@@ -22,8 +22,8 @@ _LEAST_ROWS: Final = 10
 # A batch is to be far from the minute after which a server drops a transaction.
 _SLOW_SECONDS: Final = 5.0
 _QUICK_SECONDS: Final = 1.0
-# For each second of work, so many seconds of rest.
-_REST: Final = 3.0
+# For each second of work, so many seconds of rest: half of the time one of four lanes is at work.
+_REST: Final = 7.0
 
 
 class Pace:

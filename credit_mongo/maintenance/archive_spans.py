@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure
 
+from credit_mongo.maintenance.archive_slices import Slice
 from credit_mongo.maintenance.reading import Rows, check_index
 from credit_mongo.rows import Raw
 
@@ -47,19 +47,19 @@ class Span(NamedTuple):
 
 
 class Spans:
-    """The spans of a collection, the last user first. Many users with few rows are one span."""
+    """The spans of a slice, the last user first. Many users with few rows are one span."""
 
     def __init__(
         self,
         database: AsyncDatabase[Raw],
         collection: str,
         index: Index,
-        cut_off: datetime,
+        old: Slice,
         most_rows: int,
     ) -> None:
         self._collection = database[collection]
         self._index = index
-        self._cut_off = cut_off
+        self._old = old
         self._most = most_rows
         self._users: dict[str, None] = {}
         self._rows = 0
@@ -68,7 +68,7 @@ class Spans:
     def query(self) -> Raw:
         """The old rows. Users that are no strings are left to the verification."""
         upper: Raw = {} if self._end is None else {"$lt": self._end}
-        return {"userId": {"$gte": "", **upper}, "createdAt": {"$lt": self._cut_off}}
+        return {"userId": {"$gte": "", **upper}, "createdAt": self._old.moments}
 
     async def count(self) -> int:
         """How many old rows there are."""

@@ -24,6 +24,7 @@ from pymongo.monitoring import (
 )
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
+from credit_mongo.maintenance import archive as archiving
 from credit_mongo.maintenance.archive import Archive, ArchiveRunningError, archive
 from credit_mongo.maintenance.verify import verify
 from tests.integration.promises import Database, Row, end_all_transactions, rows
@@ -35,6 +36,12 @@ PROCESSES = multiprocessing.get_context("forkserver")
 LEASE_SECONDS: Final = 0.05
 PLACES: Final = ("collections", "bson", "parquet")
 PRICES: Final = CreditConfig(costs={"post": {"default": 3}, "none": {"premium": 1}})
+
+
+def make_small_slices(set_attribute: Callable[[Any, str, int], None] = setattr) -> None:
+    """So that a few rows make several."""
+    set_attribute(archiving, "_ROWS_PER_SLICE", 4)
+    set_attribute(archiving, "_ROWS_OF_A_USER", 1)
 
 
 class Past:
@@ -209,6 +216,7 @@ def _nothing(_number: int) -> None:
 
 def run(errand: Errand) -> None:
     """In the child."""
+    make_small_slices()
     asyncio.run(_run(errand))
 
 

@@ -26,6 +26,7 @@ from credit_mongo.maintenance.archive import (
 )
 from credit_mongo.maintenance.archive_moves import Mover
 from credit_mongo.maintenance.archive_pace import Pace
+from credit_mongo.maintenance.archive_places import Collections
 from credit_mongo.maintenance.archive_runs import Lane
 from credit_mongo.maintenance.archive_spans import Span
 from credit_mongo.maintenance.verify import verify
@@ -40,6 +41,7 @@ from tests.integration.archives import (
     is_archived,
     is_killed,
     kept,
+    make_small_slices,
     open_books,
     options,
     run_to_the_end,
@@ -61,6 +63,12 @@ UTC = timezone.utc
 # How many runs to each place are killed, spread over all commands; more go round again.
 KILLS: Final = int(os.environ.get("ARCHIVE_KILLS", "6"))
 AT_ONCE: Final = 3
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the children as well."""
+    make_small_slices(monkeypatch.setattr)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Doomed:
         assert await is_archived(self.database, cut_off)
 
 
+@pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("place", PLACES)
 async def test_killed_at_each_command_and_run_again(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, place: str
@@ -144,6 +153,7 @@ FAILURES: dict[str, Row] = {
 }
 
 
+@pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("place", ["collections", "bson"])
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_failures_at_each_kind_of_command(
@@ -260,7 +270,7 @@ async def test_two_at_once(client: Client, database: Database, replica_set_uri: 
         block: Row = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 1500}
         async with failing(client, app, {"times": 1}, **block):
             first = asyncio.create_task(archive(own[database.name], older_than=books.cut_off))
-            await until_running(database, lanes=2)
+            await until_running(database, Collections.lanes)
             manifests = await rows(database, "archive_manifests")
             with pytest.raises(ArchiveRunningError) as caught:
                 await archive(database, older_than=books.cut_off)
@@ -272,6 +282,7 @@ async def test_two_at_once(client: Client, database: Database, replica_set_uri: 
     await check_whole(database, before)
 
 
+@pytest.mark.usefixtures("small_slices")
 async def test_many_at_once_move_each_row_once(database: Database, replica_set_uri: str) -> None:
     """One of them has the lease, whoever it is; the others are told, or come after it."""
     books = await open_books(database)
@@ -309,6 +320,7 @@ async def test_a_run_that_was_silent_can_not_move_any_more(
     await check_whole(database, before)
 
 
+@pytest.mark.usefixtures("small_slices")
 @pytest.mark.drivers("pymongo", "motor")
 async def test_cancelled_it_leaves_nothing_open(client: Client, database: Database) -> None:
     """Ctrl-C: the lease is free at once."""
