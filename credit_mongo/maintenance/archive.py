@@ -48,7 +48,7 @@ from credit_mongo.maintenance.archive_moves import (
 from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchiveCopyError, ArchivePlace, Collections
 from credit_mongo.maintenance.archive_runs import ArchiveLostError, ArchiveRunningError, Lane, Lease
-from credit_mongo.maintenance.archive_slices import Slice, Slices
+from credit_mongo.maintenance.archive_slices import Slice, slices_of
 from credit_mongo.maintenance.archive_spans import Span, Spans
 from credit_mongo.maintenance.cut_off import check_cut_off
 from credit_mongo.maintenance.steps import Steps
@@ -162,7 +162,11 @@ async def archive(
             await place.check()
         if check_flag("dry_run", dry_run):
             return await work.dry()
-        pace = Pace(database[names.transactions], full_speed=check_flag("full_speed", full_speed))
+        pace = Pace(
+            database[names.transactions],
+            lanes=place.lanes,
+            full_speed=check_flag("full_speed", full_speed),
+        )
         async with Steps(database.client, _STEP_SECONDS) as steps:
             return await work.run(steps, pace, lease_seconds)
 
@@ -243,7 +247,7 @@ class _Archiving:
             users = await self._database[self._names.users].estimated_document_count()
             files: Sequence[Raw] | None = None
             for kind in self._kinds:
-                async for old in self._slices(kind, users, steps):
+                for old in await self._slices(kind, users):
                     mover = Mover(kind, old, self._place, self._left, steps=steps, pace=pace)
                     await self._move(self._spans(kind, old), mover, lanes)
                 files = await self._place.finish(lanes[0])
@@ -280,11 +284,11 @@ class _Archiving:
             for lane in lanes:
                 await lane.end(steps, "interrupted", {})
 
-    def _slices(self, kind: Kind, users: int, steps: Steps) -> AsyncGenerator[Slice, None]:
-        whole = Slice(None, self._cut_off)
+    async def _slices(self, kind: Kind, users: int) -> list[Slice]:
+        if not kind.goes_in_slices(self._place):
+            return [Slice(None, self._cut_off)]
         rows = max(_ROWS_PER_SLICE, _ROWS_OF_A_USER * users)
-        slices = Slices(self._database, kind.collection, whole, rows)
-        return slices.all(steps) if kind.goes_in_slices(self._place) else slices.one()
+        return await slices_of(self._database[kind.collection], self._cut_off, rows)
 
     async def _move(self, found: Spans, mover: Mover, lanes: Sequence[Lane]) -> None:
         """All spans, by as many lanes as there are, and none goes on when one has failed."""
@@ -307,7 +311,9 @@ class _Archiving:
                 span = await anext(spans, None)
             if span is None:
                 return
-            self._done += await mover.move(span, lane)
+            moved = await mover.move(span, lane)
+            # Not in one line with the wait, through which another lane adds its own.
+            self._done += moved
             self._on_progress(self._done, self._total)
 
     def _result(

@@ -95,13 +95,13 @@ class Kind:
     index: Index
 
     def goes_in_slices(self, place: ArchivePlace) -> bool:  # noqa: ARG002 - only some ask for it
-        """Whether a slice alone tells which of its rows may go."""
+        """Whether it can be told slice by slice which rows may go."""
         return True
 
     async def choose(
-        self, rows: Sequence[Raw], place: ArchivePlace, session: AsyncClientSession
+        self, rows: Sequence[Raw], old: Slice, place: ArchivePlace, session: AsyncClientSession
     ) -> tuple[list[int], _Batch]:
-        """Which of the rows go, by number, and what belongs to that."""
+        """Which of the rows of a slice go, by number, and what belongs to that."""
         raise NotImplementedError
 
     async def _by_ids(
@@ -134,11 +134,12 @@ class Transactions(Kind):
         return self.names.transactions
 
     async def choose(
-        self, rows: Sequence[Raw], place: ArchivePlace, session: AsyncClientSession
+        self, rows: Sequence[Raw], old: Slice, place: ArchivePlace, session: AsyncClientSession
     ) -> tuple[list[int], _Batch]:
         batch, chosen, number = _Batch(), list[int](), 0
         user_ids = list(dict.fromkeys(map(_user_of, rows)))
         borders = await self._borders(user_ids, session)
+        stopped = await self._stopped(user_ids, old, session)
         found = await self._by_ids(
             self.names.users, self.users.stored_ids(user_ids), session, *self.users.book_fields
         )
@@ -152,6 +153,8 @@ class Transactions(Kind):
                 count, reason = 0, "has a border of the archive that can't be read"
             elif user_id not in accounts:
                 count, reason = 0, "has no account"
+            elif user_id in stopped:
+                count, reason = 0, "has older transactions that stay"
             else:
                 count, reason = follow(border, own)
             if border is not None and count:
@@ -164,6 +167,25 @@ class Transactions(Kind):
                 batch.left.append((user_id, reason))
             number += len(own)
         return chosen, batch
+
+    async def _stopped(
+        self, user_ids: Sequence[str], old: Slice, session: AsyncClientSession
+    ) -> set[str]:
+        """Those of whom a slice before has left something: what goes of a user is its beginning.
+
+        Also where a later row happens to go on from the border, as it does after transactions that
+        the ledger did not write, or if the clock went back.
+        """
+        if old.begin is None:
+            return set()
+        older: Raw = {"userId": {"$in": list(user_ids)}, "createdAt": {"$lt": old.begin}}
+        # One look at the index for each user, however many such rows it has.
+        found = await self.database[self.collection].aggregate(
+            [{"$match": older}, {"$group": {"_id": "$userId"}}],
+            hint=self.index.keys,
+            session=session,
+        )
+        return {row["_id"] async for row in found}
 
 
 class AuditLogs(Kind):
@@ -181,7 +203,11 @@ class AuditLogs(Kind):
         return place.kind == "collection"
 
     async def choose(
-        self, rows: Sequence[Raw], place: ArchivePlace, session: AsyncClientSession
+        self,
+        rows: Sequence[Raw],
+        old: Slice,  # noqa: ARG002 - where it matters it is the whole
+        place: ArchivePlace,
+        session: AsyncClientSession,
     ) -> tuple[list[int], _Batch]:
         batch = _Batch()
         if place.kind == "collection":
@@ -234,7 +260,8 @@ class Mover:
         query, moved, more = self._query(span, None, is_left=False), 0, True
         while more:
             begun = loop.time()
-            batch = await self._take(_Move(self._kind, query, self._place, lane, self._pace))
+            move = _Move(self._kind, self._old, query, self._place, lane=lane, pace=self._pace)
+            batch = await self._take(move)
             if batch.tally is not None:
                 lane.confirm(self._kind.name, batch.tally)
                 await self._place.confirm()
@@ -279,8 +306,18 @@ class Mover:
 class _Move:
     """One batch, however often its transaction has to be tried."""
 
-    def __init__(self, kind: Kind, query: Raw, place: ArchivePlace, lane: Lane, pace: Pace) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        old: Slice,
+        query: Raw,
+        place: ArchivePlace,
+        *,
+        lane: Lane,
+        pace: Pace,
+    ) -> None:
         self._kind = kind
+        self._old = old
         self._query = query
         self._place = place
         self._lane = lane
@@ -316,7 +353,7 @@ class _Move:
         more = len(rows) > self._most_rows or sum(map(len, rows)) >= _MOST_BYTES
         del rows[self._most_rows :]
         read = decode_all(b"".join(rows), NAIVE)
-        chosen, batch = await kind.choose(read, self._place, session)
+        chosen, batch = await kind.choose(read, self._old, self._place, session)
         batch.more = more
         batch.last = (read[-1]["userId"], read[-1]["createdAt"])
         batch.rows = [rows[number] for number in chosen]

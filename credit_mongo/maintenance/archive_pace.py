@@ -22,15 +22,17 @@ _LEAST_ROWS: Final = 10
 # A batch is to be far from the minute after which a server drops a transaction.
 _SLOW_SECONDS: Final = 5.0
 _QUICK_SECONDS: Final = 1.0
-# For each second of work, so many seconds of rest: half of the time one of four lanes is at work.
-_REST: Final = 7.0
+# Of the time, while somebody is charged: a lane is at work, and all of them together are.
+_SHARE_OF_A_LANE: Final = 0.25
+_SHARE_OF_ALL: Final = 0.5
 
 
 class Pace:
     """Watches for new transactions. Each needs no more than a look at the newest id."""
 
-    def __init__(self, transactions: AsyncCollection[Any], *, full_speed: bool) -> None:
+    def __init__(self, transactions: AsyncCollection[Any], *, lanes: int, full_speed: bool) -> None:
         self._transactions = transactions
+        self._lanes = lanes
         self._full_speed = full_speed
         self._newest: Any = None
         self._looked_at: float | None = None
@@ -62,7 +64,7 @@ class Pace:
         if self._looked_at is None or loop.time() - self._looked_at >= _LOOK_EVERY_SECONDS:
             await self._look()
         if self._is_gentle():
-            await asyncio.sleep(seconds_of_work * _REST)
+            await asyncio.sleep(_rest_after(seconds_of_work, self._lanes))
 
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -73,6 +75,11 @@ class Pace:
         if not is_first and _is_after(newest_id, self._newest):
             self._busy_until = loop.time() + _QUIET_AFTER_SECONDS
         self._newest = newest_id
+
+
+def _rest_after(seconds_of_work: float, lanes: int) -> float:
+    share = min(_SHARE_OF_A_LANE, _SHARE_OF_ALL / lanes)
+    return seconds_of_work * (1 / share - 1)
 
 
 def _is_after(newest: Any, before: Any) -> bool:

@@ -7,20 +7,23 @@ again. Slice by slice of the time, and user by user within a slice, it is done w
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from datetime import datetime, timezone
-from functools import partial
+from itertools import pairwise
 from typing import Final, NamedTuple
 
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import PyMongoError
 
-from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import Raw
 
-__all__ = ["Slice", "Slices"]
+__all__ = ["Slice", "slices_of"]
 
 _FIRST_MOMENT: Final = datetime.min.replace(tzinfo=timezone.utc)
+# So that slices differ by a third.
+_SAMPLES_OF_A_SLICE: Final = 10
+# The server goes to a place by chance for each sample, while those are few; 10,000 take seconds.
+_MOST_SLICES: Final = 1000
+_SAMPLE_MILLISECONDS: Final = 60_000
 
 
 class Slice(NamedTuple):
@@ -37,41 +40,33 @@ class Slice(NamedTuple):
         return {**begin, "$lt": self.end}
 
 
-class Slices:
-    """The slices of a collection, the oldest first; the last one is of all that is left then.
+async def slices_of(
+    collection: AsyncCollection[Raw], cut_off: datetime, rows_of_a_slice: int
+) -> list[Slice]:
+    """The slices of what is older than ``cut_off``, the oldest first, of about so many rows each.
 
-    Ids that do not grow with the time make fewer and larger slices, and nothing worse.
+    The last one is of all that is left then. A sample of the rows tells where they end, so it is
+    a matter of speed alone.
     """
-
-    def __init__(
-        self, database: AsyncDatabase[Raw], collection: str, whole: Slice, rows: int
-    ) -> None:
-        self._collection = database[collection]
-        self._whole = whole
-        self._rows = rows
-
-    async def one(self) -> AsyncGenerator[Slice, None]:
-        """All at once."""
-        yield self._whole
-
-    async def all(self, steps: Steps) -> AsyncGenerator[Slice, None]:
-        """Each is looked for when the one before is done. Raises StorageError."""
-        last, begin = None, _FIRST_MOMENT
-        while (last := await steps.take(partial(self._next_after, last))) is not None:
-            moment = last.get("createdAt")
-            if not isinstance(moment, datetime) or moment >= self._whole.end:
-                break
-            if moment > begin:
-                yield Slice(begin, moment)
-                begin = moment
-        yield self._whole
-
-    async def _next_after(self, last: Raw | None, session: AsyncClientSession) -> Raw | None:
-        """The row that is as many rows on as a slice has."""
-        rest: Raw = {} if last is None else {"_id": {"$gt": last["_id"]}}
-        # The index alone is enough to pass over them.
-        found = self._collection.find(rest, {"_id": 1}, session=session)
-        ids = await found.sort("_id", 1).skip(self._rows).limit(1).hint("_id_").to_list(None)
-        if not ids:
-            return None
-        return await self._collection.find_one(ids[0], {"createdAt": 1}, session=session)
+    whole = Slice(None, cut_off)
+    try:
+        rows = await collection.estimated_document_count()
+        slices = min(rows // rows_of_a_slice, _MOST_SLICES)
+        if slices < 2:  # noqa: PLR2004 - one is the whole
+            return [whole]
+        samples = min(slices * _SAMPLES_OF_A_SLICE, rows)
+        found = await collection.aggregate(
+            [
+                {"$sample": {"size": samples}},
+                # Of dates alone, which Python has a form for.
+                {"$match": {"createdAt": {"$gte": _FIRST_MOMENT, "$lt": cut_off}}},
+                {"$project": {"_id": 0, "createdAt": 1}},
+            ],
+            maxTimeMS=_SAMPLE_MILLISECONDS,
+        )
+        moments = sorted(row["createdAt"] for row in await found.to_list(None))
+    except PyMongoError:
+        return [whole]
+    every = samples // slices
+    borders = sorted({_FIRST_MOMENT, *moments[every::every]})
+    return [*(Slice(begin, end) for begin, end in pairwise(borders)), whole]

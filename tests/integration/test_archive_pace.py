@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bson import ObjectId
 
-from credit_mongo.maintenance.archive_pace import Pace
+from credit_mongo.maintenance.archive_pace import Pace, _rest_after
 from tests.integration.promises import Database
 
 EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
@@ -15,7 +15,7 @@ EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
 def at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks after each batch, and does not rest."""
     monkeypatch.setattr("credit_mongo.maintenance.archive_pace._LOOK_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._REST", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._rest_after", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize("full_speed", [False, True])
@@ -25,7 +25,7 @@ async def test_who_is_charged_makes_it_slow(
     """A new transaction does; unless that was said to be of no matter."""
     transactions = database["transactions"]
     await transactions.insert_one({"_id": MIDDLE})
-    pace = Pace(transactions, full_speed=full_speed)
+    pace = Pace(transactions, lanes=4, full_speed=full_speed)
     large = pace.rows
     for _ in range(2):
         await pace.rest(1.0)
@@ -39,7 +39,7 @@ async def test_what_it_moves_away_itself_does_not(database: Database, at_each_ba
     """With the newest row gone, the newest is an earlier one; at last there is none."""
     transactions = database["transactions"]
     await transactions.insert_many([{"_id": number} for number in (EARLY, MIDDLE, LATE)])
-    pace = Pace(transactions, full_speed=False)
+    pace = Pace(transactions, lanes=4, full_speed=False)
     large = pace.rows
     await pace.rest(1.0)
     for number in (LATE, MIDDLE, EARLY):
@@ -55,7 +55,7 @@ async def test_on_a_slow_server_batches_are_smaller(
     database: Database, at_each_batch: None
 ) -> None:
     """Down to a few rows; and when it is quick again, they grow back to what they were."""
-    pace = Pace(database["transactions"], full_speed=True)
+    pace = Pace(database["transactions"], lanes=4, full_speed=True)
     large = pace.rows
     sizes = []
     for _ in range(20):
@@ -70,3 +70,10 @@ async def test_on_a_slow_server_batches_are_smaller(
     for _ in range(20):
         await pace.rest(seconds_of_work=0.1)
     assert pace.rows == large
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_lanes_together_are_at_work_half_of_the_time(lanes: int) -> None:
+    """And one alone a quarter of it."""
+    of_each = 1.0 / (1.0 + _rest_after(1.0, lanes))
+    assert of_each == pytest.approx(min(0.25, 0.5 / lanes))

@@ -1,24 +1,36 @@
-"""Slices: the archive takes the oldest rows of all users first, whatever their ids are."""
+"""Slices: the archive takes the oldest rows of all users first."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
-from bson import ObjectId
+from bson import Int64, ObjectId
+from bson.datetime_ms import DatetimeMS
 
+from credit_mongo import CreditLedger
+from credit_mongo.maintenance import archive as archiving
 from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.archive_slices import Slice, slices_of
 from credit_mongo.maintenance.verify import verify
 from tests.integration.archives import (
     PLACES,
+    PRICES,
     check_whole,
+    insert_chain,
     kept,
     make_small_slices,
     open_books,
     options,
 )
-from tests.integration.promises import Database, Row, rows
+from tests.integration.promises import Client, Database, Row, failing, rows, with_options
+
+UTC = timezone.utc
+BEGIN: Final = datetime(2020, 1, 1, tzinfo=UTC)
+END: Final = datetime(2021, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -98,30 +110,195 @@ async def test_who_is_left_alone_is_named_once(
         assert ids <= audits
 
 
-@pytest.mark.parametrize("kind", ["at random", "backwards", "of several types"])
-async def test_ids_that_do_not_grow_with_time(database: Database, kind: str) -> None:
-    """All that is old moves nevertheless, and nothing else."""
-    ids: dict[str, list[object]] = {
-        "at random": [ObjectId(f"{number * 7919 % 1009:024x}") for number in range(40)],
-        "backwards": [ObjectId(f"{1000 - number:024x}") for number in range(40)],
-        "of several types": [number if number % 2 else f"n{number}" for number in range(40)],
-    }
-    now = datetime.now(timezone.utc).replace(microsecond=0)
-    begin = now - timedelta(days=39, hours=12)
-    await open_books(database)
-    await database["audit_logs"].delete_many({})
-    await database["audit_logs"].insert_many(
-        {
-            "_id": each,
-            "userId": f"user-{number % 3}",
-            "status": "failed",
-            "createdAt": begin + timedelta(days=number),
-        }
-        for number, each in enumerate(ids[kind])
+# --- A user whose history breaks off --------------------------------------------------------------
+
+
+async def before_the_ledger(database: Database) -> None:
+    """What another program wrote ends at a balance of 0, from which the ledger's own goes on."""
+    balances = [(0, 10), (10, 7), (7, 4), (4, 0)]
+    await database["transactions"].insert_many(
+        stray_row(BEGIN + timedelta(minutes=number), before, after)
+        for number, (before, after) in enumerate(balances)
     )
-    done = await archive(database, older_than="10d", kinds="audit_logs")
-    left = await rows(database, "audit_logs")
-    assert done.audit_logs == 40 - len(left)
-    assert {row["createdAt"] for row in left} == {
-        begin + timedelta(days=number) for number in range(30, 40)
+
+
+async def a_clock_that_went_back(database: Database) -> None:
+    """The ninth lies before the sixth."""
+    ninth = {"userId": "ann", "seq": 9}
+    moment = BEGIN + timedelta(minutes=55)
+    await database["transactions"].update_one(ninth, {"$set": {"createdAt": moment}})
+
+
+async def a_stray_row(database: Database) -> None:
+    """One that changes nothing, between the eighth and the ninth."""
+    await database["transactions"].insert_one(stray_row(BEGIN + timedelta(minutes=85), 16, 16))
+
+
+def stray_row(moment: datetime, before: int, after: int) -> Row:
+    """One without ``seq``."""
+    return {
+        "_id": ObjectId(),
+        "userId": "ann",
+        "action": "x",
+        "amount": Int64(after - before),
+        "balanceBefore": Int64(before),
+        "balanceAfter": Int64(after),
+        "createdAt": moment,
     }
+
+
+async def history(ledger: CreditLedger, limit: int) -> list[str]:
+    """The ids of all pages, archived ones too."""
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = await ledger.get_history("ann", include_archived=True, limit=limit, cursor=cursor)
+        found += [each.transaction_id for each in page]
+        if (cursor := page.next_cursor) is None:
+            return found
+
+
+@pytest.mark.parametrize("rows_of_a_slice", [1, 4, 1000])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (before_the_ledger, 0, "has no seq"),
+        (a_clock_that_went_back, 5, "does not follow the one before"),
+        (a_stray_row, 8, "has no seq"),
+    ],
+)
+async def test_who_is_left_alone_is_left_from_there_on(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    rows_of_a_slice: int,
+    broken: tuple[Any, int, str],
+) -> None:
+    """Also where the rows of a later slice happen to go on from what is archived."""
+    spoil, archived, reason = broken
+    monkeypatch.setattr(archiving, "_ROWS_PER_SLICE", rows_of_a_slice)
+    ledger = CreditLedger(database, PRICES)
+    await ledger.ensure_indexes()
+    await insert_chain(database, "ann", 12, BEGIN)
+    for seq in range(1, 13):
+        moment = BEGIN + timedelta(minutes=10 * seq)
+        each = {"userId": "ann", "seq": seq}
+        await database["transactions"].update_one(each, {"$set": {"createdAt": moment}})
+    await spoil(database)
+    pages = {limit: await history(ledger, limit) for limit in (1, 2, 3, 100)}
+    findings = (await verify(database, audits=False)).findings
+    done = await archive(database, older_than=END, kinds="transactions")
+    assert done.left == (("ann", reason),)
+    seqs = [row["seq"] for row in await rows(database, "transactions_archive")]
+    assert sorted(seqs) == list(range(1, archived + 1))
+    assert {limit: await history(ledger, limit) for limit in pages} == pages
+    assert (await verify(database, audits=False)).findings == findings
+
+
+# --- Where slices end -----------------------------------------------------------------------------
+
+
+def failed(number: int, **fields: Any) -> Row:
+    """An audit row of the day of that number."""
+    moment = BEGIN + timedelta(minutes=number)
+    return {"userId": f"user-{number % 3}", "status": "failed", "createdAt": moment, **fields}
+
+
+def check_that_they_cover_all(slices: list[Slice], cut_off: datetime) -> None:
+    """Each begins where the one before has ended, and the last is of all that is left."""
+    *parts, whole = slices
+    assert whole == Slice(None, cut_off)
+    for before, after in pairwise(parts):
+        assert before.begin is not None
+        assert before.begin < before.end
+        assert before.end == after.begin
+    assert all(each.end < cut_off for each in parts)
+    assert not parts or parts[0].begin == datetime.min.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["_id_", "by_id", None])
+async def test_they_have_about_as_many_rows_each(database: Database, name: str | None) -> None:
+    """Whatever types the ids have, whatever is no date, however the collection is kept."""
+    clustered: Any = {"clusteredIndex": {"key": {"_id": 1}, "unique": True, "name": name}}
+    await database.create_collection("audit_logs", **(clustered if name else {}))
+    audits = database["audit_logs"]
+    ids: list[Any] = [ObjectId, lambda: f"{ObjectId()}", lambda: ObjectId().binary]
+    odd: list[Any] = [DatetimeMS(2**55), DatetimeMS(-(2**55)), "yesterday", None]
+    await audits.insert_many(
+        [
+            failed(number, _id=ids[number % len(ids)]())
+            if number % 10
+            else failed(number, createdAt=odd[number // 10 % len(odd)])
+            for number in range(20_000)
+        ]
+    )
+    cut_off = BEGIN + timedelta(minutes=15_000)
+    slices = await slices_of(audits, cut_off, 1000)
+    check_that_they_cover_all(slices, cut_off)
+    assert 8 <= len(slices) - 1 <= 22  # 13.5 on the average
+    sizes = [await audits.count_documents({"createdAt": each.moments}) for each in slices[:-1]]
+    assert min(sizes) > 0
+    assert max(sizes) < 4000
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+async def test_few_rows_are_one(database: Database, count: int) -> None:
+    """As many as one slice has, and less than two."""
+    if count:
+        await database["audit_logs"].insert_many([failed(number) for number in range(count)])
+    slices = await slices_of(database["audit_logs"], END, 4)
+    assert (len(slices) > 1) is (count == 8)
+    check_that_they_cover_all(slices, END)
+
+
+async def test_rows_of_one_moment_are_in_one(database: Database) -> None:
+    """However many there are."""
+    moments = [BEGIN + timedelta(days=number // 200) for number in range(400)]
+    await database["audit_logs"].insert_many([failed(0, createdAt=each) for each in moments])
+    slices = await slices_of(database["audit_logs"], END, 10)
+    check_that_they_cover_all(slices, END)
+    assert {each.end for each in slices[:-1]} == {BEGIN, BEGIN + timedelta(days=1)}
+
+
+@pytest.mark.parametrize("command", ["count", "aggregate"])
+async def test_without_a_sample_all_goes_at_once(
+    database: Database, client: Client, replica_set_uri: str, command: str
+) -> None:
+    """It is a matter of speed alone."""
+    await database["audit_logs"].insert_many([failed(number) for number in range(40)])
+    uri = with_options(replica_set_uri, appName="sampling", retryReads="false")
+    async with type(client)(uri, tz_aware=True) as sampling:
+        audits = sampling[database.name]["audit_logs"]
+        async with failing(client, "sampling", failCommands=[command], errorCode=50) as failure:
+            assert await slices_of(audits, END, 4) == [Slice(None, END)]
+        assert failure.hits == 1
+        assert len(await slices_of(audits, END, 4)) > 4
+
+
+async def test_a_date_that_python_has_no_form_for_stops_nothing(database: Database) -> None:
+    """Nor a row without one: what is old goes, and these stay."""
+    books = await open_books(database)
+    odd: list[Any] = [DatetimeMS(2**55), None]
+    await database["audit_logs"].insert_many([failed(0, createdAt=each) for each in odd])
+    done = await archive(database, older_than=books.cut_off)
+    assert done.transactions > 20
+    assert not await database["audit_logs"].count_documents({"createdAt": {"$lt": books.cut_off}})
+    assert await database["audit_logs"].count_documents({"createdAt": {"$in": odd}}) == len(odd)
+
+
+async def test_lanes_count_together(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress that is told is that of all lanes, and never goes back."""
+    monkeypatch.setattr(archiving, "_ROWS_PER_SLICE", 100_000)
+    ledger = CreditLedger(database, PRICES)
+    await ledger.ensure_indexes()
+    for number in range(12):
+        await insert_chain(database, f"user-{number:02}", 700, BEGIN)
+    told: list[tuple[int, int | None]] = []
+    done = await archive(
+        database,
+        older_than=END,
+        kinds="transactions",
+        on_progress=lambda *facts: told.append(facts),
+    )
+    assert done.transactions == 12 * 700
+    assert told == sorted(told)
+    assert told[-1] == (12 * 700, 12 * 700)
