@@ -37,14 +37,8 @@ from credit_mongo.maintenance.archive_files import (
     Files,
     check_directory,
 )
-from credit_mongo.maintenance.archive_moves import (
-    NAIVE,
-    AuditLogs,
-    Kind,
-    Left,
-    Mover,
-    Transactions,
-)
+from credit_mongo.maintenance.archive_kinds import AuditLogs, Kind, Transactions
+from credit_mongo.maintenance.archive_moves import NAIVE, Left, Mover
 from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchiveCopyError, ArchivePlace, Collections
 from credit_mongo.maintenance.archive_runs import ArchiveLostError, ArchiveRunningError, Lane, Lease
