@@ -250,8 +250,9 @@ class CreditConfig(Part):
     ``costs`` has prices by action, then by tier and ``default``: a number of credits ≥ 0, or a
     formula. Without ``default``, tiers that are not listed have no access to the action. With
     ``decimal_places`` = n, one credit is 10**n of the smallest units in which all amounts of the
-    API are counted. ``operation_timeout_seconds`` bounds every call. ``users`` says that the
-    documents in ``collections.users`` are the application's, and what their fields are called.
+    API are counted. ``operation_timeout_seconds`` bounds every call, but of ``delete_user`` each
+    step, and not ``ensure_indexes``. ``users`` says that the documents in ``collections.users`` are
+    the application's, and what their fields are called.
     """
 
     costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price)]]]

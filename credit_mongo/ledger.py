@@ -540,7 +540,8 @@ class CreditLedger:
     async def ensure_indexes(self) -> IndexReport:
         """Create the collections and indexes that are missing; what fits is kept.
 
-        Raises nothing for an index that is in the way: the report names it with its remedy.
+        Takes as long as the server does, which for many rows is long. Raises nothing for an index
+        that is in the way: the report names it with its remedy.
         """
         self._check_that_it_is_open()
         try:

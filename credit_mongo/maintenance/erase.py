@@ -81,7 +81,8 @@ async def erase_user(
     ``users`` is the configuration's: with it, a document that has fields of the application's stays
     with those, and only what makes it an account goes.
 
-    Raises InvalidRequestError, UserNotFoundError if there is neither such an account nor an
+    What is left of an account whose document was removed by somebody else goes as well. Raises
+    InvalidRequestError, UserNotFoundError if there is no such account, no transaction of one and no
     erasure of it under way, and StorageError: then call it again to complete it.
     """
     database = as_database(database)
@@ -198,17 +199,17 @@ class _Erasing:
         # First of all: what is charged after the transaction's first look would be a conflict.
         has_gone = await self._erase_account(session)
         record = await database[names.erasures].find_one(self._place, session=session)
-        if not has_gone:
-            if record is None:
-                raise UserNotFoundError(self._user_id)
+        if not has_gone and record is not None:
             return record
+        if not has_gone and not await self._has_history(session):
+            raise UserNotFoundError(self._user_id)
         # An account to come begins with nothing.
         border = await database[names.archive_borders].find_one_and_delete(
             {"_id": self._user_id}, session=session
         )
         counts = await self._erase_some(self._histories[0], {}, session)
         return await self._keep(
-            {"users": 1, "transactionsInFiles": _in_files(border), **counts},
+            {"users": int(has_gone), "transactionsInFiles": _in_files(border), **counts},
             session,
             {
                 "$set": {
@@ -294,6 +295,16 @@ class _Erasing:
         if document.keys() <= {"_id", *users.fields}:
             await collection.delete_one(query, session=session)
         return True
+
+    async def _has_history(self, session: AsyncClientSession) -> bool:
+        """Whether there are transactions of an account whose document somebody else has removed."""
+        own = {"userId": self._user_id}
+        for history in self._histories:
+            collection = self._database[history.transactions]
+            if await collection.find_one(own, {"_id": 1}, session=session) is not None:
+                return True
+        borders = self._database[self._names.archive_borders]
+        return await borders.find_one({"_id": self._user_id}, session=session) is not None
 
     async def _scope(self, session: AsyncClientSession) -> _Scope:
         """What is to go, without the rows of an account that was opened since.

@@ -295,6 +295,32 @@ async def test_an_unknown_user_is_not_found(ledger: CreditLedger, database: Data
     assert await count(database, "erasures") == 1
 
 
+@pytest.mark.parametrize("left", ["transactions", "archived", "border"])
+async def test_what_is_left_of_a_removed_document_goes(
+    ledger: CreditLedger, database: Database, left: str
+) -> None:
+    """An application that deletes its users' documents itself can still erase the rest, once."""
+    expected = await live(ledger, ADA)
+    bystander = await live(ledger, "bob")
+    await archive_some(database, ADA, 5)
+    await database["users"].delete_one({"_id": ADA})
+    if left != "transactions":
+        # With the keys, which are found by their transactions, and expire by themselves.
+        for name in ("transactions", "idempotency_records"):
+            await database[name].delete_many({"userId": ADA})
+    if left == "border":
+        await database["transactions_archive"].delete_many({"userId": ADA})
+    done = await ledger.delete_user(ADA, requested_by="Eve")
+    assert done.users == 0
+    assert done.transactions == (expected["transactions"] - 5 if left == "transactions" else 0)
+    assert done.archived_transactions == (5 if left != "border" else 0)
+    await check_nothing_is_left(database, ADA)
+    assert await count(database, "transactions", userId="bob") == bystander["transactions"]
+    with pytest.raises(UserNotFoundError):
+        await ledger.delete_user(ADA)
+    assert (await ledger.create_user(ADA, credits=3)).seq == 1
+
+
 async def test_a_name_that_was_erased_can_begin_anew(ledger: CreditLedger) -> None:
     """With the keys of before, which are forgotten."""
     await live(ledger, ADA)
