@@ -73,6 +73,7 @@ def to_parquet(source: Path, target: Path, kind: str) -> str:
     types["created_at"] = pa.timestamp("ms", tz="UTC")
     fields = [(name, types.get(name, pa.string())) for name in columns]
     schema = pa.schema([*fields, (_DOCUMENT, pa.binary())])
+    target.touch(mode=0o600)
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for documents in _documents(source):
             rows = [decode(document, _READ) for document in documents]

@@ -40,6 +40,18 @@ from tests.integration.promises import (
 UTC = timezone.utc
 
 
+@pytest.mark.parametrize("file_format", ["bson", "parquet"])
+async def test_files_are_their_owner_s(
+    database: Database, tmp_path: Path, file_format: str
+) -> None:
+    """Keys and metadata are in them, whoever may look into the directory."""
+    books = await open_books(database)
+    await archive(database, **options(file_format, tmp_path, books.cut_off))
+    modes = await asyncio.to_thread(lambda: [path.stat().st_mode for path in tmp_path.iterdir()])
+    assert len(modes) == 2
+    assert not any(mode & 0o077 for mode in modes)
+
+
 async def test_a_manifest_says_what_went_where(database: Database, tmp_path: Path) -> None:
     """Count, sum, hash and length, of files as anybody can check them."""
     import hashlib
