@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 import typer
 from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.config import Settings
+from credit_mongo.config import CollectionNames, Settings
 from credit_mongo.connection import check_replica_set, connect
+from credit_mongo.errors import ConfigurationError
 
 __all__ = ["Connecting", "Database", "DatabaseName", "Timeout", "Uri", "seconds_up_to"]
 
@@ -79,6 +80,17 @@ class Connecting:
         """
         return asyncio.run(self._run(work))
 
+    def run_on_ledger(
+        self, collections: CollectionNames, work: Callable[[Database], Awaitable[_T]]
+    ) -> _T:
+        """The same, on a database that has a ledger: a name with a typo is none, and stays none."""
+
+        async def checked(database: Database) -> _T:
+            await _check_ledger(database, collections)
+            return await work(database)
+
+        return self.run(checked)
+
     async def _run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
         database = connect(self.uri, self.database, self.timeout_seconds)
         try:
@@ -87,3 +99,18 @@ class Connecting:
             return await work(database)
         finally:
             await database.client.close()
+
+
+async def _check_ledger(database: Database, collections: CollectionNames) -> None:
+    """Raises ConfigurationError if neither users nor transactions are there, not even empty."""
+    wanted = {"name": {"$in": [collections.users, collections.transactions]}}
+    # Those that the role may see: it need not see all.
+    if await database.list_collection_names(filter=wanted, authorizedCollections=True):
+        return
+    # Who may see nothing is told so.
+    await database[collections.transactions].find_one({}, {"_id": 1})
+    raise ConfigurationError(
+        "database",
+        f"{database.name} has no ledger: is that its name (--database, MONGODB_DATABASE)? "
+        "A new one is made by credit-mongo init",
+    )

@@ -67,7 +67,7 @@ def _explain_refusal(error: OperationFailure) -> str:
     if error.code == _AUTHENTICATION_FAILED:
         return f"{reason}; check user name, password and authSource of the URI"
     if error.code == _UNAUTHORIZED:
-        return f"{reason}; the user needs the roles readWrite and dbAdmin on the database"
+        return f"{reason}; the user needs a role for it: credit-mongo roles shows them"
     return reason
 
 

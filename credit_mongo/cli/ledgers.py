@@ -107,7 +107,7 @@ def with_ledger(
         async with CreditLedger(database, config) as ledger:
             return await work(ledger)
 
-    return where.run(run)
+    return where.run_on_ledger(config.collections, run)
 
 
 # What is given

@@ -16,6 +16,7 @@ from bson import Int64
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.cli import main
+from credit_mongo.maintenance.archive import archive
 from tests.integration.promises import (
     Client,
     Database,
@@ -210,6 +211,23 @@ async def test_pages_go_on_where_the_last_one_ended(
     [refused] = facts(await call("audit", "ada", "--json", "--status", "failed"))["attempts"]
     assert refused["details"] == {"code": "INSUFFICIENT_CREDITS"}
     assert facts(await call("audit", "nobody", "--json"))["attempts"] == []
+
+
+async def test_history_goes_on_through_the_archive(
+    call: Call, ledger: CreditLedger, database: Database
+) -> None:
+    """If it is asked to; else it says how."""
+    await ledger.create_user("ada", credits=100)
+    await ledger.charge("ada", "post", amount=1)
+    await archive(database, older_than=datetime.now(timezone.utc), kinds="transactions")
+    assert await count(database, "transactions") == 0
+    code, output, _ = await call("history", "ada")
+    assert (code, output) == (
+        0,
+        "ada: no such transactions; archived ones are shown by --include-archived\n",
+    )
+    whole = facts(await call("history", "ada", "--json", "--include-archived"))["transactions"]
+    assert [row["seq"] for row in whole] == [2, 1]
 
 
 async def test_users_are_listed_by_id(call: Call, ledger: CreditLedger, database: Database) -> None:

@@ -191,6 +191,7 @@ async def test_no_server_gets_one_line(
 
 async def test_an_empty_database_without_indexes(database: Database, replica_set_uri: str) -> None:
     """There is nothing to do; with rows and no index, the way out is named."""
+    await database.create_collection("users")
     where: Where = {"uri": replica_set_uri, "database": database.name}
     code, output, errors = await run_command("--older-than", "1h", **where)
     assert (code, errors) == (0, "")

@@ -140,8 +140,49 @@ def test_bad_arguments_exit_2_in_one_line_without_secrets(
     assert "heim" not in errors
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("users",),
+        ("balance", "ann"),
+        ("history", "ann"),
+        ("audit", "ann"),
+        ("grant", "ann", "5", "--action", "gift"),
+        ("refund", "ann", "5", "--action", "sorry"),
+        ("charge", "ann", "post", "--amount", "5"),
+        ("charge", "ann", "post", "--amount", "5", "--dry-run"),
+        ("verify",),
+        ("verify", "--repair", "--operator", "Ada", "--reason", "why"),
+        ("archive", "--older-than", "1d"),
+        ("archive", "--older-than", "1d", "--dry-run"),
+        ("archive", "--older-than", "1d", "--to", "DIRECTORY/archive"),
+        ("cleanup",),
+        ("export", "--to", "2020-01-01", "--output", "DIRECTORY/rows.csv"),
+        ("erase", "--user", "ann", "--requested-by", "Eve", "--yes"),
+        ("report", "DIRECTORY/page.html", "--png", "DIRECTORY/page.png"),
+    ],
+    ids=" ".join,
+)
+async def test_a_wrong_database_is_named_and_stays_as_it_is(
+    arguments: tuple[str, ...],
+    replica_set_uri: str,
+    database: Database,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A typo is no ledger with nothing in it: that would be found in order for ever."""
+    command, *more = (part.replace("DIRECTORY", str(tmp_path)) for part in arguments)
+    code = await asyncio.to_thread(main, (command, *where(replica_set_uri, database), *more))
+    output, errors = capsys.readouterr()
+    assert (code, output, errors.count("\n")) == (2, "", 1), errors
+    assert errors.startswith(f"error: database: {database.name} has no ledger")
+    assert await database.list_collection_names() == []
+    assert await asyncio.to_thread(os.listdir, tmp_path) == []
+
+
 async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Database) -> None:
     """What only the library looks at."""
+    await database.create_collection("users")
     for wrong in (("--user", ""), ("--user", "a\nb")):
         code, output, errors = await run("verify", *where(replica_set_uri, database), *wrong)
         assert (code, output, errors.count("\n")) == (2, "", 1), errors

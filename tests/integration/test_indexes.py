@@ -629,7 +629,7 @@ async def test_the_script_exits_2_without_the_rights(
             "--uri", replica_set_uri, "--database", database.name
         )
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "readWrite and dbAdmin" in errors
+    assert "credit-mongo roles shows them" in errors
 
 
 @pytest.mark.drivers("pymongo")  # in a process of its own

@@ -70,7 +70,7 @@ def archive(
 
     The directory must be empty, or have this archive's own files. Each BSON file is one of
     mongodump's, for mongorestore --gzip. Exit code 1: the books of some users do not follow from
-    row to row, and were left alone from there on; verify says more.
+    row to row, and were left alone from there on; verify says more, unless a repair has settled it.
     """
     if directory is None and file_format is not None:
         raise typer.BadParameter("--format goes with --to DIRECTORY")
@@ -96,7 +96,13 @@ def archive(
         with progress("Archiving", "rows") as advance:
             return await move(found, **options, on_progress=advance)
 
-    done = where.run(work)
+    try:
+        done = where.run_on_ledger(settings.collections, work)
+    except OSError as error:
+        # A full disk says so without the place.
+        if directory is not None and error.errno and not error.filename:
+            error.filename = str(directory)
+        raise
     if as_json:
         show_facts({"database": where.database, **done.to_dict()})
     else:

@@ -48,7 +48,7 @@ def cleanup(
                 on_progress=advance,
             )
 
-    done = where.run(work)
+    done = where.run_on_ledger(collections, work)
     if as_json:
         show_facts({"database": where.database, **done.to_dict()})
     else:

@@ -54,7 +54,7 @@ def erase(
                 on_progress=advance,
             )
 
-    erasure = where.run(work)
+    erasure = where.run_on_ledger(settings.collections, work)
     if as_json:
         show_facts({"database": where.database, **_facts(erasure)})
     else:

@@ -96,7 +96,7 @@ def export(
         with progress("Exporting", "transactions") as advance:
             return await export_transactions(found, path, **options, on_progress=advance)
 
-    done = where.run(work)
+    done = where.run_on_ledger(settings.collections, work)
     if done.has_files:
         note = "what was archived to files is not in it: see the archive's directory"
         print(f"note: {note}", file=sys.stderr)

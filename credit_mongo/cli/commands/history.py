@@ -53,6 +53,9 @@ def history(
     action: Annotated[
         str | None, typer.Option(metavar="NAME", show_default=False, help="Only this action.")
     ] = None,
+    include_archived: Annotated[
+        bool, typer.Option("--include-archived", help="Also what the archive collections have.")
+    ] = False,
     metadata: ShowMetadata = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -71,6 +74,7 @@ def history(
         "start_date": moment_of("from", start),
         "end_date": moment_of("to", end),
         "action": action,
+        "include_archived": include_archived,
     }
     settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
@@ -85,7 +89,8 @@ def history(
         columns, [_cells(row, settings, metadata=metadata) for row in page], whole="transaction"
     )
     if not page:
-        show(f"{user}: no such transactions")
+        where_else = "" if include_archived else "; archived ones are shown by --include-archived"
+        show(f"{user}: no such transactions{where_else}")
     if page.next_cursor is not None:
         show(f"next page: --cursor {page.next_cursor}")
     return DONE

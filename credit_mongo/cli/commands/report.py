@@ -86,7 +86,7 @@ def report(
         # Refused before anything is summed up, and there when all is written.
         picture = _opened(files, png, force=force)
         page = _opened(files, file, force=force)
-        usage = where.run(work)
+        usage = where.run_on_ledger(settings.collections, work)
         if page is not None:
             page(_page(usage, where.database, settings).encode("utf-8", errors="replace"))
         if picture is not None:

@@ -80,7 +80,7 @@ def users(
             rows = collection.find(query, users.fields, limit=count + 1).sort("_id", 1)
             return [_facts(row, users) async for row in rows]
 
-    rows = where.run(work)
+    rows = where.run_on_ledger(settings.collections, work)
     page, more = rows[:count], len(rows) > count
     next_cursor = page[-1]["user_id"] if more else None
     if as_json:

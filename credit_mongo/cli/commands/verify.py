@@ -86,7 +86,7 @@ def verify_books(
         with progress("Verifying", "transactions") as advance:
             return await _work(found, {**options, "on_progress": advance}, do_repair=do_repair)
 
-    outcome = where.run(work)
+    outcome = where.run_on_ledger(settings.collections, work)
     if as_json:
         show_facts({"database": where.database, **outcome.to_dict()})
     elif isinstance(outcome, Repair):
