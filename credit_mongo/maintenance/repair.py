@@ -210,7 +210,7 @@ class _Repairing:
 def _obstacle(examined: Examined) -> str:
     """Why no correction can settle it; "" if one can."""
     if not examined.exists:
-        return "there is no such user: restore the account, or remove what is left of it"
+        return "there is no such user: restore the account, or erase the rest of it"
     if examined.balance is None or examined.balance < 0:
         return "the balance is below zero or no whole number: set it to what it should be first"
     if examined.seq is None or examined.seq < 0:

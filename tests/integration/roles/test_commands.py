@@ -1,0 +1,50 @@
+"""The command line as a user of one role: what it may do is done, what it may not says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from credit_mongo import CreditLedger
+from credit_mongo.cli import main
+from tests.integration.access_control import GuardedReplicaSet, create_user_with
+from tests.integration.promises import Client
+from tests.integration.roles.grants import APP, OTHER, config
+
+
+async def test_a_role_is_enough_and_who_has_none_is_told(
+    guarded: GuardedReplicaSet, administrator: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a database that is not there, or not the role's."""
+    await create_user_with(administrator, APP, "stranger", [], guarded.password)
+    async with (
+        guarded.client_of("creditRuntime", APP) as client,
+        CreditLedger(client[APP], config()) as ledger,
+    ):
+        await ledger.create_user("u", credits=50)
+
+    async def call(role: str, database: str, *arguments: str) -> tuple[int, str, str]:
+        where = ("--uri", guarded.uri_of(role, APP), "--database", database)
+        command, *more = arguments
+        code = await asyncio.to_thread(main, (command, *where, *more))
+        return (code, *capsys.readouterr())
+
+    for role in ("creditReader", "creditRuntime"):
+        code, output, errors = await call(role, APP, "balance", "u", "--json")
+        assert (code, errors) == (0, "")
+        assert json.loads(output)["credits"] == 50
+    assert (await call("creditReader", APP, "verify"))[0] == 0
+    assert (await call("creditArchiver", APP, "archive", "--older-than", "1d"))[0] == 0
+    erasing = ("erase", "--user", "u", "--requested-by", "Eve", "--yes")
+    for role, database, arguments in (
+        ("stranger", APP, ("balance", "u")),
+        ("creditReader", OTHER, ("balance", "theirs")),
+        ("creditReader", "ghost", ("balance", "u")),
+        ("creditReader", APP, erasing),
+    ):
+        code, output, errors = await call(role, database, *arguments)
+        assert (code, output, errors.count("\n")) == (2, "", 1), errors
+        assert errors.endswith("the user needs a role for it: credit-mongo roles shows them\n")
+    assert (await call("creditEraser", APP, *erasing))[0] == 0
