@@ -193,6 +193,7 @@ async def test_the_command_says_what_it_did(
     replica_set_uri: str, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In a line, as JSON, on a terminal; the script is the same."""
+    await database.create_collection("users")
     stays = await fill(database)
     here = where(replica_set_uri, database)
     code, output, errors = await run("cleanup", *here, "--dry-run")
@@ -218,6 +219,7 @@ async def test_the_configuration_says_where_the_records_are(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
     """Collections may have other names."""
+    await database.create_collection("users")
     stays = await fill(database, expired=3)
     await database[RECORDS].rename("keys")
     config = tmp_path / "config.json"

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,13 @@ WITH_USAGE = {"replay", "build_test_image", "local", "benchmarks"}
 
 
 @pytest.fixture(scope="module")
-def uri(replica_set_uri: str) -> str:
-    """The replica set of the tests."""
-    return replica_set_uri
+def uri(replica_set_uri: str) -> Iterator[str]:
+    """The replica set of the tests, with a ledger where commands look for one by default."""
+    with pymongo.MongoClient[dict[str, Any]](replica_set_uri) as client:
+        client.drop_database("credits")
+        client["credits"].create_collection("users")
+        yield replica_set_uri
+        client.drop_database("credits")
 
 
 def everything(uri: str) -> dict[str, Any]:

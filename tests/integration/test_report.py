@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import pytest_asyncio
 from bson import Int64, ObjectId
 
 from credit_mongo.cli import main
@@ -45,9 +46,13 @@ HOSTILE = (
 Call: TypeAlias = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
-@pytest.fixture
-def call(replica_set_uri: str, database: Database, capsys: pytest.CaptureFixture[str]) -> Call:
+@pytest_asyncio.fixture
+async def call(
+    replica_set_uri: str, database: Database, capsys: pytest.CaptureFixture[str]
+) -> Call:
     """Calls the command on the test's database: exit code, stdout, stderr."""
+    if "users" not in await database.list_collection_names():
+        await database.create_collection("users")
 
     async def call(*arguments: str, uri: str = replica_set_uri) -> tuple[int, str, str]:
         where = ("--uri", uri, "--database", database.name)
@@ -467,6 +472,7 @@ async def test_the_script_is_a_door_and_the_extra_is_asked_for(
     replica_set_uri: str, database: Database, tmp_path: Path
 ) -> None:
     """Without it, the command says what to install, and leaves no file."""
+    await database.create_collection("users")
     page = tmp_path / "usage.html"
     arguments = (str(page), "--uri", replica_set_uri, "--database", database.name)
     without = "import sys; sys.modules['matplotlib'] = None; from credit_mongo.cli import main"
