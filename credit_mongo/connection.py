@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from typing import Any, Final
+from urllib.parse import unquote_plus
 
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
@@ -20,6 +21,9 @@ _FORBIDDEN_IN_DATABASE: Final = re.compile('[/\\\\. "$*<>:|?\x00\ud800-\udfff]')
 # What makes it an URI to be looked up in DNS.
 _SRV: Final = re.compile(r"(?<=^mongodb)\+srv(?=://)|(?<=[?&])srv\w+=[^&]*&?", re.IGNORECASE)
 _LONGEST_DATABASE: Final = 63
+_LONG_PART: Final = 5
+# Inside of a user name or a password these end it, and the rest is taken for something else.
+_UNESCAPED: Final = re.compile(r"[:@\[\]]|%(?![0-9A-Fa-f]{2})")
 
 
 def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatabase[dict[str, Any]]:
@@ -31,6 +35,7 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
     if not isinstance(uri, str):
         raise ConfigurationError("uri", f"must be a str, not {type(uri).__name__}")
     check_database(database)
+    _check_credentials(uri)
     try:
         with warnings.catch_warnings():
             # An option that is repeated, or whose value is not known, gives no more than a warning.
@@ -54,6 +59,22 @@ def check_database(database: object) -> None:
         raise ConfigurationError("database", "has a character that MongoDB forbids in names")
 
 
+def _check_credentials(uri: str) -> None:
+    """Raise ConfigurationError for credentials with a character that must be percent-encoded.
+
+    Ours to see before the driver, which takes what follows such a character for a host or an
+    option, and says so in words that change from version to version and can quote a password.
+    """
+    authority, *rest = re.split("[/?#]", uri.partition("://")[2], maxsplit=1)
+    name, _, password = authority.rpartition("@")[0].partition(":")
+    if any("@" in text for text in rest) or any(map(_UNESCAPED.search, (name, password))):
+        raise ConfigurationError(
+            "uri",
+            "has a character in the user name, the password or an option that must be "
+            "percent-encoded, such as / as %2F or @ as %40; urllib.parse.quote_plus does it",
+        )
+
+
 def _check_write_concern(write_concern: object) -> None:
     if write_concern != "majority" and not (isinstance(write_concern, int) and write_concern > 0):
         raise ConfigurationError("uri", "w must be 'majority' or left out")
@@ -74,10 +95,14 @@ def _client(uri: str, given: set[str], timeout_seconds: float) -> AsyncMongoClie
 def _without_credentials(message: str, uri: str) -> str:
     """The driver's text, unless it could quote a user name or a password.
 
-    What a password has unescaped, a parser takes for something else: any word of it may show up.
+    The driver may quote any part of a password, decoded or in lower case. A short part counts only
+    as a whole word: "ada" is no part of "readable".
     """
     credentials = uri.rpartition("@")[0].partition("://")[2]
-    if any(word in message for word in re.split(r"\W+", credentials) if word):
+    parts = re.split(r"\W+", f"{credentials} {unquote_plus(credentials)}".casefold())
+    text = message.casefold()
+    words = set(re.split(r"\W+", text))
+    if any(part in words or (len(part) >= _LONG_PART and part in text) for part in parts if part):
         return (
             "cannot be used: it must start with mongodb:// or mongodb+srv://, with user name and "
             "password escaped (urllib.parse.quote_plus), name an existing host and valid options"

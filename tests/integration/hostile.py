@@ -47,8 +47,11 @@ BAD_URIS = {
     "mongodb://a,b/?directConnection=true": "uri",
     f"mongodb://ann:{SECRET}/{SECRET}@127.0.0.1/": "quote_plus",
     f"mongodb://ann:{SECRET}@{SECRET}@127.0.0.1/": "quote_plus",
-    f"mongodb://ann:{SECRET}@127.0.0.1/?tls=1": "uri",
-    f"mongodb://ann:{SECRET}%zz@127.0.0.1/": "uri",
+    f"mongodb://ann:{SECRET}?{SECRET}=1@127.0.0.1/": "quote_plus",
+    f"mongodb://ann:{SECRET}#{SECRET}@127.0.0.1/": "quote_plus",
+    f"mongodb://ann:{SECRET}:{SECRET}@127.0.0.1/": "quote_plus",
+    f"mongodb://ann:{SECRET}@127.0.0.1/?tls=1": "tls",
+    f"mongodb://ann:{SECRET}%zz@127.0.0.1/": "quote_plus",
     f"mongodb+srv://ann:{SECRET}@one,two/": "uri",
     f"mongodb://127.0.0.1/?{LONG}": "uri",
 }

@@ -606,7 +606,7 @@ async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
         "mongodb://ada:ge?heim=1@127.0.0.1/": "quote_plus",
         "mongodb://ada:ge@heim@127.0.0.1/": "quote_plus",
         "mongodb+srv://ada:geheim@one.example.org,two.example.org/": "one, hostname",
-        "mongodb://ada:geheim@127.0.0.1/?tls=true&tlsCAFile=/nowhere": "/nowhere",
+        "mongodb://ada:geheim@127.0.0.1/?tls=true&tlsCAFile=/nowhere": "tlscafile",
         "mongodb://ada:geheim@127.0.0.1/?tls=1": "tls",
         f"mongodb://ada:geheim@{here}": "AuthenticationFailed",
         "nonsense": "mongodb://",
