@@ -4,9 +4,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo example test docs faults faults-short mutants check bench soak format lint types clean
+# What is installed is what the lock files in requirements/ say, each file with its hashes.
+# `make lock` updates them, and `make test-newest` tests with the newest versions instead.
+LOCKED ?= yes
+install = $(if $(filter yes,$(LOCKED)),\
+	$(PIP) --require-hashes --requirement requirements/$(1).txt && \
+	$(PIP) --no-deps --no-build-isolation --editable . , \
+	$(PIP) --upgrade --upgrade-strategy eager --editable ".[$(2)]")
+
+.PHONY: demo example test test-newest lock docs faults faults-short mutants check bench \
+	soak format lint types clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
@@ -17,6 +26,10 @@ example: $(VENV)/dev
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(TESTS)
+
+# The same with the newest versions that pyproject.toml allows, in an environment of their own.
+test-newest:
+	$(MAKE) test VENV=.venv-newest LOCKED=no
 
 # Far more of each disturbance than `make test`; prints the numbers reached.
 faults: $(VENV)/dev
@@ -33,7 +46,7 @@ faults-short: $(VENV)/dev
 	$(BIN)/python -m pytest tests/faults tests/soak $(TESTS)
 
 # Into site/; a link or an anchor that leads nowhere fails it.
-docs: $(VENV)/docs
+docs: $(VENV)/dev
 	$(BIN)/zensical build --clean --strict
 	$(BIN)/python -m tests.site_links site
 
@@ -69,23 +82,34 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) dist build site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest dist build site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable ".[local,cli]"
+$(VENV)/demo: requirements/demo.txt pyproject.toml | $(BIN)/python
+	@echo "Installing the demo into $(VENV): about 20 seconds ..."
+	@$(call install,demo,demo)
 	@touch $@
 
-$(VENV)/bench: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable ".[bench]"
+$(VENV)/bench: requirements/bench.txt pyproject.toml | $(BIN)/python
+	@echo "Installing the benchmarks into $(VENV): about 30 seconds ..."
+	@$(call install,bench,bench)
 	@touch $@
 
-$(VENV)/docs: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable ".[docs]"
+$(VENV)/dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "Installing the development tools into $(VENV): about a minute ..."
+	@$(call install,dev,dev)
 	@touch $@
 
-$(VENV)/dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable ".[dev]"
-	@touch $@
+# Versions and hashes for every supported Python, so that the same commit installs the same files
+# on every machine. The second and third file follow the first, for all share one environment.
+LOCK = $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	--generate-hashes --no-annotate --no-emit-index-url \
+	--custom-compile-command "make lock" pyproject.toml requirements/build.in
+
+lock: | $(BIN)/python
+	$(PIP) uv
+	$(LOCK) --extra dev --output-file requirements/dev.txt
+	$(LOCK) --extra demo -c requirements/dev.txt --output-file requirements/demo.txt
+	$(LOCK) --extra bench -c requirements/dev.txt --output-file requirements/bench.txt
