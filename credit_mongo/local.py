@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo import local_keeper
 from credit_mongo.errors import CreditError, InvalidRequestError, StorageError
+from credit_mongo.private_files import why_replaceable, why_unsafe
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -255,7 +257,11 @@ class LocalReplicaSet:
 
     Entering raises InvalidRequestError for arguments out of their limits, and StorageError when
     there is no mongod, or it doesn't start, or isn't ready within minutes. However the block ends,
-    a ``kill -9`` of this process included, no mongod and no temporary directory stays behind.
+    a ``kill -9`` of this process included, no mongod and no data stays behind: in the instant
+    before the first mongod's keeper starts, an empty directory may.
+
+    Directories are their owner's alone (mode 0700). A ``data_directory`` that belongs to another
+    user, or that other users can write to, raises StorageError.
     """
 
     def __init__(
@@ -272,7 +278,7 @@ class LocalReplicaSet:
         if port is not None and not 1 <= port <= 65_536 - members:
             raise InvalidRequestError("port", "must be from 1 to 65535, for every member")
         self._size = members
-        self._data = None if data_directory is None else Path(data_directory).absolute()
+        self._data = None if data_directory is None else Path(data_directory)
         self._parameters = dict(parameters or {})
         self._port = port
         self._cache_gigabytes = cache_gigabytes
@@ -294,9 +300,10 @@ class LocalReplicaSet:
             raise StorageError("this local replica set runs already")
         command = self._mongod_command()
         kept = self._data is not None
-        directory = self._data or _new_directory()
-        if kept:
-            _make_members(directory, self._size)
+        if self._data is None:
+            directory = _make_temporary_directory()
+        else:
+            directory = _make_kept_directories(self._data, self._size)
         self._members = tuple(
             Member(directory / f"member-{n}", self._port and self._port + n, kept, command)
             for n in range(self._size)
@@ -316,7 +323,7 @@ class LocalReplicaSet:
         for member in self._members:
             member._release()  # all of them, before the first await can be cancelled
         await asyncio.gather(*(member._wait_until_released() for member in self._members))
-        if not self._data:  # gone by now, if nobody killed a keeper
+        if self._data is None:  # gone by now, if nobody killed a keeper
             root = self._members[0].directory.parent
             await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
         self._entered = False
@@ -385,20 +392,53 @@ class LocalReplicaSet:
         return True
 
 
-def _new_directory() -> Path:
-    # A name only: its keepers make it, so that there is none before them.
-    return Path(tempfile.gettempdir(), f"credit-mongo-{secrets.token_hex(8)}").absolute()
+def _make_temporary_directory() -> Path:
+    """Make the directory before any process has its name among its arguments.
 
-
-def _make_members(data: Path, size: int) -> None:
+    Every user of the machine can read those. A directory that came into being only after its name
+    was known could be somebody else's, with links where the log and the data files belong.
+    """
     try:
+        root = Path(tempfile.mkdtemp(prefix="credit-mongo-")).resolve()
+    except OSError as error:
+        raise StorageError(f"the temporary directory can't be made: {error}") from error
+    if (reason := why_replaceable(root.parent)) is not None:
+        root.rmdir()
+        raise StorageError(f"the temporary directory can't be used: {reason}. Set TMPDIR")
+    return root
+
+
+def _make_kept_directories(data: Path, size: int) -> Path:
+    """Make the members' directories below ``data``, for their owner alone whatever the umask.
+
+    Raises StorageError where somebody else could put files or links into one.
+    """
+    try:
+        data = data.resolve()
+        for directory in (*reversed(data.parents), data):
+            directory.mkdir(0o700, exist_ok=True)
+        _check_that_it_is_ours(data)
         found = len(list(data.glob("member-*")))
         if found not in (0, size):
             raise StorageError(f"{data} has the data of {found} members, not of {size}")
         for number in range(size):
-            (data / f"member-{number}").mkdir(0o700, parents=True, exist_ok=True)
-    except OSError as error:
+            directory = data / f"member-{number}"
+            directory.mkdir(0o700, exist_ok=True)
+            _check_that_it_is_ours(directory)
+            directory.chmod(0o700)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
         raise StorageError(f"the data directory can't be used: {error}") from error
+    return data
+
+
+def _check_that_it_is_ours(directory: Path) -> None:
+    status = directory.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise StorageError(f"the data directory can't be used: {directory} is a link")
+    if (reason := why_unsafe(status)) is not None:
+        raise StorageError(f"the data directory can't be used: {directory} {reason}")
+    if (reason := why_replaceable(directory.parent)) is not None:
+        raise StorageError(f"the data directory can't be used: {reason}")
 
 
 async def _are_ready(clients: Sequence[AsyncMongoClient[dict[str, Any]]]) -> bool:

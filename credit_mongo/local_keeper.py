@@ -30,34 +30,53 @@ def keep(parent: str, kept: str, directory: str, *command: str) -> None:
     os.umask(0o077)  # the data is nobody else's business
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # mongod would inherit SIG_IGN
+    if not kept:
+        # Made here, so that there is none without a process that removes it. The directory above
+        # is this user's alone, and one that exists already is never taken: mkdir fails.
+        try:
+            os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib loads slowly
+        except OSError as error:
+            return _tell(f"ended {error}")
     process: subprocess.Popen[bytes] | None = None
     try:
         # The pipe may also be held open by another child of the parent: so look at the parent.
         while os.getppid() == int(parent):
             if process is not None and process.poll() is not None:
-                os.write(1, f"ended exit code {process.returncode}\n".encode())
+                _tell(f"ended exit code {process.returncode}")
                 process = None
             if not select.select([0], [], [], 0.1)[0]:
                 continue
             if not (line := os.read(0, 100)):
                 break
             if process is None:
-                os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - pathlib loads slowly
                 port = line.decode().strip()
-                with open(f"{directory}/mongod.log", "ab", buffering=0) as log:  # noqa: PTH123
-                    log.write(f"--- start on port {port}\n".encode())
+                log = _open_log(directory)
+                try:
+                    os.write(log, f"--- start on port {port}\n".encode())
                     process = subprocess.Popen(  # noqa: S603
                         [*command, "--dbpath", directory, "--port", port],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                     )
-                os.write(1, f"pid {process.pid}\n".encode())
-    except OSError as error:  # not a program; or the parent has just gone
-        with contextlib.suppress(BrokenPipeError):
-            os.write(1, f"ended {error}\n".encode())
+                finally:
+                    os.close(log)
+                _tell(f"pid {process.pid}")
+    except OSError as error:  # not a program, or the log is a link
+        _tell(f"ended {error}")
     finally:
         _end(process, kept, directory)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the parent has just gone
+        os.write(1, f"{line}\n".encode())
+
+
+def _open_log(directory: str) -> int:
+    """Open the log to append to it. A link in its place is an error: it may lead to any file."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.open(f"{directory}/mongod.log", flags, 0o600)
 
 
 def _end(process: subprocess.Popen[bytes] | None, kept: str, directory: str) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,10 @@ from typing import Any, NoReturn
 import pytest
 from pymongo import AsyncMongoClient
 
-from credit_mongo import local
+from credit_mongo import local, local_keeper
 from credit_mongo.errors import InvalidRequestError, StorageError
 from credit_mongo.local import LocalReplicaSet, find_mongod
+from credit_mongo.private_files import why_unsafe
 
 PATIENCE_SECONDS = 60.0
 
@@ -390,3 +392,144 @@ async def test_wrong_arguments_are_refused_before_anything_starts(place: Path) -
     with pytest.raises(StorageError, match="nonsense"):
         await LocalReplicaSet(parameters={"nonsense": "1"}).__aenter__()
     assert left_by(place) == []
+
+
+# --- Other users of the machine -------------------------------------------------------------------
+
+
+async def test_the_temporary_directory_is_there_before_a_process_shows_its_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody can read arguments: whoever learns the name finds the directory taken, and shut."""
+    start = asyncio.create_subprocess_exec
+    seen: list[tuple[int, int]] = []
+
+    async def look_and_start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        [root] = {Path(part).parent for part in command if part.startswith(str(place))}
+        status = root.lstat()
+        seen.append((status.st_uid, status.st_mode))
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", look_and_start)
+    before = os.umask(0)
+    try:
+        async with LocalReplicaSet() as replica_set:
+            directory = replica_set.members[0].directory
+            modes = [path.lstat().st_mode & 0o077 for path in directory.glob("**/*")]
+    finally:
+        os.umask(before)
+    assert seen == [(os.geteuid(), stat.S_IFDIR | 0o700)]
+    assert len(modes) > 5
+    assert not any(modes)
+    assert left_by(place) == []
+
+
+def keeper(directory: Path, kept: str) -> str:
+    """What a keeper of this process answers to the first start."""
+    command = [sys.executable, "-I", "-S", local_keeper.__file__]
+    done = subprocess.run(
+        [*command, str(os.getpid()), kept, str(directory), "/bin/echo"],
+        input="20000\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_temporary_directory_that_somebody_made_before_is_not_taken(tmp_path: Path) -> None:
+    """Nor is it removed: it is not ours."""
+    planted, victim = tmp_path / "member-0", tmp_path / "victim"
+    planted.mkdir()
+    (planted / "mongod.log").symlink_to(victim)
+    assert "File exists" in keeper(planted, "")
+    assert not victim.exists()
+    assert (planted / "mongod.log").is_symlink()
+
+
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
+    """It may lead to a file that is run at the next login."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    for target in (victim, tmp_path / "absent"):
+        (tmp_path / "mongod.log").symlink_to(target)
+        assert "symbolic links" in keeper(tmp_path, "kept")
+        (tmp_path / "mongod.log").unlink()
+    assert victim.read_text() == "mine\n"
+    assert not (tmp_path / "absent").exists()
+
+
+async def test_a_data_directory_is_its_owner_s_alone_whatever_the_umask(
+    place: Path, tmp_path: Path
+) -> None:
+    """All that is made on the way to it, too."""
+    data = tmp_path / "deep" / "data"
+    before = os.umask(0)
+    try:
+        async with LocalReplicaSet(1, data):
+            pass
+    finally:
+        os.umask(before)
+    made = [data.parent, data, *data.glob("**/*")]
+    assert len(made) > 5
+    assert [path for path in made if path.lstat().st_mode & 0o077] == []
+    # A member's directory of before, which others could read, is closed to them.
+    (data / "member-0").chmod(0o755)
+    async with LocalReplicaSet(1, data) as replica_set:
+        assert replica_set.members[0].directory.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+@pytest.mark.parametrize("name", ["data", "data/member-0"])
+async def test_a_data_directory_that_others_may_write_to_is_refused(
+    place: Path, tmp_path: Path, name: str, mode: int
+) -> None:
+    """They could have put a link in it; the sticky bit does not keep them from that."""
+    data = tmp_path / "data"
+    (data / "member-0").mkdir(parents=True)
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(StorageError, match=f"{name} can be written by other users .*chmod go-w"):
+        await LocalReplicaSet(1, data).__aenter__()
+    assert list((data / "member-0").iterdir()) == []
+
+
+async def test_a_member_s_directory_that_is_a_link_is_refused(place: Path, tmp_path: Path) -> None:
+    """The data would go wherever it leads."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir(0o700)
+    elsewhere.mkdir(0o700)
+    (data / "member-0").symlink_to(elsewhere)
+    with pytest.raises(StorageError, match="member-0 is a link"):
+        await LocalReplicaSet(1, data).__aenter__()
+    assert list(elsewhere.iterdir()) == []
+
+
+async def test_no_directory_is_used_that_anybody_could_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where everybody may write and no sticky bit is set, any name can be given to another."""
+    place = tmp_path / "open"
+    place.mkdir()
+    place.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    for data in (None, place / "data"):
+        with pytest.raises(StorageError, match="no sticky bit"):
+            await LocalReplicaSet(1, data).__aenter__()
+    assert processes_of(place) == []
+    place.chmod(0o1777)
+    async with LocalReplicaSet() as replica_set:
+        assert replica_set.members[0].directory.is_relative_to(place)
+
+
+def test_a_directory_of_another_user_is_unsafe_and_root_s_is_not() -> None:
+    """Whoever owns it can put anything in it; root can anyway."""
+    uid = os.geteuid()
+    told = {
+        owner: why_unsafe(os.stat_result((stat.S_IFDIR | 0o755, 1, 1, 2, owner, 0, 0, 0, 0, 0)))
+        for owner in (uid, 0, uid + 1)
+    }
+    assert told.pop(uid + 1) == (
+        "belongs to another user: run as its owner, or choose a directory of your own"
+    )
+    assert set(told.values()) == {None}
