@@ -6,7 +6,6 @@ of that SDK, saved as JSON, loads unchanged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -18,18 +17,20 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    PlainSerializer,
     StringConstraints,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from credit_mongo.config_json import parse_json, to_json_text, written_price
 from credit_mongo.config_parts import Part, wrong
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
 from credit_mongo.core.requests import LARGEST_AMOUNT, check_identifier
 from credit_mongo.core.rules import Rules
-from credit_mongo.errors import ConfigurationError, InvalidRequestError
+from credit_mongo.errors import InvalidRequestError
 from credit_mongo.user_mapping import UserMapping
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _price(value: Any) -> Fraction | Formula:
 
 
 _Name = Annotated[str, AfterValidator(_name)]
-_Credits = Annotated[Fraction, BeforeValidator(_credits)]
+_Written = PlainSerializer(written_price)
+_Credits = Annotated[Fraction, BeforeValidator(_credits), _Written]
 _Number = BeforeValidator(_not_boolean)
 
 
@@ -255,7 +257,7 @@ class CreditConfig(Part):
     the application's, and what their fields are called.
     """
 
-    costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price)]]]
+    costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price), _Written]]]
     membership: MembershipConfig | None = None
     retry: RetryConfig = Field(default_factory=RetryConfig)
     idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
@@ -275,16 +277,15 @@ class CreditConfig(Part):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """A configuration from JSON. Numbers are taken as decimals, exactly as written."""
-        if not isinstance(text, str | bytes):
-            raise ConfigurationError("", f"must be a str or bytes, not {type(text).__name__}")
-        try:
-            values = json.loads(text, parse_float=Decimal)
-        except (ValueError, RecursionError):
-            raise ConfigurationError("", "is not JSON") from None
-        if not isinstance(values, dict):
-            raise ConfigurationError("", "must be a JSON object")
-        return cls(**values)
+        """A configuration from JSON. Numbers are taken as decimals, exactly as written.
+
+        Raises ConfigurationError, also for a key that stands twice in one object.
+        """
+        return cls(**parse_json(text))
+
+    def to_json(self) -> str:
+        """All settings as indented JSON, formulas as written; ``from_json`` gives an equal one."""
+        return to_json_text(self.model_dump())
 
     @model_validator(mode="after")
     def _prices_are_usable(self) -> CreditConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -10,6 +11,8 @@ from pydantic_core import PydanticCustomError
 from credit_mongo.errors import ConfigurationError
 
 __all__ = ["Part", "wrong"]
+
+_MOST_SHOWN: Final = 10
 
 
 def wrong(reason: str, *field: str) -> PydanticCustomError:
@@ -45,6 +48,30 @@ class Part(_Checked):
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What differs from the defaults, as it would be written, long mappings shortened."""
+        written, fields = self.model_dump(), type(self).model_fields
+        for name, info in fields.items():
+            value = getattr(self, name)
+            if info.is_required() or value != info.get_default(call_default_factory=True):
+                yield name, value if isinstance(value, Part) else _shortened(written[name])
+
+
+class _Shortened(dict[Any, Any]):
+    """A mapping that shows its first items."""
+
+    def __repr__(self) -> str:
+        items = [f"{key!r}: {value!r}" for key, value in self.items()]
+        if len(items) > _MOST_SHOWN:
+            items[_MOST_SHOWN:] = [f"… {len(items) - _MOST_SHOWN} more"]
+        return f"{{{', '.join(items)}}}"
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Shortened({key: _shortened(item) for key, item in value.items()})
+    return value
 
 
 def _as_configuration_error(error: ValidationError) -> ConfigurationError:

@@ -187,6 +187,15 @@ class CreditLedger:
         ledger._owns_client = True
         return ledger
 
+    def __repr__(self) -> str:
+        """Where its credits are, and whether it is open; nothing of the URI."""
+        names = self._config.collections
+        return (
+            f"<CreditLedger database={self._database.name!r} users={names.users!r} "
+            f"transactions={names.transactions!r} decimal_places={self._config.decimal_places} "
+            f"{'closed' if self._is_closed else 'open'}>"
+        )
+
     async def __aenter__(self) -> Self:
         """Check that the server can do what the ledger needs.
 
@@ -246,7 +255,8 @@ class CreditLedger:
 
         Where the application has a document of the user without credits, the account is opened on
         it: other fields stay, and so does its tier if none is given. Raises UserExistsError if the
-        user has an account, and UndefinedTierError.
+        user has an account, and UndefinedTierError for a ``membership_tier`` that the configuration
+        lacks, be it because ``membership`` is not configured at all.
         """
         request = CreateUserRequest(
             **self._common(user_id, idempotency_key, metadata),

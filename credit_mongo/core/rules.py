@@ -173,10 +173,6 @@ class Rules:
         assert price is not None  # noqa: S101 - the action has prices
         return self.tariff.evaluate(action, price, variables)
 
-    def _check_tier(self, tier: str | None) -> None:
-        if tier is not None and self.membership.levels:
-            self.membership.level(tier)
-
     def _create_user(
         self,
         request: CreateUserRequest,
@@ -187,7 +183,8 @@ class Rules:
         if account is not None:
             raise UserExistsError(request.user_id)
         tier, expires_at = request.membership_tier, request.membership_expires_at
-        self._check_tier(tier)
+        if tier is not None:
+            self.membership.level(tier)
         _refuse_past(expires_at, now)
         created_at = now
         if unopened is not None:
@@ -196,7 +193,9 @@ class Rules:
                 # The application's users may have one before they have credits.
                 tier = unopened.membership_tier
                 expires_at = expires_at or unopened.membership_expires_at
-                self._check_tier(tier)
+                # Where no tiers are configured, what the application calls so is its own matter.
+                if tier is not None and self.membership.levels:
+                    self.membership.level(tier)
         opened = Account(
             user_id=request.user_id,
             credits=request.credits,

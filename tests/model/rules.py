@@ -85,7 +85,7 @@ class Operations:
         if user is not None:
             raise Refused("UserExistsError", user_id=call.user_id)
         tier, expires_at = asked["membership_tier"], plain(asked["membership_expires_at"])
-        if tier is not None and self.tariff.levels:
+        if tier is not None:
             self.tariff.level(tier)
         _refuse_past(expires_at, moment)
         self.books.users[call.user_id] = User(0, tier, expires_at, 0, moment, moment)

@@ -490,6 +490,28 @@ PLANTED: Final = (
     ),
     # Around it
     Bug(
+        "an account opens in a tier although none is configured",
+        "core/rules.py",
+        "        if tier is not None:\n            self.membership.level(tier)\n",
+        "        if tier is not None and self.membership.levels:\n"
+        "            self.membership.level(tier)\n",
+        (RULES,),
+    ),
+    Bug(
+        "of a key that stands twice the last price counts",
+        "config_json.py",
+        "            if key in found:",
+        "            if False:",
+        (CONFIG,),
+    ),
+    Bug(
+        "a number is written out as its nearest float",
+        "config_json.py",
+        "return nearest if Fraction(repr(nearest)) == price else _exact_decimal(price)",
+        "return nearest",
+        (CONFIG,),
+    ),
+    Bug(
         "keys are looked at though idempotency is disabled",
         "ledger.py",
         '"key": key if self._config.idempotency.enabled else None,',

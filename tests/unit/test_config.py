@@ -507,6 +507,47 @@ def test_json_that_is_no_configuration_is_refused(text: str | bytes, field: str)
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"costs": {"post": {"default": 10, "default": 1}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": 10}, "post": {"default": 1}}}', "costs.post"),
+        ('{"costs": {}, "decimalPlaces": 2, "costs": {}}', "costs"),
+        ('{"costs": {}, "retry": [{"a": 1, "a": 2}]}', "retry.0.a"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text: str, field: str) -> None:
+    """Python would take the last, and charge 1 where the first line says 10."""
+    with pytest.raises(ConfigurationError, match="stands twice") as caught:
+        CreditConfig.from_json(text)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_configuration_is_read_in_every_encoding_that_editors_write(encoding: str) -> None:
+    """With a byte order mark or without, as bytes and as the text that they were decoded to."""
+    text = '\ufeff{"costs": {"größe": {"default": 10}}}'
+    wanted = CreditConfig(costs={"größe": {"default": 10}})
+    assert CreditConfig.from_json(text) == wanted
+    assert CreditConfig.from_json(text.removeprefix("\ufeff").encode(encoding)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty, not JSON"),
+        (b"\xef\xbb\xbf \n", "is empty, not JSON"),
+        ('{"costs": {},\n }', "is not JSON: .* \\(line 2, column 2\\)"),
+        ('{"costs": {"a": {"default": 1e9999999999999999999}}}', "too large an exponent"),
+    ],
+)
+def test_what_is_wrong_with_the_text_is_told(text: str | bytes, said: str) -> None:
+    """And where, but nothing of what stands there."""
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        CreditConfig.from_json(text)
+    assert "costs" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", [None, 5, ["{}"], {"costs": {}}])
 def test_what_is_no_text_is_no_json(text: Any) -> None:
     """A wrong type is an error of ours, too."""
@@ -610,6 +651,75 @@ def test_a_configuration_can_be_copied_and_sent(
     copied = again(config)
     assert copied == config
     assert copied.rules == config.rules
+
+
+WHOLE: dict[str, Any] = {
+    "costs": {
+        "post": {"default": 10, "premium": 0.1},
+        "exact": {"default": Decimal("0.1234567890123456789012"), "premium": Decimal("1E+3")},
+        "tiny": {"default": 1e-07},
+        "ai": {"default": "{token} * 0.001 + 10", "premium": "{a} > 1 ? {b} : 2"},
+        'ünï "q" \\ code': {"default": 2.5},
+    },
+    "membership": {
+        "tiers": {"free": 0, "premium": 1},
+        "requirements": {"post": None, "image": "premium"},
+        "credits_caps": {"free": 0.5, "premium": Decimal("2000.000000001")},
+    },
+    "retry": {"max_attempts": 3, "initial_delay_ms": 0.5},
+    "collections": {"users": "people", "turns": "our_turns"},
+    "users": {"id_type": "objectId", "credits": "balance"},
+    "decimal_places": 9,
+    "operation_timeout_seconds": 2.5,
+}
+
+
+@pytest.mark.parametrize(
+    "values", [WHOLE, {"costs": {}}, {"costs": COSTS, "membership": MEMBERSHIP}]
+)
+def test_a_configuration_that_is_written_out_is_read_as_the_same(values: dict[str, Any]) -> None:
+    """As JSON with all digits and formulas as they were, and as plain values, too."""
+    config = CreditConfig(**values)
+    written = config.to_json()
+    again = CreditConfig.from_json(written)
+    assert again == config
+    assert again.rules == config.rules
+    assert again.to_json() == written
+    assert CreditConfig(**config.model_dump()) == config
+    assert json.loads(written) == json.loads(json.dumps(json.loads(written)))
+    assert json.loads(config.model_dump_json())["decimal_places"] == config.decimal_places
+
+
+def test_json_is_written_as_a_person_would() -> None:
+    """Formulas are their texts, and numbers the numbers that were given."""
+    written = CreditConfig(**WHOLE).to_json()
+    assert '"default": "{token} * 0.001 + 10"' in written
+    assert '"premium": 0.1\n' in written
+    assert '"default": 0.1234567890123456789012,' in written
+    assert '"premium": 2000.000000001\n' in written
+
+
+def test_a_configuration_shows_what_differs_from_the_defaults() -> None:
+    """As it would be written in Python; many prices are cut short."""
+    config = CreditConfig(
+        costs={"post": {"default": 0.1, "premium": "{token} / 3"}},
+        membership=MEMBERSHIP,
+        collections={"users": "people"},
+        users={"credits": "balance"},
+        decimal_places=2,
+    )
+    assert repr(config) == (
+        "CreditConfig(costs={'post': {'default': 0.1, 'premium': '{token} / 3'}}, "
+        "membership=MembershipConfig(tiers={'free': 0, 'premium': 1}, "
+        "requirements={'image': 'premium', 'post': None}, "
+        "credits_caps={'free': 100, 'premium': 2000}), "
+        "collections=CollectionNames(users='people'), users=UserMapping(credits='balance'), "
+        "decimal_places=2)"
+    )
+    assert repr(CreditConfig(costs={})) == "CreditConfig(costs={})"
+    many = repr(CreditConfig(costs={f"a{n}": {"default": n} for n in range(5000)}))
+    assert "'a9': {'default': 9}, … 4990 more}" in many
+    assert len(many) < 300
 
 
 def test_rules_are_made_once_and_in_smallest_units() -> None:

@@ -154,3 +154,15 @@ async def test_what_it_cannot_do_is_told_by_a_typed_error() -> None:
         await verify(database)
     with pytest.raises(PyMongoError, match="it needs a server"):
         await status_of(database)
+
+
+async def test_a_ledger_shows_where_its_credits_are() -> None:
+    """And whether it is open, in one line."""
+    client: Client = AsyncMongoMockClient()
+    async with mock_ledger(CONFIG, database=client["app"]) as ledger:
+        shown = (
+            "<CreditLedger database='app' users='users' transactions='transactions' "
+            "decimal_places=0 {}>"
+        )
+        assert repr(ledger) == shown.format("open")
+    assert repr(ledger) == shown.format("closed")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import credit_mongo
 from credit_mongo import KEEP, CreditConfig
-from credit_mongo.core.accounts import Account, RefundableCharge, Remembered
+from credit_mongo.core.accounts import Account, RefundableCharge, Remembered, Unopened
 from credit_mongo.core.books import Books, Loaded, Outcome, result_of
 from credit_mongo.core.formula import Formula, exact_variables
 from credit_mongo.core.membership import Membership, is_past
@@ -729,7 +729,17 @@ def test_without_configured_tiers_a_tier_still_has_its_price() -> None:
     """A configuration may have prices by tier and leave the tiers to the application."""
     assert posted(charge(), account(tier="premium"), rules=RULES_WITHOUT_TIERS).amount == -8
     assert posted(charge(), account(tier="other"), rules=RULES_WITHOUT_TIERS).amount == -10
-    assert posted(create(tier="other"), None, rules=RULES_WITHOUT_TIERS).account.credits == 0
+
+
+def test_without_configured_tiers_no_account_is_opened_in_one() -> None:
+    """Its name could only be a mistake; a tier that the application's document has stays."""
+    error = refused(create(tier="premium"), None, rules=RULES_WITHOUT_TIERS)
+    assert type(error) is UndefinedTierError
+    assert facts(error) == {"tier": "premium"}
+    unopened = Unopened("theirs", None, None)
+    decision = RULES_WITHOUT_TIERS.decide(create(), None, NOW, None, unopened)
+    assert isinstance(decision, Posting)
+    assert decision.account.membership_tier == "theirs"
 
 
 # --- Tier changes ---------------------------------------------------------------------------------
@@ -1494,7 +1504,7 @@ PACKAGE = Path(credit_mongo.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "extras", "private_files"}),
     frozenset({"core"}),
-    frozenset({"config_parts"}),
+    frozenset({"config_json", "config_parts"}),
     frozenset({"user_mapping"}),
     frozenset({"config"}),
     frozenset({"rows", "connection", "log_redaction"}),

@@ -1,0 +1,97 @@
+"""Configurations as JSON text: read strictly, and written so that reading gives the same again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from credit_mongo.core.formula import Formula
+from credit_mongo.errors import ConfigurationError
+
+__all__ = ["parse_json", "to_json_text", "written_price"]
+
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+def parse_json(text: object) -> dict[str, Any]:
+    """The values of a JSON object, numbers with a fraction as decimals, exactly as written.
+
+    ``text`` is a str or bytes in UTF-8, UTF-16 or UTF-32; a byte order mark is ignored. Raises
+    ConfigurationError for anything that is not a JSON object, and for a key that stands twice in
+    one object: Python would silently take the last.
+    """
+    if not isinstance(text, str | bytes):
+        raise ConfigurationError("", f"must be a str or bytes, not {type(text).__name__}")
+    try:
+        decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
+        decoded = decoded.removeprefix(_BYTE_ORDER_MARK)
+        if not decoded.strip():
+            raise ConfigurationError("", "is empty, not JSON")
+        values = _plain(json.loads(decoded, parse_float=Decimal, object_pairs_hook=_Pairs), ())
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ConfigurationError("", f"is not JSON: {error.msg} ({place})") from None
+    except ArithmeticError:
+        raise ConfigurationError("", "has a number with too large an exponent") from None
+    except (ValueError, RecursionError):
+        raise ConfigurationError("", "is not JSON") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError("", "must be a JSON object")
+    return values
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it is written, repeated keys included."""
+
+
+def _plain(value: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(value, _Pairs):
+        found: dict[str, Any] = {}
+        for key, item in value:
+            if key in found:
+                field = ".".join((*path, key))
+                raise ConfigurationError(field, "this key stands twice: remove one of them")
+            found[key] = _plain(item, (*path, key))
+        return found
+    if isinstance(value, list):
+        return [_plain(item, (*path, str(number))) for number, item in enumerate(value)]
+    return value
+
+
+def written_price(price: Fraction | Formula) -> int | float | Decimal | str:
+    """A price or a number of credits as people write it, and as a configuration reads it."""
+    if isinstance(price, Formula):
+        return price.text
+    if price.denominator == 1:
+        return price.numerator
+    # A float where it reads back as exactly this number; few have more digits than that.
+    nearest = float(price)
+    return nearest if Fraction(repr(nearest)) == price else _exact_decimal(price)
+
+
+def _exact_decimal(number: Fraction) -> Decimal:
+    """The number, which was read from a decimal, with all of its digits."""
+    places, power = 0, 1
+    while power % number.denominator:
+        places, power = places + 1, power * 10
+    digits = tuple(int(digit) for digit in str(number.numerator * power // number.denominator))
+    return Decimal((0, digits, -places))
+
+
+def to_json_text(value: object, indent: int = 0) -> str:
+    """Indented JSON. Unlike ``json``, it writes decimals with all of their digits."""
+    if isinstance(value, Mapping):
+        margin = " " * (indent + 2)
+        lines = [
+            f"{margin}{json.dumps(key, ensure_ascii=False)}: {to_json_text(item, indent + 2)}"
+            for key, item in value.items()
+        ]
+        return "{\n" + ",\n".join(lines) + f"\n{' ' * indent}}}" if lines else "{}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(to_json_text(item, indent) for item in value)}]"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
