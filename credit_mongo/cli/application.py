@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from credit_mongo.cli import commands
 from credit_mongo.cli.failures import DONE, EXPECTED, INTERRUPTED, NOT_DONE, explain
+from credit_mongo.printing import printable
 
 __all__ = ["app", "run"]
 
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _end_unread()
     except EXPECTED as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {printable(explain(error))}", file=sys.stderr)
         return NOT_DONE
     except SystemExit as ended:
         # Typer's way with a broken pipe, as if something were wrong with the data.

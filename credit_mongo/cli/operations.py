@@ -22,6 +22,7 @@ from credit_mongo.config import AuditConfig, CreditConfig
 from credit_mongo.core.results import ChargeResult, GrantResult, RefundResult
 from credit_mongo.errors import CommitOutcomeUnknownError, StorageError
 from credit_mongo.ledger import CreditLedger
+from credit_mongo.printing import printable
 
 __all__ = [
     "Action",
@@ -111,7 +112,7 @@ def do(asked: Asked, operation: Operation) -> int:
         ) from None
     except KeyboardInterrupt:
         if key is not None and not asked.dry_run:
-            print(f"to complete it: --idempotency-key {key}", file=sys.stderr)
+            print(f"to complete it: --idempotency-key {printable(key)}", file=sys.stderr)
         raise
     _show(asked, result, key)
     return DONE

@@ -29,6 +29,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from credit_mongo.printing import printable, printable_lines
+
 __all__ = ["Advance", "AsJson", "progress", "show", "show_facts", "show_rows"]
 
 Advance: TypeAlias = Callable[[int, int | None], None]
@@ -40,17 +42,16 @@ _GAP = 2
 # Of text that is folded.
 _NARROWEST = 9
 _DIGITS = re.compile(r"[-+.,:()\d ]*")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def show(line: str) -> None:
     """One line, never wrapped: it may be a command to be copied."""
-    print(_printable(line))
+    print(printable(line))
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """The result as JSON."""
-    print(json.dumps(facts, indent=2))
+    print(printable_lines(json.dumps(facts, indent=2)))
 
 
 def show_rows(
@@ -62,7 +63,7 @@ def show_rows(
     In the table, the column ``whole`` is never folded: it is to be copied. Nor are numbers. Where
     that does not fit, a row is its facts one below the other.
     """
-    texts = [[_printable(str(cell)) for cell in row] for row in rows]
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         widths = [
             max([least, *(len(row[number]) for row in texts)])
@@ -159,7 +160,3 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
-
-
-def _printable(text: str) -> str:
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -21,11 +21,11 @@ from credit_mongo.cli.usage_words import (
     cut,
     named,
     period,
-    readable,
     share,
     totals,
 )
 from credit_mongo.maintenance.usage import Sums, Usage, UsedBy
+from credit_mongo.printing import printable
 
 __all__ = ["draw_over_time", "draw_report"]
 
@@ -85,7 +85,7 @@ def draw_report(usage: Usage, database: str) -> bytes:
         figure = Figure(figsize=(_INCHES_WIDE, top + middle + bottom), layout=_layout())
         parts: Any = figure.subfigures(3, 1, height_ratios=(top, middle, bottom))
         above, *below = parts
-        _write_heading(above, usage, cut(drawable(readable(database)), 50))
+        _write_heading(above, usage, cut(drawable(printable(database)), 50))
         _draw_over_time(above, usage)
         spent, granted = usage.totals.spent, usage.totals.granted
         pairs = (
@@ -254,7 +254,7 @@ def _style(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
     """The settings to draw with, whatever the machine's own are; and what makes names drawable."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        characters = {each for name in names for each in readable(name)}
+        characters = {each for name in names for each in printable(name)}
         families, covered = _fonts_for(characters)
         mpl.rcParams.update(
             {
@@ -267,7 +267,7 @@ def _style(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
         )
         yield lambda text: "".join(
             each if each in covered else each.encode("unicode_escape").decode()
-            for each in readable(text)
+            for each in printable(text)
         )
 
 

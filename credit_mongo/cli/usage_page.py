@@ -10,8 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from credit_mongo.cli.ledgers import in_credits
-from credit_mongo.cli.usage_words import OTHERS, UNIT, named, period, readable, share, totals
+from credit_mongo.cli.usage_words import OTHERS, UNIT, named, period, share, totals
 from credit_mongo.maintenance.usage import Usage, UsedBy
+from credit_mongo.printing import printable
 
 __all__ = ["write_page"]
 
@@ -29,7 +30,7 @@ def write_page(usage: Usage, database: str, chart: str, decimal_places: int) -> 
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        database=readable(database),
+        database=printable(database),
         period=period(usage),
         unit=UNIT,
         scale=10**decimal_places if decimal_places else 0,

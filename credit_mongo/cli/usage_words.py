@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from datetime import datetime, timedelta
 from typing import Final
 
 from credit_mongo.maintenance.usage import Sums, Usage, UsedBy
+from credit_mongo.printing import printable
 
-__all__ = ["UNIT", "compact", "cut", "named", "period", "readable", "share", "totals"]
+__all__ = ["UNIT", "compact", "cut", "named", "period", "share", "totals"]
 
 UNIT: Final = "credits (smallest units)"
 NO_TIER: Final = "no tier"
@@ -22,12 +22,6 @@ _SCALES: Final = (
     (10**9, "billion"),
     (10**6, "million"),
 )
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def readable(name: str) -> str:
-    """A name without what would move the text around it."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def cut(text: str, columns: int) -> str:
@@ -103,7 +97,7 @@ def named(places: tuple[UsedBy, ...], others: int, other_name: str) -> list[Used
     """The places of a list, and last what is not named in it."""
     rows = [
         UsedBy(
-            NO_TIER if each.name is None else readable(each.name),
+            NO_TIER if each.name is None else printable(each.name),
             each.amount,
             each.transactions,
             each.refunded,

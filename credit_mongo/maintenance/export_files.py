@@ -14,6 +14,7 @@ from pathlib import Path
 
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.export_formats import Write
+from credit_mongo.printing import printable_lines
 
 __all__ = ["standard_output", "whole_file"]
 
@@ -47,11 +48,15 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Write]:
 
 @contextmanager
 def standard_output() -> Iterator[Write]:
-    """Straight to it: nothing is left in a buffer that would fail again when Python ends."""
+    """Straight to it: nothing is left in a buffer that would fail again when Python ends.
+
+    A terminal obeys some characters: there they are escapes. A pipe gets what is stored.
+    """
     sys.stdout.flush()
+    is_terminal = os.isatty(1)
 
     def write(data: bytes) -> None:
-        left = memoryview(data)
+        left = memoryview(printable_lines(data.decode()).encode() if is_terminal else data)
         while left:
             left = left[os.write(1, left) :]
 

@@ -54,8 +54,10 @@ _TEXTS: Final = frozenset(COLUMNS) - _NUMBERS - {"metadata", "created_at"}
 _WHOLE: Final = frozenset({int, Int64})
 # The same ones come again and again.
 _FEW: Final = frozenset({"user_id", "operation", "action"})
-# What a spreadsheet takes for the beginning of a formula, and the wide forms of it.
-_FORMULA_BEGINS: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+# What a spreadsheet takes for the beginning of a formula, and the wide forms of it: at the start of
+# a cell, and where a new cell starts if the file is opened with another separator than a comma.
+_FORMULA_BEGINS: Final = re.compile("(?:^|(?<=[;\t\r\n]))(?=[=+\\-@\t\r\n＝＋－＠])")  # noqa: RUF001
+_FORMULA_IN_JSON: Final = re.compile("(?<=;)[=+\\-@＝＋－＠]")  # noqa: RUF001
 # What a cell of CSV needs quotes for.
 _SPECIAL: Final = re.compile('[,"\r\n]')
 _ROW_GROUP: Final = 20_000
@@ -144,14 +146,16 @@ class _Lines:
 class _Csv(_Lines):
     """RFC 4180, with a header, in UTF-8.
 
-    ``guard_cells``: a text that a spreadsheet would run as a formula gets an apostrophe before it,
-    which it shows as the text. Ids, actions and keys come from an application's own callers.
+    ``guard_cells``: an apostrophe goes before what a spreadsheet would run as a formula, which then
+    shows it as text: at the start of a cell, and after a ``;``, which separates cells in much of
+    Europe. In JSON it is an escape, so that the value stays. Ids, actions, keys and metadata come
+    from an application's own callers.
     """
 
     def __init__(self, write: Write, *, guard_cells: bool) -> None:
         line = ",".join("%s" for _ in COLUMNS)
         super().__init__(write, f"{line}\r\n", quote="", none="")
-        self._guarded = _FORMULA_BEGINS if guard_cells else frozenset()
+        self._guards_cells = guard_cells
         write((self._line % tuple(COLUMNS)).encode())
 
     def _text(self, value: Any) -> str:
@@ -160,12 +164,13 @@ class _Csv(_Lines):
         text = value if type(value) is str else str(value)
         if text.isalnum():
             return text
-        return _quoted(f"'{text}" if text[:1] in self._guarded else text)
+        return _quoted(_FORMULA_BEGINS.sub("'", text) if self._guards_cells else text)
 
     _other = _text
 
     def _metadata(self, data: bytes) -> str:
-        return _quoted(data.decode())
+        text = data.decode()
+        return _quoted(_FORMULA_IN_JSON.sub(_escaped, text) if self._guards_cells else text)
 
 
 class _JsonLines(_Lines):
@@ -271,6 +276,10 @@ def _quoted(text: str) -> str:
     if _SPECIAL.search(text) is None:
         return text
     return '"' + text.replace('"', '""') + '"'
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _moment(value: Any) -> str | None:

@@ -435,6 +435,25 @@ async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> Non
     assert "keys disabled" in (await call("charge", "ada", "x", *key))[2]
 
 
+@pytest.mark.parametrize("character", ["\x1b", "\x9b", "\x7f", "\u202e", "\u061c"], ids=ascii)
+async def test_no_message_moves_the_terminal(call: Call, tmp_path: Path, character: str) -> None:
+    """Whatever stands in the keys of a configuration, in names of databases and of files."""
+    config = tmp_path / "config.json"
+    keys = {"costs": {"x": {}}, f"evil{character}[31m": 1}
+    config.write_text(json.dumps(keys, ensure_ascii=False), encoding="utf-8")
+    for arguments in (
+        ("balance", "ada", "--config", str(config)),
+        ("balance", "ada", "--database", f"evil{character}[31m"),
+        ("export", "--output", f"/no/evil{character}[31m.csv"),
+        ("report", f"/no/evil{character}[31m.html"),
+        ("balance", "ada", f"--evil{character}[31m"),
+    ):
+        code, output, errors = await call(*arguments)
+        assert (code, output) == (2, ""), arguments
+        assert character not in errors
+        assert f"evil{character.encode('unicode_escape').decode()}[31m" in errors
+
+
 async def test_a_broken_balance_is_told(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +24,14 @@ from credit_mongo.maintenance.archive_borders import NO_BORDER
 from credit_mongo.maintenance.export import Export, export_transactions
 from credit_mongo.maintenance.export_formats import COLUMNS, FORMATS, Format
 from tests.integration.promises import Client, Database, Row, failing, rows, with_options
-from tests.integration.test_command_line import PROGRAM, ROOT, environment, run, where
+from tests.integration.test_command_line import (
+    PROGRAM,
+    ROOT,
+    environment,
+    run,
+    run_on_terminal,
+    where,
+)
 
 UTC = timezone.utc
 DAY = timedelta(days=1)
@@ -234,6 +242,40 @@ async def test_a_spreadsheet_runs_nothing_of_it(
     assert [row["action"] for row in read_csv(path)[1:]] == list(TRICKY)
     exported = (await every_format(database, tmp_path))["jsonl"]
     assert [row["action"] for row in exported[1:]] == list(TRICKY)
+
+
+async def test_a_spreadsheet_with_other_separators_runs_nothing_of_it_either(
+    ledger: CreditLedger, database: Database, tmp_path: Path
+) -> None:
+    """Where cells end at a semicolon, what comes after one starts a cell; JSON keeps its value."""
+    note = {"note": "a;=1+1;-2;@x;\uff1d3"}
+    await database["transactions"].insert_one(
+        transaction("eve;=1+1", 1, BEGIN, action="x;+1\n=2;b=3", metadata=note)
+    )
+    path = tmp_path / "all.csv"
+    await export_transactions(database, path, format="csv")
+    [row] = read_csv(path)
+    assert (row["user_id"], row["action"]) == ("eve;'=1+1", "x;'+1\n'=2;b=3")
+    assert json.loads(row["metadata"]) == note
+    assert not re.search("[;\n][=+@\uff1d-]", path.read_text("utf-8"))
+    await export_transactions(database, path, format="csv", overwrite=True, guard_cells=False)
+    assert read_csv(path)[0]["user_id"] == "eve;=1+1"
+
+
+async def test_a_terminal_is_sent_no_character_that_it_obeys(
+    ledger: CreditLedger, replica_set_uri: str, database: Database
+) -> None:
+    """Escapes of JSON instead; a pipe gets what is stored."""
+    name = "eve\x9b\x7f\u202e\u200f\u061c\u2028"
+    await database["transactions"].insert_one(transaction(name, 1, BEGIN, metadata={"a": name}))
+    here = where(replica_set_uri, database)
+    for kind in ("csv", "jsonl"):
+        code, shown = await run_on_terminal("export", *here, "--format", kind)
+        assert code == 0
+        assert r"eve\u009b\u007f\u202e\u200f\u061c\u2028" in shown
+        assert not set(name[3:]) & set(shown)
+    _, piped, _ = await run("export", *here, "--format", "jsonl")
+    assert json.loads(piped)["user_id"] == name
 
 
 async def test_rows_of_a_credit_sdk_are_exported_with_ours(

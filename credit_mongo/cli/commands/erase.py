@@ -15,6 +15,7 @@ from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.core.results import Erasure
 from credit_mongo.maintenance.erase import erase_user
+from credit_mongo.printing import printable
 
 
 @app.command("erase")
@@ -66,8 +67,8 @@ def _is_confirmed(user: str, database: str) -> bool:
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: --yes confirms it")
     # On one line, whatever the name is made of, and apart from what may be piped to a program.
-    question = f"Erase {user!a} and all its rows in {database!a} for good? [y/N] "
-    print(question, end="", file=sys.stderr, flush=True)
+    question = f"Erase {user!r} and all its rows in {database!r} for good? [y/N] "
+    print(printable(question), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
