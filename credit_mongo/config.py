@@ -34,7 +34,9 @@ from credit_mongo.errors import InvalidRequestError
 from credit_mongo.user_mapping import UserMapping
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from credit_mongo.config_inputs import CreditConfigInput, MembershipInput
 
 __all__ = [
     "AuditConfig",
@@ -184,6 +186,10 @@ class MembershipConfig(Part):
         validation_alias=AliasChoices("credits_caps", "creditsCaps")
     )
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Unpack[MembershipInput]) -> None: ...
+
     @model_validator(mode="after")
     def _names_are_tiers(self) -> MembershipConfig:
         if DEFAULT_TIER in self.tiers:
@@ -274,6 +280,10 @@ class CreditConfig(Part):
         allow_inf_nan=False,
         validation_alias=AliasChoices("operation_timeout_seconds", "operationTimeoutSeconds"),
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Unpack[CreditConfigInput]) -> None: ...
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

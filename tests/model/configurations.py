@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from credit_mongo import CreditConfig
+from credit_mongo import CreditConfig, MembershipInput
 
 Variables: TypeAlias = Mapping[str, Fraction]
 
@@ -86,7 +86,7 @@ class Configuration:
 
     def for_the_library(self) -> CreditConfig:
         """The same as the library takes it."""
-        membership: dict[str, Any] = {
+        membership: MembershipInput = {
             "tiers": dict(self.levels),
             "requirements": dict(self.requirements),
             "credits_caps": {tier: float(cap) for tier, cap in self.caps.items()},

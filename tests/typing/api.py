@@ -16,13 +16,17 @@ from credit_mongo import (
     KEEP,
     AuditLog,
     ChargeResult,
+    CostsInput,
     CreditConfig,
     CreditLedger,
     GrantResult,
     HistoryPage,
     InsufficientCreditsError,
+    MembershipConfig,
+    MembershipInput,
     Quote,
     RefundResult,
+    RetryConfig,
     TierChangeResult,
     Transaction,
     User,
@@ -77,3 +81,37 @@ async def mistakes(ledger: CreditLedger) -> None:
     await ledger.charge(7, "x")  # type: ignore[arg-type]
     error = InsufficientCreditsError("u", 2, 1)
     assert_type(error.required, int)
+
+
+def configurations(prices: CostsInput, membership: MembershipInput, caps: dict[str, int]) -> None:
+    """Parts as dicts in either spelling, and as objects; numbers of any kind for credits."""
+    CreditConfig(
+        costs={"post": {"default": 10, "pro": 0.5, "team": Decimal("0.25"), "free": "{n} * 2"}},
+        membership={"tiers": {"pro": 1, "team": 2, "free": 0}, "creditsCaps": caps},
+        retry={"maxAttempts": 3},
+        idempotency={"ttl": 60},
+        audit={"enabled": False},
+        collections={"users": "people"},
+        users={"idType": "objectId"},
+        decimal_places=2,
+    )
+    whole = CreditConfig(
+        costs=prices,
+        membership=MembershipConfig(tiers={"pro": 1}, requirements={}, credits_caps={"pro": 2.5}),
+        retry=RetryConfig(max_attempts=3),
+        users=None,
+        decimalPlaces=2,
+    )
+    assert_type(whole.decimal_places, int)
+    CreditConfig(costs=prices, membership=membership)
+
+
+def wrong_configurations(prices: CostsInput) -> None:
+    """A key that is misspelt or missing, and a value of another kind."""
+    CreditConfig()  # type: ignore[call-arg]
+    CreditConfig(costs={"post": 10})  # type: ignore[dict-item]
+    CreditConfig(costs={"post": {"default": None}})  # type: ignore[dict-item]
+    CreditConfig(costs=prices, membership={"tiers": {}, "caps": {}})  # type: ignore[arg-type]
+    CreditConfig(costs=prices, price=10)  # type: ignore[call-arg]
+    CreditConfig(costs=prices, retry={"maxAttempts": "3"})  # type: ignore[arg-type]
+    MembershipConfig(credits_caps={"pro": 1})  # type: ignore[call-arg]

@@ -22,6 +22,7 @@ from credit_mongo import (
     CreditError,
     IdempotencyConfig,
     MembershipConfig,
+    MembershipInput,
     RetryConfig,
 )
 from credit_mongo.config import Settings
@@ -29,7 +30,7 @@ from credit_mongo.core.formula import Formula
 from credit_mongo.core.requests import LARGEST_AMOUNT
 
 COSTS: dict[str, Any] = {"post": {"default": 10, "premium": 8}}
-MEMBERSHIP: dict[str, Any] = {
+MEMBERSHIP: MembershipInput = {
     "tiers": {"free": 0, "premium": 1},
     "requirements": {"image": "premium", "post": None},
     "credits_caps": {"free": 100, "premium": 2000},
@@ -614,7 +615,7 @@ def test_what_was_checked_is_what_is_charged(config: CreditConfig) -> None:
 def test_the_callers_own_values_are_copied() -> None:
     """What the caller does to its dictionaries later changes no price."""
     costs = copy.deepcopy(COSTS)
-    membership = copy.deepcopy(MEMBERSHIP)
+    membership: Any = copy.deepcopy(MEMBERSHIP)
     config = CreditConfig(costs=costs, membership=membership)
     costs["post"]["default"] = 0
     costs["gift"] = {"default": 0}

@@ -1,0 +1,140 @@
+"""What a configuration is written as: plain numbers, strings and dicts, for type checkers.
+
+Each dict has the library's names and the Credit SDK's camelCase ones; give one of the two. What the
+types cannot say (ranges, names that must exist) is checked when the configuration is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from credit_mongo.config import (
+        AuditConfig,
+        CollectionNames,
+        IdempotencyConfig,
+        MembershipConfig,
+        RetryConfig,
+    )
+    from credit_mongo.user_mapping import UserMapping
+
+__all__ = [
+    "AuditInput",
+    "CollectionsInput",
+    "CostsInput",
+    "CreditConfigInput",
+    "CreditsInput",
+    "IdempotencyInput",
+    "MembershipInput",
+    "PriceInput",
+    "RetryInput",
+    "UserMappingInput",
+]
+
+CreditsInput: TypeAlias = int | float | Decimal
+"""A number of credits, exactly as written: 0.1 is one tenth."""
+
+PriceInput: TypeAlias = CreditsInput | str
+"""A number of credits, or a formula that gives one."""
+
+CostsInput: TypeAlias = Mapping[str, Mapping[str, PriceInput]]
+"""Prices by action, then by tier or ``default``."""
+
+
+class _Tiers(TypedDict):
+    tiers: Mapping[str, int]
+
+
+class MembershipInput(_Tiers, total=False):
+    """A `MembershipConfig`: ``tiers``, and their caps in credits, are required."""
+
+    requirements: Mapping[str, str | None]
+    credits_caps: Mapping[str, CreditsInput]
+    creditsCaps: Mapping[str, CreditsInput]
+
+
+class RetryInput(TypedDict, total=False):
+    """A `RetryConfig`: delays are in milliseconds."""
+
+    enabled: bool
+    max_attempts: int
+    maxAttempts: int
+    initial_delay_ms: float
+    initialDelay: float
+    initialDelayMs: float
+    max_delay_ms: float
+    maxDelay: float
+    maxDelayMs: float
+    backoff_multiplier: float
+    backoffMultiplier: float
+
+
+class IdempotencyInput(TypedDict, total=False):
+    """An `IdempotencyConfig`: how many seconds keys are remembered."""
+
+    enabled: bool
+    ttl_seconds: int
+    ttlSeconds: int
+    ttl: int
+
+
+class AuditInput(TypedDict, total=False):
+    """An `AuditConfig`."""
+
+    enabled: bool
+
+
+class CollectionsInput(TypedDict, total=False):
+    """`CollectionNames`: those that differ from the defaults."""
+
+    users: str
+    transactions: str
+    audit_logs: str
+    auditLogs: str
+    idempotency_records: str
+    idempotencyRecords: str
+    turns: str
+    transactions_archive: str
+    audit_logs_archive: str
+    archive_manifests: str
+    archive_borders: str
+    erasures: str
+    paid_requests: str
+
+
+class UserMappingInput(TypedDict, total=False):
+    """A `UserMapping`: what the fields of the application's user documents are called."""
+
+    id_type: Literal["string", "objectId", "uuid"]
+    idType: Literal["string", "objectId", "uuid"]
+    credits: str
+    seq: str
+    membership_tier: str
+    membershipTier: str
+    membership_expires_at: str
+    membershipExpiresAt: str
+    created_at: str
+    createdAt: str
+    updated_at: str
+    updatedAt: str
+
+
+class _Costs(TypedDict):
+    costs: CostsInput
+
+
+class CreditConfigInput(_Costs, total=False):
+    """A whole `CreditConfig`, as it stands in JSON. A part may also be the object itself."""
+
+    membership: MembershipConfig | MembershipInput | None
+    retry: RetryConfig | RetryInput
+    idempotency: IdempotencyConfig | IdempotencyInput
+    audit: AuditConfig | AuditInput
+    collections: CollectionNames | CollectionsInput
+    users: UserMapping | UserMappingInput | None
+    decimal_places: int
+    decimalPlaces: int
+    operation_timeout_seconds: float
+    operationTimeoutSeconds: float
