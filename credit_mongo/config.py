@@ -34,9 +34,18 @@ from credit_mongo.errors import InvalidRequestError
 from credit_mongo.user_mapping import UserMapping
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
-    from credit_mongo.config_inputs import CreditConfigInput, MembershipInput
+    from credit_mongo.config_inputs import (
+        AuditInput,
+        CollectionsInput,
+        CostsInput,
+        CreditsInput,
+        IdempotencyInput,
+        MembershipInput,
+        RetryInput,
+        UserMappingInput,
+    )
 
 __all__ = [
     "AuditConfig",
@@ -188,7 +197,13 @@ class MembershipConfig(Part):
 
     if TYPE_CHECKING:
 
-        def __init__(self, **values: Unpack[MembershipInput]) -> None: ...
+        def __init__(
+            self,
+            *,
+            tiers: Mapping[str, int],
+            requirements: Mapping[str, str | None] = ...,
+            credits_caps: Mapping[str, CreditsInput],
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _names_are_tiers(self) -> MembershipConfig:
@@ -283,7 +298,19 @@ class CreditConfig(Part):
 
     if TYPE_CHECKING:
 
-        def __init__(self, **values: Unpack[CreditConfigInput]) -> None: ...
+        def __init__(
+            self,
+            *,
+            costs: CostsInput,
+            membership: MembershipConfig | MembershipInput | None = None,
+            retry: RetryConfig | RetryInput = ...,
+            idempotency: IdempotencyConfig | IdempotencyInput = ...,
+            audit: AuditConfig | AuditInput = ...,
+            collections: CollectionNames | CollectionsInput = ...,
+            users: UserMapping | UserMappingInput | None = None,
+            decimal_places: int = 0,
+            operation_timeout_seconds: float = 10,
+        ) -> None: ...
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

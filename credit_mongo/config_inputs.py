@@ -8,23 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
-
-if TYPE_CHECKING:
-    from credit_mongo.config import (
-        AuditConfig,
-        CollectionNames,
-        IdempotencyConfig,
-        MembershipConfig,
-        RetryConfig,
-    )
-    from credit_mongo.user_mapping import UserMapping
+from typing import Literal, TypeAlias, TypedDict
 
 __all__ = [
     "AuditInput",
     "CollectionsInput",
     "CostsInput",
-    "CreditConfigInput",
     "CreditsInput",
     "IdempotencyInput",
     "MembershipInput",
@@ -119,22 +108,3 @@ class UserMappingInput(TypedDict, total=False):
     createdAt: str
     updated_at: str
     updatedAt: str
-
-
-class _Costs(TypedDict):
-    costs: CostsInput
-
-
-class CreditConfigInput(_Costs, total=False):
-    """A whole `CreditConfig`, as it stands in JSON. A part may also be the object itself."""
-
-    membership: MembershipConfig | MembershipInput | None
-    retry: RetryConfig | RetryInput
-    idempotency: IdempotencyConfig | IdempotencyInput
-    audit: AuditConfig | AuditInput
-    collections: CollectionNames | CollectionsInput
-    users: UserMapping | UserMappingInput | None
-    decimal_places: int
-    decimalPlaces: int
-    operation_timeout_seconds: float
-    operationTimeoutSeconds: float

@@ -100,7 +100,7 @@ def configurations(prices: CostsInput, membership: MembershipInput, caps: dict[s
         membership=MembershipConfig(tiers={"pro": 1}, requirements={}, credits_caps={"pro": 2.5}),
         retry=RetryConfig(max_attempts=3),
         users=None,
-        decimalPlaces=2,
+        decimal_places=2,
     )
     assert_type(whole.decimal_places, int)
     CreditConfig(costs=prices, membership=membership)

@@ -143,6 +143,7 @@ def test_both_spellings_of_every_key_are_the_same() -> None:
         decimal_places=2,
         operation_timeout_seconds=2.5,
     )
+    spelt_otherwise: dict[str, Any] = {"decimalPlaces": 2, "operationTimeoutSeconds": 2.5}
     theirs = CreditConfig(
         costs=COSTS,
         membership={
@@ -160,8 +161,7 @@ def test_both_spellings_of_every_key_are_the_same() -> None:
         idempotency={"enabled": False, "ttl": 60},
         audit={"enabled": False},
         collections={"auditLogs": "a", "idempotencyRecords": "i"},
-        decimalPlaces=2,
-        operationTimeoutSeconds=2.5,
+        **spelt_otherwise,
     )
     assert ours == theirs
 
@@ -170,7 +170,11 @@ def test_parts_can_be_given_as_objects() -> None:
     """Typed parts and plain mappings build equal configurations."""
     assert CreditConfig(
         costs=COSTS,
-        membership=MembershipConfig(**MEMBERSHIP),
+        membership=MembershipConfig(
+            tiers=MEMBERSHIP["tiers"],
+            requirements=MEMBERSHIP["requirements"],
+            credits_caps=MEMBERSHIP["credits_caps"],
+        ),
         retry=RetryConfig(max_attempts=3),
         idempotency=IdempotencyConfig(ttl_seconds=60),
         audit=AuditConfig(enabled=False),

@@ -1504,7 +1504,7 @@ PACKAGE = Path(credit_mongo.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "extras", "printing", "private_files"}),
     frozenset({"core"}),
-    frozenset({"config_json", "config_parts"}),
+    frozenset({"config_inputs", "config_json", "config_parts"}),
     frozenset({"user_mapping"}),
     frozenset({"config"}),
     frozenset({"rows", "connection", "log_redaction"}),
