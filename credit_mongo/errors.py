@@ -265,12 +265,17 @@ class CommitOutcomeUnknownError(StorageError):
 
 
 class AccountDataError(StorageError):
-    """A stored document is not what this library writes; it is left as it is."""
+    """A stored document is not what this library writes; it is left as it is.
+
+    ``row_id`` is the ``_id`` of the transaction or audit row, None if it is the user's document.
+    """
 
     code = "ACCOUNT_DATA"
 
-    def __init__(self, user_id: str, field: str, reason: str) -> None:
-        super().__init__(f"user {user_id!r}: the stored {field} {reason}")
+    def __init__(self, user_id: str, field: str, reason: str, *, row_id: str | None = None) -> None:
+        row = "" if row_id is None else f" of the row {row_id!r}"
+        super().__init__(f"user {user_id!r}: the stored {field}{row} {reason}")
         self.user_id = user_id
         self.field = field
         self.reason = reason
+        self.row_id = row_id

@@ -13,7 +13,7 @@ from credit_mongo.core.accounts import Account
 from credit_mongo.core.requests import check_flag, check_identifier
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
-from credit_mongo.errors import AccountDataError, InvalidRequestError, UserNotFoundError
+from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.pages import AuditPage, HistoryPage, PageQuery
 from credit_mongo.rows import (
     CODEC_OPTIONS,
@@ -132,26 +132,24 @@ class History:
         self,
         places: tuple[str, ...],
         query: PageQuery,
-        row_from: Callable[[Mapping[str, Any]], Row],
+        row_from: Callable[[Mapping[str, Any], str], Row],
         session: AsyncClientSession | None,
     ) -> tuple[list[Row], str | None]:
+        """Rows and the cursor after them. Raises AccountDataError for a row that can't be read."""
         documents: list[Raw] = []
+        rows: list[Row] = []
         async with self._latest_write.seen_by(session) as seen:
             for number, place in enumerate(places):
                 if number:
                     await self._go_on(places[0], query, documents, seen)
-                documents += await self._find(place, query, len(documents), seen)
+                found = await self._find(place, query, len(documents), seen)
+                # Before the query goes on from one of them: it needs what is checked here.
+                wanted = found[: query.limit - len(documents)]
+                rows += [row_from(document, query.user_id) for document in wanted]
+                documents += found
                 if len(documents) > query.limit:
-                    break
-        more = len(documents) > query.limit
-        documents = documents[: query.limit]
-        next_cursor = query.write_cursor(documents) if more else None
-        try:
-            return [row_from(document) for document in documents], next_cursor
-        except (KeyError, TypeError, ValueError) as error:
-            raise AccountDataError(
-                query.user_id, places[0], "have a row of no known kind"
-            ) from error
+                    return rows, query.write_cursor(documents[: query.limit])
+        return rows, None
 
     async def _find(
         self, place: str, query: PageQuery, found: int, session: AsyncClientSession

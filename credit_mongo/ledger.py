@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from bson import ObjectId
+from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
@@ -608,7 +609,7 @@ class CreditLedger:
         with self._sessions.using(session):
             try:
                 return await self._in_time(read(*arguments, **options), session)
-            except PyMongoError as error:
+            except (PyMongoError, BSONError) as error:
                 raise as_storage_error(error)  # noqa: B904 - with its cause
 
     async def _in_time(

@@ -15,6 +15,7 @@ from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_
 from credit_mongo.core.results import AuditLog, Transaction
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.rows import Raw, to_object_id
+from credit_mongo.stored_fields import exact_whole, milliseconds
 
 __all__ = ["AuditPage", "HistoryPage", "Page", "PageQuery"]
 
@@ -111,7 +112,7 @@ class PageQuery:
         tie = row.get(self.tie_breaker)
         self.skip = 0
         if tie is not None:
-            self._take_place(_milliseconds(row["createdAt"]), _as_json(tie))
+            self._take_place(milliseconds(row["createdAt"]), _as_json(tie))
 
     def write_cursor(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """The place after these rows: the last one's moment and tie-breaker.
@@ -121,7 +122,7 @@ class PageQuery:
         """
         last = rows[-1]
         tie = last.get(self.tie_breaker)
-        place: list[Any] = [self._belongs_to, _milliseconds(last["createdAt"])]
+        place: list[Any] = [self._belongs_to, milliseconds(last["createdAt"])]
         if tie is not None:
             place.append(_as_json(tie))
         else:
@@ -156,8 +157,11 @@ class PageQuery:
                 return
         elif seen:
             raise ValueError
-        moment = _EPOCH + timedelta(milliseconds=_check_count("cursor", milliseconds, 0))
-        rest: list[Raw] = [{"createdAt": {"$lt": moment}}]
+        moment = _EPOCH + timedelta(
+            milliseconds=_check_count("cursor", milliseconds, -LARGEST_BALANCE)
+        )
+        # Not "less than": what is no date comes after all dates, and would never come.
+        rest: list[Raw] = [{"createdAt": {"$not": {"$gte": moment}}}]
         if tie is None:
             rest.append({"createdAt": moment, self.tie_breaker: None})
         elif self.tie_breaker == "_id":
@@ -169,7 +173,7 @@ class PageQuery:
         self.moment = moment
         self.filter["$or"] = rest
         # Says what the $or implies, so that the index is entered at the right place.
-        self.filter.setdefault("createdAt", {})["$lte"] = moment
+        self.filter.setdefault("createdAt", {})["$not"] = {"$gt": moment}
 
 
 def _rows_before_id(moment: datetime, tie: object) -> list[Raw]:
@@ -179,22 +183,15 @@ def _rows_before_id(moment: datetime, tie: object) -> list[Raw]:
     row_id = to_object_id(check_identifier("cursor", tie))
     if not isinstance(row_id, ObjectId):
         raise TypeError
-    # Strings come after all ObjectIds, and comparisons are among values of one type.
-    return [
-        {"createdAt": moment, "_id": {"$lt": row_id}},
-        {"createdAt": moment, "_id": {"$type": "string"}},
-    ]
+    # Not "less than", which compares values of one type: strings come after all ObjectIds.
+    return [{"createdAt": moment, "_id": {"$not": {"$gte": row_id}}}]
 
 
 def _as_json(tie: Any) -> Any:
     # In a list if it is a string, for an ObjectId is written as one.
     if isinstance(tie, ObjectId):
         return str(tie)
-    return [tie] if isinstance(tie, str) else tie
-
-
-def _milliseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    return [tie] if isinstance(tie, str) else exact_whole(tie)
 
 
 def _check_count(field: str, value: object, least: int, most: int = LARGEST_BALANCE) -> int:

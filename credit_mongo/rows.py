@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta, timezone
 from functools import lru_cache
@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from bson import DBRef, Int64, ObjectId, decode, encode
 from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 
-from credit_mongo.core.accounts import Remembered
+from credit_mongo.core.accounts import RefundableCharge, Remembered
 from credit_mongo.core.requests import CorrectionRequest, Request
 from credit_mongo.core.results import (
     AuditLog,
@@ -27,7 +27,8 @@ from credit_mongo.core.results import (
     User,
 )
 from credit_mongo.core.rules import Posting, Refusal
-from credit_mongo.errors import InvalidRequestError
+from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.stored_fields import StoredFields, described, exact_whole
 
 __all__ = [
     "CODEC_OPTIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "copy_metadata",
     "idempotency_row",
     "posting_rows",
+    "refundable_from",
     "refusal_row",
     "remembered_from",
     "to_int64",
@@ -45,8 +47,13 @@ __all__ = [
 
 Raw: TypeAlias = dict[str, Any]
 
-CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
+_FOR_METADATA: Final[CodecOptions[Raw]] = CodecOptions(
     tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
+)
+# A date beyond the years that Python has comes as a DatetimeMS: one in a field that the ledger
+# never looks at must not stop it, and one that it needs is told by name.
+CODEC_OPTIONS: Final[CodecOptions[Raw]] = _FOR_METADATA.with_options(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
 # 16 KiB: three copies of it (transaction, audit log, idempotency record) for each of a batch of
 # hundreds must fit a message of 48 MB, and the records of a batch a reply of 16 MB.
@@ -67,8 +74,8 @@ def copy_metadata(metadata: object) -> Raw | None:
     if not isinstance(metadata, Mapping):
         raise InvalidRequestError("metadata", f"must be a mapping, not {type(metadata).__name__}")
     try:
-        encoded = encode(metadata, codec_options=CODEC_OPTIONS)
-        decoded = decode(encoded, codec_options=CODEC_OPTIONS)
+        encoded = encode(metadata, codec_options=_FOR_METADATA)
+        decoded = decode(encoded, codec_options=_FOR_METADATA)
     except RecursionError:
         raise InvalidRequestError("metadata", "is nested too deeply or contains itself") from None
     except Exception:
@@ -213,50 +220,81 @@ _RESULTS: Final[Mapping[str, type[Result]]] = {
 
 
 def remembered_from(document: Mapping[str, Any]) -> Remembered:
-    """What a key did. A record of other software is a key that was used for something else."""
+    """What a key did. A record of other software is a key that was used for something else.
+
+    Raises AccountDataError for a record with a fingerprint whose result the ledger did not write.
+    """
     if "fingerprint" not in document:
         return Remembered("", None)
-    stored = {
-        name: int(value) if isinstance(value, int) else value
-        for name, value in document["result"].items()
-    }
-    kind: Callable[..., Result] = _RESULTS[document["operation"]]
-    result = kind(**stored)
+    try:
+        stored = {
+            name: int(value) if isinstance(value, int) else value
+            for name, value in document["result"].items()
+        }
+        kind: Callable[..., Result] = _RESULTS[document["operation"]]
+        result = kind(**stored)
+    except (AttributeError, KeyError, TypeError):
+        reason = "of an idempotency record is not what the ledger writes: remove that record"
+        raise AccountDataError(str(document.get("userId")), "result", reason) from None
     if not isinstance(result, User | TierChangeResult) and result.metadata is not None:
         result = replace(result, metadata=_plain(result.metadata, -1))
-    return Remembered(document["fingerprint"], result)
+    return Remembered(str(document["fingerprint"]), result)
 
 
-def transaction_from(document: Mapping[str, Any]) -> Transaction:
-    """A record of the ledger as callers see it."""
+def refundable_from(
+    row: Mapping[str, Any], refunds: Iterable[Mapping[str, Any]]
+) -> RefundableCharge | AccountDataError:
+    """A charge and what is left of it; or what is wrong with its amount or with a refund's.
+
+    ``refunds`` are the amounts that were given back, each with how often (``count``).
+    """
+    charge_id, user_id, refunded = str(row["_id"]), str(row.get("userId")), 0
+    try:
+        charged = -StoredFields(row, user_id).whole_number("amount")
+    except AccountDataError as error:
+        return error
+    for refund in refunds:
+        stored = refund["_id"].get("amount")
+        amount = exact_whole(stored)
+        if amount is None:
+            reason = f"was refunded by a row whose amount {described(stored)}: correct that row"
+            return AccountDataError(user_id, "amount", reason, row_id=charge_id)
+        refunded += amount * refund["count"]
+    return RefundableCharge(charge_id, user_id, charged, refunded)
+
+
+def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
+    """A record of the ledger as callers see it. Raises AccountDataError."""
+    fields = StoredFields(document, user_id)
     refund_of = document.get("refundOf")
     return Transaction(
-        transaction_id=str(document["_id"]),
-        user_id=document["userId"],
+        transaction_id=fields.row_id,
+        user_id=fields.text("userId"),
         # Rows of the Credit SDK have neither of these two.
-        seq=int(document.get("seq", 0)),
-        operation=document.get("operation", ""),
-        action=document["action"],
-        amount=int(document["amount"]),
-        balance_before=int(document["balanceBefore"]),
-        balance_after=int(document["balanceAfter"]),
+        seq=fields.optional_count("seq"),
+        operation=fields.optional_text("operation") or "",
+        action=fields.text("action"),
+        amount=fields.whole_number("amount"),
+        balance_before=fields.whole_number("balanceBefore"),
+        balance_after=fields.whole_number("balanceAfter"),
         metadata=_plain(document.get("metadata"), -1),
-        idempotency_key=document.get("idempotencyKey"),
+        idempotency_key=fields.optional_text("idempotencyKey"),
         refund_of=None if refund_of is None else str(refund_of),
-        created_at=document["createdAt"],
+        created_at=fields.moment("createdAt"),
     )
 
 
-def audit_log_from(document: Mapping[str, Any]) -> AuditLog:
-    """An attempt as callers see it."""
+def audit_log_from(document: Mapping[str, Any], user_id: str) -> AuditLog:
+    """An attempt as callers see it. Raises AccountDataError."""
+    fields = StoredFields(document, user_id)
     return AuditLog(
-        audit_id=str(document["_id"]),
-        user_id=document["userId"],
-        operation=document.get("operation", ""),
-        action=document["action"],
-        status=document["status"],
-        details=document.get("details") or {},
+        audit_id=fields.checked_id(),
+        user_id=fields.text("userId"),
+        operation=fields.optional_text("operation") or "",
+        action=fields.text("action"),
+        status=fields.text("status"),
+        details=fields.mapping("details"),
         metadata=_plain(document.get("metadata"), -1),
-        error_message=document.get("errorMessage"),
-        created_at=document["createdAt"],
+        error_message=fields.optional_text("errorMessage"),
+        created_at=fields.moment("createdAt"),
     )

@@ -11,12 +11,14 @@ from uuid import UUID
 
 from bson import Binary, ObjectId
 from bson.binary import UuidRepresentation
+from bson.datetime_ms import DatetimeMS
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.core.accounts import Account, Unopened
 from credit_mongo.core.requests import check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
 from credit_mongo.rows import Raw, to_int64
+from credit_mongo.stored_fields import described
 from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["StoredUsers"]
@@ -129,6 +131,10 @@ class StoredUsers:
         tier, expires_at = document.get(self._tier), document.get(self._expires_at)
         if tier is not None and not isinstance(tier, str):
             raise self._wrong(document, self._tier, "is not a str: store the tier's name")
+        if isinstance(expires_at, DatetimeMS):
+            # "Never", as some write it. Which it means, and until when, is not ours to guess.
+            reason = f"{described(expires_at)}: store null for a membership without an end"
+            raise self._wrong(document, self._expires_at, reason)
         if expires_at is not None and not isinstance(expires_at, datetime):
             raise self._wrong(document, self._expires_at, "is not a datetime: store a date")
         return tier, expires_at

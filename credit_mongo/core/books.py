@@ -45,7 +45,8 @@ class Loaded:
 
     accounts: Mapping[str, Account]
     unreadable: Mapping[str, AccountDataError]
-    charges: Mapping[str, RefundableCharge]
+    charges: Mapping[str, RefundableCharge | AccountDataError]
+    """What can't be read of a charge stands in its place."""
     remembered: Mapping[str, Remembered]
     expired_keys: frozenset[str]
     unopened: Mapping[str, Unopened] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Books:
     now: datetime
     accounts: dict[str, Account]
     unreadable: Mapping[str, AccountDataError]
-    charges: dict[str, RefundableCharge]
+    charges: dict[str, RefundableCharge | AccountDataError]
     remembered: dict[str, Remembered]
     unopened: Mapping[str, Unopened] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
@@ -101,6 +102,10 @@ class Books:
                 return self._refuse(Refusal(request, copy(unreadable), self.now))
         charge_id = request.charge_id if isinstance(request, RefundRequest) else None
         charge = self.charges.get(charge_id) if charge_id is not None else None
+        if isinstance(charge, AccountDataError):
+            if charge.user_id == request.user_id:
+                return self._refuse(Refusal(request, copy(charge), self.now))
+            charge = None  # somebody else's
         decision = self.rules.decide(request, account, self.now, charge, unopened)
         if isinstance(decision, Refusal):
             return self._refuse(decision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from bson.errors import BSONError
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
 
 from credit_mongo.errors import ReplicaSetRequiredError, StorageError
@@ -49,6 +50,10 @@ def caused_by(error: BaseException, ours: StorageError) -> StorageError:
 
 
 def _as_ours(error: BaseException) -> StorageError:
+    if isinstance(error, BSONError):
+        return StorageError(
+            "a stored document can't be read: it holds text that is not UTF-8. Nothing was written"
+        )
     if not isinstance(error, PyMongoError):
         # Its text may quote anything; it is the cause, for those who look.
         return StorageError(f"the operation failed ({type(error).__name__}); nothing was written")

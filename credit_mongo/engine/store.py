@@ -7,7 +7,6 @@ already. Nothing here starts, ends or repeats a transaction.
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from credit_mongo.rows import (
     Raw,
     idempotency_row,
     posting_rows,
+    refundable_from,
     refusal_row,
     remembered_from,
     to_object_id,
@@ -108,7 +108,7 @@ class Store:
         accounts, unreadable, unopened = await self._load_accounts(requests, session)
         charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
-        loaded = Loaded(accounts, unreadable, charges, {}, frozenset(), unopened)
+        loaded = Loaded(accounts, unreadable, charges, {}, frozenset(), unopened=unopened)
         return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
 
     async def load_keys(
@@ -125,9 +125,7 @@ class Store:
         documents = await self._find(
             self._names.idempotency_records, {"_id": {"$in": keys}}, {}, session
         )
-        remembered = {
-            d["_id"]: remembered_from(d) for d in documents if not is_past(d.get("expiresAt"), now)
-        }
+        remembered = {d["_id"]: remembered_from(d) for d in documents if not _is_over(d, now)}
         expired = frozenset(d["_id"] for d in documents) - remembered.keys()
         return replace(loaded, remembered=remembered, expired_keys=expired)
 
@@ -154,39 +152,45 @@ class Store:
 
     async def _load_charges(
         self, charge_ids: Iterable[str], session: AsyncClientSession
-    ) -> dict[str, RefundableCharge]:
+    ) -> dict[str, RefundableCharge | AccountDataError]:
         stored_ids = [to_object_id(charge_id) for charge_id in charge_ids]
         transactions, archive = self._names.transactions, self._names.transactions_archive
-        refunded = await self._sum_refunds(transactions, stored_ids, session)
+        refunds = await self._find_refunds(transactions, stored_ids, session)
         charges = await self._find_charges(transactions, stored_ids, session)
         archived_ids = {*stored_ids} - {row["_id"] for row in charges}
         if archived_ids:
             # The oldest of a user's transactions are archived first: refunds of a charge that is
             # not archived are not either, and of one that is, some may be.
             archived = await self._find_charges(archive, archived_ids, session)
-            refunded += await self._sum_refunds(archive, [row["_id"] for row in archived], session)
+            refunds += await self._find_refunds(archive, [row["_id"] for row in archived], session)
             charges += archived
+        by_charge: dict[Any, list[Raw]] = {}
+        for refund in refunds:
+            by_charge.setdefault(refund["_id"]["charge"], []).append(refund)
         return {
-            str(row["_id"]): RefundableCharge(
-                str(row["_id"]), row["userId"], -int(row["amount"]), refunded[row["_id"]]
-            )
-            for row in charges
+            str(row["_id"]): refundable_from(row, by_charge.get(row["_id"], ())) for row in charges
         }
 
-    async def _sum_refunds(
+    async def _find_refunds(
         self, collection: str, charge_ids: Sequence[Any], session: AsyncClientSession
-    ) -> Counter[Any]:
-        """By charge, what was given back of it."""
+    ) -> list[Raw]:
+        """The amounts that were given back: each once for a charge, with how often."""
         if not charge_ids:
-            return Counter()
+            return []
+        # Not summed up by the server, which passes over amounts that are no numbers.
         refunds = await self._database[collection].aggregate(
             [
                 {"$match": {"refundOf": {"$in": list(charge_ids)}}},
-                {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+                {
+                    "$group": {
+                        "_id": {"charge": "$refundOf", "amount": "$amount"},
+                        "count": {"$sum": 1},
+                    }
+                },
             ],
             session=session,
         )
-        return Counter({row["_id"]: int(row["refunded"]) async for row in refunds})
+        return await refunds.to_list(None)
 
     async def _find_charges(
         self, collection: str, charge_ids: Iterable[Any], session: AsyncClientSession
@@ -367,6 +371,12 @@ class Store:
                 raise DuplicateKeyError("the server has a document with this key", code)
             raise WriteError("the server refused a document", code)
         return reply
+
+
+def _is_over(record: Mapping[str, Any], now: datetime) -> bool:
+    """Whether a key may be forgotten. What is no date, or none of this calendar, never expires."""
+    expires_at = record.get("expiresAt")
+    return isinstance(expires_at, datetime) and is_past(expires_at, now)
 
 
 def is_audited(refusal: Refusal) -> bool:

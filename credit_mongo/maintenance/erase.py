@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bson import ObjectId
+from bson.codec_options import CodecOptions
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import ReturnDocument
@@ -36,6 +37,7 @@ from credit_mongo.maintenance.archive_borders import NO_BORDER, border_or_none
 from credit_mongo.maintenance.erasures import place_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.stored_fields import milliseconds
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
@@ -47,6 +49,10 @@ OnProgress: TypeAlias = Callable[[int, int | None], None]
 # With their audit rows and records, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 300
 _BATCH: Final = 1000
+# Whatever a document has beside the account, be it text that is not UTF-8, it can be erased.
+_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CODEC_OPTIONS.with_options(
+    unicode_decode_error_handler="replace"
+)
 _NEVER: Final = datetime(1, 1, 1, tzinfo=timezone.utc)
 _COUNTS: Final = {
     "users": "users",
@@ -143,7 +149,8 @@ class _Erasing:
         on_progress: OnProgress,
     ) -> None:
         self._database = database.with_options(
-            codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
+            codec_options=_CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
         )
         self._names = names
         self._users = users
@@ -327,7 +334,9 @@ class _Erasing:
             opened = await self._newest("transactions", session, seq=1)
         else:
             opened = account.get(users.names.created_at)
-        if not isinstance(opened, datetime) or (until is not None and opened <= until):
+        if not isinstance(opened, datetime) or (
+            until is not None and milliseconds(opened) <= milliseconds(until)
+        ):
             raise StorageError(
                 "the account was opened anew, by a clock that is behind the former one's: what is "
                 "left of the former can't be told from it. Erase the user again: both go then"
@@ -342,7 +351,8 @@ class _Erasing:
             await self._newest_in(getattr(history, kind), "createdAt", session, **query)
             for history in self._histories
         ]
-        return max((moment for moment in moments if moment is not None), default=None)
+        found = (moment for moment in moments if moment is not None)
+        return max(found, key=milliseconds, default=None)
 
     async def _newest_in(
         self, collection: str, field: str, session: AsyncClientSession, **query: Any

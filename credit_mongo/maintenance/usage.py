@@ -64,7 +64,10 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "": ("granted", "spent"),
 }
 _UNKNOWN: Final = ("other_added", "other_taken")
-_WHOLE: Final[Raw] = {"$type": ["int", "long"]}
+# To a query, an array is of each type that one of its values has; to a sum, it is an error.
+_NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
+_WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
+_DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
 _SPENDS: Final[Raw] = {"amount": {"$lt": 0}, "operation": {"$in": ["charge", "", None]}}
 _GRANTS: Final[Raw] = {
     "amount": {"$gt": 0},
@@ -138,6 +141,9 @@ class Usage:
     spent_by_other_users: int
     has_files: bool
     """Whether transactions of the period may be in files of the archive, which are not counted."""
+    left_out: int = 0
+    """Rows that no sum has: their amount is not stored as a whole number (int32 or int64), or their
+    ``createdAt`` is no date, so that they belong to no period. `verify` names them."""
 
     @property
     def is_empty(self) -> bool:
@@ -174,8 +180,8 @@ async def usage_of(
     """Sum up a period of at most 100 years; ``places`` (1 to 100) is the length of each list.
 
     It needs a role that can read the ledger's collections and its archives, no index, and a moment
-    for each million transactions. Rows whose amount is no whole number are left out: verify names
-    them. Raises InvalidRequestError and PyMongoError.
+    for each million transactions. Rows that can't be summed up are counted as ``left_out``.
+    Raises InvalidRequestError and PyMongoError.
     """
     start, end = check_moment("start", start), check_moment("end", end)
     if start >= end:
@@ -235,7 +241,12 @@ class _Asking:
             top_spenders=spenders,
             spent_by_other_users=_rest(totals.spent, spenders),
             has_files=await self._has_files(),
+            left_out=await self._left_out(),
         )
+
+    @property
+    def _period(self) -> Raw:
+        return {"$gte": self.start, "$lt": self.end, **_NO_ARRAY}
 
     async def _over_time(self, width: Width) -> tuple[tuple[UsedIn, ...], Sums, int]:
         trunc: Raw = {"date": "$createdAt", "unit": width}
@@ -313,7 +324,11 @@ class _Asking:
         }
         rows = await self._ask(
             self.names.audit_logs,
-            {"operation": "charge", "details.amount": {**_WHOLE, "$lt": 0}},
+            {
+                "operation": "charge",
+                "details": _NO_ARRAY,
+                "details.amount": {**_WHOLE, "$lt": 0},
+            },
             group,
             self._first("spent", 1),
             amounts=False,
@@ -335,7 +350,7 @@ class _Asking:
     ) -> list[Raw]:
         """What the pipeline makes of the groups of a collection and its archive."""
         grouped: list[Raw] = [
-            {"$match": {"createdAt": {"$gte": self.start, "$lt": self.end}}},
+            {"$match": {"createdAt": self._period}},
             {"$match": {"amount": _WHOLE, **match} if amounts else match},
             {"$group": group},
         ]
@@ -355,6 +370,23 @@ class _Asking:
             hint={"$natural": 1},
         )
         return [_with_integers(row) for row in await found.to_list(None)]
+
+    async def _left_out(self) -> int:
+        query: Raw = {
+            "$or": [
+                {"createdAt": self._period, "$nor": [{"amount": _WHOLE}]},
+                {"$nor": [{"createdAt": _DATE}]},
+            ]
+        }
+        names = self.names
+        return sum(
+            [
+                await self.database[collection].count_documents(
+                    query, session=self.session, hint={"$natural": 1}
+                )
+                for collection in (names.transactions, names.transactions_archive)
+            ]
+        )
 
     async def _has_files(self) -> bool:
         filed = {"segments": {"$elemMatch": {"place": "files", "createdAt": {"$gte": self.start}}}}
@@ -377,7 +409,7 @@ def _if(condition: Raw, value: Any, otherwise: Any = 0) -> Raw:
 def _with_integers(row: Raw) -> Raw:
     """Decimals as the whole numbers that they are."""
     for name, value in row.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and name != "_id":
             row[name] = [_with_integers(each) for each in value]
         elif hasattr(value, "to_decimal"):
             row[name] = int(value.to_decimal())

@@ -25,6 +25,7 @@ BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
 SECRECY: Final = "tests/integration/test_secrecy.py"
 READS: Final = "tests/integration/test_reads.py"
+FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 
 
@@ -317,9 +318,30 @@ PLANTED: Final = (
         (SESSIONS, OPERATIONS),
     ),
     Bug(
+        "a fraction of a unit is cut off",
+        "stored_fields.py",
+        " and value.is_integer():",
+        ":",
+        (FOREIGN,),
+    ),
+    Bug(
+        "a refund of an odd amount is passed over",
+        "rows.py",
+        "        if amount is None:\n            reason =",
+        "        if amount is None:\n            continue\n            reason =",
+        (FOREIGN,),
+    ),
+    Bug(
+        "pages end where the dates do",
+        "pages.py",
+        '{"createdAt": {"$not": {"$gte": moment}}}',
+        '{"createdAt": {"$lt": moment}}',
+        (FOREIGN,),
+    ),
+    Bug(
         "an expired key is replayed",
         "engine/store.py",
-        'd["_id"]: remembered_from(d) for d in documents if not is_past(d.get("expiresAt"), now)',
+        'd["_id"]: remembered_from(d) for d in documents if not _is_over(d, now)',
         'd["_id"]: remembered_from(d) for d in documents',
         (OPERATIONS,),
     ),

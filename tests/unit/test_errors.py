@@ -103,7 +103,7 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
     (
         AccountDataError("u", "credits", "is below zero"),
         "ACCOUNT_DATA",
-        {"user_id": "u", "field": "credits", "reason": "is below zero"},
+        {"user_id": "u", "field": "credits", "reason": "is below zero", "row_id": None},
     ),
 ]
 KINDS = [type(error) for error, _, _ in ERRORS]

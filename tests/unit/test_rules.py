@@ -1507,6 +1507,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config_inputs", "config_json", "config_parts"}),
     frozenset({"user_mapping"}),
     frozenset({"config"}),
+    frozenset({"stored_fields"}),
     frozenset({"rows", "connection", "log_redaction"}),
     frozenset({"documents", "pages", "stored_users"}),
     frozenset({"engine"}),

@@ -152,6 +152,11 @@ def _show(
     show_rows({"total": 20, "amount": 0}, rows)
     if usage.has_files:
         show("note: transactions of the period may have been archived to files, not counted here")
+    if usage.left_out:
+        show(
+            f"note: {usage.left_out} rows are left out, as their amount is no whole number or "
+            "their createdAt no date: credit-mongo verify names them"
+        )
     happened = "nothing happened" if usage.is_empty else f"{usage.transactions} transactions"
     show(
         f"{database}: {happened} from {shown_moment(usage.start)} to "
