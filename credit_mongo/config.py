@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "SETTINGS_COLLECTION",
     "AuditConfig",
     "CollectionNames",
     "CreditConfig",
@@ -57,6 +58,9 @@ __all__ = [
     "Settings",
     "UserMapping",
 ]
+
+SETTINGS_COLLECTION: Final = "ledger_settings"
+"""Where each ledger of a database keeps what gives its rows their meaning."""
 
 
 def _name(value: str) -> str:
@@ -229,13 +233,15 @@ _CollectionName = Annotated[
 
 
 class CollectionNames(Part):
-    """Where the four kinds of documents are kept, and what jobs leave.
+    """The names of the ledger's collections; the fields not given have their own names.
 
-    ``turns`` has no data, only the document by which processes that write the same users take
-    turns. It comes into being when they meet, as those below do when a job has something to keep:
-    archived rows, what went where (``archive_manifests``), where a user's history goes on from
-    (``archive_borders``), and how much of whom was erased (``erasures``). ``paid_requests`` is that
-    of `credit_mongo.integrations.fastapi`.
+    ``users``, ``transactions``, ``audit_logs`` and ``idempotency_records`` are the books.
+    ``turns`` holds the document by which processes that write the same users take turns;
+    ``transactions_archive`` and ``audit_logs_archive`` what was archived, ``archive_manifests``
+    what went where, ``archive_borders`` where a user's history goes on from, ``erasures`` how much
+    of whom was erased, and ``paid_requests`` the requests of `credit_mongo.integrations.fastapi`.
+
+    Two ledgers in one database must share none of them: see ``with_prefix``.
     """
 
     users: _CollectionName = "users"
@@ -263,8 +269,18 @@ class CollectionNames(Part):
                 raise wrong("two of them have the same name")
             if name.startswith("system."):
                 raise wrong("names that start with 'system.' belong to MongoDB", field)
+            if name == SETTINGS_COLLECTION:
+                raise wrong(f"{name!r} is where all ledgers keep their settings", field)
             seen.add(name)
         return self
+
+    @classmethod
+    def with_prefix(cls, prefix: str) -> Self:
+        """All default names with ``prefix`` before them, for one of several ledgers in a database.
+
+        Raises ConfigurationError for a prefix that no collection can have.
+        """
+        return cls(**{name: f"{prefix}{info.default}" for name, info in cls.model_fields.items()})
 
 
 class CreditConfig(Part):

@@ -53,6 +53,7 @@ from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.latest import LatestWrite
+from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
@@ -63,6 +64,7 @@ from credit_mongo.errors import (
     StorageError,
 )
 from credit_mongo.history import History
+from credit_mongo.ledger_settings import LedgerSettings
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
@@ -173,6 +175,7 @@ class CreditLedger:
         )
         self._history = History(database, config.collections, self._users, latest_write)
         self._sessions = ApplicationSessions(database.client)
+        self._opening = Opening(database, LedgerSettings.of(config))
 
     @classmethod
     def connect(
@@ -198,17 +201,23 @@ class CreditLedger:
         )
 
     async def __aenter__(self) -> Self:
-        """Check that the server can do what the ledger needs.
+        """Check that the server can do what the ledger needs, and that its settings are the same.
 
-        Raises ReplicaSetRequiredError, and StorageError if nothing answers in time.
+        Raises ReplicaSetRequiredError, ConfigurationError if the ledger in the database was set up
+        with other settings, and StorageError if nothing answers in time. A ledger that is not
+        entered compares its settings before its first operation.
         """
         try:
-            await self._read(None, check_replica_set, self._database)
+            await self._run_in_time(None, self._open)
         except BaseException:
             # Nothing was begun that would have to be finished, and the deadline is near or over.
             await self._close_client(_HASTE_SECONDS)
             raise
         return self
+
+    async def _open(self) -> None:
+        await check_replica_set(self._database)
+        await self._opening.check()
 
     async def __aexit__(
         self,
@@ -290,7 +299,7 @@ class CreditLedger:
 
         Raises UserNotFoundError.
         """
-        self._check_that_it_is_open()
+        await self._read(None, self._opening.check)
         return await erase_user(
             self._database,
             user_id,
@@ -551,13 +560,20 @@ class CreditLedger:
     async def ensure_indexes(self) -> IndexReport:
         """Create the collections and indexes that are missing; what fits is kept.
 
-        Takes as long as the server does, which for many rows is long. Raises nothing for an index
-        that is in the way: the report names it with its remedy.
+        The ledger's settings are written down as well. Takes as long
+        as the server does, which for many rows is long. Raises nothing for an index that is in the
+        way: the report names it with its remedy. Raises ConfigurationError, and creates nothing, if
+        the ledger in the database was set up with other settings.
         """
         self._check_that_it_is_open()
+        config = self._config
         try:
-            names, users = self._config.collections, self._config.users
-            return await ensure_indexes(self._database, names, users)
+            return await ensure_indexes(
+                self._database,
+                config.collections,
+                config.users,
+                decimal_places=config.decimal_places,
+            )
         except PyMongoError as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
@@ -589,15 +605,51 @@ class CreditLedger:
     def _do(self, request: Request, session: AnySession | None) -> Awaitable[Result]:
         self._check_that_it_is_open()
         own = as_session(session, self._database)
-        return self._lanes.submit(request) if own is None else self._do_in(request, own)
+        if own is not None:
+            return self._do_in(request, own)
+        return self._lanes.submit(request) if self._opening.is_done else self._do_first(request)
+
+    async def _do_first(self, request: Request) -> Result:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._read(None, self._opening.check)
+        return await self._lanes.submit(request, spent_seconds=loop.time() - began)
 
     async def _do_in(self, request: Request, session: AsyncClientSession) -> Result:
         with self._sessions.using(session):
             if not session.in_transaction:
                 raise InvalidRequestError("session", "has no transaction in progress: start one")
-            return await self._in_time(self._committer.commit_in(request, session), session)
+            work = self._opened(self._committer.commit_in, request, session)
+            return await self._in_time(work, session)
+
+    def _opened(
+        self,
+        work: Callable[_P, Coroutine[Any, Any, _R]],
+        /,
+        *arguments: _P.args,
+        **options: _P.kwargs,
+    ) -> Coroutine[Any, Any, _R]:
+        """The work, before which the settings are compared if they were not yet."""
+        if self._opening.is_done:
+            return work(*arguments, **options)
+
+        async def open_and_work() -> _R:
+            await self._opening.check()
+            return await work(*arguments, **options)
+
+        return open_and_work()
 
     async def _read(
+        self,
+        session: AsyncClientSession | None,
+        read: Callable[_P, Coroutine[Any, Any, _R]],
+        /,
+        *arguments: _P.args,
+        **options: _P.kwargs,
+    ) -> _R:
+        return await self._run_in_time(session, self._opened, read, *arguments, **options)
+
+    async def _run_in_time(
         self,
         session: AsyncClientSession | None,
         read: Callable[_P, Coroutine[Any, Any, _R]],

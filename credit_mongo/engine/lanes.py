@@ -195,8 +195,10 @@ class Lanes:
         self._apart: dict[str, _Lane] = {}
         self._closed = False
 
-    def submit(self, request: Request) -> asyncio.Future[Result]:
+    def submit(self, request: Request, *, spent_seconds: float = 0.0) -> asyncio.Future[Result]:
         """A request's result, by its deadline; the future raises what it was refused for.
+
+        ``spent_seconds`` of its time are over already.
 
         Cancelling it withdraws a request that is not in flight and does not stop one that is.
         Raises LedgerBusyError.
@@ -213,7 +215,7 @@ class Lanes:
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         answer: asyncio.Future[Result] = loop.create_future()
-        lane.add(_Waiting(request, answer, now + self._timeout_seconds))
+        lane.add(_Waiting(request, answer, now + self._timeout_seconds - spent_seconds))
         return answer
 
     async def close(self) -> None:

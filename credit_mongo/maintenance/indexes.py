@@ -20,12 +20,13 @@ from pymongo.errors import OperationFailure
 from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents, users_validator
 from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["IndexChange", "IndexReport", "ensure_indexes"]
 
-IndexKind: TypeAlias = Literal["collection", "index", "validator"]
+IndexKind: TypeAlias = Literal["collection", "index", "validator", "settings"]
 IndexState: TypeAlias = Literal["created", "kept", "changed", "conflict"]
 # A collection or an index, in the words of the server.
 _Description: TypeAlias = Mapping[str, Any]
@@ -57,7 +58,8 @@ class IndexChange:
     collection: str
     """The collection's name."""
     name: str
-    """The index's name as it is in the database; ``"validator"``; ``""`` for the collection."""
+    """The index's name as it is in the database; ``"validator"``; ``""`` for the collection, and
+    the name of the transactions collection for the ledger's settings."""
     kind: IndexKind
     state: IndexState
     """``conflict``: something of the application's is in the way, and stays."""
@@ -120,10 +122,15 @@ async def ensure_indexes(
     names: CollectionNames,
     users: UserMapping | None = None,
     *,
+    decimal_places: int | None = None,
     validators: bool = True,
     dry_run: bool = False,
 ) -> IndexReport:
     """Create the collections, indexes and (with ``validators``) the users' validator if missing.
+
+    First the ledger's settings are written down: the names, the mapping and ``decimal_places`` of
+    the configuration. Without ``decimal_places`` they are compared alone. If the ledger in the
+    database was set up with others, ConfigurationError is raised and nothing is created.
 
     It can be run again, and by several processes at once. An index that fits is kept whatever its
     name; one that differs in its TTL, or is hidden, is changed; nothing is ever dropped or
@@ -139,11 +146,28 @@ async def ensure_indexes(
     also needs dbAdmin, and is a conflict without. Raises PyMongoError.
     """
     database = as_database(database).with_options(codec_options=CODEC_OPTIONS)
-    changes: list[IndexChange] = []
+    settings = LedgerSettings(names, users, decimal_places)
+    changes = await _keep_settings(database, settings, dry_run=dry_run)
     for wanted in _all_wanted(names, users):
         each = wanted if validators else replace(wanted, validator=None)
         changes += await _ensure_collection(database, each, dry_run=dry_run)
     return IndexReport(tuple(changes))
+
+
+async def _keep_settings(
+    database: AsyncDatabase[Raw], settings: LedgerSettings, *, dry_run: bool
+) -> list[IndexChange]:
+    names = settings.collections
+    is_kept = settings.check(await LedgerSettings.all_in(database))
+    if settings.decimal_places is None:
+        return []
+    for wanted in () if is_kept else _all_wanted(names, settings.users):
+        found, _ = await _look(database, wanted.collection)
+        if found is not None and _unusable(found):
+            # Its remedy is another name, which could not be given once this one is written down.
+            return []
+    state = await keep_settings(database, settings, dry_run=dry_run)
+    return [IndexChange(SETTINGS_COLLECTION, names.transactions, "settings", state)]
 
 
 @dataclass(frozen=True, slots=True)

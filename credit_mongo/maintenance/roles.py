@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from credit_mongo.config import CollectionNames
+from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
 from credit_mongo.connection import check_database
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.rows import Raw
@@ -28,6 +28,8 @@ _ROLE_EXISTS: Final = 51002
 # The whole database, in a privilege: what concerns the list of its collections.
 _DATABASE: Final = ""
 _READ: Final = ("find",)
+# Whoever opens a ledger compares its settings.
+_OPENING: Final = {SETTINGS_COLLECTION: _READ}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
         names.archive_borders: _READ,
+        **_OPENING,
     }
 
 
@@ -230,6 +233,7 @@ def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         **dict.fromkeys(
             (names.archive_borders, names.archive_manifests), ("find", "insert", "update")
         ),
+        **_OPENING,
     }
 
 
@@ -244,6 +248,7 @@ def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tup
         names.erasures: ("find", "insert", "remove", "update"),
         # Documents that are the application's stay, without the account.
         **({} if users is None else {names.users: ("find", "remove", "update")}),
+        **_OPENING,
     }
 
 
@@ -251,8 +256,12 @@ def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     # The ledger makes the turns itself, when they are needed, and they have no index.
     kept = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
     actions = ("collMod", "createCollection", "createIndex", "listIndexes")
-    return {_DATABASE: ("listCollections",), **dict.fromkeys(kept, actions)}
+    return {
+        _DATABASE: ("listCollections",),
+        **dict.fromkeys(kept, actions),
+        SETTINGS_COLLECTION: ("createCollection", "createIndex", "find", "insert"),
+    }
 
 
 def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
-    return dict.fromkeys(names.model_dump().values(), _READ)
+    return {**dict.fromkeys(names.model_dump().values(), _READ), **_OPENING}

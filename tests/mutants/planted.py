@@ -27,6 +27,7 @@ SECRECY: Final = "tests/integration/test_secrecy.py"
 READS: Final = "tests/integration/test_reads.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
+SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 
 
 @dataclass(frozen=True)
@@ -509,6 +510,42 @@ PLANTED: Final = (
         "self.task = contextvars.Context().run(loop.create_task, self._run())",
         "self.task = loop.create_task(self._run())",
         (LANES, CONCURRENCY, OUTCOMES),
+    ),
+    # The ledger's settings
+    Bug(
+        "a ledger with other decimal places opens",
+        "ledger_settings.py",
+        "            if own != theirs:",
+        "            if own != theirs and field != 'decimal_places':",
+        (SETTINGS,),
+    ),
+    Bug(
+        "ledgers may share their archives",
+        "ledger_settings.py",
+        "            if name in theirs:",
+        "            if name in theirs and 'archive' not in field and field != 'turns':",
+        (SETTINGS,),
+    ),
+    Bug(
+        "of two ledgers that share collections both are set up at once",
+        "ledger_settings.py",
+        '"unique": True',
+        '"unique": False',
+        (SETTINGS,),
+    ),
+    Bug(
+        "settings that could not be compared are taken for compared",
+        "engine/opening.py",
+        "            if not self.is_done:\n",
+        "            if not self.is_done:\n                self.is_done = True\n",
+        (SETTINGS,),
+    ),
+    Bug(
+        "an operation in a session is done whatever the settings are",
+        "ledger.py",
+        "work = self._opened(self._committer.commit_in, request, session)",
+        "work = self._committer.commit_in(request, session)",
+        (SETTINGS,),
     ),
     # Around it
     Bug(

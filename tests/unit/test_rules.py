@@ -1509,7 +1509,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"stored_fields"}),
     frozenset({"rows", "connection", "log_redaction"}),
-    frozenset({"documents", "pages", "stored_users"}),
+    frozenset({"documents", "ledger_settings", "pages", "stored_users"}),
     frozenset({"engine"}),
     frozenset({"drivers"}),
     frozenset({"history", "maintenance"}),

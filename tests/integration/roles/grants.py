@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 UTC = timezone.utc
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 APP, OTHER = "app", "other"
+SETTINGS = "ledger_settings"
 
 # What each role may do, written from what the work needs and not from the module that grants it.
 WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
@@ -32,8 +33,10 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "transactions_archive": {"find"},
         "audit_logs_archive": {"find"},
         "archive_borders": {"find"},
+        SETTINGS: {"find"},
     },
     "creditArchiver": {
+        SETTINGS: {"find"},
         "users": {"find"},
         "transactions": {"find", "remove"},
         "audit_logs": {"find", "remove"},
@@ -52,17 +55,21 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
             )
         },
         "erasures": {"find", "insert", "update", "remove"},
+        SETTINGS: {"find"},
     },
     "creditSetup": {
-        name: {"createCollection", "createIndex", "collMod", "listIndexes"}
-        for name in ("users", "transactions", "audit_logs", "idempotency_records")
+        **{
+            name: {"createCollection", "createIndex", "collMod", "listIndexes"}
+            for name in ("users", "transactions", "audit_logs", "idempotency_records")
+        },
+        SETTINGS: {"createCollection", "createIndex", "find", "insert"},
     },
     "creditReader": {
         name: {"find"}
         for name in (
             *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
             *("transactions_archive", "audit_logs_archive", "archive_manifests"),
-            *("archive_borders", "erasures", "paid_requests"),
+            *("archive_borders", "erasures", "paid_requests", SETTINGS),
         )
     },
 }

@@ -19,7 +19,7 @@ from tests.integration.access_control import (
     create_user_with,
 )
 from tests.integration.promises import NAMES, Client
-from tests.integration.roles.grants import APP, OTHER, ROLES, ROOT, WORK, dump, without
+from tests.integration.roles.grants import APP, OTHER, ROLES, ROOT, SETTINGS, WORK, dump, without
 
 
 def test_each_role_grants_what_its_work_needs() -> None:
@@ -36,7 +36,8 @@ def test_collections_of_other_names_get_the_same_privileges() -> None:
     """The names of the configuration, and the archives named after them."""
     names = CollectionNames(**{name: f"our_{name}" for name in CollectionNames.model_fields})
     runtime, archiver, *_ = credit_roles(APP, names)
-    assert {p.collection for p in runtime.privileges} == {f"our_{n}" for n in WORK[runtime.name]}
+    wanted = {f"our_{name}" for name in WORK[runtime.name] if name != SETTINGS}
+    assert {p.collection for p in runtime.privileges} == {*wanted, SETTINGS}
     assert "our_transactions_archive" in {p.collection for p in archiver.privileges}
     assert "transactions_archive" not in {p.collection for p in archiver.privileges}
 

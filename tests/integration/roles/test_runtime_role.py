@@ -13,6 +13,7 @@ import pytest
 from pymongo.errors import OperationFailure
 
 from credit_mongo import (
+    ConfigurationError,
     CreditError,
     CreditLedger,
     InsufficientCreditsError,
@@ -22,7 +23,16 @@ from credit_mongo import (
 from credit_mongo.maintenance.roles import credit_roles
 from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet
 from tests.integration.promises import Client, Database, Row, check_promises, rows
-from tests.integration.roles.grants import APP, COLLECTIONS, FUTURE, WORK, Clock, config, without
+from tests.integration.roles.grants import (
+    APP,
+    COLLECTIONS,
+    FUTURE,
+    SETTINGS,
+    WORK,
+    Clock,
+    config,
+    without,
+)
 
 
 class Watched:
@@ -168,8 +178,8 @@ SECRET = "key-" + "of-a-request"
     [
         (name, action)
         for name, actions in WORK["creditRuntime"].items()
-        # For repairs, and for FastAPI: both are tried by themselves.
-        if name not in ("archive_borders", "paid_requests")
+        # For repairs, for FastAPI, and for opening a ledger: they are tried by themselves.
+        if name not in ("archive_borders", "paid_requests", SETTINGS)
         for action in sorted(actions)
     ],
 )
@@ -242,3 +252,24 @@ async def outcome_of(database: Database, call: Callable[[], Awaitable[Any]]) -> 
 async def books(database: Database) -> list[list[Row]]:
     """All rows that say something; the turns say nothing."""
     return [await rows(database, name) for name in COLLECTIONS if name != "turns"]
+
+
+async def test_a_role_from_before_there_were_settings_goes_on_working_and_is_told(
+    guarded: GuardedReplicaSet, administrator: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The settings are not compared, once warned of; with the role of today they are."""
+    runtime = credit_roles(APP)[0]
+    other = config(decimal_places=3)
+    async with guarded.client_of("creditRuntime", APP) as client:
+        with pytest.raises(ConfigurationError, match="decimal_places"):
+            await CreditLedger(client[APP], other).create_user("u")
+        privileges = without(runtime, SETTINGS, "find")
+        await administrator[APP].command(
+            {"updateRole": runtime.name, "privileges": privileges, "roles": []}
+        )
+        async with CreditLedger(client[APP], config()) as ledger:
+            await ledger.create_user("u", credits=50)
+            assert (await ledger.charge("u", "post")).cost == 10
+    told = [record.getMessage() for record in caplog.records if SETTINGS in record.getMessage()]
+    assert len(told) == 1
+    assert "run credit-mongo roles --create" in told[0]

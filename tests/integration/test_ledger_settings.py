@@ -1,0 +1,408 @@
+"""The ledger's settings in its database: written once, compared by everybody who opens it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener
+
+from credit_mongo import (
+    CollectionNames,
+    ConfigurationError,
+    CreditConfig,
+    CreditLedger,
+    StorageError,
+    UserMapping,
+)
+from tests.integration.promises import Client, Database, Row, rows
+
+SETTINGS = "ledger_settings"
+
+
+def settings(**changes: Any) -> CreditConfig:
+    """A configuration with two decimal places, unless said otherwise."""
+    return CreditConfig(**{"costs": {"post": {"default": 10}}, "decimal_places": 2, **changes})
+
+
+async def set_up(database: Database, config: CreditConfig) -> CreditLedger:
+    """A ledger on a database that knows its settings."""
+    ledger = CreditLedger(database, config)
+    report = await ledger.ensure_indexes()
+    assert not report.conflicts
+    return ledger
+
+
+class Commands(CommandListener):
+    """What is sent to the settings."""
+
+    def __init__(self) -> None:
+        self.finds = 0
+
+    def started(self, event: Any) -> None:
+        self.finds += event.command.get("find") == SETTINGS
+
+    def succeeded(self, event: Any) -> None:
+        """Nothing of interest."""
+
+    def failed(self, event: Any) -> None:
+        """Nothing of interest."""
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+@pytest.mark.drivers("pymongo", "motor", "mongomock")
+async def test_the_settings_are_written_once_and_kept(database: Database) -> None:
+    """All names, the mapping, the decimal places and the versions; a second run changes nothing."""
+    names = CollectionNames(users="people")
+    config = settings(users=UserMapping(credits="balance"), collections=names)
+    report = await CreditLedger(database, config).ensure_indexes()
+    [change] = [each for each in report.created if each.kind == "settings"]
+    assert (change.collection, change.name) == (SETTINGS, "transactions")
+    [row] = await rows(database, SETTINGS)
+    assert row.pop("createdAt")
+    assert row == {
+        "_id": "transactions",
+        "version": 1,
+        "lowestWriter": 1,
+        "decimalPlaces": 2,
+        "collections": names.model_dump(),
+        "names": sorted(names.model_dump().values()),
+        "users": UserMapping(credits="balance").model_dump(),
+    }
+    again = await CreditLedger(database, config).ensure_indexes()
+    assert [each.kind for each in again.kept].count("settings") == 1
+    assert len(await rows(database, SETTINGS)) == 1
+
+
+async def test_a_database_of_before_goes_on_working_and_gets_its_settings(
+    database: Database,
+) -> None:
+    """Whatever opens it; from the next ``ensure_indexes`` on, settings are compared."""
+    for places in (0, 2):
+        async with CreditLedger(database, settings(decimal_places=places)) as ledger:
+            await ledger.create_user(f"u{places}", credits=20)
+    assert await rows(database, SETTINGS) == []
+    await CreditLedger(database, settings()).ensure_indexes()
+    with pytest.raises(ConfigurationError):
+        async with CreditLedger(database, settings(decimal_places=0)):
+            pytest.fail("it was opened")
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+OTHERS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "decimal places": ({"decimal_places": 0}, "decimal_places", "0", "2"),
+    "a mapping": (
+        {"users": UserMapping(credits="balance")},
+        "users",
+        "UserMapping(credits='balance')",
+        "None",
+    ),
+    "an archive": (
+        {"collections": CollectionNames(transactions_archive="old")},
+        "collections.transactions_archive",
+        "'old'",
+        "'transactions_archive'",
+    ),
+    "users elsewhere": (
+        {"collections": CollectionNames(users="people")},
+        "collections.users",
+        "'people'",
+        "'users'",
+    ),
+}
+
+
+@pytest.mark.parametrize("changed", list(OTHERS))
+async def test_a_ledger_with_other_settings_is_refused_when_it_opens(
+    database: Database, changed: str
+) -> None:
+    """Before anything is written, with both values and what to do."""
+    changes, field, own, kept = OTHERS[changed]
+    await set_up(database, settings())
+    before = await rows(database, SETTINGS)
+    with pytest.raises(ConfigurationError) as caught:
+        async with CreditLedger(database, settings(**changes)):
+            pytest.fail("it was opened")
+    assert caught.value.field == field
+    assert caught.value.reason.startswith(
+        f"is {own}, but the ledger in this database was set up with {kept}. Configure {kept}."
+    )
+    assert '.deleteOne({"_id": "transactions"})' in caught.value.reason
+    with pytest.raises(ConfigurationError, match=field):
+        await CreditLedger(database, settings(**changes)).ensure_indexes()
+    assert await rows(database, SETTINGS) == before
+    assert "people" not in await database.list_collection_names()
+
+
+async def test_another_field_of_the_application_s_users_is_named(database: Database) -> None:
+    """Field by field, as the mapping has them."""
+    await set_up(database, settings(users=UserMapping(credits="balance", id_type="uuid")))
+    with pytest.raises(ConfigurationError, match=r"is 'money', .* set up with 'balance'") as caught:
+        async with CreditLedger(
+            database, settings(users=UserMapping(credits="money", id_type="uuid"))
+        ):
+            pytest.fail("it was opened")
+    assert caught.value.field == "users.credits"
+
+
+async def test_a_ledger_that_nobody_enters_is_refused_before_its_first_operation(
+    database: Database, client: Client
+) -> None:
+    """Whichever it is, in a session too; as often as it is asked, and nothing is written."""
+    await (await set_up(database, settings())).create_user("u", credits=100)
+    books = ("users", "transactions", "audit_logs", "idempotency_records")
+    before = [await rows(database, name) for name in books]
+    wrong = CreditLedger(database, settings(decimal_places=0))
+    for call in (
+        lambda: wrong.charge("u", "post", idempotency_key="k"),
+        lambda: wrong.get_user("u"),
+        lambda: wrong.quote("u", "post"),
+        lambda: wrong.get_history("u"),
+        lambda: wrong.delete_user("u"),
+        lambda: wrong.charge("u", "post"),
+    ):
+        with pytest.raises(ConfigurationError, match=r"decimal_places: is 0, .* with 2"):
+            await call()
+    async with client.start_session() as session, await session.start_transaction():
+        with pytest.raises(ConfigurationError, match="decimal_places"):
+            await wrong.get_balance("u", session=session)
+        with pytest.raises(ConfigurationError, match="decimal_places"):
+            await wrong.charge("u", "post", session=session)
+    assert [await rows(database, name) for name in books] == before
+
+
+async def test_settings_of_a_newer_version_are_refused_unless_it_allows_this_one(
+    database: Database,
+) -> None:
+    """What it has added is then left out."""
+    await set_up(database, settings())
+    added = {"version": 9, "collections.holds": "holds", "users": None, "extra": [1]}
+    await database[SETTINGS].update_one({}, {"$set": added})
+    async with CreditLedger(database, settings()) as ledger:
+        await ledger.create_user("u")
+    await database[SETTINGS].update_one({}, {"$set": {"lowestWriter": 9}})
+    with pytest.raises(ConfigurationError, match=r"allows form 9 or later .* knows form 1"):
+        await CreditLedger(database, settings()).get_user("u")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"decimalPlaces": "two"},
+        {"collections": None},
+        {"collections.users": 5},
+        {"users": ["balance"]},
+        {"users": {"credits": "$x"}},
+    ],
+    ids=str,
+)
+async def test_settings_that_can_not_be_read_are_named(database: Database, damage: Row) -> None:
+    """They are never guessed."""
+    await set_up(database, settings())
+    await database[SETTINGS].update_one({}, {"$set": damage})
+    with pytest.raises(ConfigurationError, match="'transactions' in ledger_settings can't be read"):
+        await CreditLedger(database, settings()).get_user("u")
+
+
+async def test_the_application_s_own_collection_of_that_name_is_no_matter(
+    database: Database,
+) -> None:
+    """Its documents are others."""
+    await database[SETTINGS].insert_many([{"_id": 1}, {"_id": "mine", "theme": "dark"}])
+    await set_up(database, settings())
+    assert len(await rows(database, SETTINGS)) == 3
+    await database[SETTINGS].insert_one({"_id": "another"})
+
+
+async def test_a_document_in_the_way_of_the_settings_is_named(database: Database) -> None:
+    """It is neither overwritten nor waited for."""
+    await database[SETTINGS].insert_one({"_id": "transactions"})
+    with pytest.raises(ConfigurationError, match="in the way of 'transactions'"):
+        await CreditLedger(database, settings()).ensure_indexes()
+
+
+# --- Several ledgers in one database --------------------------------------------------------------
+
+
+async def test_ledgers_that_share_a_collection_are_refused(database: Database) -> None:
+    """One that is renamed in part, as the archives, erasures and the like would be shared."""
+    await set_up(database, settings())
+    main = {"users": "b_users", "transactions": "b_rows", "audit_logs": "b_log"}
+    names = CollectionNames(**main, idempotency_records="b_keys")
+    other = settings(collections=names)
+    for call in ("ensure_indexes", "__aenter__"):
+        with pytest.raises(ConfigurationError, match=r"with_prefix\('acme_'\)") as caught:
+            await getattr(CreditLedger(database, other), call)()
+        assert caught.value.field == "collections.turns"
+        assert "of another ledger in this database" in caught.value.reason
+        assert "'transactions'" in caught.value.reason
+    assert "b_rows" not in await database.list_collection_names()
+    apart = CollectionNames.with_prefix("c_").model_dump()
+    swapped = CollectionNames(**{**apart, "users": "erasures"})
+    with pytest.raises(ConfigurationError, match="'erasures' is the collection for"):
+        await CreditLedger(database, settings(collections=swapped)).get_user("u")
+
+
+async def test_ledgers_with_a_prefix_each_stay_apart(database: Database) -> None:
+    """Erasing a user in one, archives and all, leaves the other's as it was."""
+    ledgers = []
+    for prefix, places in (("", 2), ("acme_", 0)):
+        names = CollectionNames.with_prefix(prefix)
+        ledger = await set_up(database, settings(collections=names, decimal_places=places))
+        await ledger.create_user("acme", credits=50)
+        await database[names.transactions_archive].insert_one({"userId": "acme", "old": True})
+        ledgers.append((ledger, names))
+    (one, _), (other, names) = ledgers
+    await one.delete_user("acme")
+    assert await other.get_balance("acme") == 50
+    assert len(await rows(database, names.transactions_archive)) == 1
+    assert await rows(database, "transactions_archive") == []
+
+
+@pytest.mark.parametrize("prefix", ["acme_", "x.", "_"])
+def test_a_prefix_stands_before_every_name(prefix: str) -> None:
+    """One that no collection can have is refused."""
+    for field, name in CollectionNames.with_prefix(prefix).model_dump().items():
+        assert name == f"{prefix}{field}"
+    for wrong in ("$", "system.", "1"):
+        with pytest.raises(ConfigurationError):
+            CollectionNames.with_prefix(wrong)
+
+
+def test_no_collection_can_be_where_the_settings_are() -> None:
+    """They are every ledger's."""
+    with pytest.raises(ConfigurationError, match="keep their settings") as caught:
+        CollectionNames(turns=SETTINGS)
+    assert caught.value.field == "turns"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one ledger", "two that share"])
+async def test_of_processes_with_different_settings_at_once_one_succeeds(
+    database: Database, replica_set_uri: str, apart: bool
+) -> None:
+    """The others are refused with both values, and have created nothing."""
+    names = [
+        CollectionNames(transactions="rows_a" if apart else "transactions", users=f"users_{each}")
+        for each in "abcdef"
+    ]
+    if apart:
+        names = [
+            CollectionNames(**{**each.model_dump(), "transactions": f"rows_{n}"})
+            for n, each in enumerate(names)
+        ]
+    clients = [AsyncMongoClient[Row](replica_set_uri) for _ in names]
+    try:
+        outcomes = await asyncio.gather(
+            *(
+                CreditLedger(each[database.name], settings(collections=own)).ensure_indexes()
+                for each, own in zip(clients, names, strict=True)
+            ),
+            return_exceptions=True,
+        )
+    finally:
+        for each in clients:
+            await each.close()
+    refused = [each for each in outcomes if isinstance(each, ConfigurationError)]
+    assert len(refused) == len(names) - 1, outcomes
+    [row] = await rows(database, SETTINGS)
+    found = set(await database.list_collection_names())
+    assert {name for name in found if name.startswith(("users_", "rows_"))} <= {*row["names"]}
+
+
+async def test_of_processes_with_the_same_settings_at_once_all_succeed(
+    database: Database, replica_set_uri: str
+) -> None:
+    """And one document is there."""
+    clients = [AsyncMongoClient[Row](replica_set_uri) for _ in range(6)]
+    try:
+        reports = await asyncio.gather(
+            *(CreditLedger(each[database.name], settings()).ensure_indexes() for each in clients)
+        )
+    finally:
+        for each in clients:
+            await each.close()
+    assert not any(report.conflicts for report in reports)
+    assert len(await rows(database, SETTINGS)) == 1
+
+
+# --- What it costs, and what can go wrong ---------------------------------------------------------
+
+
+async def test_the_settings_are_looked_at_once(database: Database, replica_set_uri: str) -> None:
+    """Also by many first operations at once; none after them asks again."""
+    await set_up(database, settings())
+    commands = Commands()
+    async with AsyncMongoClient[Row](
+        replica_set_uri, tz_aware=True, event_listeners=[commands]
+    ) as client:
+        ledger = CreditLedger(client[database.name], settings())
+        await asyncio.gather(*(ledger.create_user(f"u{n}", credits=50) for n in range(30)))
+        assert commands.finds == 1
+        async with client.start_session() as session, await session.start_transaction():
+            await ledger.charge("u1", "post", amount=1, session=session)
+        await ledger.get_user("u1")
+        await ledger.delete_user("u2")
+        async with ledger:
+            await ledger.charge("u1", "post", amount=1)
+        assert commands.finds == 1
+
+
+@asynccontextmanager
+async def blocked(client: Client, app: str, milliseconds: int) -> AsyncIterator[None]:
+    """The server answers no ``find`` of an application for as long."""
+    data = {
+        "failCommands": ["find"],
+        "blockConnection": True,
+        "blockTimeMS": milliseconds,
+        "appName": app,
+    }
+    command = {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data}
+    await client.admin.command(command)
+    try:
+        yield
+    finally:
+        await client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+async def test_comparing_the_settings_ends_by_the_deadline_of_the_operation(
+    database: Database, client: Client, replica_set_uri: str
+) -> None:
+    """Nothing was written; the next operation looks again."""
+    await set_up(database, settings())
+    app = "slow-settings"
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as slow:
+        config = settings(operation_timeout_seconds=0.5)
+        ledger = CreditLedger(slow[database.name], config)
+        async with blocked(client, app, 3000):
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(StorageError):
+                await ledger.create_user("u", credits=5)
+            assert asyncio.get_running_loop().time() - began < 2.5
+        assert await rows(database, "users") == []
+        again = CreditLedger(slow[database.name], settings())
+        assert (await again.create_user("u", credits=5)).credits == 5
+        await ledger.close()
+        await again.close()
+
+
+async def test_a_failure_that_passes_is_tried_again(
+    database: Database, client: Client, replica_set_uri: str
+) -> None:
+    """As one of the operation itself is."""
+    await set_up(database, settings())
+    app = "failing-settings"
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as unlucky:
+        # The driver itself tries twice.
+        data = {"failCommands": ["find"], "closeConnection": True, "appName": app}
+        await client.admin.command(
+            {"configureFailPoint": "failCommand", "mode": {"times": 4}, "data": data}
+        )
+        ledger = CreditLedger(unlucky[database.name], settings())
+        assert (await ledger.create_user("u", credits=5)).credits == 5
