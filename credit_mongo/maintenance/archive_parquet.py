@@ -6,15 +6,14 @@ import gzip
 import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from bson import decode, json_util
 from bson.codec_options import CodecOptions, DatetimeConversion
 
 from credit_mongo.errors import InvalidRequestError
 
-__all__ = ["check_pyarrow", "to_parquet"]
+__all__ = ["check_pyarrow", "digest_of", "to_parquet"]
 
 _ROW_GROUP: Final = 10_000
 _MOST_BYTES: Final = 8 << 20
@@ -63,8 +62,8 @@ def check_pyarrow() -> None:
         ) from error
 
 
-def to_parquet(source: Path, target: Path, kind: str) -> str:
-    """Write a gzipped BSON file as Parquet; the SHA-256 of the documents as they are read back."""
+def to_parquet(source: BinaryIO, target: BinaryIO, kind: str) -> None:
+    """Write the documents of a gzipped BSON file as Parquet."""
     import pyarrow as pa  # noqa: PLC0415 - it is an extra
     from pyarrow import parquet  # noqa: PLC0415
 
@@ -73,7 +72,6 @@ def to_parquet(source: Path, target: Path, kind: str) -> str:
     types["created_at"] = pa.timestamp("ms", tz="UTC")
     fields = [(name, types.get(name, pa.string())) for name in columns]
     schema = pa.schema([*fields, (_DOCUMENT, pa.binary())])
-    target.touch(mode=0o600)
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for documents in _documents(source):
             rows = [decode(document, _READ) for document in documents]
@@ -85,15 +83,25 @@ def to_parquet(source: Path, target: Path, kind: str) -> str:
                 pa.array(column, schema.field(number).type) for number, column in enumerate(values)
             ]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def digest_of(opened: BinaryIO) -> str:
+    """The SHA-256 of the documents of a Parquet file, in hex; empty if it can't be read."""
+    import pyarrow as pa  # noqa: PLC0415 - it is an extra
+    from pyarrow import parquet  # noqa: PLC0415
+
     digest = hashlib.sha256()
-    with parquet.ParquetFile(target) as written:
-        for batch in written.iter_batches(_ROW_GROUP, columns=[_DOCUMENT]):
-            for document in batch.column(0):
-                digest.update(document.as_py())
+    try:
+        with parquet.ParquetFile(opened) as written:
+            for batch in written.iter_batches(_ROW_GROUP, columns=[_DOCUMENT]):
+                for document in batch.column(0):
+                    digest.update(document.as_py())
+    except pa.ArrowException:
+        return ""
     return digest.hexdigest()
 
 
-def _documents(source: Path) -> Iterator[list[bytes]]:
+def _documents(source: BinaryIO) -> Iterator[list[bytes]]:
     documents: list[bytes] = []
     size = 0
     with gzip.open(source) as opened:

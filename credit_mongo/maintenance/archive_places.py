@@ -17,7 +17,7 @@ from credit_mongo.maintenance.archive_borders import Place
 from credit_mongo.maintenance.archive_runs import Lane
 from credit_mongo.rows import Raw
 
-__all__ = ["ArchiveCopyError", "ArchivePlace", "Collections", "in_session"]
+__all__ = ["ArchiveCopyError", "ArchiveManifestError", "ArchivePlace", "Collections", "in_session"]
 
 _READ_AT_ONCE: Final = 500
 # BSON begins with its size in bytes.
@@ -34,6 +34,20 @@ class ArchiveCopyError(StorageError):
             f"what was read back from {place} differs from what was written there; "
             "the rows stay where they were"
         )
+
+
+class ArchiveManifestError(StorageError):
+    """A manifest has what no archive has written there; nothing was moved, cut or removed."""
+
+    code = "ARCHIVE_MANIFEST"
+
+    def __init__(self, manifest_id: object, field: str, value: object) -> None:
+        super().__init__(
+            f"the archive's manifest {manifest_id} has a wrong {field}: {value!r:.200}. "
+            "Put right what was changed there, then run this again"
+        )
+        self.manifest_id = str(manifest_id)
+        self.field = field
 
 
 class ArchivePlace(Protocol):

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 from datetime import timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from credit_mongo import (
     CreditError,
+    InvalidRequestError,
     TransactionNotFoundError,
 )
+from credit_mongo.config import CollectionNames
+from credit_mongo.maintenance import archive_files
 from credit_mongo.maintenance.archive import (
     archive,
 )
+from credit_mongo.maintenance.archive_places import ArchiveCopyError, ArchiveManifestError
 from credit_mongo.maintenance.verify import verify
+from credit_mongo.private_files import Directory
 from tests.integration.archives import (
     LEASE_SECONDS,
     check_whole,
@@ -146,3 +153,195 @@ async def test_a_file_that_was_harmed_is_told(
     await run_to_the_end(database, facts)
     assert (await verify(database)).findings == ()
     assert await is_archived(database, books.cut_off)
+
+
+# --- Other users of the machine -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["bson", "parquet"])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+async def test_a_directory_that_others_may_write_to_is_refused(
+    database: Database, tmp_path: Path, file_format: str, mode: int
+) -> None:
+    """Before anything is moved, and by a dry run as well: they could plant links in it."""
+    books = await open_books(database, users=1, charges=4)
+    before = await dump(database)
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    directory.chmod(mode)
+    for dry_run in (True, False):
+        facts = options(file_format, directory, books.cut_off, dry_run=dry_run)
+        with pytest.raises(InvalidRequestError, match="directory: can be written by other users"):
+            await archive(database, **facts)
+    assert names_in(directory) == set()
+    assert {**await dump(database), "archive_manifests": []} == {
+        **before,
+        "archive_manifests": [],
+    }
+    # Somebody may be faster, after the look and before the run: what counts is what is opened.
+    files = archive_files.Files(database, CollectionNames(), directory, "bson")
+    with pytest.raises(InvalidRequestError, match="can be written by other users"):
+        files._make()
+
+
+async def test_no_planted_link_is_followed(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knew the next name, when the directory was still open, gets nothing written there."""
+    books = await open_books(database, users=1, charges=4)
+    before = await dump(database)
+    victim = tmp_path / "victim"
+    make = archive_files.Files._append
+
+    def plant_and_append(files: Any, lane: Any, kind: str, *rest: Any) -> Any:
+        if files._open is None:
+            name = f"transactions.{lane.manifest_id}.1.bson.gz"
+            (tmp_path / "archive" / name).symlink_to(victim)
+        return make(files, lane, kind, *rest)
+
+    monkeypatch.setattr(archive_files.Files, "_append", plant_and_append)
+    with pytest.raises(FileExistsError):
+        await archive(database, **options("bson", tmp_path / "archive", books.cut_off))
+    assert not victim.exists()
+    assert (await dump(database))["transactions"] == before["transactions"]
+
+
+async def test_parquet_goes_to_no_planted_link(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are in the BSON file until they are in the Parquet file, so a later run has them."""
+    books = await open_books(database, users=1, charges=4)
+    kept_before = await kept(database)
+    victim, directory = tmp_path / "victim", tmp_path / "archive"
+    complete = archive_files.Files._complete
+
+    def plant_and_complete(files: Any, file: Any, *rest: Any) -> Any:
+        link = directory / file.name.replace(".bson.gz", ".parquet.part")
+        link.symlink_to(victim)
+        return complete(files, file, *rest)
+
+    facts = options("parquet", directory, books.cut_off)
+    with monkeypatch.context() as planting:
+        planting.setattr(archive_files.Files, "_complete", plant_and_complete)
+        with pytest.raises(FileExistsError, match=r"parquet\.part"):
+            await archive(database, **facts)
+    assert not victim.exists()
+    await run_to_the_end(database, facts)
+    assert not victim.exists()
+    await check_whole(database, kept_before, directory)
+    assert {name.rpartition(".")[2] for name in names_in(directory)} == {"parquet"}
+
+
+@pytest.mark.parametrize("swapped", ["file", "directory"])
+async def test_nothing_is_deleted_when_the_path_leads_elsewhere(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    """What was read back is what the manifest's path leads to, or the rows stay."""
+    books = await open_books(database, users=1, charges=4)
+    before = await dump(database)
+    directory = tmp_path / "archive"
+    read = archive_files._read
+
+    def swap_and_read(opened: Any, size: int) -> bytes:
+        content = read(opened, size)
+        if swapped == "directory" and not (tmp_path / "moved").exists():
+            directory.rename(tmp_path / "moved")
+            directory.mkdir(0o700)
+        for path in directory.iterdir():
+            path.unlink()
+            path.write_bytes(content)
+        opened.seek(opened.tell() - size)
+        return content
+
+    monkeypatch.setattr(archive_files, "_read", swap_and_read)
+    with pytest.raises(ArchiveCopyError):
+        await archive(database, **options("bson", directory, books.cut_off))
+    assert (await dump(database))["transactions"] == before["transactions"]
+
+
+async def test_parquet_is_read_by_its_final_name_before_its_source_goes(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is harmed between its writing and its naming costs no row."""
+    books = await open_books(database, users=1, charges=4)
+    kept_before = await kept(database)
+    facts = options("parquet", tmp_path, books.cut_off)
+    rename = Directory.rename
+
+    def harm_and_rename(directory: Any, old: str, new: str) -> None:
+        (tmp_path / old).write_bytes((tmp_path / old).read_bytes()[:-8])
+        rename(directory, old, new)
+
+    with monkeypatch.context() as harming:
+        harming.setattr(Directory, "rename", harm_and_rename)
+        with pytest.raises(ArchiveCopyError):
+            await archive(database, **facts)
+    await run_to_the_end(database, facts)
+    await check_whole(database, kept_before, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "../authorized_keys"),
+        ("name", "../{}"),
+        ("name", "/etc/passwd"),
+        ("name", "transactions.0123456789abcdef01234567.1.bson.gz"),
+        ("name", "transactions.{id}.1.parquet"),
+        ("name", 7),
+        ("bytes", -1),
+        ("bytes", 1.5),
+        ("count", "many"),
+        ("sha256", "0"),
+        ("kind", "users"),
+        ("complete", "no"),
+        ("more", 1),
+    ],
+)
+async def test_a_manifest_with_what_no_archive_writes_is_told_by_name(
+    database: Database, tmp_path: Path, field: str, value: object
+) -> None:
+    """Before a file is opened, cut or removed: its name may lead anywhere."""
+    books = await open_books(database, users=1, charges=4)
+    directory = tmp_path / "archive"
+    await archive(database, **options("bson", directory, books.cut_off))
+    [manifest] = [m for m in await rows(database, "archive_manifests") if m["_id"] != "lease"]
+    if isinstance(value, str):
+        value = value.format(manifest["files"][0]["name"], id=manifest["_id"])
+    change = {"state": "interrupted", "files.0.complete": False, f"files.0.{field}": value}
+    await database["archive_manifests"].update_one({"_id": manifest["_id"]}, {"$set": change})
+    keys = tmp_path / "authorized_keys"
+    keys.write_text("mine")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(
+        ArchiveManifestError, match=f"{manifest['_id']} has a wrong files.0"
+    ) as told:
+        await run_to_the_end(database, options("bson", directory, books.cut_off))
+    assert told.value.field == f"files.0.{field}"
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert keys.read_text() == "mine"
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe", "directory"])
+async def test_a_file_of_a_manifest_that_is_no_file_is_not_opened(
+    database: Database, tmp_path: Path, planted: str
+) -> None:
+    """Where it leads, nothing is cut."""
+    books = await open_books(database, users=1, charges=4)
+    directory, victim = tmp_path / "archive", tmp_path / "victim"
+    await archive(database, **options("bson", directory, books.cut_off))
+    [manifest] = [m for m in await rows(database, "archive_manifests") if m["_id"] != "lease"]
+    change = {"state": "interrupted", "files.0.complete": False, "files.0.bytes": 2}
+    await database["archive_manifests"].update_one({"_id": manifest["_id"]}, {"$set": change})
+    victim.write_text("mine, and longer")
+    path = directory / manifest["files"][0]["name"]
+    path.rename(tmp_path / "good")
+    if planted == "link":
+        path.symlink_to(victim)
+    elif planted == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=path.name):
+        await run_to_the_end(database, options("bson", directory, books.cut_off))
+    assert victim.read_text() == "mine, and longer"
