@@ -27,6 +27,7 @@ __all__ = [
     "RefundExceedsChargeError",
     "ReplicaSetRequiredError",
     "StorageError",
+    "TransactionAbortedError",
     "TransactionNotFoundError",
     "UndefinedActionError",
     "UndefinedTierError",
@@ -261,6 +262,24 @@ class CommitOutcomeUnknownError(StorageError):
         super().__init__(
             "the operation may or may not have happened: "
             "retry it with the same idempotency key, which settles it"
+        )
+
+
+class TransactionAbortedError(StorageError):
+    """A call with ``session=`` ended without an outcome, so that transaction cannot commit.
+
+    The application's commit raises it, and so does any later call in the same transaction. The
+    ``__cause__`` is how the earlier call ended.
+    """
+
+    code = "TRANSACTION_ABORTED"
+
+    def __init__(self, *, error_labels: Iterable[str] = ()) -> None:
+        super().__init__(
+            "an earlier call of the ledger in this transaction failed or was cancelled, so the "
+            "transaction was aborted and nothing of it was written: repeat all of it in another "
+            "transaction",
+            error_labels=error_labels,
         )
 
 

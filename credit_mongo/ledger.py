@@ -50,6 +50,7 @@ from credit_mongo.core.results import (
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
 from credit_mongo.engine.commit import Clock, Committer
 from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.latest import LatestWrite
@@ -59,6 +60,7 @@ from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     ConfigurationError,
+    CreditError,
     InvalidRequestError,
     LedgerBusyError,
     StorageError,
@@ -157,6 +159,7 @@ class CreditLedger:
         turns = Turns()
         latest_write = LatestWrite(database.client)
         self._deadlines = Deadlines(database.client)
+        endings = Endings(database.client, self._deadlines)
         self._committer = Committer(
             database.client,
             store,
@@ -165,6 +168,7 @@ class CreditLedger:
             turns=turns,
             latest_write=latest_write,
             deadlines=self._deadlines,
+            endings=endings,
             clock=self._clock,
         )
         self._lanes = Lanes(
@@ -174,7 +178,13 @@ class CreditLedger:
             timeout_seconds=config.operation_timeout_seconds,
         )
         self._history = History(database, config.collections, self._users, latest_write)
-        self._sessions = ApplicationSessions(database.client)
+        self._sessions = ApplicationSessions(
+            database.client,
+            deadlines=self._deadlines,
+            endings=endings,
+            latest_write=latest_write,
+            timeout_seconds=config.operation_timeout_seconds,
+        )
         self._opening = Opening(database, LedgerSettings.of(config))
 
     @classmethod
@@ -574,7 +584,7 @@ class CreditLedger:
                 config.users,
                 decimal_places=config.decimal_places,
             )
-        except PyMongoError as error:
+        except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
     # The way in
@@ -616,11 +626,15 @@ class CreditLedger:
         return await self._lanes.submit(request, spent_seconds=loop.time() - began)
 
     async def _do_in(self, request: Request, session: AsyncClientSession) -> Result:
-        with self._sessions.using(session):
-            if not session.in_transaction:
-                raise InvalidRequestError("session", "has no transaction in progress: start one")
-            work = self._opened(self._committer.commit_in, request, session)
-            return await self._in_time(work, session)
+        try:
+            outcome = await self._sessions.write(
+                session, lambda: self._opened(self._committer.commit_in, request, session)
+            )
+        except (PyMongoError, BSONError) as error:
+            raise as_storage_error(error)  # noqa: B904 - with its cause
+        if isinstance(outcome, CreditError):
+            raise outcome
+        return outcome
 
     def _opened(
         self,
@@ -658,21 +672,13 @@ class CreditLedger:
         **options: _P.kwargs,
     ) -> _R:
         self._check_that_it_is_open()
-        with self._sessions.using(session):
-            try:
-                return await self._in_time(read(*arguments, **options), session)
-            except (PyMongoError, BSONError) as error:
-                raise as_storage_error(error)  # noqa: B904 - with its cause
-
-    async def _in_time(
-        self, work: Coroutine[Any, Any, _R], session: AsyncClientSession | None
-    ) -> _R:
-        seconds = self._config.operation_timeout_seconds
         try:
+            if session is not None:
+                return await self._sessions.read(session, lambda: read(*arguments, **options))
             with Unlogged():
-                if session is None:
-                    return await self._deadlines.keep(work, seconds)
-                # Left alone, it would go on in a session that the application uses again.
-                return await asyncio.wait_for(work, seconds)
+                work = read(*arguments, **options)
+                return await self._deadlines.keep(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
             raise StorageError("the database did not answer in time") from error
+        except (PyMongoError, BSONError) as error:
+            raise as_storage_error(error)  # noqa: B904 - with its cause

@@ -52,7 +52,8 @@ def as_session(session: object, database: AsyncDatabase[Any]) -> AsyncClientSess
         if delegate is None:
             delegate = motor.delegate_of_session(session)
         if delegate is not None:
-            adapted: Any = database.client.adopt_session(delegate)
+            adapted = database.client.adopt_session(delegate)
+            adapted.application_session = session
             return cast(AsyncClientSession, adapted)
     raise InvalidRequestError(
         "session", f"must be a session of the ledger's client, not {type(session).__name__}"

@@ -6,6 +6,7 @@ a call, and where, is told by a ``Run``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -44,7 +45,11 @@ class _Adapted:
         raise AttributeError(f"{type(self).__name__} has no {name}")
 
     async def _call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
-        return await self._run(getattr(self.delegate, name), *arguments, **_unwrapped(options))
+        work = self._run(getattr(self.delegate, name), *arguments, **_unwrapped(options))
+        session = options.get("session")
+        if isinstance(work, asyncio.Future) and isinstance(session, AdaptedSession):
+            return await session.result_of(work)
+        return await work
 
     async def _call_for_cursor(self, name: str, /, *arguments: Any, **options: Any) -> _Cursor:
         return _Cursor(await self._call(name, *arguments, **options), self._run)
@@ -210,6 +215,23 @@ class AdaptedSession(_Adapted):
     def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:
         super().__init__(delegate, run)
         self.client = client
+        # The application's own object, if this is one of its sessions.
+        self.application_session: Any = None
+        # Calls of the application's session that a thread is busy with: it cannot be stopped.
+        self.in_flight: set[asyncio.Future[Any]] = set()
+
+    async def result_of(self, work: asyncio.Future[Any]) -> Any:
+        """What a thread comes to. Who is cancelled does not wait for it, but it goes on."""
+        if self.application_session is None:
+            return await work
+        self.in_flight.add(work)
+        work.add_done_callback(self._landed)
+        return await asyncio.shield(work)
+
+    def _landed(self, work: asyncio.Future[Any]) -> None:
+        self.in_flight.discard(work)
+        if not work.cancelled():
+            work.exception()  # seen, if nobody waits for it any more
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AdaptedSession) and other.delegate is self.delegate

@@ -33,7 +33,6 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.config import RetryConfig
 from credit_mongo.core.books import Books, Loaded, Outcome
 from credit_mongo.core.requests import Request
-from credit_mongo.core.results import Result
 from credit_mongo.core.rules import Rules
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.endings import Endings
@@ -142,6 +141,7 @@ class Committer:
         turns: Turns,
         latest_write: LatestWrite,
         deadlines: Deadlines,
+        endings: Endings,
         clock: Clock,
     ) -> None:
         self._client = client
@@ -153,7 +153,7 @@ class Committer:
         self._repeats = Spell(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
         self._deadlines = deadlines
-        self._endings = Endings(client, deadlines)
+        self._endings = endings
 
     async def commit(
         self, requests: list[Request], deadline: float, take_more: TakeMore
@@ -219,26 +219,27 @@ class Committer:
             outcomes.update(zip(numbers, committed, strict=True))
         return [outcomes[n] for n in range(len(requests))]
 
-    async def commit_in(self, request: Request, session: AsyncClientSession) -> Result:
+    async def commit_in(self, request: Request, session: AsyncClientSession) -> Outcome:
         """The same in a transaction of the application's, which commits or aborts it.
 
-        Never repeated here. A refusal is audited outside the transaction and raised.
+        Never repeated here. A refusal is audited outside the transaction, which it leaves as it
+        was. If this raises, there may be a half of the operation in the transaction.
         """
         try:
             now = self._clock()
             loaded = await self._store.load([request], now, session, with_keys=True)
             books = Books.open(self._rules, now, loaded)
             [outcome] = books.decide_all([request])
-            if not isinstance(outcome, CreditError):
+            if isinstance(outcome, CreditError):
+                for refusal in books.refusals:
+                    await self._store.write_refusal(refusal)
+            else:
                 await self._store.write(books, loaded, session)
-                return outcome
-            for refusal in books.refusals:
-                await self._store.write_refusal(refusal)
         except CreditError:
             raise
         except Exception as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
-        raise outcome
+        return outcome
 
     async def close(self, seconds: float) -> None:
         """See to it that no transaction stays open on the server."""
@@ -256,7 +257,7 @@ class Committer:
                     )
                 except Exception as error:
                     seconds = self._seconds_to_next_try(batch, error)
-                    session = await self._endings.abort(session, batch.seconds_left())
+                    session = await self._endings.next_session(session, batch.seconds_left())
                     await asyncio.sleep(seconds)
                 else:
                     has_ended = True

@@ -49,6 +49,33 @@ class Deadlines:
         self._leave(task, left)
         raise asyncio.TimeoutError
 
+    async def keep_or_cancel(
+        self, work: Coroutine[Any, Any, _T], seconds: float, left: list[Late]
+    ) -> _T:
+        """The same for work in a session of the application's: late work is cancelled.
+
+        Left alone, it would go on in a session that the application uses again. Work that does not
+        end at once, or whose caller is cancelled a second time, is added to ``left``.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+            if done:
+                return task.result()
+            task.cancel()
+            await asyncio.wait({task}, timeout=_SPARE_SECONDS)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task}, timeout=_SPARE_SECONDS)
+            raise
+        finally:
+            if not task.done():
+                left.append(task)
+            task.add_done_callback(_seen)
+        if task.done() and not task.cancelled():
+            return task.result()
+        raise asyncio.TimeoutError
+
     async def close(self, seconds: float) -> None:
         """Wait for what is late, but not longer: it ends when the driver gives up.
 
@@ -66,8 +93,13 @@ class Deadlines:
         def ended(task: Late) -> None:
             timer.cancel()
             self._late.discard(task)
-            if not task.cancelled():
-                task.exception()  # seen: nobody waits for it any more
+            _seen(task)
 
         self._late.add(task)
         task.add_done_callback(ended)
+
+
+def _seen(task: Late) -> None:
+    """Nobody waits for it any more, so nobody is told how it has ended."""
+    if not task.cancelled():
+        task.exception()

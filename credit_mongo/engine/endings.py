@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from credit_mongo.engine.deadlines import Deadlines, Late
+from credit_mongo.engine.server_transactions import ServerTransaction
 
 __all__ = ["Endings"]
 
 _ANSWER_SECONDS: Final = 1.0
+# An abort waits on the server for what the transaction is still doing there.
+_ABORT_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.1
 # MongoDB's default transactionLifetimeLimitSeconds.
 _TRANSACTION_LIFETIME_SECONDS: Final = 60
+_NOT_IN_THE_STABLE_API: Final = 323
 
 
 class Endings:
@@ -33,7 +38,7 @@ class Endings:
         self._deadlines = deadlines
         self._tasks: set[asyncio.Future[None]] = set()
 
-    async def abort(self, session: AsyncClientSession, seconds: float) -> AsyncClientSession:
+    async def next_session(self, session: AsyncClientSession, seconds: float) -> AsyncClientSession:
         """Abort the session's transaction; a session for the next one.
 
         It is another if the server does not answer: that one is then ended in the background.
@@ -52,7 +57,14 @@ class Endings:
 
     def begin(self, session: AsyncClientSession, left: list[Late]) -> None:
         """End a session that may have a transaction open, and work that was left alone on it."""
-        task = asyncio.ensure_future(self._end(session, left))
+        self._start(self._end(session, left))
+
+    def abort(self, transaction: ServerTransaction) -> None:
+        """Abort a transaction of the application's. The application ends its session itself."""
+        self._start(self._abort(transaction))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -77,14 +89,32 @@ class Endings:
             await session.end_session()
 
     async def _kill(self, session: AsyncClientSession) -> None:
+        # Every user may end his own sessions; no privilege is needed.
+        command = {"killSessions": [session.session_id]}
+        try:
+            await self._until_answered(lambda: self._client.admin.command(command), _ANSWER_SECONDS)
+        except OperationFailure:
+            # A client that is strict about the stable API may abort its transactions, no more.
+            transaction = ServerTransaction.latest_of(session)
+            if transaction is not None:
+                await self._abort(transaction)
+
+    async def _abort(self, transaction: ServerTransaction) -> None:
+        await self._until_answered(lambda: transaction.abort(self._client), _ABORT_SECONDS)
+
+    async def _until_answered(
+        self, ask: Callable[[], Coroutine[Any, Any, Any]], seconds: float
+    ) -> None:
         loop = asyncio.get_running_loop()
         server_drops_it_at = loop.time() + _TRANSACTION_LIFETIME_SECONDS
         while loop.time() < server_drops_it_at:
-            # Every user may end his own sessions; no privilege is needed.
-            kill = self._client.admin.command({"killSessions": [session.session_id]})
             try:
-                await self._deadlines.keep(kill, _ANSWER_SECONDS)
-            except (asyncio.TimeoutError, PyMongoError):
+                await self._deadlines.keep(ask(), seconds)
+            except InvalidOperation:
+                return  # the application has closed its client
+            except (asyncio.TimeoutError, PyMongoError) as error:
+                if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:
+                    raise
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 return

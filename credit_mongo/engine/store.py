@@ -26,6 +26,7 @@ from credit_mongo.core.books import Books, Loaded
 from credit_mongo.core.membership import is_past
 from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
 from credit_mongo.core.rules import Refusal
+from credit_mongo.engine.server_transactions import fields_of
 from credit_mongo.engine.turns import Turn
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
 from credit_mongo.rows import (
@@ -360,7 +361,9 @@ class Store:
             await self._command({"insert": collection, "documents": documents}, session)
 
     async def _command(self, command: Raw, session: AsyncClientSession) -> Raw:
-        reply = await self._database.command(command, codec_options=CODEC_OPTIONS, session=session)
+        reply = await self._database.command(
+            {**command, **fields_of(session)}, codec_options=CODEC_OPTIONS, session=session
+        )
         if errors := reply.get("writeErrors"):
             # The server's own text would quote the document's values.
             code = errors[0]["code"]

@@ -23,6 +23,7 @@ from credit_mongo.core.results import CorrectionResult
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
@@ -148,6 +149,7 @@ class _Repairing:
         store = Store(
             database, reading.names, reading.users, audits=reading.audits, remembers_for=ttl
         )
+        deadlines = Deadlines(database.client)
         self._committer = Committer(
             database.client,
             store,
@@ -155,7 +157,8 @@ class _Repairing:
             retry=config.retry,
             turns=Turns(),
             latest_write=LatestWrite(database.client),
-            deadlines=Deadlines(database.client),
+            deadlines=deadlines,
+            endings=Endings(database.client, deadlines),
             clock=lambda: to_milliseconds(datetime.now(timezone.utc)),
         )
         self._reading = reading

@@ -21,6 +21,7 @@ OPERATIONS: Final = "tests/integration/test_operations.py"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
 SESSIONS: Final = "tests/integration/test_application_transactions.py"
+HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
 SECRECY: Final = "tests/integration/test_secrecy.py"
@@ -306,9 +307,8 @@ PLANTED: Final = (
     Bug(
         "a dropped session",
         "engine/store.py",
-        "reply = await self._database.command("
-        "command, codec_options=CODEC_OPTIONS, session=session)",
-        "reply = await self._database.command(command, codec_options=CODEC_OPTIONS)",
+        "{**command, **fields_of(session)}, codec_options=CODEC_OPTIONS, session=session\n",
+        "command, codec_options=CODEC_OPTIONS\n",
         (OPERATIONS, SESSIONS),
     ),
     Bug(
@@ -580,9 +580,44 @@ PLANTED: Final = (
     Bug(
         "calls without a deadline",
         "ledger.py",
-        "return await self._deadlines.keep(work, seconds)",
+        "return await self._deadlines.keep(work, self._config.operation_timeout_seconds)",
         "return await work",
         (OUTCOMES, SESSIONS),
+    ),
+    Bug(
+        "half an operation can be committed",
+        "engine/sessions.py",
+        "                guard.abort(error)\n",
+        "                pass\n",
+        (HALVES,),
+    ),
+    Bug(
+        "half an operation can be committed while its call goes on",
+        "engine/sessions.py",
+        "        if self._is_in_use:\n",
+        "        if False:\n",
+        (HALVES,),
+    ),
+    Bug(
+        "half an operation is carried out after the application's abort",
+        "engine/store.py",
+        "{**command, **fields_of(session)}",
+        "command",
+        (HALVES,),
+    ),
+    Bug(
+        "half an operation holds its user until the application ends its session",
+        "engine/sessions.py",
+        "                    self._endings.abort(transaction)\n",
+        "                    pass\n",
+        (HALVES,),
+    ),
+    Bug(
+        "a strict client leaves its transaction open",
+        "engine/endings.py",
+        "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
+        "if False:",
+        (HALVES,),
     ),
     Bug(
         "another client's session is used",

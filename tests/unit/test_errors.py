@@ -31,6 +31,7 @@ from credit_mongo.errors import (
     RefundExceedsChargeError,
     ReplicaSetRequiredError,
     StorageError,
+    TransactionAbortedError,
     TransactionNotFoundError,
     UndefinedActionError,
     UndefinedTierError,
@@ -100,6 +101,7 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
     (ReplicaSetRequiredError(), "REPLICA_SET_REQUIRED", {}),
     (LedgerBusyError("the ledger is closed"), "LEDGER_BUSY", {}),
     (CommitOutcomeUnknownError(), "COMMIT_OUTCOME_UNKNOWN", {}),
+    (TransactionAbortedError(), "TRANSACTION_ABORTED", {}),
     (
         AccountDataError("u", "credits", "is below zero"),
         "ACCOUNT_DATA",
@@ -271,6 +273,7 @@ def test_errors_of_the_database_are_of_one_kind() -> None:
         StorageError,
         ReplicaSetRequiredError,
         LedgerBusyError,
+        TransactionAbortedError,
         CommitOutcomeUnknownError,
         AccountDataError,
     }
