@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -10,7 +11,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
-from credit_mongo.core.requests import check_flag, check_identifier
+from credit_mongo.core.requests import ChargeRequest, check_flag, check_identifier
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
@@ -19,6 +20,7 @@ from credit_mongo.rows import (
     CODEC_OPTIONS,
     Raw,
     audit_log_from,
+    to_object_id,
     transaction_from,
 )
 from credit_mongo.stored_users import StoredUsers
@@ -128,13 +130,39 @@ class History:
         places = _places(names.audit_logs, names.audit_logs_archive, include_archived)
         return AuditPage(*await self._page(places, query, audit_log_from, session))
 
+    async def charge_with_key(self, user_id: str, key: str, start_date: datetime) -> Raw | None:
+        """Id and amount of the user's charge with this key, made since ``start_date``."""
+        query = {
+            "userId": user_id,
+            "createdAt": {"$gte": start_date},
+            "operation": ChargeRequest.operation,
+            "idempotencyKey": key,
+        }
+        found = await self._find_small(query)
+        return found[0] if found else None
+
+    async def refunded_of(self, transaction_id: str) -> int:
+        """How many units were refunded of this charge."""
+        found = await self._find_small({"refundOf": to_object_id(transaction_id)})
+        return sum(int(row["amount"]) for row in found)
+
+    async def _find_small(self, query: Raw) -> list[Raw]:
+        """Ids and amounts of transactions. One that moves to the archive is not counted twice."""
+        found: dict[Any, Raw] = {}
+        async with self._latest_write.seen_by(None) as seen:
+            # The archive comes last: what leaves the first collection meanwhile is there already.
+            for place in (self._names.transactions, self._names.transactions_archive):
+                rows = self._database[place].find(query, {"amount": 1}, session=seen)
+                found |= {row["_id"]: row async for row in rows}
+        return list(found.values())
+
     async def _page(
         self,
         places: tuple[str, ...],
         query: PageQuery,
         row_from: Callable[[Mapping[str, Any], str], Row],
         session: AsyncClientSession | None,
-    ) -> tuple[list[Row], str | None]:
+    ) -> tuple[tuple[Row, ...], str | None]:
         """Rows and the cursor after them. Raises AccountDataError for a row that can't be read."""
         documents: list[Raw] = []
         rows: list[Row] = []
@@ -148,8 +176,8 @@ class History:
                 rows += [row_from(document, query.user_id) for document in wanted]
                 documents += found
                 if len(documents) > query.limit:
-                    return rows, query.write_cursor(documents[: query.limit])
-        return rows, None
+                    return tuple(rows), query.write_cursor(documents[: query.limit])
+        return tuple(rows), None
 
     async def _find(
         self, place: str, query: PageQuery, found: int, session: AsyncClientSession

@@ -19,6 +19,7 @@ from credit_mongo.config import CreditConfig
 from credit_mongo.connection import check_replica_set, connect
 from credit_mongo.core.books import user_of
 from credit_mongo.core.formula import exact_variables
+from credit_mongo.core.pricing import in_credits
 from credit_mongo.core.requests import (
     KEEP,
     ChargeRequest,
@@ -586,6 +587,15 @@ class CreditLedger:
             )
         except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
+
+    def format(self, units: int) -> str:
+        """An amount of smallest units in credits, for people.
+
+        With ``decimal_places=2``, ``format(135_000)`` is ``"1,350.00"``.
+        """
+        if isinstance(units, bool) or not isinstance(units, int):
+            raise InvalidRequestError("units", f"must be an int, not {type(units).__name__}")
+        return in_credits(int.__int__(units), self._config.decimal_places)
 
     # The way in
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Generic, TypeVar, overload
 
@@ -27,39 +28,45 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 Row = TypeVar("Row")
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Page(Sequence[Row], Generic[Row]):
-    """Rows, newest first; ``next_cursor`` continues after the last, None at the end."""
+    """Rows, newest first; ``next_cursor`` continues after the last, None at the end.
 
-    __slots__ = ("_rows", "next_cursor")
+    It is a sequence of its ``items``. As JSON it is an object of both fields.
+    """
 
-    def __init__(self, rows: Sequence[Row], next_cursor: str | None) -> None:
-        self._rows = tuple(rows)
-        self.next_cursor: str | None = next_cursor
+    items: tuple[Row, ...]
+    next_cursor: str | None
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        return self._rows[index]
+        return self.items[index]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.items)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)}, next_cursor={self.next_cursor!r}>"
 
 
+# Each names the type of its items again: pydantic does not see through the type variable.
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HistoryPage(Page[Transaction]):
     """A page of transactions."""
 
-    __slots__ = ()
+    items: tuple[Transaction, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class AuditPage(Page[AuditLog]):
     """A page of audit logs."""
 
-    __slots__ = ()
+    items: tuple[AuditLog, ...]
 
 
 class PageQuery:

@@ -18,6 +18,7 @@ import typer
 
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.config import CreditConfig
+from credit_mongo.core.pricing import in_credits
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.export import parse_moment
@@ -127,13 +128,6 @@ def moment_of(name: str, text: str | None) -> datetime | None:
 
 
 # What is shown
-
-
-def in_credits(amount: int, decimal_places: int) -> str:
-    """An amount of smallest units in credits: 1350 with two places is 13.50."""
-    whole, part = divmod(abs(amount), 10**decimal_places)
-    sign = "-" if amount < 0 else ""
-    return f"{sign}{whole:,}.{part:0{decimal_places}d}" if decimal_places else f"{sign}{whole:,}"
 
 
 def shown(amount: object, config: CreditConfig) -> str:

@@ -14,7 +14,7 @@ from credit_mongo.errors import (
     MissingVariableError,
 )
 
-__all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "find_price", "to_units"]
+__all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "find_price", "in_credits", "to_units"]
 
 DEFAULT_TIER: Final = "default"
 """The price of those without a tier, and of tiers that are not listed."""
@@ -75,3 +75,10 @@ def to_units(credits_due: Fraction, units_per_credit: int) -> int:
     """Credits as smallest units, rounded half up; the only place where anything is rounded."""
     exact = credits_due * units_per_credit
     return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
+
+
+def in_credits(units: int, decimal_places: int) -> str:
+    """Smallest units in credits, for people: 135000 with two places is 1,350.00."""
+    whole, part = divmod(abs(units), 10**decimal_places)
+    sign = "-" if units < 0 else ""
+    return f"{sign}{whole:,}.{part:0{decimal_places}d}" if decimal_places else f"{sign}{whole:,}"

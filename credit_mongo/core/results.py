@@ -2,15 +2,16 @@
 
 ``replayed`` tells that an idempotency key had done it before. It takes no part in comparisons: the
 answer to a repeated request equals the first. The caller's metadata and keys stay out of every
-``repr``: that is what lands in logs.
+``repr``: that is what lands in logs. A web framework that knows pydantic can return each as JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from credit_mongo.core.serialization import Metadata
 
 __all__ = [
     "AuditLog",
@@ -52,7 +53,7 @@ class ChargeResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None = field(repr=False)
+    metadata: Metadata | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
@@ -67,7 +68,7 @@ class RefundResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None = field(repr=False)
+    metadata: Metadata | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
@@ -82,7 +83,7 @@ class GrantResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None = field(repr=False)
+    metadata: Metadata | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
@@ -97,7 +98,7 @@ class CorrectionResult:
     balance_before: int
     balance_after: int
     created_at: datetime
-    metadata: Mapping[str, Any] | None
+    metadata: Metadata | None = field(repr=False)
     replayed: bool = field(default=False, compare=False)
 
 
@@ -145,7 +146,7 @@ class Transaction:
     amount: int
     balance_before: int
     balance_after: int
-    metadata: Mapping[str, Any] | None = field(repr=False)
+    metadata: Metadata | None = field(repr=False)
     idempotency_key: str | None = field(repr=False)
     refund_of: str | None
     created_at: datetime
@@ -163,8 +164,8 @@ class AuditLog:
     operation: str
     action: str
     status: str
-    details: Mapping[str, Any]
-    metadata: Mapping[str, Any] | None = field(repr=False)
+    details: Metadata
+    metadata: Metadata | None = field(repr=False)
     error_message: str | None
     created_at: datetime
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import Depends, FastAPI, Form, Header, HTTPException, UploadFile
+from fastapi import Depends, FastAPI, HTTPException
 from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditLedger, errors
@@ -48,6 +48,7 @@ from credit_mongo.integrations.fastapi import (
     Paid,
     RequestCompletedError,
     RequestInProgressError,
+    RequestTooLargeError,
     add_credit_handlers,
     credit_lifespan,
     get_ledger,
@@ -56,6 +57,7 @@ from credit_mongo.integrations.fastapi import (
 from credit_mongo.integrations.fastapi.orders import Order
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.maintenance.verify import verify
+from tests.integration.paid_site import CONFIG, Site, client_of, code_of, current_user
 from tests.integration.promises import Client, Database, Row, check_promises, failing, rows
 
 SECRET = "s3cr3t"  # noqa: S105 - none, but what stands for one
@@ -87,6 +89,7 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     ),
     (RequestInProgressError(), 409, {}),
     (RequestCompletedError("t1"), 409, {"transaction_id": "t1"}),
+    (RequestTooLargeError(10), 413, {"largest": 10}),
     (IdempotencyConflictError(SECRET), 422, {}),
     (
         InvalidRequestError("amount", "must be an int"),
@@ -106,32 +109,6 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (CommitOutcomeUnknownError(), 503, {}),
 )
 
-CONFIG = CreditConfig(
-    costs={
-        "generate-post": {"default": 10},
-        "ai-completion": {"default": "{token} * 0.001 + 10"},
-        "lesson": {"default": 1},
-    }
-)
-
-
-def _current_user(x_user: Annotated[str, Header()]) -> str:
-    return x_user
-
-
-def _price(price: int) -> int:
-    return price
-
-
-def _token(token: str) -> dict[str, Any]:
-    return {"token": int(token) if token.isdigit() else token}
-
-
-def _client(app: FastAPI) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
-
-
 # Problems
 
 
@@ -143,7 +120,7 @@ async def _problem_of(error: CreditError, **options: Any) -> httpx.Response:
     async def fail() -> None:
         raise error
 
-    async with _client(app) as client:
+    async with client_of(app) as client:
         return await client.get("/")
 
 
@@ -236,7 +213,7 @@ async def test_the_key_is_checked(values: list[str], key: str | None) -> None:
         return key
 
     headers = [(b"Idempotency-Key", value.encode()) for value in values]
-    async with _client(app) as client:
+    async with client_of(app) as client:
         answer = await client.get("/", headers=headers)
         if key is None:
             assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_IDEMPOTENCY_KEY")
@@ -269,7 +246,7 @@ async def test_the_lifespan_goes_with_the_applications_own(
     async def balance(ledger: Annotated[CreditLedger, Depends(get_ledger)]) -> int:
         return await ledger.get_balance("ann")
 
-    async with app.router.lifespan_context(app) as state, _client(app) as client:
+    async with app.router.lifespan_context(app) as state, client_of(app) as client:
         assert state == {"answer": 42}
         assert (await client.get("/")).json() == 7
     assert seen == ["start", "end with 7"]
@@ -299,7 +276,7 @@ async def test_without_the_lifespan_there_is_no_ledger() -> None:
     async def ask(ledger: Annotated[CreditLedger, Depends(get_ledger)]) -> None:
         raise AssertionError(ledger)
 
-    async with _client(app) as client:
+    async with client_of(app) as client:
         answer = await client.get("/")
     assert (answer.status_code, answer.json()["code"]) == (500, "CONFIGURATION_ERROR")
 
@@ -322,93 +299,6 @@ def test_refunds_need_keys(idempotency: Any) -> None:
 # Charging
 
 
-class Site:
-    """An application under test, with what its handlers do."""
-
-    def __init__(self, database: Database, config: CreditConfig) -> None:
-        self.database = database
-        self.config = config
-        self.work: Callable[[Paid], Any] = lambda paid: paid.transaction_id
-        self.runs = 0
-        self.app = FastAPI(lifespan=credit_lifespan(config, database=database, lease_seconds=1))
-        add_credit_handlers(self.app)
-        self.app.post("/posts")(self._post)
-        self.app.post("/again")(self._again)
-        self.app.post("/ai")(self._ai)
-        self.app.post("/form")(self._form)
-        self.app.post("/keyless")(self._keyless)
-
-    async def _do(self, paid: Paid) -> Any:
-        self.runs += 1
-        done = self.work(paid)
-        return await done if inspect.isawaitable(done) else done
-
-    async def _post(
-        self, paid: Annotated[Paid, Charge("generate-post", user=_current_user)]
-    ) -> Any:
-        return await self._do(paid)
-
-    async def _again(
-        self,
-        paid: Annotated[Paid, Charge("generate-post", user=_current_user, answers_again=True)],
-    ) -> Any:
-        return [paid.transaction_id, paid.cost, paid.replayed]
-
-    async def _ai(
-        self,
-        paid: Annotated[
-            Paid,
-            Charge("ai-completion", user=_current_user, variables=_token),
-        ],
-    ) -> Any:
-        return await self._do(paid)
-
-    async def _form(
-        self,
-        name: Annotated[str, Form()],
-        file: UploadFile,
-        paid: Annotated[Paid, Charge("generate-post", user=_current_user)],
-    ) -> Any:
-        return [name, (await file.read()).decode(), paid.cost]
-
-    async def _keyless(
-        self,
-        paid: Annotated[
-            Paid,
-            Charge("lesson", user=_current_user, amount=_price, requires_key=False),
-        ],
-    ) -> Any:
-        return await self._do(paid)
-
-    @property
-    def ledger(self) -> CreditLedger:
-        ledger: CreditLedger = self.app.state.credit_mongo.ledger
-        return ledger
-
-    @property
-    def paid_requests(self) -> PaidRequests:
-        paid_requests: PaidRequests = self.app.state.credit_mongo.paid_requests
-        return paid_requests
-
-    async def ask(
-        self, key: str | None = "k", path: str = "/posts", user: str = "ann", **options: Any
-    ) -> httpx.Response:
-        """POST as a client would."""
-        headers = {"X-User": user} | ({} if key is None else {"Idempotency-Key": key})
-        async with _client(self.app) as client:
-            return await client.post(path, headers=headers, **options)
-
-    async def charges(self) -> list[int]:
-        """What each charge took, and each refund gave, in order."""
-        found = await rows(self.database, "transactions", userId="ann")
-        found.sort(key=lambda row: int(row["seq"]))
-        return [int(row["amount"]) for row in found[1:]]
-
-    async def states(self) -> list[str]:
-        """Of all requests."""
-        return [row["state"] for row in await rows(self.database, "paid_requests")]
-
-
 @pytest_asyncio.fixture
 async def site(database: Database) -> AsyncIterator[Site]:
     """With Ann, who has 100 credits."""
@@ -424,17 +314,13 @@ def _fails(_paid: Paid) -> Any:
     raise HTTPException(502, "the model has failed")
 
 
-def _code(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
-
-
 @pytest.mark.drivers("pymongo", "motor")
 async def test_a_request_is_paid_once(site: Site) -> None:
     """A repetition is refused, or answered again, and never done or charged again."""
     first = await site.ask()
     assert first.status_code == 200
     again = await site.ask()
-    assert _code(again) == (409, "REQUEST_COMPLETED")
+    assert code_of(again) == (409, "REQUEST_COMPLETED")
     assert again.json()["transaction_id"] == first.json()
     assert site.runs == 1
     first = await site.ask("other", "/again")
@@ -457,7 +343,7 @@ async def test_what_fails_is_refunded_and_a_retry_pays_anew(site: Site, failure:
     assert await site.charges() == [-10, 10, -10, 10]
     site.work = lambda paid: paid.cost
     assert (await site.ask()).json() == 10
-    assert _code(await site.ask()) == (409, "REQUEST_COMPLETED")
+    assert code_of(await site.ask()) == (409, "REQUEST_COMPLETED")
     assert await site.charges() == [-10, 10, -10, 10, -10]
 
 
@@ -465,11 +351,11 @@ async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
     """402 without a run of the handler; once there are credits, the same key does it."""
     await site.ledger.charge("ann", "lesson", amount=95)
     refused = await site.ask()
-    assert _code(refused) == (402, "INSUFFICIENT_CREDITS")
+    assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
     assert site.runs == 0
     await site.ledger.grant("ann", 5, action="gift")
     assert (await site.ask()).status_code == 200
-    assert _code(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
+    assert code_of(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
 
 
 async def test_a_key_is_bound_to_its_request(site: Site) -> None:
@@ -481,7 +367,7 @@ async def test_a_key_is_bound_to_its_request(site: Site) -> None:
     for key in ("k", "failed"):
         for path, body in (("/posts", {"a": 2}), ("/posts?b=1", {"a": 1}), ("/again", {"a": 1})):
             answer = await site.ask(key, path, json=body)
-            assert _code(answer) == (422, "IDEMPOTENCY_KEY_CONFLICT")
+            assert code_of(answer) == (422, "IDEMPOTENCY_KEY_CONFLICT")
     site.work = lambda paid: paid.cost
     assert (await site.ask(user="bob", json={"a": 2})).json() == 10
     assert await site.charges() == [-10, -10, 10]
@@ -496,7 +382,7 @@ async def test_a_form_is_its_fields(site: Site) -> None:
         (b"else", (422, "IDEMPOTENCY_KEY_CONFLICT")),
     ):
         answer = await site.ask("one", "/form", data={"name": "a"}, files={"file": content})
-        assert _code(answer) == expected
+        assert code_of(answer) == expected
 
 
 async def test_prices_come_from_dependencies(site: Site) -> None:
@@ -506,9 +392,9 @@ async def test_prices_come_from_dependencies(site: Site) -> None:
         assert (await site.ask(None, "/keyless?price=3")).status_code == 200
     assert await site.charges() == [-15, -3, -3]
     wrong = await site.ask("bad", path="/ai?token=many")
-    assert (_code(wrong), wrong.json()["field"]) == ((422, "INVALID_REQUEST"), "variables.token")
-    assert _code(await site.ask(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
-    assert _code(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
+    assert (code_of(wrong), wrong.json()["field"]) == ((422, "INVALID_REQUEST"), "variables.token")
+    assert code_of(await site.ask(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
+    assert code_of(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
 
 
 class Size(int, Enum):
@@ -529,7 +415,7 @@ async def test_a_variable_is_the_number_that_it_is(site: Site, token: Decimal) -
 def test_an_amount_goes_with_no_variables() -> None:
     """Said when the application is built."""
     with pytest.raises(InvalidRequestError, match="amount"):
-        Charge("a", user=_current_user, amount=lambda: 1, variables=dict)
+        Charge("a", user=current_user, amount=lambda: 1, variables=dict)
 
 
 async def test_one_of_many_at_once_does_it(site: Site) -> None:
@@ -545,7 +431,7 @@ async def test_one_of_many_at_once_does_it(site: Site) -> None:
     first = asyncio.create_task(site.ask())
     await entered.wait()
     others = await asyncio.gather(*(site.ask() for _ in range(20)))
-    assert {_code(answer) for answer in others} == {(409, "REQUEST_IN_PROGRESS")}
+    assert {code_of(answer) for answer in others} == {(409, "REQUEST_IN_PROGRESS")}
     assert all(answer.headers["retry-after"] == "1" for answer in others)
     go_on.set()
     assert (await first).status_code == 502
@@ -562,7 +448,7 @@ async def test_a_long_request_keeps_its_lease(site: Site) -> None:
     site.work = waits
     first = asyncio.create_task(site.ask())
     await asyncio.sleep(1.7)
-    assert _code(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert code_of(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
     assert (await first).status_code == 200
     assert await site.charges() == [-10]
 
@@ -663,7 +549,7 @@ async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: Pai
     run = await slow._open(ORDER)
     await _until_settled(site)
     assert await site.charges() == [-10, 10]
-    _, was_replayed = await slow._charge(run)
+    _, was_replayed = await slow._charges.charge(run)
     assert was_replayed
     assert await site.ledger.get_balance("ann") == 100
 
@@ -706,7 +592,7 @@ async def test_what_the_database_refuses_is_settled_later(
                 assert (await site.ask()).status_code == 502
                 assert await site.charges() == [-10]
                 refused = await site.ask("other")
-                assert _code(refused) == (503, "STORAGE_ERROR")
+                assert code_of(refused) == (503, "STORAGE_ERROR")
                 assert refused.headers["retry-after"] == "1"
             await _until_settled(site)
             assert sum(await site.charges()) == 0
@@ -718,7 +604,7 @@ async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> 
     runs = [await slow._open(replace(ORDER, key=key)) for key in ("charged", "not charged")]
     for _ in range(3):
         await site.ledger.charge("ann", "generate-post")
-    await slow._charge(runs[0])
+    await slow._charges.charge(runs[0])
     for run in runs:
         started_at = run["startedAt"] - timedelta(days=1)
         await site.database["paid_requests"].update_one(
@@ -792,5 +678,5 @@ async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
     assert await site.states() == []
     await site.ledger.create_user("ann", credits=100)
     site.work = succeeds
-    assert _code(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert code_of(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
     assert await site.states() == []

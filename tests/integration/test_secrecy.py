@@ -462,7 +462,12 @@ async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> N
 
 def fields_of(kind: type[Any]) -> dict[str, Any]:
     """Values for all fields of a dataclass: a secret in each that may hold one."""
-    secrets = {"metadata": METADATA, "key": WORD, "idempotency_key": WORD}
+    secrets = {
+        "metadata": METADATA,
+        "key": WORD,
+        "idempotency_key": WORD,
+        "items": (METADATA,),  # of a page
+    }
     return {f.name: secrets.get(f.name) for f in dataclasses.fields(kind)}
 
 

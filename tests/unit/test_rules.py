@@ -1527,6 +1527,7 @@ OUTSIDE = frozenset({"scripts", "benchmarks", "tests"})
 PURE_IMPORTS = frozenset(
     {
         "__future__",
+        "base64",
         "collections",
         "copy",
         "dataclasses",
@@ -1539,6 +1540,7 @@ PURE_IMPORTS = frozenset(
         "itertools",
         "math",
         "operator",
+        "pydantic",
         "re",
         "typing",
     }

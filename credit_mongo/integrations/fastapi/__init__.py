@@ -3,13 +3,16 @@
 - `credit_lifespan` opens the ledger with the application and closes it, `get_ledger` gives it.
 - `add_credit_handlers` answers the ledger's errors as RFC 9457 ``application/problem+json``.
 - `Charge` charges before a handler runs, and gives the credits back if it fails.
+- Routes can return all results and pages of the ledger, with whatever their metadata holds.
 - `idempotency_key` and `required_idempotency_key` give the checked ``Idempotency-Key`` header.
 """
 
 from credit_mongo.extras import missing
 
 try:
+    from credit_mongo.integrations.fastapi.bodies import RequestTooLargeError
     from credit_mongo.integrations.fastapi.charging import Charge
+    from credit_mongo.integrations.fastapi.encoders import teach_fastapi_bson
     from credit_mongo.integrations.fastapi.header import (
         IdempotencyKeyError,
         MissingIdempotencyKeyError,
@@ -26,6 +29,8 @@ try:
 except ModuleNotFoundError as _error:
     raise missing(_error, "fastapi") from None
 
+teach_fastapi_bson()
+
 __all__ = [
     "Charge",
     "IdempotencyKeyError",
@@ -33,6 +38,7 @@ __all__ = [
     "Paid",
     "RequestCompletedError",
     "RequestInProgressError",
+    "RequestTooLargeError",
     "add_credit_handlers",
     "credit_lifespan",
     "get_ledger",

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from credit_mongo.core.formula import exact_variables
 from credit_mongo.core.requests import check_amount, check_identifier
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.integrations.fastapi.bodies import Body
+from credit_mongo.integrations.fastapi.fingerprints import fingerprint
 from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
-from credit_mongo.integrations.fastapi.lifespan import get_paid_requests
+from credit_mongo.integrations.fastapi.lifespan import get_credits
+from credit_mongo.integrations.fastapi.middleware import Credits
 from credit_mongo.integrations.fastapi.orders import Order, Paid
-from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
+from credit_mongo.integrations.fastapi.routes import CHARGES
 
 __all__ = ["Charge"]
 
 Variables: TypeAlias = Mapping[str, int | float | Decimal]
-_CHUNK_BYTES = 1 << 20
 
 
 def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
@@ -57,7 +58,18 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
       is a new try. What a handler did before it died or failed may so be done twice.
     - after the erasure of the user: the answer of a user who is not there. A request that was at
       work meanwhile is answered 409 REQUEST_IN_PROGRESS.
-    - with another method, path, query, body or action: 422 IDEMPOTENCY_KEY_CONFLICT.
+    - with another method, path, query, content type, body or action: 422
+      IDEMPOTENCY_KEY_CONFLICT. The path and the query count as they were sent. The boundary of a
+      multipart body does not count.
+
+    A body that the route does not declare is read before the handler runs, if there is a key. What
+    exceeds 1 MiB is kept in a temporary file, from which the handler then reads it by
+    ``request.form()``, ``stream()`` or ``body()``. Before more than 64 KiB are read, a user who is
+    unknown, has no access or has too few credits is refused, which is not audited. FastAPI itself
+    reads a body that the route declares (a model, ``Form``, ``File``) before any dependency runs;
+    so declare no large ones. Either has a limit: ``credit_lifespan(max_body_bytes=…)``.
+
+    A route has one `Charge`: with two, the application does not start (ConfigurationError).
     """
     check_identifier("action", action)
     if variables is not None and amount is not None:
@@ -69,7 +81,7 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
 
     async def charged(
         request: Request,
-        paid_requests: Annotated[PaidRequests, Depends(get_paid_requests)],
+        credits_: Annotated[Credits, Depends(get_credits)],
         *,
         user_id: Any = of_user,
         priced_by: Any = of_variables,
@@ -81,38 +93,26 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
         order = Order(
             user_id=check_identifier("user_id", user_id),
             action=action,
-            fingerprint="" if key is None else await _fingerprint(request, action),
+            fingerprint="",
             amount=None if price is None else check_amount("amount", price),
             variables=priced_by,
             key=key,
             answers_again=answers_again,
         )
-        async with paid_requests.paid(order) as paid:
+        body = Body.of(request.scope)
+        assert body is not None  # noqa: S101 - it came with the credits
+        body.begin_charge()
+        if key is not None:
+            await body.read_ahead(lambda: credits_.paid_requests.check(order))
+            assert body.digest is not None  # noqa: S101 - the key is in the headers
+            order = replace(order, fingerprint=fingerprint(request.scope, action, body.digest))
+        async with credits_.paid_requests.paid(order) as paid:
             yield paid
 
+    CHARGES.add(charged)
     # Its end comes before the response is sent: no answer with success that was not paid.
     return Depends(charged, scope="function")
 
 
 def _nothing() -> None:
     return None
-
-
-async def _fingerprint(request: Request, action: str) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    scope = request.scope
-    what = (action, scope["method"], request.url.path, request.url.query)
-    digest.update(repr(what).encode())
-    try:
-        digest.update(await request.body())
-    except RuntimeError:
-        # It was read as a form, whose encoding differs from one sending to the next.
-        for name, value in (await request.form()).multi_items():
-            if isinstance(value, UploadFile):
-                digest.update(repr((name, value.filename, value.content_type)).encode())
-                while chunk := await value.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-                await value.seek(0)
-            else:
-                digest.update(repr((name, value)).encode())
-    return digest.hexdigest()

@@ -28,27 +28,26 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import (
+    AccountDataError,
     CommitOutcomeUnknownError,
     CreditError,
     IdempotencyConflictError,
-    RefundExceedsChargeError,
     StorageError,
-    TransactionNotFoundError,
-    UserNotFoundError,
 )
+from credit_mongo.integrations.fastapi.charges import Charges
 from credit_mongo.integrations.fastapi.orders import (
     Order,
     Paid,
@@ -66,7 +65,6 @@ _T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, Paid | None]
 _MOST_TRIES: Final = 5
 _SETTLED_AT_ONCE: Final = 100
-_CLOCKS_DIFFER: Final = timedelta(hours=1)
 # Without the first, a run that is over would do: a field that is missing is less than any date.
 _LEASE_IS_OVER: Final = {
     "leaseUntil": {"$exists": True},
@@ -84,11 +82,12 @@ class PaidRequests:
         *,
         lease_seconds: float,
     ) -> None:
-        self._ledger = ledger
+        self._charges = Charges(ledger)
         database = ledger._database
         self._collection = database.get_collection(
             config.collections.paid_requests,
             codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
             write_concern=JOURNALED_MAJORITY,
         )
         self._deadlines = Deadlines(database.client)
@@ -130,6 +129,17 @@ class PaidRequests:
             raise
         await asyncio.shield(self._start(self._complete(run, charge)))
 
+    async def check(self, order: Order) -> None:
+        """Raise what `paid` would raise for the account and its balance; nothing is written.
+
+        A repetition raises nothing: its balance says nothing about the request it repeats.
+        """
+        if order.key is not None:
+            query = {"_id": _request_id(order.user_id, order.key), "state": {"$ne": "released"}}
+            if await self._keep(self._collection.find_one(query, {"_id": 1})) is not None:
+                return
+        await self._charges.check(order)
+
     async def go_on(self) -> None:
         """Renew the leases of what is under way here, settle what others left; for ever."""
         # Apart: settling may wait for a user that somebody holds, and leases must not.
@@ -168,7 +178,7 @@ class PaidRequests:
             return run, None
         self._runs.add(run["run"])
         try:
-            charge, replayed = await self._charge(run)
+            charge, replayed = await self._charges.charge(run)
         except BaseException as error:
             self._runs.discard(run["run"])
             with contextlib.suppress(StorageError):  # then when its lease is over
@@ -230,13 +240,13 @@ class PaidRequests:
         self._runs.discard(run["run"])
         known = {"transactionId": charge.transaction_id, "cost": charge.cost}
         if not await self._end(run, "completed", known):
-            await self._refund(charge)
+            await self._charges.refund(charge)
             raise RequestInProgressError
 
     async def _fail(self, run: Raw, charge: Paid) -> None:
         self._runs.discard(run["run"])
         try:
-            await self._refund(charge)
+            await self._charges.refund(charge)
             await self._release(run)
         except CreditError as error:
             # Its lease ends, and then it is settled.
@@ -270,70 +280,19 @@ class PaidRequests:
         age = run["leaseUntil"] - run["startedAt"]
         try:
             if age.total_seconds() < self._ttl_seconds / 2:
-                charge: Paid | None = (await self._charge(run))[0]
+                charge: Paid | None = (await self._charges.charge(run))[0]
             else:
-                charge = await self._find_charge(run)
+                charge = await self._charges.find(run)
+        except AccountDataError:
+            # The account cannot be charged now. It may have been charged before it was damaged.
+            charge = await self._charges.find(run)
         except StorageError:
             raise
         except CreditError:
             charge = None  # refused: nothing was charged
         if charge is not None:
-            await self._refund(charge)
+            await self._charges.refund(charge)
         await self._release(run)
-
-    async def _charge(self, run: Raw) -> tuple[Paid, bool]:
-        variables, amount = run["variables"], run["amount"]
-        charge = await self._ledger.charge(
-            run["userId"],
-            run["action"],
-            amount=None if amount is None else int(amount),
-            variables=None
-            if variables is None
-            else {name: Decimal(value) for name, value in variables.items()},
-            idempotency_key=run["run"],
-        )
-        paid = Paid(charge.transaction_id, charge.user_id, charge.action, charge.cost)
-        return paid, charge.replayed
-
-    async def _find_charge(self, run: Raw) -> Paid | None:
-        """Of a run so old that the ledger may have forgotten its key: no process ran for long."""
-        cursor = None
-        while True:
-            page = await self._ledger.get_history(
-                run["userId"],
-                start_date=run["startedAt"] - _CLOCKS_DIFFER,
-                action=run["action"],
-                limit=1000,
-                cursor=cursor,
-            )
-            for row in page:
-                if row.idempotency_key == run["run"]:
-                    return Paid(row.transaction_id, row.user_id, row.action, -row.amount)
-            cursor = page.next_cursor
-            if cursor is None:
-                return None
-
-    async def _refund(self, charge: Paid) -> None:
-        """All that the charge still holds."""
-        key, amount = f"refund:{charge.transaction_id}", charge.cost
-        while amount:
-            try:
-                await self._ledger.refund(
-                    charge.user_id,
-                    amount,
-                    action=charge.action,
-                    transaction_id=charge.transaction_id,
-                    idempotency_key=key,
-                )
-            except RefundExceedsChargeError as error:
-                # Somebody has refunded a part by hand.
-                key, amount = f"{key}:{error.refundable}", error.refundable
-            except IdempotencyConflictError:
-                key = f"{key}:request"  # the application's own refund of a part has that one
-            except (UserNotFoundError, TransactionNotFoundError):
-                return  # the user was erased
-            else:
-                return
 
     async def _release(self, run: Raw) -> None:
         await self._end(run, "released", {})

@@ -34,13 +34,16 @@ from credit_mongo.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from credit_mongo.integrations.fastapi.bodies import RequestTooLargeError
 from credit_mongo.integrations.fastapi.header import IdempotencyKeyError, MissingIdempotencyKeyError
+from credit_mongo.integrations.fastapi.middleware import Credits, credits_of
 from credit_mongo.integrations.fastapi.orders import (
     RequestCompletedError,
     RequestInProgressError,
 )
+from credit_mongo.integrations.fastapi.routes import mounted_in
 
-__all__ = ["add_credit_handlers"]
+__all__ = ["add_credit_handlers", "share_credit_handlers"]
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:credit-mongo:error:"
@@ -80,6 +83,7 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
     ),
     RequestInProgressError: _Kind(409, "Request in progress", may_pass=True),
     RequestCompletedError: _Kind(409, "Request completed", ("transaction_id",)),
+    RequestTooLargeError: _Kind(413, "Request too large", ("largest",)),
     # The IETF's draft has 422 for a key that comes back with another request.
     IdempotencyConflictError: _Kind(422, "Idempotency key used for another request"),
     InvalidRequestError: _Kind(422, "Invalid request", ("field", "reason")),
@@ -119,15 +123,18 @@ def add_credit_handlers(
         if type(status) is not int or not _LEAST_STATUS <= status <= _MOST_STATUS:
             raise ConfigurationError(f"statuses.{kind.__name__}", "must be from 400 to 599")
 
-    async def answer(_request: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, CreditError)  # noqa: S101 - it is registered for no other
-        return _problem(error, changed, type_prefix)
+        return _problem(error, changed, type_prefix, credits_of(request))
 
     app.add_exception_handler(CreditError, answer)
 
 
 def _problem(
-    error: CreditError, changed: Mapping[type[CreditError], int], type_prefix: str
+    error: CreditError,
+    changed: Mapping[type[CreditError], int],
+    type_prefix: str,
+    credits_: Credits | None,
 ) -> JSONResponse:
     kinds = type(error).__mro__
     shown = next(_KINDS[kind] for kind in kinds if kind in _KINDS)
@@ -137,8 +144,25 @@ def _problem(
         type=type_prefix + error.code.lower().replace("_", "-"),
         title=shown.title,
         status=status,
-        detail=str(error) if shown.detail is None else shown.detail,
+        detail=_detail(error, shown, credits_),
         code=error.code,
     )
     headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if shown.may_pass else None
     return JSONResponse(body, status, headers, MEDIA_TYPE)
+
+
+def _detail(error: CreditError, shown: _Kind, credits_: Credits | None) -> str:
+    if isinstance(error, InsufficientCreditsError) and credits_ is not None:
+        # People count in credits. The facts beside it stay in smallest units, for programs.
+        required = credits_.ledger.format(error.required)
+        available = credits_.ledger.format(error.available)
+        return f"This takes {required} credits, and user {error.user_id!r} has {available}."
+    return str(error) if shown.detail is None else shown.detail
+
+
+def share_credit_handlers(app: Any) -> None:
+    """Mounted applications answer the ledger's errors as ``app`` does, unless in their own way."""
+    handler = getattr(app, "exception_handlers", {}).get(CreditError)
+    for mounted in mounted_in(app):
+        if handler is not None and hasattr(mounted, "exception_handlers"):
+            mounted.exception_handlers.setdefault(CreditError, handler)

@@ -1,0 +1,169 @@
+"""A request's body on its way to whoever reads it: limited, hashed, and kept if it is read ahead.
+
+FastAPI reads a body that the route declares before any dependency runs. A body that it does not
+declare is read by the handler, if at all. `Body` stands between the server and the application, so
+every chunk passes it once, whoever reads it. `Charge` needs the digest of the whole body: it reads
+what is left, on disk above 1 MiB, and the handler then reads the same chunks from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Collection
+from tempfile import SpooledTemporaryFile
+from typing import Any, Final
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope
+
+from credit_mongo.errors import ConfigurationError, CreditError
+from credit_mongo.integrations.fastapi.fingerprints import BodyDigest
+from credit_mongo.integrations.fastapi.header import NAME
+
+__all__ = ["Body", "RequestTooLargeError"]
+
+_SCOPE_KEY: Final = "credit_mongo.body"
+_IN_MEMORY_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 64 * 1024
+# Reading this much costs less than looking at the account first.
+_SMALL_BODY_BYTES: Final = 64 * 1024
+
+
+class RequestTooLargeError(CreditError, HTTPException):
+    """The request's body has more than ``largest`` bytes; nothing was charged.
+
+    Also an HTTPException: FastAPI hides any other error that comes while it reads a body.
+    """
+
+    code = "REQUEST_TOO_LARGE"
+
+    def __init__(self, largest: int) -> None:
+        text = f"the body of this request may have at most {largest} bytes"
+        HTTPException.__init__(self, 413, text)
+        self.args = (text,)
+        self.largest = largest
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class Body:
+    """The body of one request; ``receive`` is what the application reads it by.
+
+    Bodies for the ``charged_endpoints`` (their identities) are limited, whoever reads them.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, *, largest: int, charged_endpoints: Collection[int]
+    ) -> None:
+        headers = Headers(scope=scope)
+        self._scope = scope
+        self._receive = receive
+        self._largest = largest
+        self._charged_endpoints = charged_endpoints
+        # Without a key there is no fingerprint.
+        self.digest: BodyDigest | None = BodyDigest(scope) if NAME in headers else None
+        self._announced = _announced_bytes(headers)
+        self._size = 0
+        self._is_complete = False
+        self._kept: UploadFile | None = None
+        self._unread = 0
+        self._is_charged = False
+        self.refusal: RequestTooLargeError | None = None
+        scope[_SCOPE_KEY] = self
+
+    @staticmethod
+    def of(scope: Scope) -> Body | None:
+        """The body of a request that has passed through the middleware."""
+        body: Body | None = scope.get(_SCOPE_KEY)
+        return body
+
+    def begin_charge(self) -> None:
+        """Limit the body, wherever the request was routed. Raises ConfigurationError if twice."""
+        if self._is_charged:
+            raise ConfigurationError("Charge", "this request has two: one route can have one")
+        self._is_charged = True
+        self._check_size()
+
+    async def receive(self) -> Message:
+        """The next message. Raises RequestTooLargeError."""
+        return await self._take() if self._kept is None else await self._take_kept(self._kept)
+
+    async def read_ahead(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Let the rest of the body pass, and keep it. ``check`` comes before a large one."""
+        if self._is_complete:
+            return
+        is_checked = self._announced > _SMALL_BODY_BYTES
+        if is_checked:
+            await check()
+        kept = _new_file()
+        try:
+            await self._keep_rest(kept, None if is_checked else check)
+        except BaseException:
+            kept.file.close()
+            raise
+        self._kept = kept
+
+    async def _keep_rest(
+        self, kept: UploadFile, check: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        while not self._is_complete:
+            message = await self._take()
+            if message["type"] == "http.disconnect":
+                raise HTTPException(400, "the client went away before it had sent the body")
+            await kept.write(message.get("body", b""))
+            if check is not None and self._size > _SMALL_BODY_BYTES and not self._is_complete:
+                await check()
+                check = None
+        self._unread = kept.size or 0
+        await kept.seek(0)
+
+    def close(self) -> None:
+        """Let go of what was kept, when the request has been answered."""
+        if self._kept is not None:
+            self._kept.file.close()
+
+    async def _take(self) -> Message:
+        self._check_size()
+        message = await self._receive()
+        if message["type"] == "http.request":
+            chunk = message.get("body", b"")
+            self._size += len(chunk)
+            self._is_complete = not message.get("more_body", False)
+            self._check_size()
+            if self.digest is not None:
+                for _ in self.digest.update(chunk):
+                    if len(chunk) > _CHUNK_BYTES:
+                        await asyncio.sleep(0)
+        return message
+
+    async def _take_kept(self, kept: UploadFile) -> Message:
+        chunk = await kept.read(_CHUNK_BYTES)
+        self._unread -= len(chunk)
+        if not self._unread:
+            kept.file.close()
+            self._kept = None
+        return {"type": "http.request", "body": chunk, "more_body": self._unread > 0}
+
+    def _check_size(self) -> None:
+        if self._is_charged or id(self._scope.get("endpoint")) in self._charged_endpoints:
+            announced = 0 if math.isinf(self._announced) else self._announced
+            if max(self._size, announced) > self._largest:
+                self.refusal = RequestTooLargeError(self._largest)
+                raise self.refusal
+
+
+def _announced_bytes(headers: Headers) -> float:
+    """How many bytes the body will have; infinitely many if it comes in chunks, 0 if unknown."""
+    if "transfer-encoding" in headers:
+        return math.inf
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) <= 20 else 0  # noqa: PLR2004 - more digits than any size has
+
+
+def _new_file() -> UploadFile:
+    # Starlette's own: it works in a thread once the file has outgrown the memory.
+    file: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - closed with the request
+    return UploadFile(file, size=0)

@@ -1,0 +1,81 @@
+"""The routes of an application that charge, those of mounted and included ones, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+from weakref import WeakSet
+
+from fastapi import routing
+
+from credit_mongo.errors import ConfigurationError
+
+__all__ = ["CHARGES", "charged_endpoints", "mounted_in", "needs", "routes_of"]
+
+CHARGES: Final[WeakSet[Callable[..., Any]]] = WeakSet()
+"""The dependencies that `Charge` has made."""
+
+
+def charged_endpoints(application: Any) -> frozenset[int]:
+    """The identities of the endpoints that charge.
+
+    Raises ConfigurationError for a route that charges twice.
+    """
+    found = set()
+    for each in (application, *mounted_in(application)):
+        for route in routes_of(each):
+            charges = CHARGES.intersection(_dependencies_of(route))
+            if len(charges) > 1:
+                raise ConfigurationError(
+                    "Charge",
+                    f"the route {route.path} has {len(charges)}, and one can fail after another "
+                    "was made: use one, whose amount or variables cover both",
+                )
+            if charges:
+                found.add(id(route.endpoint))
+    return frozenset(found)
+
+
+def needs(route: Any, dependency: Callable[..., Any]) -> bool:
+    """Whether a route depends on this, directly or not."""
+    return dependency in _dependencies_of(route)
+
+
+def routes_of(application: Any) -> Iterator[Any]:
+    """The routes of an application that have dependencies, as they are after inclusion."""
+    for route in _all_routes(getattr(application, "routes", ())):
+        if getattr(route, "dependant", None) is not None:
+            yield route
+
+
+def mounted_in(application: Any) -> Iterator[Any]:
+    """The applications that are mounted in one, in mounted ones, and behind middleware."""
+    seen = {id(application)}
+    waiting = [application]
+    while waiting:
+        for route in _all_routes(getattr(waiting.pop(), "routes", ())):
+            if getattr(route, "dependant", None) is not None:
+                continue
+            inner = getattr(route, "app", None)
+            while inner is not None and not hasattr(inner, "routes"):
+                inner = getattr(inner, "app", None)
+            if inner is not None and id(inner) not in seen:
+                seen.add(id(inner))
+                waiting.append(inner)
+                yield inner
+
+
+def _all_routes(routes: Sequence[Any]) -> Iterator[Any]:
+    # Before FastAPI had this, an included router's routes were copied into the application.
+    contexts = getattr(routing, "iter_route_contexts", iter)
+    yield from contexts(routes)
+
+
+def _dependencies_of(route: Any) -> set[Callable[..., Any]]:
+    found: set[Callable[..., Any]] = set()
+    waiting = [route.dependant]
+    while waiting:
+        dependant = waiting.pop()
+        found.update(each.call for each in dependant.dependencies)
+        waiting += dependant.dependencies
+    return found

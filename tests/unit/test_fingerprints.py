@@ -1,0 +1,165 @@
+"""Two requests have one fingerprint if they are the same, and only then."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("fastapi")
+
+from credit_mongo.integrations.fastapi.fingerprints import BodyDigest, fingerprint
+
+FORM = 'multipart/form-data; boundary="{}"'
+
+
+def scope_of(*, path: bytes = b"/", query: bytes = b"", **headers: str) -> dict[str, Any]:
+    """An HTTP request's scope; a header's name has underscores for hyphens."""
+    raw = [(name.replace("_", "-").encode(), v.encode("latin-1")) for name, v in headers.items()]
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path.decode(),
+        "raw_path": path,
+        "query_string": query,
+        "headers": raw,
+    }
+
+
+def digest_of(body: bytes, *cuts: int, action: str = "a", **facts: Any) -> str:
+    """The fingerprint of a request whose body comes in the chunks between the cuts."""
+    scope = scope_of(**facts)
+    digest = BodyDigest(scope)
+    edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
+    for start, end in itertools.pairwise(edges):
+        for _ in digest.update(body[start:end]):
+            pass
+    return fingerprint(scope, action, digest)
+
+
+def form_of(boundary: str, *parts: tuple[str, str]) -> bytes:
+    """As clients write it: the lines of a part's headers, and its content."""
+    lines = [f"--{boundary}\r\n{head}\r\n\r\n{content}\r\n" for head, content in parts]
+    return ("".join(lines) + f"--{boundary}--\r\n").encode()
+
+
+FIELD = ('Content-Disposition: form-data; name="g"', "evil")
+FILE = ('Content-Disposition: form-data; name="f"; filename="x"', "AAA")
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=5))
+def test_chunks_do_not_count(body: bytes, cuts: list[int]) -> None:
+    """Neither for a body of any kind, nor for a form."""
+    for content_type in ("application/json", FORM.format("xyz")):
+        whole = digest_of(body, content_type=content_type)
+        assert digest_of(body, *cuts, content_type=content_type) == whole
+
+
+@given(st.lists(st.integers(0, 300), max_size=8), st.sampled_from(["a", "----B7", "Z'(x)"]))
+def test_a_boundary_does_not_count(cuts: list[int], boundary: str) -> None:
+    """A retry has another one, and comes in other chunks."""
+    one = digest_of(form_of("0123", FIELD, FILE), content_type=FORM.format("0123"))
+    # A boundary of one letter occurs elsewhere, so the body is hashed as it was sent.
+    other = digest_of(form_of(boundary, FIELD, FILE), *cuts, content_type=FORM.format(boundary))
+    assert (one == other) == (boundary != "a")
+
+
+def all_different() -> dict[str, str]:
+    """Requests of which no two are the same."""
+    form = form_of("B", FIELD, FILE)
+    plain = {"content_type": "text/plain"}
+    bound = {"content_type": FORM.format("B")}
+    evil = (FILE[0], "AAA('g', 'evil')")
+    return {
+        "empty": digest_of(b""),
+        "action": digest_of(b"", action="b"),
+        "path": digest_of(b"", path=b"/items/1"),
+        "path with a line break": digest_of(b"", path=b"/items/1%0A"),
+        "path with a number sign": digest_of(b"", path=b"/items/1%23"),
+        "path with its escape": digest_of(b"", path=b"/items/1%2523"),
+        "path with a question mark": digest_of(b"", path=b"/items/1%3Fa=1"),
+        "query": digest_of(b"", path=b"/items/1", query=b"a=1"),
+        "query in the path's place": digest_of(b"", path=b"/items/1a=1"),
+        "body": digest_of(b"a"),
+        "type": digest_of(b"a", **plain),
+        "encoding": digest_of(b"a", content_encoding="gzip", **plain),
+        "type of two": digest_of(b"a", content_type="text/plain", Content_Type="text/plain"),
+        "form": digest_of(form, **bound),
+        "form as text": digest_of(form, **plain),
+        "form in another charset": digest_of(form, content_type=FORM.format("B") + ";charset=x"),
+        "form of another kind": digest_of(form, content_type="multipart/mixed; boundary=B"),
+        "form, the other way": digest_of(form_of("B", FILE, FIELD), **bound),
+        "form with a field in the file": digest_of(form_of("B", evil), **bound),
+        "form with a field less": digest_of(form_of("B", FILE), **bound),
+        "form with another name": digest_of(
+            form_of("B", (FIELD[0].replace("g", "h"), "evil"), FILE), **bound
+        ),
+        "form with another file name": digest_of(
+            form_of("B", FIELD, (FILE[0].replace("x", "y"), "AAA")), **bound
+        ),
+        "form that begins with more": digest_of(b"more\r\n" + form, **bound),
+        "form that ends with more": digest_of(form + b"more", **bound),
+        "form without an end": digest_of(form[:-4], **bound),
+        "form that has the boundary in a file": digest_of(
+            form_of("B", FIELD, (FILE[0], "B")), **bound
+        ),
+        "form that has another there": digest_of(
+            form_of("C", FIELD, (FILE[0], "C")), content_type=FORM.format("C")
+        ),
+        "form with two boundaries": digest_of(
+            form_of("B", FIELD, FILE), content_type=FORM.format("B") + "; boundary=C"
+        ),
+        "form of another boundary than named": digest_of(form, content_type=FORM.format("C")),
+    }
+
+
+def test_other_requests_have_other_fingerprints() -> None:
+    """Whatever of a request differs."""
+    found = all_different()
+    by_digest: dict[str, list[str]] = {}
+    for name, digest in found.items():
+        by_digest.setdefault(digest, []).append(name)
+    assert [names for names in by_digest.values() if len(names) > 1] == []
+
+
+@given(st.text("-\r\nAB ", max_size=40), st.text("-\r\nAB ", max_size=40))
+def test_forms_with_two_boundaries_are_the_same_only_if_their_parts_are(
+    one: str, other: str
+) -> None:
+    """Exchanging the boundaries makes one body of the other."""
+    texts = form_of("A", (FILE[0], one)), form_of("B", (FILE[0], other))
+    kinds = [FORM.format(name) for name in "AB"]
+    digests = [digest_of(t, content_type=kind) for t, kind in zip(texts, kinds, strict=True)]
+    if digests[0] == digests[1]:
+        assert one == other
+        assert "A" not in one
+        assert "B" not in other
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data",
+        FORM.format(""),
+        FORM.format("x" * 71),
+        "\xff\x00;;=",
+        "a" * 100_000,
+        "multipart/form-data; boundary=" + ";" * 100_000,
+        "multipart/form-data;boundary=a b",
+    ],
+)
+def test_a_hostile_content_type_is_a_part_like_another(content_type: str) -> None:
+    """It is hashed as it was sent, with the body."""
+    one, other = (digest_of(body, content_type=content_type) for body in (b"a", b"b"))
+    assert one != other
+    assert one != digest_of(b"a", content_type=content_type + "x")
+
+
+def test_a_form_of_too_many_parts_is_hashed_as_it_was_sent() -> None:
+    """Parts cost more than bytes, so their number is bounded."""
+    parts = [FIELD] * 2001
+    digests = {digest_of(form_of(b, *parts), content_type=FORM.format(b)) for b in ("0123", "4567")}
+    assert len(digests) == 2
