@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,7 +23,9 @@ from credit_mongo import CreditLedger, InvalidRequestError, StorageError, UserNo
 from credit_mongo.cli import main
 from credit_mongo.maintenance.archive_borders import NO_BORDER
 from credit_mongo.maintenance.export import Export, export_transactions
+from credit_mongo.maintenance.export_files import whole_file
 from credit_mongo.maintenance.export_formats import COLUMNS, FORMATS, Format
+from credit_mongo.private_files import Directory
 from tests.integration.promises import Client, Database, Row, failing, rows, with_options
 from tests.integration.test_command_line import (
     PROGRAM,
@@ -440,6 +443,85 @@ async def test_a_link_leads_to_its_file_and_what_is_no_file_is_left_alone(
         with pytest.raises(OSError, match="is no file"):
             await export_transactions(database, wrong, format="csv", overwrite=True)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+async def test_a_link_to_nothing_is_not_followed(
+    ledger: CreditLedger, database: Database, tmp_path: Path, *, overwrite: bool
+) -> None:
+    """A file would come into being wherever it leads: at a login it might be run."""
+    await fill(database)
+    link, first = tmp_path / "all.csv", tmp_path / "first.csv"
+    first.symlink_to(tmp_path / "absent")
+    link.symlink_to(first)
+    with pytest.raises(OSError, match="is a link to nothing") as told:
+        await export_transactions(database, link, format="csv", overwrite=overwrite)
+    assert told.value.filename == str(link)
+    assert sorted(names_in(tmp_path)) == ["all.csv", "first.csv"]
+
+
+def test_a_link_of_another_user_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --force, the file that it leads to would be overwritten."""
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    target.write_text("mine")
+    link.symlink_to(target)
+    somebody_else = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: somebody_else)
+    with (
+        pytest.raises(OSError, match="another user's link"),
+        whole_file(link, overwrite=True),
+    ):
+        raise AssertionError("it was opened")
+    assert target.read_text() == "mine"
+
+
+async def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """What a live one writes, and what only looks alike, stays."""
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from credit_mongo.maintenance.export_files import whole_file\n"
+        "with whole_file(pathlib.Path(sys.argv[1]), overwrite=False) as write:\n"
+        "    write(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "all.csv"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(path))
+    assert await process.wait() == -signal.SIGKILL
+    [left] = names_in(tmp_path)
+    others = {".export-victim.part", ".export-12345678.part", "all.csv.part"}
+    (tmp_path / "all.csv.part").touch()
+    (tmp_path / ".export-victim.part").touch()
+    (tmp_path / ".export-12345678.part").symlink_to(tmp_path / "all.csv.part")
+    with whole_file(tmp_path / "first.csv", overwrite=False) as write:
+        [own] = set(names_in(tmp_path)) - others
+        assert own != left
+        with whole_file(path, overwrite=False) as write_too:
+            assert own in names_in(tmp_path)
+            write_too(b"whole")
+        write(b"first")
+    assert set(names_in(tmp_path)) == {*others, "all.csv", "first.csv"}
+    assert (path.read_bytes(), (tmp_path / "first.csv").read_bytes()) == (b"whole", b"first")
+
+
+def test_a_file_that_somebody_replaced_while_it_was_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory that others may write to, the name may lead to a file of theirs."""
+    rename = Directory.rename
+
+    def rename_and_replace(directory: Directory, old: str, new: str) -> None:
+        rename(directory, old, new)
+        (tmp_path / new).unlink()
+        (tmp_path / new).write_text("theirs")
+
+    monkeypatch.setattr(Directory, "rename", rename_and_replace)
+    with (
+        pytest.raises(OSError, match="was replaced by somebody else"),
+        whole_file(tmp_path / "all.csv", overwrite=True) as write,
+    ):
+        write(b"ours")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
