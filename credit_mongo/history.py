@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
@@ -45,7 +44,6 @@ class History:
     ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
             read_concern=MAJORITY,
             write_concern=JOURNALED_MAJORITY,
         )

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta, timezone
-from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -14,12 +13,10 @@ from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.connection import check_replica_set, connect
 from credit_mongo.core.books import user_of
-from credit_mongo.core.formula import exact_variables
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.core.requests import (
     KEEP,
@@ -49,6 +46,7 @@ from credit_mongo.core.results import (
     TierChangeResult,
     User,
 )
+from credit_mongo.core.variables import exact_variables
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
 from credit_mongo.engine.commit import Clock, Committer
 from credit_mongo.engine.deadlines import Deadlines
@@ -81,7 +79,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CreditLedger"]
 
-Number = int | float | Decimal
 _HASTE_SECONDS = 0.2
 # The driver looks whether its client was closed twice a second.
 _LATE_SECONDS = 1.0
@@ -123,18 +120,9 @@ class CreditLedger:
     that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
     CommitOutcomeUnknownError and AccountDataError).
 
-    With ``session``, an operation becomes part of the application's own transaction: it takes
-    effect when the application commits, and retries are the application's. A refused operation
-    raises and leaves the transaction usable; its audit row stays, whatever becomes of the rest.
-
-    If such a call ends in any other way (it is cancelled, its deadline passes, the database fails),
-    the transaction is aborted: the commit and later calls in it raise TransactionAbortedError.
-    PyMongo's ``with_transaction`` repeats the transaction where the failure may pass. The session
-    itself stays usable.
-
-    The durability of the application's transaction is that of its own write concern; MongoDB's
-    default is ``majority``. After a commit with ``w=1`` the ledger's reads still show what was
-    committed: they wait until a majority has it.
+    With ``session``, an operation becomes part of the application's own transaction, which the
+    application commits: it takes effect when that does, and its deadlines and retries are the
+    application's. A refused operation raises; its audit row stays, whatever becomes of the rest.
     """
 
     def __init__(
@@ -153,7 +141,6 @@ class CreditLedger:
         if not isinstance(config, CreditConfig):
             raise ConfigurationError("", "config must be a CreditConfig")
         database = as_database(database)
-        database = database.with_options(read_preference=ReadPreference.PRIMARY)
         self._config = config
         self._database = database
         self._clock = _checked(clock)
@@ -340,23 +327,28 @@ class CreditLedger:
         action: str,
         *,
         amount: int | None = None,
-        variables: Mapping[str, Number] | None = None,
+        variables: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> ChargeResult:
         """Take what ``action`` costs the user's tier, or ``amount`` units if given.
 
-        ``variables`` are for formulas; without them, a formula that needs some falls back to the
-        action's ``default`` if that is a fixed price. An ``amount`` needs no price for the action,
-        but the same access.
+        ``variables`` are for formulas: at most 200 names with numbers of any exact kind, within
+        ±10**18. What the price's formula does not use is ignored, whatever it holds, so that a
+        provider's whole usage object can be given; a used one that is no number raises
+        InvalidRequestError, which names it. Without variables, a formula that needs some falls back
+        to the action's ``default`` if that is a fixed price. An ``amount`` needs no price for the
+        action, but the same access.
 
         Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError,
         MissingVariableError, FormulaEvaluationError, InsufficientCreditsError and
         IdempotencyConflictError.
         """
         if amount is not None and variables is not None:
-            raise InvalidRequestError("amount", "goes with no variables: it is the price")
+            raise InvalidRequestError(
+                "amount", "cannot be combined with variables: it is the price"
+            )
         request = ChargeRequest(
             **self._common(user_id, idempotency_key, metadata),
             action_name=check_identifier("action", action),
@@ -499,7 +491,7 @@ class CreditLedger:
         user_id: str,
         action: str,
         *,
-        variables: Mapping[str, Number] | None = None,
+        variables: Mapping[str, object] | None = None,
     ) -> Quote:
         """What the action would cost the user now. Writes nothing; raises what a charge would."""
         user_id = self._users.check_id("user_id", user_id)

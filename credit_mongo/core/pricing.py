@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final, NamedTuple, TypeAlias
 
-from credit_mongo.core.formula import Formula, readable_variables
+from credit_mongo.core.formula import Formula
 from credit_mongo.core.requests import LARGEST_AMOUNT
+from credit_mongo.core.variables import Variables, readable_variables
 from credit_mongo.errors import (
     FormulaEvaluationError,
     MissingVariableError,
@@ -24,10 +26,11 @@ Price: TypeAlias = int | Formula
 
 
 class Priced(NamedTuple):
-    """A cost in smallest units, and the formula that gave it (None: a fixed price)."""
+    """A cost in smallest units; of a formula also its text and the variables that it used."""
 
     cost: int
-    formula: str | None
+    formula: str | None = None
+    variables: Mapping[str, int | Decimal] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +40,28 @@ class Tariff:
     prices: Mapping[str, Mapping[str, Price]]
     units_per_credit: int
 
-    def evaluate(
-        self, action: str, price: Price, variables: Mapping[str, Fraction] | None
-    ) -> Priced:
+    def evaluate(self, action: str, price: Price, variables: Variables | None) -> Priced:
         """The cost of an action at a price.
 
         A formula that needs variables, in a call that gives none, falls back to the action's
         ``default`` if that is a fixed price. A formula below zero costs nothing.
-        Raises MissingVariableError and FormulaEvaluationError.
+        Raises MissingVariableError, FormulaEvaluationError, and InvalidRequestError for a variable
+        that the formula uses and that is no number.
         """
         if isinstance(price, int):
-            return Priced(price, None)
+            return Priced(price)
         if variables is None and price.variables:
             fallback = self.prices[action].get(DEFAULT_TIER)
             if isinstance(fallback, int):
-                return Priced(fallback, None)
+                return Priced(fallback)
             raise MissingVariableError(price.text, next(iter(price.variables)), ())
-        credits_due = price.evaluate(variables or {})
-        cost = to_units(credits_due, self.units_per_credit)
+        variables = variables or {}
+        cost = to_units(price.evaluate(variables), self.units_per_credit)
+        used = readable_variables(variables, price.variables)
         if cost > LARGEST_AMOUNT:
-            raise FormulaEvaluationError(
-                price.text,
-                readable_variables(variables or {}),
-                f"it costs more than {LARGEST_AMOUNT} units",
-            )
-        return Priced(max(cost, 0), price.text)
+            cause = f"it costs more than {LARGEST_AMOUNT} units"
+            raise FormulaEvaluationError(price.text, used, cause)
+        return Priced(max(cost, 0), price.text, used)
 
 
 def find_price(prices: Mapping[str, Price], tier: str | None) -> Price | None:
@@ -72,7 +72,10 @@ def find_price(prices: Mapping[str, Price], tier: str | None) -> Price | None:
 
 
 def to_units(credits_due: Fraction, units_per_credit: int) -> int:
-    """Credits as smallest units, rounded half up; the only place where anything is rounded."""
+    """Credits as smallest units, rounded half up.
+
+    Nothing else is rounded, unless a formula asks for it.
+    """
     exact = credits_due * units_per_credit
     return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
 

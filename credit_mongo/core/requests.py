@@ -15,6 +15,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any, ClassVar, Final, TypeVar
 
+from credit_mongo.core.variables import Variables
 from credit_mongo.errors import InvalidRequestError
 
 _T = TypeVar("_T")
@@ -190,17 +191,22 @@ class ChargeRequest(_ActionRequest):
     operation: ClassVar[str] = "charge"
 
     amount: int | None
-    variables: Mapping[str, Fraction] | None
+    variables: Variables | None
 
     @property
     def fingerprint(self) -> str:
-        variables = self.variables
+        # All numbers, used by the price or not: a repetition must match its first after the prices
+        # have changed as well.
+        numbers = None
+        if self.variables is not None:
+            given = self.variables.items()
+            numbers = sorted((name, str(n)) for name, n in given if isinstance(n, Fraction))
         return _fingerprint(
             self.operation,
             self.user_id,
             self.action,
             self.amount,
-            None if variables is None else [(n, str(variables[n])) for n in sorted(variables)],
+            numbers,
         )
 
 

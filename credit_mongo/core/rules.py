@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
-from credit_mongo.core.formula import readable_variables
 from credit_mongo.core.membership import Membership, is_past
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Priced, Tariff, find_price
 from credit_mongo.core.requests import (
@@ -29,6 +28,7 @@ from credit_mongo.core.requests import (
     UpgradeTierRequest,
 )
 from credit_mongo.core.results import Quote
+from credit_mongo.core.variables import Variables
 from credit_mongo.errors import (
     CreditError,
     InsufficientCreditsError,
@@ -141,7 +141,7 @@ class Rules:
         self._check_access(account, action, tier)
 
     def quote(
-        self, account: Account, action: str, variables: Mapping[str, Any] | None, now: datetime
+        self, account: Account, action: str, variables: Variables | None, now: datetime
     ) -> Quote:
         """What the action would cost the user now. Raises what a charge would, but for credits."""
         tier = self.membership.tier_in_force(account, max(now, account.updated_at))
@@ -165,7 +165,7 @@ class Rules:
         account: Account,
         action: str,
         tier: str | None,
-        variables: Mapping[str, Any] | None,
+        variables: Variables | None,
     ) -> Priced:
         if action not in self.tariff.prices:
             raise UndefinedActionError(action)
@@ -213,14 +213,14 @@ class Rules:
             priced = self._price(account, request.action, tier, request.variables)
         else:
             self._check_access(account, request.action, tier)
-            priced = Priced(request.amount, None)
+            priced = Priced(request.amount)
         if priced.cost > account.credits:
             raise InsufficientCreditsError(account.user_id, priced.cost, account.credits)
         details: dict[str, Any] = {"tier": tier}
         if priced.formula is not None:
             details["formula"] = priced.formula
-            variables = readable_variables(request.variables or {})
-            details["variables"] = {name: str(number) for name, number in variables.items()}
+            used = priced.variables or {}
+            details["variables"] = {name: str(value) for name, value in used.items()}
         return _post(request, account, now, -priced.cost, details)
 
     def _refund(

@@ -19,6 +19,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditLedger, errors
+from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,
@@ -406,7 +407,7 @@ class Size(int, Enum):
 @pytest.mark.parametrize("token", [Size.LARGE, 5000.0, Decimal("5E+3")])
 async def test_a_variable_is_the_number_that_it_is(site: Site, token: Decimal) -> None:
     """However it prints: it is written down before the charge, and read for it."""
-    order = Order("ann", "ai-completion", "f", variables={"token": token}, key="k")
+    order = Order("ann", "ai-completion", "f", variables=exact_variables({"token": token}), key="k")
     async with site.paid_requests.paid(order) as paid:
         assert paid.cost == 15
     assert await site.states() == ["completed"]
@@ -617,7 +618,11 @@ async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> 
 async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRequests) -> None:
     """A charge that would be refused was none."""
     await slow._open(
-        replace(ORDER, variables={"token": 0.25, "more": Decimal("1E+2")}, amount=None)
+        replace(
+            ORDER,
+            variables=exact_variables({"token": 0.25, "more": Decimal("1E+2"), "none": None}),
+            amount=None,
+        )
     )
     await slow._open(replace(ORDER, key="another", action="$no-such-action"))
     await slow._open(replace(ORDER, key="third", amount=1000))

@@ -127,7 +127,7 @@ class Books:
 def plain(value: Any) -> Any:
     """An argument without the ways to write it."""
     if isinstance(value, Mapping):
-        return {name: exact(number) for name, number in value.items()}
+        return {name: exact(number) for name, number in value.items() if number is not None}
     if isinstance(value, datetime):
         return milliseconds(value)
     return value
@@ -227,19 +227,26 @@ class Tariff:
             price = fallback
         if price.is_fixed:
             return to_units(price.means({}), self.decimal_places), {}
-        variables = {name: exact(number) for name, number in (given or {}).items()}
-        told = {name: str(number) for name, number in readable(variables).items()}
-        return self._formula(price, variables), {"formula": price.written, "variables": told}
+        used = self._used(price, given or {})
+        told = {name: str(number) for name, number in readable(used).items()}
+        return self._formula(price, used), {"formula": price.written, "variables": told}
 
-    def _formula(self, price: Price, variables: Mapping[str, Fraction]) -> int:
+    @staticmethod
+    def _used(price: Price, given: Mapping[str, Any]) -> dict[str, Fraction]:
         for name in price.variables:
-            if name not in variables:
+            if name not in given:
                 raise Refused(
                     "MissingVariableError",
                     formula=price.written,
                     missing_variable=name,
-                    provided_variables=tuple(sorted(variables)),
+                    provided_variables=tuple(sorted(given)),
                 )
+            if given[name] is None:
+                reason = "must be a number, not NoneType"
+                raise Refused("InvalidRequestError", field=f"variables.{name}", reason=reason)
+        return {name: exact(given[name]) for name in price.variables}
+
+    def _formula(self, price: Price, variables: Mapping[str, Fraction]) -> int:
         wrong = ""
         cost = 0
         try:

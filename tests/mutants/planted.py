@@ -154,8 +154,8 @@ PLANTED: Final = (
     Bug(
         "a formula below zero gives credits",
         "core/pricing.py",
-        "return Priced(max(cost, 0), price.text)",
-        "return Priced(cost, price.text)",
+        "return Priced(max(cost, 0), price.text, used)",
+        "return Priced(cost, price.text, used)",
         (RULES,),
     ),
     Bug(
@@ -167,9 +167,9 @@ PLANTED: Final = (
     ),
     Bug(
         "division is rounded",
-        "core/formula.py",
-        '"/": truediv}',
-        '"/": lambda a, b: Fraction(a // b)}',
+        "core/formula_nodes.py",
+        '"/": truediv,',
+        '"/": lambda a, b: Fraction(a // b),',
         (FORMULA,),
     ),
     # Requests
@@ -192,8 +192,8 @@ PLANTED: Final = (
     Bug(
         "a fingerprint that ignores the amount",
         "core/requests.py",
-        "            self.action,\n            self.amount,\n            None if variables",
-        "            self.action,\n            None if variables",
+        "            self.action,\n            self.amount,\n            numbers",
+        "            self.action,\n            numbers",
         (REQUESTS, OPERATIONS),
     ),
     Bug(
@@ -618,13 +618,6 @@ PLANTED: Final = (
         "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
         "if False:",
         (HALVES,),
-    ),
-    Bug(
-        "the application's own commit is not read",
-        "engine/sessions.py",
-        "            latest_write.was(self._session)\n",
-        "            pass\n",
-        (READS,),
     ),
     Bug(
         "another client's session is used",

@@ -21,7 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from credit_mongo import KEEP
-from credit_mongo.core.formula import exact_variables
 from credit_mongo.core.requests import (
     LARGEST_AMOUNT,
     ChargeRequest,
@@ -38,6 +37,7 @@ from credit_mongo.core.requests import (
     check_moment,
     to_milliseconds,
 )
+from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.rows import CODEC_OPTIONS, LARGEST_METADATA_BYTES, copy_metadata
 
@@ -712,10 +712,11 @@ def test_fields_do_not_run_into_each_other(one: tuple[str, str], other: tuple[st
         {"n": Decimal("1.00"), "m": Decimal("0.10")},
         {"n": Decimal("1E+0"), "m": Decimal("1E-1")},
         {"n": Int64(1), "m": 0.1},
+        {"n": 1, "m": 0.1, "usage": {"cached": 5}, "none": None, "endless": float("inf"), "a b": 1},
     ],
 )
 def test_equal_variables_make_equal_fingerprints(variables: dict[str, Any]) -> None:
-    """1, 1.0 and Decimal("1.00") are one number, and the order of names has no say."""
+    """1, 1.0 and Decimal("1.00") are one number; what is none, and the order, has no say."""
     same = replace(CHARGE, variables=exact_variables(variables))
     expected = replace(CHARGE, variables={"n": Fraction(1), "m": Fraction(1, 10)})
     assert same.fingerprint == expected.fingerprint

@@ -6,13 +6,14 @@ from datetime import datetime, timezone
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from credit_mongo import CreditConfig
 from credit_mongo.core.accounts import Account
-from credit_mongo.core.formula import exact_variables
 from credit_mongo.core.pricing import to_units
+from credit_mongo.core.variables import exact_variables
 
 _NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _WIDE = Context(prec=200)
@@ -74,3 +75,64 @@ def test_a_fixed_price_is_read_as_written(written: Decimal, places: int) -> None
     for given_as in (written, float(written)):
         config = CreditConfig(costs={"post": {"default": given_as}}, decimal_places=places)
         assert _cost(config, "post") == _half_up(Decimal(str(given_as)), places)
+
+
+# Dollars a token for input, output and cached input, as public price lists write them.
+_TOKEN_PRICES: tuple[tuple[str, ...], ...] = (
+    ("0", "0"),
+    ("0", "2.8e-07"),
+    ("1.3e-10", "1.3e-10"),
+    ("4e-09", "0.0"),
+    ("1e-08", "1.2e-06", "0.0"),
+    ("1.45e-08", "7e-08"),
+    ("1.7e-08", "1.12e-07"),
+    ("2e-08", "0"),
+    ("2.8e-08", "1.1e-07", "6e-09"),
+    ("3e-08", "1.3e-07", "6e-09"),
+    ("3.0136e-08", "3.0136e-07", "6.027e-09"),
+    ("3.7e-08", "1.48e-07", "9.25e-09"),
+    ("4e-08", "7e-08", "2e-08"),
+    ("4e-08", "4e-07", "3.6e-08"),
+    ("4.15e-08", "0.0"),
+    ("4.35e-08", "1.886e-07", "8.1e-09"),
+    ("5.5e-08", "4.4e-07", "5.5e-09"),
+    ("7e-08", "3.0002e-07", "7e-08"),
+    ("7.5e-08", "3e-07", "3.75e-08"),
+    ("1.0000000000000001e-07", "2.0000000000000002e-07", "2e-09"),
+    ("1.05e-07", "2.1e-07", "2.1e-08"),
+    ("1.2e-07", "5e-07", "4e-08"),
+    ("1.4e-07", "2.8e-07", "0"),
+    ("1.8e-07", "1.28e-06", "2e-08"),
+    ("2.25e-07", "9e-07", "4.5e-08"),
+    ("5e-07", "6e-06", "1.25e-07"),
+    ("1.12e-06", "4.4e-06", "0.0"),
+    ("0.000004", "0.00002", "2e-7"),
+    ("1.65e-05", "0.000132"),
+    ("2.75e-05", "0.0001375", "2.75e-06"),
+    ("0.0001", "0.0"),
+    ("1.142857142857143e-07", "4e-07", "3.2857142857142855e-08"),
+    ("2.0000000000000002e-07", "1.2e-06", "2e-08"),
+    ("0.0000021", "0.0000168", "0.00000021"),
+    ("1.5e-05", "0.00012"),
+    ("-1e-06", "2.5E-06"),
+    ("1.", "+5", ".5"),
+)
+_TOKENS = (("input", 987_654), ("output", 32_123), ("cached", 1))
+
+
+@pytest.mark.parametrize("prices", _TOKEN_PRICES, ids=",".join)
+@pytest.mark.parametrize("places", [0, 2, 9])
+def test_token_prices_charge_exactly_as_their_list_writes_them(
+    prices: tuple[str, ...], places: int
+) -> None:
+    """Each becomes a formula by an f-string, as text or as a float, and nothing of it is lost."""
+    with localcontext(_WIDE):
+        wanted = sum(
+            (n * Decimal(price) for (_, n), price in zip(_TOKENS, prices, strict=False)), Decimal(0)
+        )
+    variables: dict[str, int | Decimal] = dict(_TOKENS)
+    for written in (prices, tuple(map(float, prices))):
+        named = zip(_TOKENS, written, strict=False)
+        text = " + ".join(f"{{{name}}} * {price}" for (name, _), price in named)
+        config = CreditConfig(costs={"llm": {"default": text}}, decimal_places=places)
+        assert _cost(config, "llm", **variables) == max(_half_up(wanted, places), 0)

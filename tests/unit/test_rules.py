@@ -20,7 +20,7 @@ import credit_mongo
 from credit_mongo import KEEP, CreditConfig
 from credit_mongo.core.accounts import Account, RefundableCharge, Remembered, Unopened
 from credit_mongo.core.books import Books, Loaded, Outcome, result_of
-from credit_mongo.core.formula import Formula, exact_variables
+from credit_mongo.core.formula import Formula
 from credit_mongo.core.membership import Membership, is_past
 from credit_mongo.core.pricing import Priced, Tariff, to_units
 from credit_mongo.core.requests import (
@@ -47,6 +47,7 @@ from credit_mongo.core.results import (
     User,
 )
 from credit_mongo.core.rules import Posting, Refusal, Rules
+from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import (
     AccountDataError,
     CreditError,
@@ -614,8 +615,9 @@ def test_a_fixed_price_is_recorded_without_variables() -> None:
 
 
 def test_the_variables_of_a_formula_are_recorded() -> None:
-    """The records hold what the formula was given."""
-    posting = posted(charge("share", variables={"total": 3, "parts": 0.5}), account())
+    """The records hold what the formula used, and nothing else that the call gave."""
+    given = {"total": 3, "parts": 0.5, "other": 7}
+    posting = posted(charge("share", variables=given), account())
     assert posting.details["formula"] == "{total} / {parts}"
     assert posting.details["variables"] == {"total": "3", "parts": "0.5"}
 
@@ -1539,6 +1541,7 @@ PURE_IMPORTS = frozenset(
         "hashlib",
         "itertools",
         "math",
+        "numbers",
         "operator",
         "pydantic",
         "re",

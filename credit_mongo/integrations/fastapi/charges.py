@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from datetime import timedelta
-from decimal import Decimal
 from typing import Final
 
 from credit_mongo.errors import (
@@ -16,7 +15,7 @@ from credit_mongo.errors import (
     UndefinedActionError,
     UserNotFoundError,
 )
-from credit_mongo.integrations.fastapi.orders import Order, Paid
+from credit_mongo.integrations.fastapi.orders import Order, Paid, variables_of
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.rows import Raw
 
@@ -47,14 +46,12 @@ class Charges:
 
     async def charge(self, run: Raw) -> tuple[Paid, bool]:
         """The charge of a run, and whether it was there already."""
-        variables, amount = run["variables"], run["amount"]
+        amount = run["amount"]
         charge = await self._ledger.charge(
             run["userId"],
             run["action"],
             amount=None if amount is None else int(amount),
-            variables=None
-            if variables is None
-            else {name: Decimal(value) for name, value in variables.items()},
+            variables=variables_of(run["variables"]),
             idempotency_key=run["run"],
         )
         paid = Paid(charge.transaction_id, charge.user_id, charge.action, charge.cost)

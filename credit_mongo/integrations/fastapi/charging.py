@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from decimal import Decimal
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from credit_mongo.core.formula import exact_variables
 from credit_mongo.core.requests import check_amount, check_identifier
+from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.integrations.fastapi.bodies import Body
 from credit_mongo.integrations.fastapi.fingerprints import fingerprint
@@ -22,8 +21,6 @@ from credit_mongo.integrations.fastapi.orders import Order, Paid
 from credit_mongo.integrations.fastapi.routes import CHARGES
 
 __all__ = ["Charge"]
-
-Variables: TypeAlias = Mapping[str, int | float | Decimal]
 
 
 def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
@@ -73,7 +70,7 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
     """
     check_identifier("action", action)
     if variables is not None and amount is not None:
-        raise InvalidRequestError("amount", "goes with no variables: it is the price")
+        raise InvalidRequestError("amount", "cannot be combined with variables: it is the price")
 
     of_user, of_variables = Depends(user), Depends(variables or _nothing)
     of_amount = Depends(amount or _nothing)
@@ -88,14 +85,12 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
         price: Any = of_amount,
         key: Any = of_key,
     ) -> AsyncIterator[Paid]:
-        if priced_by is not None:
-            exact_variables(priced_by)
         order = Order(
             user_id=check_identifier("user_id", user_id),
             action=action,
             fingerprint="",
             amount=None if price is None else check_amount("amount", price),
-            variables=priced_by,
+            variables=None if priced_by is None else exact_variables(priced_by),
             key=key,
             answers_again=answers_again,
         )

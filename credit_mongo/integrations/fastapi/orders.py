@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from fractions import Fraction
+from typing import TypeAlias
 
+from credit_mongo.core.variables import Unusable, Variables
 from credit_mongo.errors import CreditError
 
-__all__ = ["Order", "Paid", "RequestCompletedError", "RequestInProgressError"]
+__all__ = [
+    "Order",
+    "Paid",
+    "RequestCompletedError",
+    "RequestInProgressError",
+    "stored_variables",
+    "variables_of",
+]
+
+Stored: TypeAlias = Mapping[str, str | Mapping[str, str]]
 
 
 class RequestInProgressError(CreditError):
@@ -52,6 +63,26 @@ class Order:
     action: str
     fingerprint: str
     amount: int | None = None
-    variables: Mapping[str, int | float | Decimal] | None = None
+    variables: Variables | None = None
     key: str | None = field(default=None, repr=False)
     answers_again: bool = False
+
+
+def stored_variables(variables: Variables | None) -> Stored | None:
+    """Variables as a run keeps them: numbers as text, and why the others are none."""
+    if variables is None:
+        return None
+    return {
+        name: value._asdict() if isinstance(value, Unusable) else str(value)
+        for name, value in variables.items()
+    }
+
+
+def variables_of(stored: Stored | None) -> Variables | None:
+    """The variables that a run keeps."""
+    if stored is None:
+        return None
+    return {
+        name: Fraction(value) if isinstance(value, str) else Unusable(**value)
+        for name, value in stored.items()
+    }

@@ -28,7 +28,6 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
@@ -53,6 +52,7 @@ from credit_mongo.integrations.fastapi.orders import (
     Paid,
     RequestCompletedError,
     RequestInProgressError,
+    stored_variables,
 )
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.log_redaction import Unlogged
@@ -214,15 +214,12 @@ class PaidRequests:
         raise RequestInProgressError
 
     async def _write_down(self, order: Order, request: str) -> Raw:
-        variables = order.variables
         facts: Raw = {
             "fingerprint": order.fingerprint,
             "userId": order.user_id,
             "action": order.action,
             "amount": order.amount,
-            "variables": None
-            if variables is None
-            else {n: _written(v) for n, v in variables.items()},
+            "variables": stored_variables(order.variables),
             "state": "running",
             "run": str(uuid4()),
         }
@@ -337,13 +334,6 @@ class PaidRequests:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task
-
-
-def _written(number: float | Decimal) -> str:
-    """As Decimal reads it. What a subclass (an enumeration, NumPy's) prints may be a name."""
-    if isinstance(number, int):
-        return int.__repr__(number)
-    return float.__repr__(number) if isinstance(number, float) else Decimal.__str__(number)
 
 
 def _request_id(user_id: str, key: str) -> str:

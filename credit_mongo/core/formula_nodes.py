@@ -1,0 +1,165 @@
+"""What a parsed formula is made of: a tree whose nodes evaluate themselves, exactly. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from math import ceil, floor, trunc
+from operator import add, eq, ge, gt, le, lt, mul, ne, sub, truediv
+from typing import Any, Final, NamedTuple, TypeAlias
+
+__all__ = [
+    "ARITHMETIC",
+    "COMPARISONS",
+    "FUNCTIONS",
+    "MAX_INTERMEDIATE_BITS",
+    "ONE",
+    "ZERO",
+    "Arithmetic",
+    "Call",
+    "Comparison",
+    "Conditional",
+    "Function",
+    "Logical",
+    "Node",
+    "Number",
+    "Variable",
+]
+
+# Fractions grow with each operation; bounded so, the slowest formula takes about 20 milliseconds.
+MAX_INTERMEDIATE_BITS: Final = 4096
+_HALF: Final = Fraction(1, 2)
+
+_Binary: TypeAlias = Callable[[Any, Any], Any]
+
+
+def _remainder(dividend: Fraction, divisor: Fraction) -> Fraction:
+    """What JavaScript's ``%`` gives: it has the sign of the dividend."""
+    return dividend - divisor * trunc(dividend / divisor)
+
+
+class Function(NamedTuple):
+    """A function of formulas: what it does, and whether it takes one number or any, but one."""
+
+    apply: Callable[..., Fraction]
+    takes_many: bool = False
+
+
+ARITHMETIC: Final[Mapping[str, _Binary]] = {
+    "+": add,
+    "-": sub,
+    "*": mul,
+    "/": truediv,
+    "%": _remainder,
+}
+COMPARISONS: Final[Mapping[str, _Binary]] = {
+    "<": lt,
+    "<=": le,
+    ">": gt,
+    ">=": ge,
+    "==": eq,
+    "!=": ne,
+}
+FUNCTIONS: Final[Mapping[str, Function]] = {
+    "abs": Function(abs),
+    "ceil": Function(lambda number: Fraction(ceil(number))),
+    "floor": Function(lambda number: Fraction(floor(number))),
+    "max": Function(lambda *numbers: max(numbers), takes_many=True),
+    "min": Function(lambda *numbers: min(numbers), takes_many=True),
+    # Half up, as prices are rounded, and as JavaScript's Math.round does.
+    "round": Function(lambda number: Fraction(floor(number + _HALF))),
+}
+
+
+class Number(NamedTuple):
+    """A number, as it is written in the formula."""
+
+    value: Fraction
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:  # noqa: ARG002
+        """The number."""
+        return self.value
+
+
+class Variable(NamedTuple):
+    """A name in braces."""
+
+    name: str
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """What the call gives for it."""
+        return variables[self.name]
+
+
+class Arithmetic(NamedTuple):
+    """A chain such as ``a + b - c``, kept flat so that its length is no depth."""
+
+    first: Node
+    rest: tuple[tuple[_Binary, Node], ...]
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """From left to right. Raises ZeroDivisionError, and OverflowError for too many bits."""
+        value = self.first.evaluate(variables)
+        for apply, operand in self.rest:
+            value = apply(value, operand.evaluate(variables))
+            # One test for both: the union of their bits is as long as the longer one.
+            if (abs(value.numerator) | value.denominator).bit_length() > MAX_INTERMEDIATE_BITS:
+                raise OverflowError
+        return value
+
+
+class Comparison(NamedTuple):
+    """Two operands, compared."""
+
+    compare: _Binary
+    left: Node
+    right: Node
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """1 if it holds, else 0."""
+        holds = self.compare(self.left.evaluate(variables), self.right.evaluate(variables))
+        return ONE.value if holds else ZERO.value
+
+
+class Logical(NamedTuple):
+    """A chain of ``||`` or ``&&``: the first operand that decides, or else the last."""
+
+    decides: bool
+    operands: tuple[Node, ...]
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """The deciding operand's value; those after it are not evaluated."""
+        for operand in self.operands[:-1]:
+            value = operand.evaluate(variables)
+            if bool(value) is self.decides:
+                return value
+        return self.operands[-1].evaluate(variables)
+
+
+class Conditional(NamedTuple):
+    """``condition ? holds : otherwise``."""
+
+    condition: Node
+    holds: Node
+    otherwise: Node
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """The chosen branch's value; the other is not evaluated."""
+        chosen = self.holds if self.condition.evaluate(variables) else self.otherwise
+        return chosen.evaluate(variables)
+
+
+class Call(NamedTuple):
+    """A function of one or more arguments. No function makes longer numbers than it gets."""
+
+    function: Function
+    arguments: tuple[Node, ...]
+
+    def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
+        """What the function gives for all arguments."""
+        return self.function.apply(*[each.evaluate(variables) for each in self.arguments])
+
+
+Node: TypeAlias = Number | Variable | Arithmetic | Comparison | Logical | Conditional | Call
+ZERO: Final = Number(Fraction(0))
+ONE: Final = Number(Fraction(1))

@@ -1,0 +1,129 @@
+"""The variables of a call: exact numbers, and for values that are none, why. Pure.
+
+A call may give more than its price needs, such as the whole usage object of a provider, with its
+nested parts and nulls. Which values must be numbers is known when the price is: so what is no
+number is kept as `Unusable`, and refused where a formula uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Context, Decimal, InvalidOperation
+from fractions import Fraction
+from numbers import Integral, Rational, Real
+from typing import Final, NamedTuple, TypeAlias
+
+from credit_mongo.core.formula_parser import NAME
+from credit_mongo.errors import InvalidRequestError
+
+__all__ = ["MAX_MAGNITUDE", "Unusable", "Variables", "exact_variables", "readable_variables"]
+
+# Above any usage object, and little enough to be looked through for each call.
+MAX_GIVEN: Final = 200
+# Of a variable and of a result: more than any count or price, less than the 2**63 of BSON's int64.
+MAX_MAGNITUDE: Final = 10**18
+# The float 5e-324 has 324. A Decimal may have any number, and would fill the memory.
+MAX_DECIMAL_PLACES: Final = 400
+_LARGEST_DENOMINATOR: Final = 10**MAX_DECIMAL_PLACES
+
+
+class Unusable(NamedTuple):
+    """Stands for a value that is no exact number; ``reason`` says why, without the value."""
+
+    reason: str
+
+
+Variables: TypeAlias = Mapping[str, Fraction | Unusable]
+
+
+def exact_variables(variables: object) -> dict[str, Fraction | Unusable]:
+    """The variables of a call, for formulas.
+
+    ``variables`` is a mapping with at most 200 names. A number may be of any kind that is exact or
+    prints as a decimal: ``int``, ``float``, ``Decimal``, ``Fraction``, BSON's ``Int64`` and
+    ``Decimal128``, NumPy's. It is within ±10**18 and has at most 400 decimal places. A float is the
+    decimal number that it prints as: 0.1 is 1/10. Anything else becomes `Unusable`; keys that
+    cannot be the name of a variable are left out, as no formula uses them.
+
+    Raises InvalidRequestError for what is no mapping, or too large.
+    """
+    if not isinstance(variables, Mapping):
+        raise InvalidRequestError("variables", "must be a mapping of names to numbers")
+    if len(variables) > MAX_GIVEN:
+        raise InvalidRequestError("variables", f"at most {MAX_GIVEN} can be given")
+    exact: dict[str, Fraction | Unusable] = {}
+    for name, value in variables.items():
+        if isinstance(name, str) and NAME.fullmatch(name) is not None:
+            exact[name] = value if isinstance(value, Unusable) else _checked(value)
+    return exact
+
+
+def readable_variables(variables: Variables, names: Iterable[str]) -> dict[str, int | Decimal]:
+    """Of these names, the numbers as people write them: ``int``, or ``Decimal`` to 34 digits."""
+    context = Context(prec=34)
+    numbers = {name: variables.get(name) for name in names}
+    return {
+        name: number.numerator
+        if number.denominator == 1
+        else context.divide(number.numerator, number.denominator)
+        for name, number in numbers.items()
+        if isinstance(number, Fraction)
+    }
+
+
+def _checked(value: object) -> Fraction | Unusable:
+    try:
+        return _exact(value)
+    except ValueError as error:
+        return Unusable(str(error))
+
+
+def _exact(value: object) -> Fraction:
+    """The number; ``ValueError`` says why it is none, without its value."""
+    number = _rational(value)
+    if number is None:
+        number = _of_decimal(_decimal(value))
+    if abs(number.numerator) > MAX_MAGNITUDE * number.denominator:
+        raise ValueError("must be within ±10**18")
+    return number
+
+
+def _rational(value: object) -> Fraction | None:
+    """A whole number or a fraction; None if the value is neither."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Fraction(int.__int__(value))  # what it holds, whatever a subclass says
+    if isinstance(value, bool) or not isinstance(value, Rational):
+        return None
+    if isinstance(value, Integral):
+        return Fraction(int(value))
+    number = Fraction(int(value.numerator), int(value.denominator))
+    if number.denominator > _LARGEST_DENOMINATOR:
+        raise ValueError(f"must have a denominator of at most 10**{MAX_DECIMAL_PLACES}")
+    return number
+
+
+def _decimal(value: object) -> Decimal:
+    """The decimal number that the value is or prints as."""
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, float):
+        # float's own repr, as subclasses (NumPy's float64) print theirs with a type name.
+        return Decimal(float.__repr__(value))
+    if type(value).__name__ == "Decimal128" and hasattr(value, "to_decimal"):
+        return _decimal(value.to_decimal())  # BSON's, which the core does not import
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            return Decimal(str(value))  # NumPy's float32, say
+        except InvalidOperation:
+            raise ValueError("must print as a decimal number") from None
+    raise ValueError(f"must be a number, not {type(value).__name__}")
+
+
+def _of_decimal(decimal: Decimal) -> Fraction:
+    if not decimal.is_finite():
+        raise ValueError("must be a finite number")
+    # Before the conversion, which would write out all the zeros of 1e999999 and 1e-999999.
+    places = -int(decimal.as_tuple().exponent)
+    if max(decimal.adjusted(), places) > MAX_DECIMAL_PLACES:
+        raise ValueError(f"must be within ±10**18, with at most {MAX_DECIMAL_PLACES} places")
+    return Fraction(*decimal.as_integer_ratio())
