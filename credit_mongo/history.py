@@ -23,6 +23,7 @@ from credit_mongo.rows import (
     to_object_id,
     transaction_from,
 )
+from credit_mongo.stored_fields import StoredFields
 from credit_mongo.stored_users import StoredUsers
 
 __all__ = ["History"]
@@ -130,30 +131,33 @@ class History:
         places = _places(names.audit_logs, names.audit_logs_archive, include_archived)
         return AuditPage(*await self._page(places, query, audit_log_from, session))
 
-    async def charge_with_key(self, user_id: str, key: str, start_date: datetime) -> Raw | None:
-        """Id and amount of the user's charge with this key, made since ``start_date``."""
+    async def charge_with_key(
+        self, user_id: str, key: str, start_date: datetime
+    ) -> tuple[str, int] | None:
+        """Id and cost of the user's charge with this key, made since ``start_date``."""
         query = {
             "userId": user_id,
             "createdAt": {"$gte": start_date},
             "operation": ChargeRequest.operation,
             "idempotencyKey": key,
         }
-        found = await self._find_small(query)
-        return found[0] if found else None
+        for row in await self._amounts(query, user_id):
+            return row.row_id, -row.whole_number("amount")
+        return None
 
-    async def refunded_of(self, transaction_id: str) -> int:
-        """How many units were refunded of this charge."""
-        found = await self._find_small({"refundOf": to_object_id(transaction_id)})
-        return sum(int(row["amount"]) for row in found)
+    async def refunded_of(self, user_id: str, transaction_id: str) -> int:
+        """How many units were refunded of this charge. Raises AccountDataError."""
+        query = {"refundOf": to_object_id(transaction_id)}
+        return sum(row.whole_number("amount") for row in await self._amounts(query, user_id))
 
-    async def _find_small(self, query: Raw) -> list[Raw]:
-        """Ids and amounts of transactions. One that moves to the archive is not counted twice."""
-        found: dict[Any, Raw] = {}
+    async def _amounts(self, query: Raw, user_id: str) -> list[StoredFields]:
+        """Of transactions. One that moves to the archive meanwhile is not counted twice."""
+        found: dict[Any, StoredFields] = {}
         async with self._latest_write.seen_by(None) as seen:
             # The archive comes last: what leaves the first collection meanwhile is there already.
             for place in (self._names.transactions, self._names.transactions_archive):
                 rows = self._database[place].find(query, {"amount": 1}, session=seen)
-                found |= {row["_id"]: row async for row in rows}
+                found |= {row["_id"]: StoredFields(row, user_id) async for row in rows}
         return list(found.values())
 
     async def _page(

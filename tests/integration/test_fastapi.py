@@ -36,6 +36,7 @@ from credit_mongo.errors import (
     RefundExceedsChargeError,
     ReplicaSetRequiredError,
     StorageError,
+    TransactionAbortedError,
     TransactionNotFoundError,
     UndefinedActionError,
     UndefinedTierError,
@@ -107,6 +108,7 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (StorageError(f"connect to {SECRET}:27017"), 503, {}),
     (ReplicaSetRequiredError(), 503, {}),
     (LedgerBusyError(SECRET), 503, {}),
+    (TransactionAbortedError(), 503, {}),
     (CommitOutcomeUnknownError(), 503, {}),
 )
 
@@ -357,6 +359,17 @@ async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
     await site.ledger.grant("ann", 5, action="gift")
     assert (await site.ask()).status_code == 200
     assert code_of(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
+
+
+async def test_a_refusal_speaks_in_credits(database: Database) -> None:
+    """People count in credits; the numbers for programs stay in smallest units."""
+    site = Site(database, CreditConfig(costs={"generate-post": {"default": 10}}, decimal_places=2))
+    async with site.app.router.lifespan_context(site.app):
+        await site.ledger.create_user("ann", credits=250)
+        refused = await site.ask()
+    assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
+    assert (refused.json()["required"], refused.json()["available"]) == (1000, 250)
+    assert refused.json()["detail"] == "This takes 10.00 credits, and user 'ann' has 2.50."
 
 
 async def test_a_key_is_bound_to_its_request(site: Site) -> None:
@@ -666,6 +679,82 @@ async def test_what_was_refunded_by_hand_is_not_refunded_again(
     assert (await site.ask()).status_code == 502
     assert sum(await site.charges()) == 0
     assert await site.states() == ["released"]
+
+
+@pytest.mark.parametrize("by_hand", [4, 10])
+async def test_a_part_refunded_by_the_handler_leaves_no_failed_refund(
+    site: Site, by_hand: int
+) -> None:
+    """Only what is left is refunded, and the audit log shows no attempt that had to fail."""
+
+    async def fails(paid: Paid) -> None:
+        await site.ledger.refund("ann", by_hand, action="part", transaction_id=paid.transaction_id)
+        raise HTTPException(502)
+
+    site.work = fails
+    assert (await site.ask()).status_code == 502
+    assert await site.charges() == [-10, by_hand, *([10 - by_hand] if by_hand < 10 else [])]
+    assert list(await site.ledger.get_audit_log("ann", status="failed")) == []
+
+
+async def test_of_two_that_refund_at_once_none_gives_too_much(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application's own refund comes between the look at the charge and ours."""
+    refund = site.ledger.refund
+
+    async def after_another(user_id: str, amount: int, **options: Any) -> Any:
+        monkeypatch.setattr(site.ledger, "refund", refund)
+        await refund("ann", 3, action="part", transaction_id=options["transaction_id"])
+        return await refund(user_id, amount, **options)
+
+    monkeypatch.setattr(site.ledger, "refund", after_another)
+    site.work = _fails
+    assert (await site.ask()).status_code == 502
+    assert await site.charges() == [-10, 3, 7]
+
+
+DAMAGE: tuple[dict[str, Any], ...] = ({"credits": 1.5}, {"seq": "one"}, {"membershipTier": 7})
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: next(iter(damage)))
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(days=1)])
+async def test_a_request_on_a_damaged_account_does_not_run_for_ever(
+    site: Site, slow: PaidRequests, damage: dict[str, Any], age: timedelta
+) -> None:
+    """Its process died before the charge: nothing was charged, so nothing is owed."""
+    run = await slow._open(ORDER)
+    users = site.database["users"]
+    before = await users.find_one({"_id": "ann"})
+    assert before is not None
+    await users.update_one({"_id": "ann"}, {"$set": damage}, bypass_document_validation=True)
+    await site.database["paid_requests"].update_one(
+        {"_id": run["_id"]}, {"$set": {"startedAt": run["startedAt"] - age}}
+    )
+    await _until_settled(site)
+    assert await site.states() == ["released"]
+    await users.replace_one({"_id": "ann"}, before)
+    assert await site.charges() == []
+
+
+async def test_a_charge_on_an_account_damaged_since_is_refunded_once_it_is_repaired(
+    site: Site, slow: PaidRequests
+) -> None:
+    """Until then the request stays, for its credits are owed."""
+    await slow._charges.charge(await slow._open(ORDER))
+    users = site.database["users"]
+    before = await users.find_one({"_id": "ann"})
+    assert before is not None
+    damage = {"$set": {"credits": 1.5}}
+    await users.update_one({"_id": "ann"}, damage, bypass_document_validation=True)
+    for _ in range(200):
+        if await site.states() == ["settling"]:
+            break
+        await asyncio.sleep(0.05)
+    assert await site.states() == ["settling"]
+    await users.replace_one({"_id": "ann"}, before)
+    await _until_settled(site)
+    assert await site.charges() == [-10, 10]
 
 
 async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:

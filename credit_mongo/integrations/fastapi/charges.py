@@ -66,16 +66,17 @@ class Charges:
             run["run"],
             run["startedAt"] - _CLOCKS_DIFFER,
         )
-        if found is None:
-            return None
-        return Paid(str(found["_id"]), run["userId"], run["action"], -int(found["amount"]))
+        return None if found is None else Paid(found[0], run["userId"], run["action"], found[1])
 
     async def refund(self, charge: Paid) -> None:
         """Give back what nobody has given back of the charge yet."""
         suffix = ""
         for _ in range(_MOST_TRIES):
             refunded = await self._ledger._read(
-                None, self._ledger._history.refunded_of, charge.transaction_id
+                None,
+                self._ledger._history.refunded_of,
+                charge.user_id,
+                charge.transaction_id,
             )
             if refunded >= charge.cost:
                 return

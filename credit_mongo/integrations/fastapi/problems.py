@@ -37,6 +37,7 @@ from credit_mongo.errors import (
 from credit_mongo.integrations.fastapi.bodies import RequestTooLargeError
 from credit_mongo.integrations.fastapi.header import IdempotencyKeyError, MissingIdempotencyKeyError
 from credit_mongo.integrations.fastapi.middleware import Credits, credits_of
+from credit_mongo.integrations.fastapi.openapi import describe_problems
 from credit_mongo.integrations.fastapi.orders import (
     RequestCompletedError,
     RequestInProgressError,
@@ -102,6 +103,24 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
     AccountDataError: _Kind(500, "Unusable account", detail="The account has to be repaired."),
 }
 
+# What a route that charges may answer before its handler runs, or after it.
+_OF_CHARGES: Final = (
+    MissingIdempotencyKeyError,
+    IdempotencyKeyError,
+    InsufficientCreditsError,
+    MembershipRequiredError,
+    UserNotFoundError,
+    RequestInProgressError,
+    RequestCompletedError,
+    RequestTooLargeError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    MissingVariableError,
+    FormulaEvaluationError,
+    StorageError,
+    CommitOutcomeUnknownError,
+)
+
 
 def add_credit_handlers(
     app: FastAPI,
@@ -114,7 +133,8 @@ def add_credit_handlers(
     ``statuses`` changes HTTP statuses (400 to 599) by class, also those of its subclasses that are
     not in it; a subclass of the application's own is shown as its nearest ancestor.
     ``type_prefix`` comes before the error's code, in lower case with hyphens, to make ``type``: say
-    the address of a page about errors. Raises ConfigurationError.
+    the address of a page about errors. In the OpenAPI document, routes with a `Charge` get these
+    answers, and ``Idempotency-Key`` becomes required where it is. Raises ConfigurationError.
     """
     changed = dict(statuses or {})
     for kind, status in changed.items():
@@ -123,11 +143,40 @@ def add_credit_handlers(
         if type(status) is not int or not _LEAST_STATUS <= status <= _MOST_STATUS:
             raise ConfigurationError(f"statuses.{kind.__name__}", "must be from 400 to 599")
 
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, CreditError)  # noqa: S101 - it is registered for no other
-        return _problem(error, changed, type_prefix, credits_of(request))
+    handler = _Handler(changed, type_prefix)
+    app.add_exception_handler(CreditError, handler)
+    handler.describe(app)
 
-    app.add_exception_handler(CreditError, answer)
+
+def share_credit_handlers(app: Any) -> None:
+    """Mounted applications answer the ledger's errors as ``app`` does, unless in their own way."""
+    handler = getattr(app, "exception_handlers", {}).get(CreditError)
+    for mounted in mounted_in(app):
+        handlers = getattr(mounted, "exception_handlers", None)
+        if isinstance(handler, _Handler) and handlers is not None and CreditError not in handlers:
+            handlers[CreditError] = handler
+            if isinstance(mounted, FastAPI):
+                handler.describe(mounted)
+
+
+class _Handler:
+    """Answers errors as problems, and says in OpenAPI documents what it may answer."""
+
+    def __init__(self, statuses: Mapping[type[CreditError], int], type_prefix: str) -> None:
+        self._statuses = statuses
+        self._type_prefix = type_prefix
+
+    async def __call__(self, request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, CreditError)  # noqa: S101 - it is registered for no other
+        return _problem(error, self._statuses, self._type_prefix, credits_of(request))
+
+    def describe(self, app: FastAPI) -> None:
+        """What routes that charge may answer."""
+        texts: dict[int, list[str]] = {}
+        for kind in _OF_CHARGES:
+            texts.setdefault(_status(kind, self._statuses), []).append(_KINDS[kind].title)
+        problems = {status: ", ".join(titles) for status, titles in sorted(texts.items())}
+        describe_problems(app, problems, MEDIA_TYPE)
 
 
 def _problem(
@@ -136,9 +185,8 @@ def _problem(
     type_prefix: str,
     credits_: Credits | None,
 ) -> JSONResponse:
-    kinds = type(error).__mro__
-    shown = next(_KINDS[kind] for kind in kinds if kind in _KINDS)
-    status = next((changed[kind] for kind in kinds if kind in changed), shown.status)
+    shown = _shown(type(error))
+    status = _status(type(error), changed)
     body: dict[str, Any] = {name: getattr(error, name) for name in shown.facts}
     body.update(
         type=type_prefix + error.code.lower().replace("_", "-"),
@@ -151,6 +199,14 @@ def _problem(
     return JSONResponse(body, status, headers, MEDIA_TYPE)
 
 
+def _shown(kind: type[CreditError]) -> _Kind:
+    return next(_KINDS[each] for each in kind.__mro__ if each in _KINDS)
+
+
+def _status(kind: type[CreditError], changed: Mapping[type[CreditError], int]) -> int:
+    return next((changed[each] for each in kind.__mro__ if each in changed), _shown(kind).status)
+
+
 def _detail(error: CreditError, shown: _Kind, credits_: Credits | None) -> str:
     if isinstance(error, InsufficientCreditsError) and credits_ is not None:
         # People count in credits. The facts beside it stay in smallest units, for programs.
@@ -158,11 +214,3 @@ def _detail(error: CreditError, shown: _Kind, credits_: Credits | None) -> str:
         available = credits_.ledger.format(error.available)
         return f"This takes {required} credits, and user {error.user_id!r} has {available}."
     return str(error) if shown.detail is None else shown.detail
-
-
-def share_credit_handlers(app: Any) -> None:
-    """Mounted applications answer the ledger's errors as ``app`` does, unless in their own way."""
-    handler = getattr(app, "exception_handlers", {}).get(CreditError)
-    for mounted in mounted_in(app):
-        if handler is not None and hasattr(mounted, "exception_handlers"):
-            mounted.exception_handlers.setdefault(CreditError, handler)

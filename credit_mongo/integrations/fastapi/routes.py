@@ -10,7 +10,7 @@ from fastapi import routing
 
 from credit_mongo.errors import ConfigurationError
 
-__all__ = ["CHARGES", "charged_endpoints", "mounted_in", "needs", "routes_of"]
+__all__ = ["CHARGES", "charged_endpoints", "dependencies_of", "mounted_in", "routes_of"]
 
 CHARGES: Final[WeakSet[Callable[..., Any]]] = WeakSet()
 """The dependencies that `Charge` has made."""
@@ -24,7 +24,7 @@ def charged_endpoints(application: Any) -> frozenset[int]:
     found = set()
     for each in (application, *mounted_in(application)):
         for route in routes_of(each):
-            charges = CHARGES.intersection(_dependencies_of(route))
+            charges = CHARGES.intersection(dependencies_of(route))
             if len(charges) > 1:
                 raise ConfigurationError(
                     "Charge",
@@ -34,11 +34,6 @@ def charged_endpoints(application: Any) -> frozenset[int]:
             if charges:
                 found.add(id(route.endpoint))
     return frozenset(found)
-
-
-def needs(route: Any, dependency: Callable[..., Any]) -> bool:
-    """Whether a route depends on this, directly or not."""
-    return dependency in _dependencies_of(route)
 
 
 def routes_of(application: Any) -> Iterator[Any]:
@@ -71,7 +66,8 @@ def _all_routes(routes: Sequence[Any]) -> Iterator[Any]:
     yield from contexts(routes)
 
 
-def _dependencies_of(route: Any) -> set[Callable[..., Any]]:
+def dependencies_of(route: Any) -> set[Callable[..., Any]]:
+    """What a route depends on, directly or not."""
     found: set[Callable[..., Any]] = set()
     waiting = [route.dependant]
     while waiting:
