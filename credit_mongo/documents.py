@@ -178,7 +178,11 @@ class CreditIdempotencyRecord(_CreditDocument):
         """Beanie's settings."""
 
         name = "idempotency_records"
-        indexes: ClassVar[list[IndexModel]] = [IndexModel("expiresAt", expireAfterSeconds=0)]
+        indexes: ClassVar[list[IndexModel]] = [
+            IndexModel("expiresAt", expireAfterSeconds=0),
+            # For erasures: a key may outlive its transaction in the database, which goes to files.
+            IndexModel([("userId", pymongo.ASCENDING), ("createdAt", pymongo.ASCENDING)]),
+        ]
 
 
 CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
 from credit_mongo.core.requests import ChargeRequest, check_flag, check_identifier
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
+from credit_mongo.erasures import erased_until
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.pages import AuditPage, HistoryPage, PageQuery
 from credit_mongo.rows import (
@@ -45,9 +50,12 @@ class History:
     ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
             read_concern=MAJORITY,
             write_concern=JOURNALED_MAJORITY,
         )
+        # A snapshot brings its own read concern.
+        self._in_snapshot = self._database.with_options(read_concern=ReadConcern())
         self._names = names
         self._users = users
         self._latest_write = latest_write
@@ -168,26 +176,39 @@ class History:
         session: AsyncClientSession | None,
     ) -> tuple[tuple[Row, ...], str | None]:
         """Rows and the cursor after them. Raises AccountDataError for a row that can't be read."""
+        read = partial(self._read, places, query, row_from)
+        return await self._latest_write.in_snapshot(self._in_snapshot, places[0], session, read)
+
+    async def _read(
+        self,
+        places: tuple[str, ...],
+        query: PageQuery,
+        row_from: Callable[[Mapping[str, Any], str], Row],
+        session: AsyncClientSession,
+    ) -> tuple[tuple[Row, ...], str | None]:
+        query = copy.deepcopy(query)
+        erased = await erased_until(self._in_snapshot, self._names, [query.user_id], session)
+        if (until := erased.get(query.user_id)) is not None:
+            query.leave_out_until(until)
         documents: list[Raw] = []
         rows: list[Row] = []
-        async with self._latest_write.seen_by(session) as seen:
-            for number, place in enumerate(places):
-                if number:
-                    await self._go_on(places[0], query, documents, seen)
-                found = await self._find(place, query, len(documents), seen)
-                # Before the query goes on from one of them: it needs what is checked here.
-                wanted = found[: query.limit - len(documents)]
-                rows += [row_from(document, query.user_id) for document in wanted]
-                documents += found
-                if len(documents) > query.limit:
-                    return tuple(rows), query.write_cursor(documents[: query.limit])
+        for number, place in enumerate(places):
+            if number:
+                await self._go_on(places[0], query, documents, session)
+            found = await self._find(place, query, len(documents), session)
+            # Before the query goes on from one of them: it needs what is checked here.
+            wanted = found[: query.limit - len(documents)]
+            rows += [row_from(document, query.user_id) for document in wanted]
+            documents += found
+            if len(documents) > query.limit:
+                return tuple(rows), query.write_cursor(documents[: query.limit])
         return tuple(rows), None
 
     async def _find(
         self, place: str, query: PageQuery, found: int, session: AsyncClientSession
     ) -> list[Raw]:
         return await (
-            self._database[place]
+            self._in_snapshot[place]
             .find(
                 query.filter,
                 sort=query.sort,
@@ -202,11 +223,11 @@ class History:
     async def _go_on(
         self, place: str, query: PageQuery, found: list[Raw], session: AsyncClientSession
     ) -> None:
-        """In the archive, with what is older. What has just moved there does not come twice."""
+        """In the archive, with what is older."""
         if found:
             query.continue_after_row(found[-1])
         elif query.skip:
-            query.skip -= await self._database[place].count_documents(
+            query.skip -= await self._in_snapshot[place].count_documents(
                 query.filter, limit=query.skip, session=session
             )
 

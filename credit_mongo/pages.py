@@ -14,6 +14,7 @@ from bson import ObjectId
 
 from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_moment
 from credit_mongo.core.results import AuditLog, Transaction
+from credit_mongo.erasures import after
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.rows import Raw, to_object_id
 from credit_mongo.stored_fields import exact_whole, milliseconds
@@ -120,6 +121,10 @@ class PageQuery:
         self.skip = 0
         if tie is not None:
             self._take_place(milliseconds(row["createdAt"]), _as_json(tie))
+
+    def leave_out_until(self, moment: datetime) -> None:
+        """Leave out what is not later."""
+        self.filter["createdAt"] = {**after(moment), **self.filter.get("createdAt", {})}
 
     def write_cursor(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """The place after these rows: the last one's moment and tie-breaker.

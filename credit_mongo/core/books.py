@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from credit_mongo.core.accounts import Account, RefundableCharge, Remembered, Unopened
@@ -35,6 +35,14 @@ from credit_mongo.errors import AccountDataError, CreditError, IdempotencyConfli
 
 __all__ = ["Books", "Loaded", "Outcome", "result_of", "user_of"]
 
+_MILLISECOND: Final = timedelta(milliseconds=1)
+# How far a clock may have been ahead whose rows an account that is opened anew has to follow.
+_MOST_AHEAD: Final = timedelta(hours=1)
+_DATED_AHEAD: Final = (
+    "is of an erased account and dated more than an hour ahead: complete the erasure with "
+    "delete_user before you open the account anew"
+)
+
 Outcome: TypeAlias = Result | CreditError
 """What one caller gets: a result, or the error to raise."""
 
@@ -48,9 +56,12 @@ class Loaded:
     charges: Mapping[str, RefundableCharge | AccountDataError]
     """What can't be read of a charge stands in its place."""
     remembered: Mapping[str, Remembered]
-    expired_keys: frozenset[str]
+    forgotten_keys: frozenset[str]
+    """Keys that are free, though their records are still there."""
     unopened: Mapping[str, Unopened] = field(default_factory=dict)
     """Of those that are unreadable, the ones that an account can be opened on."""
+    erased_until: Mapping[str, datetime] = field(default_factory=dict)
+    """Of users without an account whose erasure is under way, the last moment of the erased one."""
 
 
 @dataclass(slots=True)
@@ -64,6 +75,7 @@ class Books:
     charges: dict[str, RefundableCharge | AccountDataError]
     remembered: dict[str, Remembered]
     unopened: Mapping[str, Unopened] = field(default_factory=dict)
+    erased_until: Mapping[str, datetime] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -78,6 +90,7 @@ class Books:
             dict(loaded.charges),
             dict(loaded.remembered),
             loaded.unopened,
+            loaded.erased_until,
         )
 
     def decide_all(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -94,22 +107,50 @@ class Books:
             # Time never goes back for a user, in its audit log neither.
             now = self.now if account is None else max(self.now, account.updated_at)
             return self._refuse(Refusal(request, IdempotencyConflictError(key), now))
-        account, unopened = self.accounts.get(request.user_id), None
-        if account is None and (unreadable := self.unreadable.get(request.user_id)) is not None:
-            if isinstance(request, CreateUserRequest):
-                unopened = self.unopened.get(request.user_id)
-            if unopened is None:
-                return self._refuse(Refusal(request, copy(unreadable), self.now))
-        charge_id = request.charge_id if isinstance(request, RefundRequest) else None
-        charge = self.charges.get(charge_id) if charge_id is not None else None
-        if isinstance(charge, AccountDataError):
-            if charge.user_id == request.user_id:
-                return self._refuse(Refusal(request, copy(charge), self.now))
-            charge = None  # somebody else's
-        decision = self.rules.decide(request, account, self.now, charge, unopened)
+        account = self.accounts.get(request.user_id)
+        unopened, charge, now = None, None, self.now
+        try:
+            if account is None:
+                unopened, now = self._unopened(request), self._moment_to_open(request.user_id)
+            if isinstance(request, RefundRequest) and request.charge_id is not None:
+                charge = self._charge(request.charge_id, request.user_id)
+        except AccountDataError as error:
+            return self._refuse(Refusal(request, error, now))
+        decision = self.rules.decide(request, account, now, charge, unopened)
         if isinstance(decision, Refusal):
             return self._refuse(decision)
         return self._post(decision, charge)
+
+    def _unopened(self, request: Request) -> Unopened | None:
+        """What an account can be opened on. Raises AccountDataError if one can't be read."""
+        unreadable = self.unreadable.get(request.user_id)
+        if unreadable is None:
+            return None
+        found = self.unopened.get(request.user_id)
+        if found is None or not isinstance(request, CreateUserRequest):
+            raise copy(unreadable)
+        return found
+
+    def _moment_to_open(self, user_id: str) -> datetime:
+        """Now, or after the last moment of an account whose erasure is under way.
+
+        Raises AccountDataError if that is too far ahead.
+        """
+        until = self.erased_until.get(user_id)
+        if until is None:
+            return self.now
+        if until - self.now > _MOST_AHEAD:
+            raise AccountDataError(user_id, "history", _DATED_AHEAD)
+        return max(self.now, until + _MILLISECOND)
+
+    def _charge(self, charge_id: str, user_id: str) -> RefundableCharge | None:
+        """What a refund is of, None if it is not there. Raises AccountDataError."""
+        charge = self.charges.get(charge_id)
+        if isinstance(charge, AccountDataError):
+            if charge.user_id == user_id:
+                raise copy(charge)
+            return None  # somebody else's
+        return charge
 
     def _refuse(self, refusal: Refusal) -> CreditError:
         self.refusals.append(refusal)

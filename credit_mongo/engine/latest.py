@@ -2,19 +2,29 @@
 
 A new primary does not know at once how much a majority has, and until then its majority reads show
 an older state. So reads ask for the state after the ledger's latest commit, and wait for it.
+Several reads that have to agree are of one snapshot, which is not from before that commit either.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from bson import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
+from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
 
 __all__ = ["LatestWrite"]
+
+_T = TypeVar("_T")
+# SnapshotTooOld, and SnapshotUnavailable: a collection or an index has just come.
+_GONE: Final = frozenset({239, 246})
+_PAUSE_SECONDS: Final = 0.01
 
 
 class LatestWrite:
@@ -44,3 +54,48 @@ class LatestWrite:
                 own.advance_cluster_time(self._cluster_time)
                 own.advance_operation_time(self._operation_time)
             yield own
+
+    async def in_snapshot(
+        self,
+        database: AsyncDatabase[Any],
+        collection: str,
+        session: AsyncClientSession | None,
+        look: Callable[[AsyncClientSession], Awaitable[_T]],
+    ) -> _T:
+        """What a function that reads the database sees in one snapshot; it may be called again.
+
+        The snapshot is that of the application's transaction, or one that has the latest write, and
+        what the application's session has written. ``collection`` is one that exists.
+        """
+        if session is not None and session.in_transaction:
+            return await look(session)
+        after = [self._operation_time, None if session is None else session.operation_time]
+        while True:
+            async with self._client.start_session(snapshot=True) as own:
+                try:
+                    moment = await _moment_of(database, collection, own)
+                    if all(time is None or moment is None or moment >= time for time in after):
+                        return await look(own)
+                except OperationFailure as error:
+                    if error.code not in _GONE:
+                        raise
+            # Until the primary knows more; the caller's deadline ends it.
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _moment_of(
+    database: AsyncDatabase[Any], collection: str, session: AsyncClientSession
+) -> Timestamp | None:
+    """Fix the moment of a snapshot session by a first read. mongomock has none."""
+    reply = await database.with_options(read_concern=ReadConcern()).command(
+        {
+            "find": collection,
+            "filter": {"_id": ""},
+            "projection": {"_id": 1},
+            "batchSize": 1,
+            "singleBatch": True,
+        },
+        session=session,
+    )
+    moment: Timestamp | None = reply["cursor"].get("atClusterTime")
+    return moment

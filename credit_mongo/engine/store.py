@@ -7,7 +7,7 @@ already. Nothing here starts, ends or repeats a transaction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -24,10 +24,16 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
 from credit_mongo.core.books import Books, Loaded
 from credit_mongo.core.membership import is_past
-from credit_mongo.core.requests import ChargeRequest, RefundRequest, Request
+from credit_mongo.core.requests import (
+    ChargeRequest,
+    CreateUserRequest,
+    RefundRequest,
+    Request,
+)
 from credit_mongo.core.rules import Refusal
 from credit_mongo.engine.server_transactions import fields_of
 from credit_mongo.engine.turns import Turn
+from credit_mongo.erasures import erased_until, is_erased
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
 from credit_mongo.rows import (
     CODEC_OPTIONS,
@@ -109,7 +115,11 @@ class Store:
         accounts, unreadable, unopened = await self._load_accounts(requests, session)
         charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
-        loaded = Loaded(accounts, unreadable, charges, {}, frozenset(), unopened=unopened)
+        created = {r.user_id for r in requests if isinstance(r, CreateUserRequest)}
+        erased = await self._erased_until(created - accounts.keys(), session)
+        loaded = Loaded(
+            accounts, unreadable, charges, {}, frozenset(), unopened=unopened, erased_until=erased
+        )
         return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
 
     async def load_keys(
@@ -119,16 +129,35 @@ class Store:
         now: datetime,
         session: AsyncClientSession,
     ) -> Loaded:
-        """The same with what the keys did, and those that are over, though TTL has not yet come."""
+        """The same with what the keys did, and with the keys whose records no longer count.
+
+        These are the ones that have expired, though TTL has not yet come, and those of erased
+        accounts.
+        """
         keys = [request.key for request in requests if request.key is not None]
         if not keys:
             return loaded
         documents = await self._find(
             self._names.idempotency_records, {"_id": {"$in": keys}}, {}, session
         )
-        remembered = {d["_id"]: remembered_from(d) for d in documents if not _is_over(d, now)}
-        expired = frozenset(d["_id"] for d in documents) - remembered.keys()
-        return replace(loaded, remembered=remembered, expired_keys=expired)
+        live = [d for d in documents if not _is_over(d, now)]
+        remembered = {
+            d["_id"]: remembered_from(d) for d in await self._without_erased(live, session)
+        }
+        forgotten = frozenset(d["_id"] for d in documents) - remembered.keys()
+        return replace(loaded, remembered=remembered, forgotten_keys=forgotten)
+
+    async def _erased_until(
+        self, user_ids: Collection[str], session: AsyncClientSession
+    ) -> dict[str, datetime]:
+        return await erased_until(self._database, self._names, user_ids, session)
+
+    async def _without_erased(self, rows: list[Raw], session: AsyncClientSession) -> list[Raw]:
+        """The rows or records, but for those of accounts whose erasure is under way."""
+        # Records of other software may be of nobody.
+        owners = {row["userId"] for row in rows if isinstance(row.get("userId"), str)}
+        erased = await self._erased_until(owners, session)
+        return [row for row in rows if not is_erased(row, erased.get(str(row.get("userId"))))]
 
     async def _load_accounts(
         self, requests: Sequence[Request], session: AsyncClientSession
@@ -165,6 +194,7 @@ class Store:
             archived = await self._find_charges(archive, archived_ids, session)
             refunds += await self._find_refunds(archive, [row["_id"] for row in archived], session)
             charges += archived
+        charges = await self._without_erased(charges, session)
         by_charge: dict[Any, list[Raw]] = {}
         for refund in refunds:
             by_charge.setdefault(refund["_id"]["charge"], []).append(refund)
@@ -204,7 +234,7 @@ class Store:
                 "operation": {"$in": [ChargeRequest.operation, None]},
                 "amount": {"$lte": 0},
             },
-            {"userId": 1, "amount": 1},
+            {"userId": 1, "amount": 1, "createdAt": 1},
             session,
         )
 
@@ -332,7 +362,7 @@ class Store:
 
     async def _write_keys(self, books: Books, loaded: Loaded, session: AsyncClientSession) -> None:
         keyed = [p.request for p in books.postings if p.request.key is not None]
-        replaced = [r.key for r in keyed if r.key in loaded.expired_keys]
+        replaced = [r.key for r in keyed if r.key in loaded.forgotten_keys]
         if replaced:
             query = {"_id": {"$in": replaced}}
             await self._command(

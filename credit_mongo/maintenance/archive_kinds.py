@@ -15,6 +15,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.erasures import erased_until
 from credit_mongo.maintenance.archive_borders import Border, border_or_none, follow, settled_by
 from credit_mongo.maintenance.archive_places import ArchivePlace
 from credit_mongo.maintenance.archive_runs import Tally
@@ -23,9 +24,10 @@ from credit_mongo.maintenance.archive_spans import Index
 from credit_mongo.rows import Raw
 from credit_mongo.stored_users import StoredUsers
 
-__all__ = ["AuditLogs", "Batch", "Kind", "Transactions"]
+__all__ = ["IS_BEING_ERASED", "AuditLogs", "Batch", "Kind", "Transactions"]
 
 _user_of: Final = itemgetter("userId")
+IS_BEING_ERASED: Final = "is being erased"
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class Transactions(Kind):
         user_ids = list(dict.fromkeys(map(_user_of, rows)))
         borders = await self._borders(user_ids, session)
         stopped = await self._stopped(user_ids, old, session)
+        erased = await erased_until(self.database, self.names, user_ids, session)
         found = await self._by_ids(
             self.names.users, self.users.stored_ids(user_ids), session, *self.users.book_fields
         )
@@ -116,6 +119,8 @@ class Transactions(Kind):
             border = borders.get(user_id, Border(user_id))
             if border is None:
                 count, reason = 0, "has a border of the archive that can't be read"
+            elif user_id in erased:
+                count, reason = 0, IS_BEING_ERASED
             elif user_id not in accounts:
                 count, reason = 0, "has no account"
             elif user_id in stopped:
@@ -175,8 +180,11 @@ class AuditLogs(Kind):
         session: AsyncClientSession,
     ) -> tuple[list[int], Batch]:
         batch = Batch()
+        user_ids = list(dict.fromkeys(map(_user_of, rows)))
+        erased = await erased_until(self.database, self.names, user_ids, session)
+        batch.left = [(user_id, "") for user_id in erased]
         if place.kind == "collection":
-            return list(range(len(rows))), batch
+            return [n for n, row in enumerate(rows) if row["userId"] not in erased], batch
         chosen: list[int] = []
         successes = [row for row in rows if row.get("status") == "success"]
         ids = [row["_id"] for row in successes]
@@ -184,7 +192,7 @@ class AuditLogs(Kind):
         for collection in (self.names.transactions, self.names.transactions_archive):
             kept |= (await self._by_ids(collection, ids, session, "_id")).keys()
         borders = await self._borders(list(dict.fromkeys(map(_user_of, successes))), session)
-        stay: set[str] = set()
+        stay: set[str] = set(erased)
         for number, row in enumerate(rows):
             user_id = row["userId"]
             border = borders.get(user_id)
@@ -195,5 +203,5 @@ class AuditLogs(Kind):
                 stay.add(user_id)
             if user_id not in stay:
                 chosen.append(number)
-        batch.left = [(user_id, "") for user_id in stay]
+        batch.left += [(user_id, "") for user_id in stay - erased.keys()]
         return chosen, batch

@@ -15,7 +15,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.errors import StorageError
-from credit_mongo.maintenance.archive_kinds import Batch, Kind
+from credit_mongo.maintenance.archive_kinds import IS_BEING_ERASED, Batch, Kind
 from credit_mongo.maintenance.archive_pace import Pace
 from credit_mongo.maintenance.archive_places import ArchivePlace, in_session
 from credit_mongo.maintenance.archive_runs import Lane, Moved, Tally
@@ -49,7 +49,7 @@ class Left:
     def add(self, user_id: str, reason: str) -> None:
         """Each user once."""
         self.total += 1
-        self.broken += reason != _NO_SEQ
+        self.broken += reason not in (_NO_SEQ, IS_BEING_ERASED)
         if len(self.named) < _MOST_NAMED:
             self.named.append((user_id, reason))
 

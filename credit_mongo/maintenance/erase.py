@@ -2,20 +2,21 @@
 
 It goes in steps, a transaction each, and each keeps its own count, so that it can be killed at any
 point and goes on, with the right counts, when it is asked for again. The first step removes the
-account and what is newest of its history: from then on there is no such user for any operation.
-Until the last step the collection ``erasures`` holds whose erasure is under way. What the last step
-leaves there says how many rows of each kind went, when, and who asked for it; not whose they were.
+account and says in the collection ``erasures`` whose erasure is under way, and of which moment the
+newest of its rows is: from then on there is no such user for any operation, and no row that is not
+later counts (``erasures.py``). What the last step leaves there says how many rows of each kind
+went, when, and who asked for it; not whose they were.
 
-An account may be opened anew under the same id in between. Its rows are never touched: a step sees
-in one snapshot whether there is such an account, and if so deletes only what is older.
+An account may be opened anew under the same id in between. It begins after that moment, and a step
+deletes nothing that is later.
 
 What has been copied out of the database before stays: archive files, exports, backups, the oplog.
-So do the audit rows of what is tried with that name later, as with any that is unknown.
+So do the audit rows of what is tried with that name later, as with any name that is unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -31,13 +32,12 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_identifier, check_optional
 from credit_mongo.core.results import Erasure
 from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.erasures import NEVER, after, not_after, place_of
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.archive_borders import NO_BORDER, border_or_none
-from credit_mongo.maintenance.erasures import place_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.stored_fields import milliseconds
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
@@ -46,14 +46,13 @@ __all__ = ["OnProgress", "erase_user"]
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of rows that have gone, and about how many there were."""
 
-# With their audit rows and records, and with the account, below 1,000 documents.
-_TRANSACTIONS: Final = 300
-_BATCH: Final = 1000
+# With their audit rows, and with the account, below 1,000 documents.
+_TRANSACTIONS: Final = 440
+_BATCH: Final = 900
 # Whatever a document has beside the account, be it text that is not UTF-8, it can be erased.
 _CODEC_OPTIONS: Final[CodecOptions[Raw]] = CODEC_OPTIONS.with_options(
     unicode_decode_error_handler="replace"
 )
-_NEVER: Final = datetime(1, 1, 1, tzinfo=timezone.utc)
 _COUNTS: Final = {
     "users": "users",
     "transactions": "transactions",
@@ -88,8 +87,9 @@ async def erase_user(
     with those, and only what makes it an account goes.
 
     What is left of an account whose document was removed by somebody else goes as well. Raises
-    InvalidRequestError, UserNotFoundError if there is no such account, no transaction of one and no
-    erasure of it under way, and StorageError: then call it again to complete it.
+    InvalidRequestError, UserNotFoundError if there is no such account, no transaction or
+    idempotency record of one and no erasure of it under way, and StorageError: then call it again
+    to complete it.
     """
     database = as_database(database)
     stored_users = StoredUsers.of(users, database)
@@ -127,13 +127,6 @@ class _History(NamedTuple):
     audits_counted: str
 
 
-class _Scope(NamedTuple):
-    """The part of a query that tells which rows of the user are to go."""
-
-    transactions: Raw
-    audit_logs: Raw
-
-
 class _Erasing:
     """An erasure under way."""
 
@@ -169,6 +162,7 @@ class _Erasing:
             "archivedAuditLogs",
         )
         self._histories = (live, archived)
+        self._collections = (*live[:2], *archived[:2], names.idempotency_records)
 
     async def count(self) -> int:
         """About how many rows there are, without the idempotency records."""
@@ -190,8 +184,9 @@ class _Erasing:
                 for some in (self._erase_transactions, self._erase_audit_logs):
                     while record := await steps.take(partial(some, history)):
                         self._tell(record, total)
-            while await steps.take(self._erase_paid_requests):
-                pass
+            for others in (self._erase_records, self._erase_paid_requests):
+                while await steps.take(others):
+                    pass
             closed = await steps.take(self._end)
         return closed
 
@@ -214,18 +209,17 @@ class _Erasing:
         border = await database[names.archive_borders].find_one_and_delete(
             {"_id": self._user_id}, session=session
         )
-        counts = await self._erase_some(self._histories[0], {}, session)
+        until = await self._newest(border, session)
+        requests = await self._newest_in(names.paid_requests, session, "startedAt")
+        counts = await self._erase_some(
+            self._histories[0], {"createdAt": not_after(until)}, session
+        )
         return await self._keep(
             {"users": int(has_gone), "transactionsInFiles": _in_files(border), **counts},
             session,
             {
-                "$set": {
-                    "until": await self._newest("transactions", session),
-                    "auditsUntil": await self._newest("audit_logs", session),
-                    "requestsUntil": await self._newest_in(
-                        names.paid_requests, "startedAt", session
-                    ),
-                },
+                # Of all accounts that this erasure takes.
+                "$max": {"until": until, "requestsUntil": requests},
                 "$setOnInsert": {
                     "erasure": self._id,
                     "requestedBy": self._requested_by,
@@ -236,20 +230,24 @@ class _Erasing:
 
     async def _erase_transactions(self, history: _History, session: AsyncClientSession) -> Raw:
         """Some transactions with what belongs to them; an empty record if there are none."""
-        scope = await self._scope(session)
-        counts = await self._erase_some(history, scope.transactions, session)
+        counts = await self._erase_some(history, await self._scope(session), session)
         return await self._keep(counts, session) if counts else {}
 
     async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
         """Some audit rows that have no transaction: those of refused attempts."""
-        scope = await self._scope(session)
-        query = {"userId": self._user_id, **scope.audit_logs}
+        query = {"userId": self._user_id, **await self._scope(session)}
         return await self._erase_batch(history.audit_logs, query, history.audits_counted, session)
+
+    async def _erase_records(self, session: AsyncClientSession) -> Raw:
+        """Some idempotency records: of all transactions, wherever those are."""
+        query = {"userId": self._user_id, **await self._scope(session)}
+        collection = self._names.idempotency_records
+        return await self._erase_batch(collection, query, "idempotencyRecords", session)
 
     async def _erase_paid_requests(self, session: AsyncClientSession) -> Raw:
         """Some of what the FastAPI integration keeps; nothing of what was asked for since."""
         begun = await self._database[self._names.erasures].find_one(self._place, session=session)
-        asked = {"$lte": (begun or {}).get("requestsUntil") or _NEVER}
+        asked = {"$lte": (begun or {}).get("requestsUntil") or NEVER}
         query, collection = {"userId": self._user_id, "startedAt": asked}, self._names.paid_requests
         return await self._erase_batch(collection, query, "paidRequests", session)
 
@@ -259,14 +257,11 @@ class _Erasing:
         record = await erasures.find_one({"_id": self._id}, session=session)
         if record is None:
             scope = await self._scope(session)
-            for history in self._histories:
-                for collection, some in zip(history[:2], scope, strict=True):
-                    left = {"userId": self._user_id, **some}
-                    if await self._database[collection].find_one(left, {"_id": 1}, session=session):
-                        return None
+            if await self._has_rows(self._collections, scope, session):
+                return None
             # An archive that had begun before may have made it after the account had gone.
             border = await self._database[self._names.archive_borders].find_one_and_delete(
-                {"_id": self._user_id, **scope.transactions}, session=session
+                {"_id": self._user_id, **scope}, session=session
             )
             begun: Raw = await erasures.find_one_and_delete(self._place, session=session) or {}
             record = {
@@ -304,75 +299,86 @@ class _Erasing:
         return True
 
     async def _has_history(self, session: AsyncClientSession) -> bool:
-        """Whether there are transactions of an account whose document somebody else has removed."""
-        own = {"userId": self._user_id}
-        for history in self._histories:
-            collection = self._database[history.transactions]
-            if await collection.find_one(own, {"_id": 1}, session=session) is not None:
-                return True
+        """Whether something is left of an account whose document somebody else has removed.
+
+        Audit rows are not: attempts on somebody unknown have them.
+        """
+        collections = [history.transactions for history in self._histories]
+        if await self._has_rows([*collections, self._names.idempotency_records], {}, session):
+            return True
         borders = self._database[self._names.archive_borders]
         return await borders.find_one({"_id": self._user_id}, session=session) is not None
 
-    async def _scope(self, session: AsyncClientSession) -> _Scope:
-        """What is to go, without the rows of an account that was opened since.
+    async def _has_rows(
+        self, collections: Iterable[str], query: Raw, session: AsyncClientSession
+    ) -> bool:
+        own = {"userId": self._user_id, **query}
+        for collection in collections:
+            if await self._database[collection].find_one(own, {"_id": 1}, session=session):
+                return True
+        return False
 
-        Nor the audit rows of what was tried since: there may be more of them all the time.
+    async def _scope(self, session: AsyncClientSession) -> Raw:
+        """The part of a query that tells which rows are to go.
+
+        No row of an account that was opened since is among them, and no audit row of what was tried
+        since: there may be more of those all the time.
         """
         record = await self._database[self._names.erasures].find_one(self._place, session=session)
         if record is None:
             # Whoever else was at it has come to the end; an account there may be is another.
-            return _Scope({"_id": {"$in": []}}, {"_id": {"$in": []}})
-        tried = {"$lte": record["auditsUntil"] or _NEVER}
+            return {"_id": {"$in": []}}
+        until: datetime = record.get("until", NEVER)
+        scope = {"createdAt": not_after(until)}
         users, collection = self._users, self._database[self._names.users]
         query = users.query_of(self._user_id)
         account = await collection.find_one(query, users.fields, session=session)
         if account is None or (users.are_the_applications and users.is_unopened(account)):
-            return _Scope({}, {"createdAt": tried})
-        until = record["until"]
+            return scope
         if users.are_the_applications:
             # The document may be older than its account.
-            opened = await self._newest("transactions", session, seq=1)
+            places = [history.transactions for history in self._histories]
+            firsts = [await self._newest_in(each, session, seq=1) for each in places]
+            opened: Any = max(firsts)
         else:
             opened = account.get(users.names.created_at)
-        if not isinstance(opened, datetime) or (
-            until is not None and milliseconds(opened) <= milliseconds(until)
-        ):
+        if not isinstance(opened, datetime) or opened <= until:
+            # Other software has made it, or a ledger that did not know of the erasure.
             raise StorageError(
-                "the account was opened anew, by a clock that is behind the former one's: what is "
-                "left of the former can't be told from it. Erase the user again: both go then"
+                "the account was opened anew, and is not dated after the former one: what is left "
+                "of the former can't be told from it. Erase the user again: both go then"
             )
-        return _Scope({"createdAt": {"$lt": opened}}, {"createdAt": {"$lt": opened, **tried}})
+        return scope
 
-    async def _newest(
-        self, kind: str, session: AsyncClientSession, **query: Any
-    ) -> datetime | None:
-        """When the newest of these rows was made that are left."""
-        moments = [
-            await self._newest_in(getattr(history, kind), "createdAt", session, **query)
-            for history in self._histories
-        ]
-        found = (moment for moment in moments if moment is not None)
-        return max(found, key=milliseconds, default=None)
+    async def _newest(self, border: Raw | None, session: AsyncClientSession) -> datetime:
+        """The moment of the newest of the user's rows, also of those that are in files."""
+        moments = [await self._newest_in(each, session) for each in self._collections]
+        archived = None if border is None else border.get("createdAt")
+        return max([*moments, archived] if isinstance(archived, datetime) else moments)
 
     async def _newest_in(
-        self, collection: str, field: str, session: AsyncClientSession, **query: Any
-    ) -> datetime | None:
+        self,
+        collection: str,
+        session: AsyncClientSession,
+        field: str = "createdAt",
+        **query: Any,
+    ) -> datetime:
         found: Raw | None = await self._database[collection].find_one(
-            {"userId": self._user_id, field: {"$type": "date"}, **query},
+            {"userId": self._user_id, field: after(NEVER), **query},
             {field: 1},
             sort=[(field, -1)],
             session=session,
         )
-        return None if found is None else found[field]
+        return NEVER if found is None else found[field]
 
     async def _erase_some(
         self, history: _History, older: Raw, session: AsyncClientSession
     ) -> dict[str, int]:
-        """Some transactions, newest first, with their audit rows and their idempotency records."""
+        """Some transactions, newest first, with their audit rows."""
         database, mine = self._database, {"userId": self._user_id, **older}
         found = await (
             database[history.transactions]
-            .find(mine, {"idempotencyKey": 1}, session=session)
+            .find(mine, {"_id": 1}, session=session)
             .sort([("createdAt", -1), ("seq", -1)])
             .limit(_TRANSACTIONS)
             .to_list(None)
@@ -380,15 +386,10 @@ class _Erasing:
         if not found:
             return {}
         ids = {"_id": {"$in": [row["_id"] for row in found]}}
-        keys = [row["idempotencyKey"] for row in found if row.get("idempotencyKey") is not None]
         deletions = {
             history.counted: (history.transactions, ids),
             history.audits_counted: (history.audit_logs, {**ids, **mine}),
         }
-        if keys:
-            # A key that was over may be somebody else's by now.
-            query = {"_id": {"$in": keys}, **mine}
-            deletions["idempotencyRecords"] = (self._names.idempotency_records, query)
         counts: dict[str, int] = {}
         for name, (collection, query) in deletions.items():
             deleted = await database[collection].delete_many(query, session=session)

@@ -10,9 +10,9 @@ from typing import Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.erasures import after, erased_until, is_erased
 from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.chain import Chain, whole
-from credit_mongo.maintenance.erasures import is_being_erased
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.maintenance.reading import LOOK_UP, Reading
 from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_live
@@ -113,18 +113,23 @@ async def examine(
         examined.exists = True
         examined.balance = whole(user.get("credits"))
         examined.seq = whole(user.get("seq", 0))
-    if await is_being_erased(reading.database, reading.names, user_id, session):
-        # What is left of it has no account, and is to go.
-        return examined
+    mine = await _rows_that_stay(reading, user_id, session)
     found = await reading.border(user_id, session)
+    if "createdAt" in mine:
+        first = {**mine, "seq": 1}
+        if (
+            await reading.database[reading.names.transactions].find_one(first, session=session)
+            is None
+        ):
+            # No account was opened since, or by other software: what is left is to go.
+            return examined
+        found = NO_BORDER
     border = found or NO_BORDER
     tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
     if found is None:
         tell(Finding(user_id, "border-unusable"))
     remembered_since = reading.remembered_since(now)
-    look_up = _LookUp(
-        reading, user_id, border, session, remembered_since=remembered_since, tell=tell
-    )
+    look_up = _LookUp(reading, mine, border, session, remembered_since=remembered_since, tell=tell)
     chain = Chain(user_id, user, reading.key_ttl, tell)
     await _follow(reading, border, chain, look_up)
     if not is_no_account(user, chain.rows + border.seq):
@@ -138,13 +143,25 @@ async def examine(
     return examined
 
 
+async def _erased_until(
+    reading: Reading, user_id: str, session: AsyncClientSession
+) -> dict[str, datetime]:
+    return await erased_until(reading.database, reading.names, [user_id], session)
+
+
+async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSession) -> Raw:
+    """The query for a user's rows, without those of an account whose erasure is under way."""
+    until = (await _erased_until(reading, user_id, session)).get(user_id)
+    return {"userId": user_id, **({} if until is None else {"createdAt": after(until)})}
+
+
 async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _LookUp) -> None:
     """The archived transactions and then the others, oldest first."""
     segments = list(border.segments)
     for collection in reversed(reading.transactions):
         is_archive = collection == reading.names.transactions_archive
         rows = reading.database[collection].find(
-            {"userId": look_up.user_id},
+            look_up.mine,
             _FIELDS,
             session=look_up.session,
             batch_size=LOOK_UP,
@@ -180,7 +197,7 @@ class _LookUp:
     def __init__(
         self,
         reading: Reading,
-        user_id: str,
+        mine: Raw,
         border: Border,
         session: AsyncClientSession,
         *,
@@ -188,7 +205,8 @@ class _LookUp:
         tell: _Teller,
     ) -> None:
         self._reading = reading
-        self.user_id = user_id
+        self.mine = mine
+        self._user_id: str = mine["userId"]
         self._border = border
         self.session = session
         self._remembered_since = remembered_since
@@ -196,7 +214,7 @@ class _LookUp:
 
     def _tell(self, code: Code, row: Raw) -> None:
         seq, row_id = whole(row.get("seq")), str(row["_id"])
-        self._tell_finding(Finding(self.user_id, code, seq=seq, transaction_id=row_id))
+        self._tell_finding(Finding(self._user_id, code, seq=seq, transaction_id=row_id))
 
     async def all_of(self, rows: Sequence[Raw]) -> None:
         """Audit rows, keys and refunded charges of some transactions."""
@@ -238,13 +256,13 @@ class _LookUp:
         charges = await self._reading.refunded(charge_ids, self.session)
         for row in refunds:
             refunded = charges[row["refundOf"]]
-            wrong = refunded.wrong_for(self.user_id)
+            wrong = refunded.wrong_for(self._user_id)
             if wrong == "refund-exceeds":
                 charge = refunded.charge or {}
                 amount = whole(charge.get("amount"))
                 self._tell_finding(
                     Finding(
-                        self.user_id,
+                        self._user_id,
                         wrong,
                         seq=whole(charge.get("seq")),
                         transaction_id=str(row["refundOf"]),
@@ -261,7 +279,7 @@ class _LookUp:
         reading = self._reading
         for collection in reading.audit_logs:
             audits = reading.database[collection].find(
-                {"userId": self.user_id, "status": "success"},
+                {**self.mine, "status": "success"},
                 {"createdAt": 1},
                 session=self.session,
                 batch_size=LOOK_UP,
@@ -281,7 +299,7 @@ class _LookUp:
         for audit in audits:
             row = rows.get(audit["_id"])
             is_filed = row is None and self._border.is_filed(audit.get("createdAt"))
-            if not is_filed and (row or {}).get("userId") != self.user_id:
+            if not is_filed and (row or {}).get("userId") != self._user_id:
                 self._tell("audit-orphaned", {"_id": audit["_id"]})
 
 
@@ -310,14 +328,13 @@ async def examine_records(
 ) -> Examined:
     """Idempotency records of a user's that may be odd."""
     examined = Examined(user_id)
-    if await is_being_erased(reading.database, reading.names, user_id, session):
-        return examined
+    until = (await _erased_until(reading, user_id, session)).get(user_id)
     border = await reading.border(user_id, session) or NO_BORDER
     tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
     for part in _parts(keys):
         names = reading.names
         records = await reading.by_ids(names.idempotency_records, part, RECORD_FIELDS, session)
-        live = [record for record in records.values() if is_live(record, now)]
+        live = [r for r in records.values() if is_live(r, now) and not is_erased(r, until)]
         for record, row in await find_odd(reading, live, session):
             if row is None and border.is_filed(record.get("createdAt")):
                 continue

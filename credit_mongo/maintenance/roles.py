@@ -214,6 +214,8 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.turns: ("find", "insert", "update"),
         # Of the FastAPI integration, which makes their indexes itself.
         names.paid_requests: ("createIndex", "find", "insert", "update"),
+        # Whose erasure is under way: an old key or charge of theirs counts no longer.
+        names.erasures: _READ,
         # For refunds of archived charges, for whoever reads on in the history, and for repairs.
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
@@ -225,6 +227,8 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
 def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     return {
         names.users: _READ,
+        # Of those whose erasure is under way, nothing is moved.
+        names.erasures: _READ,
         **dict.fromkeys((names.transactions, names.audit_logs), ("find", "remove")),
         **dict.fromkeys(
             (names.transactions_archive, names.audit_logs_archive),

@@ -20,6 +20,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.read_concern import ReadConcern
 
 from credit_mongo import (
+    AccountDataError,
     CreditConfig,
     CreditLedger,
     Erasure,
@@ -225,16 +226,18 @@ async def test_archived_rows_go_too_and_those_in_files_are_told(
         **expected,
         "transactions": expected["transactions"] - 15,
         "audit_logs": expected["audit_logs"] - 15,
-        # The keys of what is in files are beyond what the rows can tell; these expire.
-        "idempotency_records": expected["idempotency_records"] - 2,
         "archived_transactions": 11,
         "archived_audit_logs": 11,
         "transactions_in_files": 4,
     }
-    for name in ("users", "transactions", "audit_logs", "transactions_archive", "archive_borders"):
-        assert ADA not in str(await rows(database, name))
+    await check_nothing_is_left(database, ADA)
     assert await count(database, "transactions_archive") == 15
     assert await count(database, "archive_borders") == 1
+    assert await count(database, "idempotency_records") == expected["idempotency_records"]
+    # What bob's keys did is remembered, and what ada's did is not.
+    assert (await ledger.create_user("bob", credits=1000, idempotency_key="bob opens")).replayed
+    with pytest.raises(UserNotFoundError):
+        await ledger.charge(ADA, "translate", idempotency_key=f"{ADA} 1", metadata={"of": ADA})
 
 
 async def test_an_archive_that_had_begun_before_leaves_nothing_behind(
@@ -257,8 +260,8 @@ async def test_an_archive_that_had_begun_before_leaves_nothing_behind(
     assert erasure.archived_transactions == 6
     assert erasure.transactions_in_files == 4
     assert erasure.transactions == expected["transactions"] - 10
-    for name in ("users", "transactions", "audit_logs", "transactions_archive", "archive_borders"):
-        assert ADA not in str(await rows(database, name))
+    assert erasure.idempotency_records == expected["idempotency_records"]
+    await check_nothing_is_left(database, ADA)
 
 
 async def test_a_key_that_is_somebody_else_s_by_now_stays(
@@ -295,7 +298,7 @@ async def test_an_unknown_user_is_not_found(ledger: CreditLedger, database: Data
     assert await count(database, "erasures") == 1
 
 
-@pytest.mark.parametrize("left", ["transactions", "archived", "border"])
+@pytest.mark.parametrize("left", ["transactions", "archived", "border", "records"])
 async def test_what_is_left_of_a_removed_document_goes(
     ledger: CreditLedger, database: Database, left: str
 ) -> None:
@@ -305,15 +308,18 @@ async def test_what_is_left_of_a_removed_document_goes(
     await archive_some(database, ADA, 5)
     await database["users"].delete_one({"_id": ADA})
     if left != "transactions":
-        # With the keys, which are found by their transactions, and expire by themselves.
-        for name in ("transactions", "idempotency_records"):
-            await database[name].delete_many({"userId": ADA})
-    if left == "border":
+        await database["transactions"].delete_many({"userId": ADA})
+    if left in ("border", "records"):
         await database["transactions_archive"].delete_many({"userId": ADA})
+    if left == "records":
+        await database["archive_borders"].delete_one({"_id": ADA})
+    else:
+        await database["idempotency_records"].delete_many({"userId": ADA})
     done = await ledger.delete_user(ADA, requested_by="Eve")
     assert done.users == 0
     assert done.transactions == (expected["transactions"] - 5 if left == "transactions" else 0)
-    assert done.archived_transactions == (5 if left != "border" else 0)
+    assert done.archived_transactions == (5 if left in ("transactions", "archived") else 0)
+    assert done.idempotency_records == (expected["idempotency_records"] if left == "records" else 0)
     await check_nothing_is_left(database, ADA)
     assert await count(database, "transactions", userId="bob") == bystander["transactions"]
     with pytest.raises(UserNotFoundError):
@@ -516,27 +522,54 @@ async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
     assert ADA not in str(await rows(database, "erasures"))
 
 
-async def test_what_cannot_be_told_from_an_account_opened_anew_is_left_until_asked_again(
+async def test_an_account_that_a_slow_clock_opens_anew_stays_whole(
     ledger: CreditLedger, database: Database, slow: Database, config: CreditConfig
 ) -> None:
-    """Its clock is behind: no row of it is touched; erasing again takes both."""
+    """It begins after the last moment of the former one: none of its rows is taken for old."""
+    expected = await live(ledger, ADA)
+    erasing = asyncio.create_task(erase_user(slow, ADA))
+    await until_gone(database, ADA)
+    past = datetime.now(UTC) - timedelta(minutes=50)
+    async with CreditLedger(database, config, clock=lambda: past) as behind:
+        await behind.create_user(ADA, credits=50, idempotency_key="anew")
+        await behind.charge(ADA, "translate")
+        assert not erasing.done()
+        assert counts_of(await erasing) == expected
+        assert await behind.get_balance(ADA) == 47
+        assert [row.seq for row in await behind.get_history(ADA)] == [2, 1]
+    await check_promises(database)
+    assert (await verify(database)).findings == ()
+
+
+async def test_an_account_is_not_opened_hours_ahead_of_its_clock(
+    ledger: CreditLedger, database: Database, slow: Database, config: CreditConfig
+) -> None:
+    """Rows of a wrong clock do not set the time of the account after them."""
+    await live(ledger, ADA)
+    erasing = asyncio.create_task(erase_user(slow, ADA))
+    await until_gone(database, ADA)
+    past = datetime.now(UTC) - timedelta(hours=2)
+    async with CreditLedger(database, config, clock=lambda: past) as behind:
+        with pytest.raises(AccountDataError, match="complete the erasure"):
+            await behind.create_user(ADA)
+        assert not erasing.done()
+        await erasing
+        assert (await behind.create_user(ADA)).created_at < datetime.now(UTC) - timedelta(hours=1)
+
+
+async def test_what_cannot_be_told_from_an_account_of_other_software_is_left_until_asked_again(
+    ledger: CreditLedger, database: Database, slow: Database
+) -> None:
+    """No row is touched that may be its; erasing again takes both."""
     expected = await live(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     past = datetime.now(UTC) - timedelta(hours=1)
-    async with CreditLedger(database, config, clock=lambda: past) as behind:
-        await behind.create_user(ADA, credits=50)
-        await behind.charge(ADA, "translate")
-        with pytest.raises(StorageError, match="opened anew"):
-            await erasing
-        assert await behind.get_balance(ADA) == 47
-    erasure = await erase_user(database, ADA)
-    assert counts_of(erasure) == {
-        **expected,
-        "users": 2,
-        "transactions": expected["transactions"] + 2,
-        "audit_logs": expected["audit_logs"] + 2,
-    }
+    await database["users"].insert_one({"_id": ADA, "credits": 50, "seq": 0, "createdAt": past})
+    with pytest.raises(StorageError, match="opened anew"):
+        await erasing
+    assert await ledger.get_balance(ADA) == 50
+    assert counts_of(await erase_user(database, ADA)) == {**expected, "users": 2}
     await check_nothing_is_left(database, ADA)
 
 

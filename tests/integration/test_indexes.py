@@ -40,10 +40,13 @@ INDEXES = {
         "userId_1_createdAt_-1__id_-1": [("userId", 1), ("createdAt", -1), ("_id", -1)],
         "status_1": [("status", 1)],
     },
-    "idempotency_records": {"expiresAt_1": [("expiresAt", 1)]},
+    "idempotency_records": {
+        "expiresAt_1": [("expiresAt", 1)],
+        "userId_1_createdAt_1": [("userId", 1), ("createdAt", 1)],
+    },
 }
-# 4 collections, 7 indexes and the users' validator.
-WANTED = 12
+# 4 collections, 8 indexes and the users' validator.
+WANTED = 13
 
 
 async def indexes_of(database: Database, collection: str) -> dict[str, dict[str, Any]]:
@@ -126,7 +129,8 @@ async def test_a_fitting_index_of_another_name_is_kept(database: Database) -> No
 
     assert {c.name for c in report.kept if c.kind == "index"} == {"by_action", "sweep"}
     assert not report.conflicts
-    assert list(await indexes_of(database, "idempotency_records")) == ["sweep"]
+    names = await indexes_of(database, "idempotency_records")
+    assert list(names) == ["sweep", "userId_1_createdAt_1"]
     assert "action_1" not in await indexes_of(database, "transactions")
 
 
@@ -524,21 +528,21 @@ async def test_the_script_creates_all_shows_each_and_can_be_run_again(
     where = ("--uri", replica_set_uri, "--database", database.name)
     code, output, errors = await run_script(*where, "--dry-run")
     assert (code, errors) == (0, "")
-    assert f"{database.name}: 12 created, 0 kept" in output
+    assert f"{database.name}: 13 created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
     code, output, errors = await run_script(*where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created   index       idempotency_records.expiresAt_1\n" in output
-    assert f"{database.name}: 11 created, 0 kept, 0 changed, 0 in conflict\n" in output
+    assert f"{database.name}: 12 created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     code, output, errors = await run_script("--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
-    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 11, [])
+    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 12, [])
 
 
 @pytest.mark.drivers("pymongo")  # in a process of its own

@@ -29,6 +29,8 @@ READS: Final = "tests/integration/test_reads.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
+ERASE: Final = "tests/integration/test_erase.py"
+HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
 
 
 @dataclass(frozen=True)
@@ -342,14 +344,14 @@ PLANTED: Final = (
     Bug(
         "an expired key is replayed",
         "engine/store.py",
-        'd["_id"]: remembered_from(d) for d in documents if not _is_over(d, now)',
-        'd["_id"]: remembered_from(d) for d in documents',
+        "live = [d for d in documents if not _is_over(d, now)]",
+        "live = list(documents)",
         (OPERATIONS,),
     ),
     Bug(
         "an expired record is not replaced",
         "engine/store.py",
-        "replaced = [r.key for r in keyed if r.key in loaded.expired_keys]",
+        "replaced = [r.key for r in keyed if r.key in loaded.forgotten_keys]",
         "replaced = []",
         (OPERATIONS,),
     ),
@@ -660,5 +662,41 @@ PLANTED: Final = (
         "        if _is_unlogged.get():\n",
         "        if False:\n",
         ("tests/unit/test_log_redaction.py", SECRECY),
+    ),
+    # Erasures
+    Bug(
+        "an old key of an erased account is replayed",
+        "engine/store.py",
+        'd["_id"]: remembered_from(d) for d in await self._without_erased(live, session)',
+        'd["_id"]: remembered_from(d) for d in live',
+        (HALF_ERASED,),
+    ),
+    Bug(
+        "a charge of an erased account is refunded to the one opened anew",
+        "engine/store.py",
+        "charges = await self._without_erased(charges, session)",
+        "pass",
+        (HALF_ERASED,),
+    ),
+    Bug(
+        "history shows the rows of an erased account",
+        "history.py",
+        "query.leave_out_until(until)",
+        "pass",
+        (HALF_ERASED,),
+    ),
+    Bug(
+        "an account that is opened anew begins by a slow clock",
+        "core/books.py",
+        "return max(self.now, until + _MILLISECOND)",
+        "return self.now",
+        (ERASE,),
+    ),
+    Bug(
+        "erasing finds keys by their transactions alone",
+        "maintenance/erase.py",
+        "for others in (self._erase_records, self._erase_paid_requests):",
+        "for others in (self._erase_paid_requests,):",
+        (ERASE,),
     ),
 )

@@ -39,6 +39,7 @@ from credit_mongo.config import CreditConfig
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.store import JOURNALED_MAJORITY
+from credit_mongo.erasures import erased_until
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,
@@ -84,6 +85,8 @@ class PaidRequests:
     ) -> None:
         self._charges = Charges(ledger)
         database = ledger._database
+        self._database = database.with_options(codec_options=CODEC_OPTIONS)
+        self._names = config.collections
         self._collection = database.get_collection(
             config.collections.paid_requests,
             codec_options=CODEC_OPTIONS,
@@ -196,12 +199,16 @@ class PaidRequests:
     async def _open(self, order: Order) -> Raw:
         """A new run, or that of a completed request that may be answered again."""
         request = _request_id(order.user_id, order.key or str(uuid4()))
+        over: Raw | None = None
         for _ in range(_MOST_TRIES):
             try:
-                return await self._write_down(order, request)
+                return await self._write_down(order, request, over)
             except DuplicateKeyError:
                 found: Raw | None = await self._keep(self._collection.find_one({"_id": request}))
             if found is None:
+                continue
+            over = {"run": found["run"]} if await self._is_erased(found) else None
+            if over is not None:
                 continue
             if found["fingerprint"] != order.fingerprint:
                 raise IdempotencyConflictError(order.key or "")
@@ -213,7 +220,15 @@ class PaidRequests:
                 raise RequestInProgressError
         raise RequestInProgressError
 
-    async def _write_down(self, order: Order, request: str) -> Raw:
+    async def _is_erased(self, run: Raw) -> bool:
+        """Whether it is of an account that is gone, though its erasure is not at the end yet."""
+        user_id = run["userId"]
+        looking = erased_until(self._database, self._names, [user_id], field="requestsUntil")
+        until = (await self._keep(looking)).get(user_id)
+        return until is not None and bool(run["startedAt"] <= until)
+
+    async def _write_down(self, order: Order, request: str, over: Raw | None = None) -> Raw:
+        """A new run, also in the place of one that was released, or of ``over``."""
         facts: Raw = {
             "fingerprint": order.fingerprint,
             "userId": order.user_id,
@@ -225,8 +240,10 @@ class PaidRequests:
         }
         # Literally: what a caller gives may begin with a dollar.
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
-        fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease(), "expiresAt": "$$REMOVE"}
-        query = {"_id": request, "state": "released", "fingerprint": order.fingerprint}
+        fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease()}
+        fields |= dict.fromkeys(("expiresAt", "transactionId", "cost"), "$$REMOVE")
+        replaced = over or {"state": "released", "fingerprint": order.fingerprint}
+        query = {"_id": request, **replaced}
         writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
             query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
         )
@@ -274,6 +291,10 @@ class PaidRequests:
         return True
 
     async def _settle(self, run: Raw) -> None:
+        if await self._is_erased(run):
+            # What it had charged is gone. An account that was opened since owes nothing for it.
+            await self._release(run)
+            return
         age = run["leaseUntil"] - run["startedAt"]
         try:
             if age.total_seconds() < self._ttl_seconds / 2:

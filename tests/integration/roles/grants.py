@@ -30,6 +30,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "idempotency_records": {"find", "insert", "remove"},
         "turns": {"find", "insert", "update"},
         "paid_requests": {"find", "insert", "update", "createIndex"},
+        "erasures": {"find"},
         "transactions_archive": {"find"},
         "audit_logs_archive": {"find"},
         "archive_borders": {"find"},
@@ -44,6 +45,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "audit_logs_archive": {"find", "insert", "createIndex"},
         "archive_borders": {"find", "insert", "update"},
         "archive_manifests": {"find", "insert", "update"},
+        "erasures": {"find"},
     },
     "creditEraser": {
         **{
