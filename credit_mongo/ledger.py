@@ -13,6 +13,7 @@ from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
+from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.connection import check_replica_set, connect
@@ -120,9 +121,18 @@ class CreditLedger:
     that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
     CommitOutcomeUnknownError and AccountDataError).
 
-    With ``session``, an operation becomes part of the application's own transaction, which the
-    application commits: it takes effect when that does, and its deadlines and retries are the
-    application's. A refused operation raises; its audit row stays, whatever becomes of the rest.
+    With ``session``, an operation becomes part of the application's own transaction: it takes
+    effect when the application commits, and retries are the application's. A refused operation
+    raises and leaves the transaction usable; its audit row stays, whatever becomes of the rest.
+
+    If such a call ends in any other way (it is cancelled, its deadline passes, the database fails),
+    the transaction is aborted: the commit and later calls in it raise TransactionAbortedError.
+    PyMongo's ``with_transaction`` repeats the transaction where the failure may pass. The session
+    itself stays usable.
+
+    The durability of the application's transaction is that of its own write concern; MongoDB's
+    default is ``majority``. After a commit with ``w=1`` the ledger's reads still show what was
+    committed: they wait until a majority has it.
     """
 
     def __init__(
@@ -141,6 +151,7 @@ class CreditLedger:
         if not isinstance(config, CreditConfig):
             raise ConfigurationError("", "config must be a CreditConfig")
         database = as_database(database)
+        database = database.with_options(read_preference=ReadPreference.PRIMARY)
         self._config = config
         self._database = database
         self._clock = _checked(clock)

@@ -16,6 +16,7 @@ from bson import json_util
 from pymongo import IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
+from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents, users_validator
@@ -145,7 +146,9 @@ async def ensure_indexes(
     collections need the role readWrite; changing a TTL or the validator of an existing collection
     also needs dbAdmin, and is a conflict without. Raises PyMongoError.
     """
-    database = as_database(database).with_options(codec_options=CODEC_OPTIONS)
+    database = as_database(database).with_options(
+        codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
+    )
     settings = LedgerSettings(names, users, decimal_places)
     changes = await _keep_settings(database, settings, dry_run=dry_run)
     for wanted in _all_wanted(names, users):

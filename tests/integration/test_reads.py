@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from bson import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
+from tests.integration.motor_application import MotorApplication, begun
 from tests.integration.promises import Database
 
 
@@ -98,3 +101,68 @@ async def test_a_commit_waits_for_the_journals_of_a_majority(
         await ledger.charge("ann", "generate-post")
     assert commits.read_concerns == ["snapshot"] * 2
     assert commits.write_concerns == [{"w": "majority", "j": True}] * 2
+
+
+class Destinations(CommandListener):
+    """Commands that may be sent to another member than the primary."""
+
+    def __init__(self) -> None:
+        self.sent: set[str] = set()
+        self.astray: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.add(event.command_name)
+        # The driver ends its sessions wherever it likes.
+        if "$readPreference" in event.command and event.command_name != "endSessions":
+            self.astray.append(event.command_name)
+
+    def succeeded(self, event: object) -> None:
+        """Only what is asked for counts."""
+
+    def failed(self, event: object) -> None:
+        """Nothing fails here."""
+
+
+async def test_nothing_is_read_from_a_secondary(
+    replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """Whatever the application's URI prefers: a secondary may be behind."""
+    destinations = Destinations()
+    async with (
+        AsyncMongoClient[dict[str, Any]](
+            replica_set_uri, event_listeners=[destinations], readPreference="secondaryPreferred"
+        ) as client,
+        CreditLedger(client[database.name], config) as ledger,
+    ):
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        charge = await ledger.charge("ann", "generate-post")
+        await ledger.refund("ann", 1, action="sorry", transaction_id=charge.transaction_id)
+        await ledger.get_balance("ann")
+        await ledger.get_history("ann", include_archived=True)
+        await ledger.get_audit_log("ann", include_archived=True)
+        await ledger.quote("ann", "generate-post")
+        paid_requests = PaidRequests(ledger, config, lease_seconds=1)
+        await paid_requests.ensure_indexes()
+        await paid_requests.settle_abandoned()
+        await paid_requests.close()
+        await ledger.delete_user("ann")
+    assert destinations.astray == []
+    assert {"find", "aggregate"} <= destinations.sent
+
+
+@pytest.mark.parametrize("driver", ["pymongo", "motor"], indirect=True)
+async def test_an_application_that_commits_with_w1_reads_what_it_committed(
+    *, driver: str, replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """The ledger's reads wait until a majority has it."""
+    opened: Any = MotorApplication if driver == "motor" else AsyncMongoClient[dict[str, Any]]
+    async with (
+        opened(replica_set_uri, w=1, tz_aware=True) as client,
+        CreditLedger(client[database.name], config) as ledger,
+    ):
+        await ledger.create_user("ann", credits=1000)
+        for number in range(1, 21):
+            async with client.start_session() as session, await begun(session):
+                await ledger.charge("ann", "generate-post", session=session)
+            assert await ledger.get_balance("ann") == 1000 - 10 * number

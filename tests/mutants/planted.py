@@ -622,6 +622,13 @@ PLANTED: Final = (
         (HALVES,),
     ),
     Bug(
+        "the application's own commit is not read",
+        "engine/sessions.py",
+        "            latest_write.was(self._session)\n",
+        "            pass\n",
+        (READS,),
+    ),
+    Bug(
         "another client's session is used",
         "engine/sessions.py",
         "if session.client is not self._client:",

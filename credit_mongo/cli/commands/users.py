@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 import typer
 from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.cli.application import app
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
@@ -74,7 +75,9 @@ def users(
         query: Raw = {"_id": users.ids_above(after)}
         query |= {getattr(users.names, name): wanted for name, wanted in conditions.items()}
         collection = found.with_options(
-            codec_options=CODEC_OPTIONS, read_concern=ReadConcern("majority")
+            codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
         )[settings.collections.users]
         with Unlogged():
             rows = collection.find(query, users.fields, limit=count + 1).sort("_id", 1)
