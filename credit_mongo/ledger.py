@@ -166,7 +166,7 @@ class CreditLedger:
             audits=config.audit.enabled,
             remembers_for=timedelta(seconds=config.idempotency.ttl_seconds),
         )
-        turns = Turns()
+        turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(database.client)
         self._deadlines = Deadlines(database.client)
         endings = Endings(database.client, self._deadlines)

@@ -34,11 +34,11 @@ from credit_mongo.config import RetryConfig
 from credit_mongo.core.books import Books, Loaded, Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.rules import Rules
+from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
 from credit_mongo.engine.latest import LatestWrite
-from credit_mongo.engine.spells import Spell
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
 from credit_mongo.errors import CommitOutcomeUnknownError, CreditError, StorageError
@@ -150,7 +150,7 @@ class Committer:
         self._retry = retry
         self._turns = turns
         self._latest_write = latest_write
-        self._repeats = Spell(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
+        self._repeats = Cooldown(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
         self._deadlines = deadlines
         self._endings = endings
@@ -274,13 +274,7 @@ class Committer:
         batch.tries += 1
         batch.has_turn = False
         turn, turn_began = Turn(0, 0), 0.0
-        in_turns = self._turns.are_needed(batch.clock())
-        if in_turns and (pause := self._turns.seconds_to_pause(batch.clock())):
-            await asyncio.sleep(pause)
-        if batch.lost_turn:
-            batch.lost_turn = False
-            await self._store.wait_for_turn()
-        batch.check_that_it_goes_on()
+        in_turns = await self._wait_for_turn(batch)
         await session.start_transaction(
             read_concern=ReadConcern("snapshot"),
             write_concern=JOURNALED_MAJORITY,
@@ -309,6 +303,22 @@ class Committer:
         if in_turns:
             self._turns.had_turn(turn, turn_began, batch.clock())
         return outcomes
+
+    async def _wait_for_turn(self, batch: _Batch) -> bool:
+        """Whether the turn is to be taken; a batch that has just lost it waits until it is free."""
+        turns = self._turns
+        if turns.are_needed(batch.clock()) and (pause := turns.seconds_to_pause(batch.clock())):
+            await asyncio.sleep(pause)
+        while batch.lost_turn and turns.are_needed(batch.clock()):
+            taken = await self._store.wait_for_turn()
+            batch.check_that_it_goes_on()
+            if taken is None:
+                turns.seen_free()
+                break
+            turns.seen_held(taken, batch.clock())
+        batch.lost_turn = False
+        batch.check_that_it_goes_on()
+        return turns.are_needed(batch.clock())
 
     async def _decide(
         self, batch: _Batch, session: AsyncClientSession
@@ -354,7 +364,7 @@ class Committer:
         if batch.lost_turn:
             return 0.0  # the next try waits for it
         batch.conflicts += 1
-        if not batch.has_turn:
+        if not batch.has_turn and not self._turns.are_stuck(batch.clock()):
             self._turns.met_conflict(batch.conflicts, batch.clock())
         elif batch.patience_is_over() and batch.unknown is None:
             raise _HeldError

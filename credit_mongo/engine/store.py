@@ -269,11 +269,11 @@ class Store:
 
     # Whose turn it is
 
-    async def wait_for_turn(self) -> None:
-        """Wait until nobody has the turn: a write outside of transactions waits on the server.
+    async def wait_for_turn(self) -> int | None:
+        """Wait for a moment until nobody has the turn: such a write waits on the server.
 
-        The server looks ever more seldom, so it is asked anew in between: who has waited for long
-        is not to come last.
+        Returns None if the turn is free, else how often it has been taken. The server looks ever
+        more seldom, so it is asked anew each time: whoever has waited for long is not to come last.
         """
         update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
         command = {
@@ -283,14 +283,19 @@ class Store:
             # It is written in order to wait; nobody needs to know it again.
             "writeConcern": {"w": 1, "j": False},
         }
-        while True:
-            try:
-                await self._database.command(command)
-            except ExecutionTimeout:
-                continue
-            except OperationFailure:
-                return  # Nothing was lost but the wait: who takes the turn is told what is wrong.
-            return
+        try:
+            await self._database.command(command)
+        except ExecutionTimeout:
+            return await self._times_taken()
+        except OperationFailure:
+            return None  # Nothing was lost but the wait: who takes the turn is told what is wrong.
+        return None
+
+    async def _times_taken(self) -> int:
+        """Without the one who has it now: that is written when his transaction commits."""
+        query = {"find": self._names.turns, "filter": {"_id": _TURN}, "singleBatch": True}
+        found = (await self._database.command(query))["cursor"]["firstBatch"]
+        return int(found[0].get("taken", 0)) if found else 0
 
     async def take_turn(self, session: AsyncClientSession) -> Turn:
         """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""

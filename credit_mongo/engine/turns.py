@@ -10,6 +10,11 @@ one lane: who has the turn uses it for everybody who waits.
 
 Nothing depends on it but speed. There is no lease, no clock and nothing to clean up: the turn is
 part of the transaction and ends with it, however that ends.
+
+A process that is frozen or killed in its turn keeps it until the server ends its transaction, after
+a minute. So a ledger waits only for a turn that changes hands. If it stays with one holder for too
+long, the ledger goes on without turns for a while. It then conflicts over the users that the holder
+has written, as it would have to anyway, and over no others.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import random
 from typing import Final, NamedTuple
 
-from credit_mongo.engine.spells import Spell
+from credit_mongo.engine.cooldown import Cooldown
 
 __all__ = ["Turn", "Turns", "seconds_to_wait"]
 
@@ -26,6 +31,8 @@ __all__ = ["Turn", "Turns", "seconds_to_wait"]
 _SHORTEST_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
 _CONFLICTS_IN_A_ROW: Final = 2
+# Far longer than the largest batch has the turn, and a small part of the deadline.
+_LONGEST_HELD_SECONDS: Final = 1.0
 # Who waits on the server looks every five milliseconds. Without a pause, who has just had the turn
 # would mostly have it again before they look.
 _COURTESY_SECONDS: Final = 0.006
@@ -46,20 +53,39 @@ class Turn(NamedTuple):
 class Turns:
     """Whether this ledger takes turns. ``now`` is the event loop's clock, in seconds."""
 
-    def __init__(self) -> None:
-        self._spell = Spell(shortest_seconds=_SHORTEST_SECONDS, longest_seconds=_LONGEST_SECONDS)
+    def __init__(self, *, timeout_seconds: float = 10 * _LONGEST_HELD_SECONDS) -> None:
+        self._conflicts = _cooldown()
+        self._stuck = _cooldown()
+        self._held_at: int | None = None
+        self._held_since = 0.0
+        self._longest_held_seconds = min(_LONGEST_HELD_SECONDS, timeout_seconds / 10)
         self._last = Turn(0, 0)
         self._run_began = 0.0
         self._not_before = 0.0
 
     def are_needed(self, now: float) -> bool:
-        """Whether other processes were in the way lately."""
-        return self._spell.is_on(now)
+        """Whether other processes were in the way lately, and the turn changes hands."""
+        return self._conflicts.is_on(now) and not self.are_stuck(now)
+
+    def are_stuck(self, now: float) -> bool:
+        """Whether somebody has kept the turn for too long lately."""
+        return self._stuck.is_on(now)
+
+    def seen_held(self, taken: int, now: float) -> None:
+        """Somebody has the turn. It was taken ``taken`` times, not counting that."""
+        if taken != self._held_at:
+            self._held_at, self._held_since = taken, now
+        elif now - self._held_since >= self._longest_held_seconds:
+            self._stuck.begin(now)
+
+    def seen_free(self) -> None:
+        """Nobody has the turn."""
+        self._held_at = None
 
     def met_conflict(self, in_a_row: int, now: float) -> None:
         """A batch that had no turn has met the ``in_a_row``-th conflict."""
-        if in_a_row >= _CONFLICTS_IN_A_ROW or self._spell.was_on_lately(now):
-            self._spell.begin(now)
+        if in_a_row >= _CONFLICTS_IN_A_ROW or self._conflicts.was_on_lately(now):
+            self._conflicts.begin(now)
 
     def had_turn(self, turn: Turn, began: float, now: float) -> None:
         """A commit that had a turn since ``began`` has ended."""
@@ -72,6 +98,10 @@ class Turns:
     def seconds_to_pause(self, now: float) -> float:
         """How long to leave the turn to those who wait for it."""
         return max(self._not_before - now, 0.0)
+
+
+def _cooldown() -> Cooldown:
+    return Cooldown(shortest_seconds=_SHORTEST_SECONDS, longest_seconds=_LONGEST_SECONDS)
 
 
 def seconds_to_wait(in_a_row: int) -> float:

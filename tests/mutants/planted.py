@@ -21,6 +21,7 @@ OPERATIONS: Final = "tests/integration/test_operations.py"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
 SESSIONS: Final = "tests/integration/test_application_transactions.py"
+FROZEN: Final = "tests/integration/test_frozen_processes.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
@@ -620,6 +621,20 @@ PLANTED: Final = (
         "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
         "if False:",
         (HALVES,),
+    ),
+    Bug(
+        "a frozen process stops all others",
+        "engine/turns.py",
+        "            self._stuck.begin(now)\n",
+        "            pass\n",
+        (FROZEN,),
+    ),
+    Bug(
+        "a user whom a frozen process has written stops all others",
+        "engine/commit.py",
+        "        if not batch.has_turn and not self._turns.are_stuck(batch.clock()):\n",
+        "        if not batch.has_turn:\n",
+        (FROZEN,),
     ),
     Bug(
         "the application's own commit is not read",

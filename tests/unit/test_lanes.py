@@ -326,3 +326,23 @@ def test_the_turn_is_left_to_others_after_a_run_of_commits() -> None:
     assert turns.seconds_to_pause(10.22) == 0
     turns.had_turn(Turn(taken=14, awaited=9), began=10.23, now=10.99)  # nobody waits
     assert turns.seconds_to_pause(10.99) == 0
+
+
+def test_turns_are_given_up_for_a_while_when_one_holder_keeps_the_turn() -> None:
+    """Not while it changes hands; and when it is tried again, one more look is enough."""
+    turns = Turns(timeout_seconds=5)
+    turns.met_conflict(2, 100.0)
+    for taken, now in ((1, 100.0), (1, 100.4), (2, 100.6), (2, 101.0)):
+        turns.seen_held(taken, now)
+        assert turns.are_needed(now)
+    turns.seen_free()
+    turns.seen_held(2, 101.2)
+    assert turns.are_needed(101.2)
+    turns.seen_held(2, 101.8)
+    assert turns.are_stuck(101.8)
+    assert not turns.are_needed(101.8)
+
+    turns.met_conflict(2, 110.0)
+    assert turns.are_needed(110.0)
+    turns.seen_held(2, 110.1)
+    assert not turns.are_needed(110.1)

@@ -1,12 +1,12 @@
-"""Spells: times in which more care is taken, because it was needed lately."""
+"""Cooldown: stay cautious for a while after something was in the way."""
 
 from __future__ import annotations
 
-__all__ = ["Spell"]
+__all__ = ["Cooldown"]
 
 
-class Spell:
-    """Begins when something was in the way, ends by itself, and lasts longer if it comes back.
+class Cooldown:
+    """Ends by itself, and lasts twice as long each time that its cause comes back soon after.
 
     ``now`` is the event loop's clock, in seconds.
     """
@@ -18,15 +18,15 @@ class Spell:
         self._until = float("-inf")
 
     def is_on(self, now: float) -> bool:
-        """Whether care is taken."""
+        """Whether to be cautious."""
         return now < self._until
 
     def was_on_lately(self, now: float) -> bool:
-        """Whether it has lasted longer than it has been over."""
+        """Whether it is on, or has been over for less time than it lasted."""
         return now < self._until + self._seconds
 
     def begin(self, now: float) -> None:
-        """Take care from now on: twice as long as before, if that has ended only just now."""
+        """Be cautious from now on; one that is on already is not made longer."""
         if self.is_on(now):
             return
         came_back = self.was_on_lately(now)

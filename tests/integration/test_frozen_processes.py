@@ -1,0 +1,147 @@
+"""A process that is frozen or killed in its turn: the others go on, after one short wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import credit_mongo
+from credit_mongo import CreditConfig, CreditLedger, StorageError
+from credit_mongo.engine.cooldown import Cooldown
+from tests.integration.promises import Client, Database, check_promises, end_all_transactions
+
+CONFIG = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=4)
+# A tenth of the deadline is waited for the turn. The rest is for slow machines.
+SHORT_SECONDS = 3
+
+# It stops itself with its commit written and not yet sent.
+HOLDER = """
+import asyncio, os, signal, sys
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener
+from credit_mongo import CreditConfig, CreditLedger
+
+class Stop(CommandListener):
+    armed = False
+    def started(self, event):
+        if self.armed and event.command_name == "commitTransaction":
+            self.armed = False
+            print("has the turn", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+    def succeeded(self, event): pass
+    def failed(self, event): pass
+
+async def main(uri, database):
+    stop = Stop()
+    client = AsyncMongoClient(uri, event_listeners=[stop])
+    ledger = CreditLedger(client[database], CreditConfig(costs={"post": {"default": 10}}))
+    await ledger.get_balance("held")
+    ledger._committer._turns.met_conflict(2, asyncio.get_running_loop().time())
+    stop.armed = True
+    try:
+        await ledger.charge("held", "post", idempotency_key="held")
+    finally:
+        os._exit(0)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def holder(uri: str, database: Database) -> AsyncIterator[Process]:
+    """A process that has stopped in its turn, in the middle of a charge of "held"."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLDER, uri, database.name),
+        env={**os.environ, "PYTHONPATH": str(Path(credit_mongo.__file__).parents[1])},
+        stdout=PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"has the turn\n"
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def take_turns(ledger: CreditLedger) -> None:
+    """As after two conflicts in a row."""
+    ledger._committer._turns.met_conflict(2, asyncio.get_running_loop().time())
+
+
+async def charge_beside_the_holder(ledger: CreditLedger, users: list[str]) -> None:
+    """One short wait, then none; only the user whom the holder has written is not to be had."""
+    take_turns(ledger)
+    held = asyncio.ensure_future(ledger.charge("held", "post"))
+    began = time.monotonic()
+    await asyncio.gather(*(ledger.charge(user, "post") for user in users))
+    assert time.monotonic() - began < SHORT_SECONDS
+    began = time.monotonic()
+    for _ in range(10):
+        await asyncio.gather(*(ledger.charge(user, "post") for user in users))
+    assert time.monotonic() - began < SHORT_SECONDS
+    with pytest.raises(StorageError):
+        await held
+
+
+@pytest.mark.parametrize("sent", [signal.SIGSTOP, signal.SIGKILL], ids=lambda sent: sent.name)
+async def test_a_process_that_stops_in_its_turn_costs_the_others_one_short_wait(
+    client: Client, database: Database, replica_set_uri: str, sent: signal.Signals
+) -> None:
+    """Users whom it never touched are charged, in all processes, at once from then on."""
+    async with CreditLedger(database, CONFIG) as ledger, CreditLedger(database, CONFIG) as other:
+        await ledger.ensure_indexes()
+        users = [f"free-{number}" for number in range(8)]
+        await asyncio.gather(*(ledger.create_user(u, credits=1000) for u in [*users, "held"]))
+        async with holder(replica_set_uri, database) as process:
+            process.send_signal(sent)
+            try:
+                await asyncio.gather(
+                    charge_beside_the_holder(ledger, users[:4]),
+                    charge_beside_the_holder(other, users[4:]),
+                )
+            finally:
+                # The server itself would end what the process left after a minute.
+                await end_all_transactions(client)
+            if sent is signal.SIGSTOP:
+                process.send_signal(signal.SIGCONT)
+                await asyncio.wait_for(process.wait(), 20)
+        await ledger.charge("held", "post", idempotency_key="held")
+        assert await ledger.get_balance("held") == 990
+        for user in users:
+            assert await ledger.get_balance(user) == 1000 - 11 * 10
+    await check_promises(database)
+
+
+async def test_turns_come_back_when_the_turn_changes_hands(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """A process that was only slow is waited for again."""
+    async with CreditLedger(database, CONFIG) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("held", credits=1000)
+        await ledger.create_user("free", credits=1000)
+        turns, clock = ledger._committer._turns, asyncio.get_running_loop().time
+        async with holder(replica_set_uri, database) as process:
+            take_turns(ledger)
+            await ledger.charge("free", "post")
+            assert turns.are_stuck(clock())
+            process.send_signal(signal.SIGCONT)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+        turns._stuck = Cooldown(shortest_seconds=5, longest_seconds=60)  # as when it is over
+        take_turns(ledger)
+        assert turns.are_needed(clock())
+        await ledger.charge("held", "post")
+        assert turns.are_needed(clock())
+        assert await ledger.get_balance("held") == 980
+    await check_promises(database)
