@@ -45,14 +45,36 @@ class _Adapted:
         raise AttributeError(f"{type(self).__name__} has no {name}")
 
     async def _call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
-        work = self._run(getattr(self.delegate, name), *arguments, **_unwrapped(options))
+        function = getattr(self.delegate, name)
+        work = self._run(_outcome_of, function, *arguments, **_unwrapped(options))
         session = options.get("session")
         if isinstance(work, asyncio.Future) and isinstance(session, AdaptedSession):
-            return await session.result_of(work)
-        return await work
+            outcome = await session.result_of(work)
+        else:
+            outcome = await work
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result
 
     async def _call_for_cursor(self, name: str, /, *arguments: Any, **options: Any) -> _Cursor:
         return _Cursor(await self._call(name, *arguments, **options), self._run)
+
+
+class _Outcome:
+    """What a call came to: asyncio's debug mode shows the results and errors of futures."""
+
+    __slots__ = ("error", "result")
+
+    def __init__(self, result: Any, error: Exception | None) -> None:
+        self.result = result
+        self.error = error
+
+
+def _outcome_of(function: Callable[..., Any], *arguments: Any, **options: Any) -> _Outcome:
+    try:
+        return _Outcome(function(*arguments, **options), None)
+    except Exception as error:
+        return _Outcome(None, error)
 
 
 def _unwrapped(options: Mapping[str, Any]) -> dict[str, Any]:

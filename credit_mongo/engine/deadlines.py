@@ -14,6 +14,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 
+from credit_mongo.engine import tasks
+
 __all__ = ["Deadlines", "Late"]
 
 Late: TypeAlias = asyncio.Future[Any]
@@ -38,7 +40,7 @@ class Deadlines:
         Work that was left alone, at the deadline or because the caller was cancelled, goes on for a
         while, and is added to ``left``: what it must not do any more, it has to be told.
         """
-        task = asyncio.ensure_future(work)
+        task = tasks.start(work)
         try:
             done, _ = await asyncio.wait({task}, timeout=max(seconds, 0))
         except asyncio.CancelledError:
@@ -57,7 +59,7 @@ class Deadlines:
         Left alone, it would go on in a session that the application uses again. Work that does not
         end at once, or whose caller is cancelled a second time, is added to ``left``.
         """
-        task = asyncio.ensure_future(work)
+        task = tasks.start(work)
         try:
             done, _ = await asyncio.wait({task}, timeout=seconds)
             if done:
@@ -71,7 +73,7 @@ class Deadlines:
         finally:
             if not task.done():
                 left.append(task)
-            task.add_done_callback(_seen)
+            task.add_done_callback(tasks.seen)
         if task.done() and not task.cancelled():
             return task.result()
         raise asyncio.TimeoutError
@@ -93,13 +95,7 @@ class Deadlines:
         def ended(task: Late) -> None:
             timer.cancel()
             self._late.discard(task)
-            _seen(task)
+            tasks.seen(task)
 
         self._late.add(task)
         task.add_done_callback(ended)
-
-
-def _seen(task: Late) -> None:
-    """Nobody waits for it any more, so nobody is told how it has ended."""
-    if not task.cancelled():
-        task.exception()

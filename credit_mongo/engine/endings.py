@@ -16,6 +16,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
+from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.server_transactions import ServerTransaction
 
@@ -64,7 +65,7 @@ class Endings:
         self._start(self._abort(transaction))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = tasks.start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

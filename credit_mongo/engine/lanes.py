@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from credit_mongo.core.books import Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.results import Result
+from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, TakeMore
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
@@ -101,7 +102,7 @@ class _Lane:
             self._timer = loop.call_at(waiting.deadline, self._give_up_late_ones, loop)
         if self.task is None:
             # In a context of its own: a caller's pymongo.timeout() is not the batch's.
-            self.task = contextvars.Context().run(loop.create_task, self._run())
+            self.task = contextvars.Context().run(tasks.start, self._run())
 
     def _give_up_late_ones(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -221,10 +222,10 @@ class Lanes:
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""
         self._closed = True
-        while tasks := [
+        while running := [
             lane.task for lane in (*self._shared, *self._apart.values()) if lane.task is not None
         ]:
-            await asyncio.wait(tasks)
+            await asyncio.wait(running)
 
     def _set_apart(self, waiting: _Waiting) -> None:
         user_id = waiting.request.user_id

@@ -28,6 +28,7 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.requests import check_flag
 from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine import tasks
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
@@ -288,7 +289,7 @@ class _Archiving:
         """All spans, by as many lanes as there are, and none goes on when one has failed."""
         spans = found.all()
         turn = asyncio.Lock()
-        workers = [asyncio.ensure_future(self._work(mover, lane, spans, turn)) for lane in lanes]
+        workers = [tasks.start(self._work(mover, lane, spans, turn)) for lane in lanes]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -28,6 +28,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.engine import tasks
 from credit_mongo.errors import InvalidRequestError, StorageError
 from credit_mongo.maintenance.archive_borders import Place
 from credit_mongo.maintenance.archive_manifests import (
@@ -335,9 +336,9 @@ async def _in_thread(
     work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
 ) -> _Result:
     """Do work on files to its end: a thread can't be cancelled, and two must not write at once."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments, **options))
+    working = tasks.start(asyncio.to_thread(work, *arguments, **options))
     try:
-        return await asyncio.shield(working)
+        return await tasks.result_of(working)
     except asyncio.CancelledError:
         while not working.done():
             with contextlib.suppress(asyncio.CancelledError):

@@ -22,6 +22,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
+from credit_mongo.engine import tasks
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.rows import Raw
@@ -76,7 +77,7 @@ class Lease:
         with contextlib.suppress(DuplicateKeyError):
             await self._database[self._manifests].insert_one({"_id": _LEASE, "aliveUntil": _EPOCH})
         await steps.take(self._take)
-        self._beating = asyncio.create_task(self._beat())
+        self._beating = tasks.start(self._beat())
 
     async def _take(self, session: AsyncClientSession) -> None:
         manifests = self._database[self._manifests]

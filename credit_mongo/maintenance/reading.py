@@ -20,6 +20,7 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine import tasks
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, border_or_none
 from credit_mongo.maintenance.findings import Code
@@ -223,7 +224,7 @@ class Rows:
     ) -> None:
         self._cursor = cursor.batch_size(_BATCH)
         self._read_as = read_as
-        self._next: asyncio.Task[list[Raw]] | None = asyncio.create_task(self._fetch())
+        self._next: asyncio.Task[list[Raw]] | None = tasks.start(self._fetch())
 
     async def _fetch(self) -> list[Raw]:
         rows = await self._cursor.to_list(_BATCH)
@@ -239,7 +240,7 @@ class Rows:
             check_index(error)
             raise
         if rows:
-            self._next = asyncio.create_task(self._fetch())
+            self._next = tasks.start(self._fetch())
             # So that it is sent at once: whoever looks at these may not wait for anything.
             await asyncio.sleep(0)
         else:

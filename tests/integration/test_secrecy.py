@@ -8,9 +8,11 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import reprlib
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +38,17 @@ from credit_mongo import (
 )
 from credit_mongo.config import CollectionNames
 from credit_mongo.core import requests
+from credit_mongo.engine import tasks
+from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.cleanup import clean_up
+from credit_mongo.maintenance.erase import erase_user
+from credit_mongo.maintenance.export import export_transactions
+from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.status import status_of
+from credit_mongo.maintenance.usage import usage_of
+from credit_mongo.maintenance.verify import verify
 from tests.integration.access_control import ADMINISTRATOR, GuardedReplicaSet
+from tests.integration.paid_site import CONFIG, Site
 from tests.integration.promises import Client, Database, failing, rows, with_options
 
 UTC = timezone.utc
@@ -94,9 +106,20 @@ class Everything(logging.Handler):
         assert not told, "\n\n".join(told)
 
 
-@pytest.fixture
-def logged() -> Iterator[Everything]:
-    """Every logger at DEBUG, those that do not hand on what they are told included."""
+@pytest_asyncio.fixture
+async def logged() -> AsyncIterator[Everything]:
+    """Every logger at DEBUG, those that do not hand on what they are told included.
+
+    asyncio's debug mode logs each step of each task and callback, with all that these show.
+    """
+    loop = asyncio.get_running_loop()
+    shown = reprlib.aRepr
+    limits = {name: getattr(shown, name) for name in vars(shown) if name.startswith("max")}
+    for name in limits:
+        setattr(shown, name, 1_000_000)
+    slow_from = loop.slow_callback_duration
+    loop.slow_callback_duration = 0
+    loop.set_debug(True)
     handler = Everything()
     loggers = [logging.getLogger()]
     loggers += [logging.getLogger(name) for name in logging.Logger.manager.loggerDict]
@@ -107,6 +130,10 @@ def logged() -> Iterator[Everything]:
     loggers[0].setLevel(logging.DEBUG)
     loggers[0].addHandler(handler)
     yield handler
+    loop.set_debug(False)
+    loop.slow_callback_duration = slow_from
+    for name, limit in limits.items():
+        setattr(shown, name, limit)
     loggers[0].removeHandler(handler)
     for logger, level, propagate, disabled in before:
         logger.setLevel(level)
@@ -129,7 +156,10 @@ def check_error(error: BaseException) -> None:
 def config(**changes: Any) -> CreditConfig:
     """Prices and tiers."""
     return CreditConfig(
-        costs={"post": {"default": 10}, "ai": {"default": "{token} * 2 / {parts}"}},
+        costs={
+            "post": {"default": 10},
+            "ai": {"default": "{token} * 2 / {parts}"},
+        },
         membership={"tiers": {"free": 0, "premium": 1}, "credits_caps": {"free": 5, "premium": 99}},
         **changes,
     )
@@ -386,6 +416,92 @@ async def test_the_applications_own_commands_are_logged_as_ever(
     assert len(told) == 10
     assert all('"commandName": "find"' in text for text in told)
     life.check()
+
+
+@pytest.mark.drivers("pymongo", "motor")
+async def test_jobs_tell_no_secret(database: Database, tmp_path: Path, logged: Everything) -> None:
+    """They read rows in bulk, each with a key and metadata, in tasks of their own."""
+    async with CreditLedger(database, config(), clock=Clock()) as ledger:
+        await ledger.ensure_indexes()
+        for user_id in ("ann", "bob"):
+            await ledger.create_user(user_id, credits=60, **secret())
+            charge = await ledger.charge(user_id, "post", **secret())
+            await ledger.refund(
+                user_id, 1, action="x", transaction_id=charge.transaction_id, **secret()
+            )
+    assert (await verify(database)).findings == ()
+    assert (await verify(database, user_ids=["ann"])).findings == ()
+    await database["users"].update_one({"_id": "bob"}, {"$inc": {"credits": 7}})
+    assert (await repair(database, operator="ann", reason="a test")).is_complete
+    exported = tmp_path / "all.jsonl"
+    assert (await export_transactions(database, exported, format="jsonl")).transactions == 7
+    await status_of(database)
+    now = datetime.now(UTC)
+    await usage_of(database, now - timedelta(days=1), now)
+    done = await archive(
+        database, older_than=datetime.now(UTC), kinds="transactions", lease_seconds=1
+    )
+    assert done.transactions == 7
+    await archive(
+        database,
+        older_than=datetime.now(UTC),
+        kinds="audit_logs",
+        lease_seconds=1,
+        directory=tmp_path / "files",
+        file_format="parquet",
+    )
+    assert (await verify(database)).findings == ()
+    assert (await erase_user(database, "ann")).idempotency_records == 3
+    await clean_up(database, grace_seconds=0)
+    logged.check()
+    assert any("Executing" in text for text in logged.of("asyncio"))
+    with logged.aside():
+        assert tells(await asyncio.to_thread(exported.read_text))
+
+
+async def test_paid_requests_tell_no_secret(database: Database, logged: Everything) -> None:
+    """Their tasks have the run, whose id is a key, and the header's key."""
+    site = Site(database, CONFIG)
+    async with site.app.router.lifespan_context(site.app):
+        await site.ledger.create_user("ann", credits=60)
+        runs = []
+        for key, body in ((f"{WORD}-1", WORD), (f"{WORD}-2", WORD), (f"{WORD}-1", "another")):
+            await site.ask(key, json=body)
+        with logged.aside():
+            runs = [row["run"] for row in await rows(database, "paid_requests")]
+    logged.check()
+    assert len(runs) == 2
+    told = [text for text in logged.of("asyncio") if any(run in text for run in runs)]
+    assert not told, told[0]
+
+
+def test_a_task_shows_what_it_does_and_no_value() -> None:
+    """Whether it has a result, an error, or neither."""
+
+    async def work(outcome: object) -> object:
+        await asyncio.sleep(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def run() -> None:
+        for outcome in (WORD, ValueError(WORD)):
+            task = tasks.start(work(outcome))
+            task.set_name("t")
+            shown = [repr(task)]
+            await asyncio.wait({task})
+            shown.append(repr(task))
+            assert task.exception() is None or task.exception() is outcome
+            cancelled = tasks.start(work(outcome))
+            cancelled.cancel()
+            await asyncio.wait({cancelled})
+            assert "<Task cancelled name=" in repr(cancelled)
+            coroutine = "test_a_task_shows_what_it_does_and_no_value.<locals>.work()"
+            assert shown == [
+                f"<Task {state} name='t' coro=<{coroutine}>>" for state in ("pending", "finished")
+            ]
+
+    asyncio.run(run())
 
 
 # --- Connections ----------------------------------------------------------------------------------

@@ -1649,3 +1649,16 @@ def test_imports_go_one_way(name: str) -> None:
 def test_the_errors_import_nothing_of_ours() -> None:
     """The lowest layer stands on its own."""
     assert not [name for name in imports_of(MODULES["errors"]) if name.startswith("credit_mongo")]
+
+
+# asyncio shows the results of its own tasks and futures in its debug log. "local" reads no rows.
+SHOWS_RESULTS = frozenset({"create_task", "ensure_future", "shield", "TaskGroup"})
+MAY_SHOW_RESULTS = frozenset({"engine.tasks", "local", "drivers.synchronous"})
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - MAY_SHOW_RESULTS))
+def test_tasks_are_begun_where_their_results_are_not_shown(name: str) -> None:
+    """In engine.tasks. (A driver's thread answers with an object that shows nothing either.)"""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in SHOWS_RESULTS, f"{name}, line {node.lineno}: {node.attr}"

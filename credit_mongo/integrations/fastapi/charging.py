@@ -109,5 +109,5 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
     return Depends(charged, scope="function")
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     return None

@@ -52,7 +52,9 @@ _Declared = Annotated[
 ]
 
 
-def idempotency_key(request: Request, _declared: _Declared = None) -> str | None:
+# Dependencies that are no coroutines are run in a thread, whose future shows the key in asyncio's
+# debug mode.
+async def idempotency_key(request: Request, _declared: _Declared = None) -> str | None:
     """The key of the request, None without one; a dependency. Raises IdempotencyKeyError."""
     values = request.headers.getlist(NAME)
     if not values:
@@ -67,7 +69,7 @@ def idempotency_key(request: Request, _declared: _Declared = None) -> str | None
     return value
 
 
-def required_idempotency_key(key: Annotated[str | None, Depends(idempotency_key)]) -> str:
+async def required_idempotency_key(key: Annotated[str | None, Depends(idempotency_key)]) -> str:
     """The key of the request; a dependency.
 
     Raises IdempotencyKeyError and MissingIdempotencyKeyError.

@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from credit_mongo.config import CreditConfig, Settings
 from credit_mongo.drivers import AnyDatabase
+from credit_mongo.engine import tasks
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.integrations.fastapi.middleware import Credits, CreditsMiddleware, credits_of
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
@@ -137,7 +138,7 @@ def _connect(config: CreditConfig) -> CreditLedger:
 
 @asynccontextmanager
 async def _going_on(paid_requests: PaidRequests) -> AsyncIterator[None]:
-    task = asyncio.create_task(paid_requests.go_on())
+    task = tasks.start(paid_requests.go_on())
     try:
         yield
     finally:

@@ -36,6 +36,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
+from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.store import JOURNALED_MAJORITY
@@ -118,7 +119,7 @@ class PaidRequests:
         """
         beginning = self._start(self._begin(order))
         try:
-            run, charge = await asyncio.shield(beginning)
+            run, charge = await tasks.result_of(beginning)
         except asyncio.CancelledError:
             self._start(self._undo(beginning))
             raise
@@ -128,9 +129,9 @@ class PaidRequests:
         try:
             yield charge
         except BaseException:
-            await asyncio.shield(self._start(self._fail(run, charge)))
+            await tasks.result_of(self._start(self._fail(run, charge)))
             raise
-        await asyncio.shield(self._start(self._complete(run, charge)))
+        await tasks.result_of(self._start(self._complete(run, charge)))
 
     async def check(self, order: Order) -> None:
         """Raise what `paid` would raise for the account and its balance; nothing is written.
@@ -146,7 +147,10 @@ class PaidRequests:
     async def go_on(self) -> None:
         """Renew the leases of what is under way here, settle what others left; for ever."""
         # Apart: settling may wait for a user that somebody holds, and leases must not.
-        await asyncio.gather(self._repeat(self._renew), self._repeat(self.settle_abandoned))
+        await asyncio.gather(
+            tasks.start(self._repeat(self._renew)),
+            tasks.start(self._repeat(self.settle_abandoned)),
+        )
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -161,7 +165,7 @@ class PaidRequests:
         found = await self._keep(
             self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
         )
-        settling = [self._settle_if_over(run) for run in found]
+        settling = [tasks.start(self._settle_if_over(run)) for run in found]
         for outcome in await asyncio.gather(*settling, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 # Another time, when its lease is over again.
@@ -351,7 +355,7 @@ class PaidRequests:
 
     def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Work that goes on when its caller is cancelled, and is waited for at the end."""
-        task = asyncio.create_task(work)
+        task = tasks.start(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task

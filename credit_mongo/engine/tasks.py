@@ -1,0 +1,53 @@
+"""Tasks that don't show what they came to.
+
+Their results are rows, with keys and metadata in them, and their errors may quote a row. asyncio
+shows both in the ``repr`` of a task or future. Its debug mode logs that when a step takes long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["result_of", "seen", "start"]
+
+_T = TypeVar("_T")
+
+
+def start(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Begin work in a task of its own. The package begins all its tasks here."""
+    return _Task(work, loop=asyncio.get_running_loop())
+
+
+async def result_of(task: asyncio.Future[_T]) -> _T:
+    """Wait for what a task comes to. It goes on if the caller is cancelled.
+
+    Unlike asyncio.shield, it makes no future of its own that would show the result.
+    """
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.add_done_callback(seen)
+        raise
+    return task.result()
+
+
+def seen(task: asyncio.Future[Any]) -> None:
+    """Nobody waits for it any more, so nobody is told how it has ended."""
+    if not task.cancelled():
+        task.exception()
+
+
+class _Task(asyncio.Task[_T]):
+    """Its ``repr`` says what it does and how far it is, and no value."""
+
+    def __repr__(self) -> str:
+        if not self.done():
+            state = "pending"
+        elif self.cancelled():
+            state = "cancelled"
+        else:
+            state = "finished"
+        work = getattr(self.get_coro(), "__qualname__", "?")
+        return f"<Task {state} name={self.get_name()!r} coro=<{work}()>>"
