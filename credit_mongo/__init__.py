@@ -36,6 +36,7 @@ from credit_mongo.core.results import (
 from credit_mongo.documents import CREDIT_DOCUMENTS, CreditAccount, credit_documents
 from credit_mongo.errors import (
     AccountDataError,
+    ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
     CreditError,
@@ -70,6 +71,7 @@ __all__ = [
     "AuditLog",
     "AuditPage",
     "ChargeResult",
+    "ClockSkewError",
     "CollectionNames",
     "CollectionsInput",
     "CommitOutcomeUnknownError",

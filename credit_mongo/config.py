@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "MAX_CLOCK_SKEW_SECONDS",
     "SETTINGS_COLLECTION",
     "AuditConfig",
     "CollectionNames",
@@ -61,6 +62,10 @@ __all__ = [
 
 SETTINGS_COLLECTION: Final = "ledger_settings"
 """Where each ledger of a database keeps what gives its rows their meaning."""
+
+
+MAX_CLOCK_SKEW_SECONDS: Final = 60.0
+"""Clocks set by NTP differ by far less than a second, those of machines just resumed by more."""
 
 
 def _name(value: str) -> str:
@@ -290,8 +295,9 @@ class CreditConfig(Part):
     formula. Without ``default``, tiers that are not listed have no access to the action. With
     ``decimal_places`` = n, one credit is 10**n of the smallest units in which all amounts of the
     API are counted. ``operation_timeout_seconds`` bounds every call, but of ``delete_user`` each
-    step, and not ``ensure_indexes``. ``users`` says that the documents in ``collections.users`` are
-    the application's, and what their fields are called.
+    step, and not ``ensure_indexes``. ``max_clock_skew_seconds`` (60; ten years at most) is how far
+    this process's clock may be from the server's before operations are refused. ``users`` says that
+    the documents in ``collections.users`` are the application's, and what their fields are called.
     """
 
     costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price), _Written]]]
@@ -311,6 +317,13 @@ class CreditConfig(Part):
         allow_inf_nan=False,
         validation_alias=AliasChoices("operation_timeout_seconds", "operationTimeoutSeconds"),
     )
+    max_clock_skew_seconds: Annotated[float, _Number] = Field(
+        default=MAX_CLOCK_SKEW_SECONDS,
+        ge=1,
+        le=10 * 366 * 24 * 3600,
+        allow_inf_nan=False,
+        validation_alias=AliasChoices("max_clock_skew_seconds", "maxClockSkewSeconds"),
+    )
 
     if TYPE_CHECKING:
 
@@ -326,6 +339,7 @@ class CreditConfig(Part):
             users: UserMapping | UserMappingInput | None = None,
             decimal_places: int = 0,
             operation_timeout_seconds: float = 10,
+            max_clock_skew_seconds: float = MAX_CLOCK_SKEW_SECONDS,
         ) -> None: ...
 
     @classmethod

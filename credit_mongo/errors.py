@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 
 __all__ = [
     "AccountDataError",
+    "ClockSkewError",
     "CommitOutcomeUnknownError",
     "ConfigurationError",
     "CreditError",
@@ -281,6 +282,26 @@ class TransactionAbortedError(StorageError):
             "transaction",
             error_labels=error_labels,
         )
+
+
+class ClockSkewError(StorageError):
+    """This process's clock, or the server's, is wrong; nothing was written.
+
+    ``skew_seconds`` is how far this process's clock is ahead of the server's, negative if it is
+    behind; ``allowed_seconds`` is the configuration's ``max_clock_skew_seconds``.
+    """
+
+    code = "CLOCK_SKEW"
+
+    def __init__(self, skew_seconds: float, allowed_seconds: float) -> None:
+        direction = "ahead of" if skew_seconds > 0 else "behind"
+        super().__init__(
+            f"this process's clock is {abs(skew_seconds):.1f} s {direction} the server's, and "
+            f"max_clock_skew_seconds allows {allowed_seconds:g} s; nothing was written. Have both "
+            "machines set their clocks by NTP"
+        )
+        self.skew_seconds = skew_seconds
+        self.allowed_seconds = allowed_seconds
 
 
 class AccountDataError(StorageError):

@@ -16,6 +16,7 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.accounts import Account
 from credit_mongo.core.requests import ChargeRequest, check_flag, check_identifier
+from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY
 from credit_mongo.erasures import erased_until
@@ -47,6 +48,7 @@ class History:
         names: CollectionNames,
         users: StoredUsers,
         latest_write: LatestWrite,
+        clock: CheckedClock,
     ) -> None:
         self._database = database.with_options(
             codec_options=CODEC_OPTIONS,
@@ -59,14 +61,27 @@ class History:
         self._names = names
         self._users = users
         self._latest_write = latest_write
+        self._clock = clock
 
     async def account(self, user_id: str, session: AsyncClientSession | None) -> Account:
         """A user's account. Raises UserNotFoundError and AccountDataError."""
-        users = self._users
-        collection = self._database[self._names.users]
         async with self._latest_write.seen_by(session) as seen:
-            query = {"_id": users.id_of(user_id)}
-            document = await collection.find_one(query, users.fields, session=seen)
+            return await self._account(user_id, seen)
+
+    async def account_now(
+        self, user_id: str, session: AsyncClientSession | None
+    ) -> tuple[Account, datetime]:
+        """The same, and the time, for what time decides. Also raises ClockSkewError."""
+        async with self._latest_write.seen_by(session) as seen:
+            account, now = await self._account(user_id, seen), self._clock()
+            await self._clock.check(now, seen)
+            return account, now
+
+    async def _account(self, user_id: str, session: AsyncClientSession) -> Account:
+        users = self._users
+        query = {"_id": users.id_of(user_id)}
+        collection = self._database[self._names.users]
+        document = await collection.find_one(query, users.fields, session=session)
         if document is None:
             raise UserNotFoundError(user_id)
         return users.account_from(document)

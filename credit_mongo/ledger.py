@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -49,7 +50,8 @@ from credit_mongo.core.results import (
 )
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
-from credit_mongo.engine.commit import Clock, Committer
+from credit_mongo.engine.clocks import CheckedClock, Clock
+from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error
@@ -91,7 +93,7 @@ def _now() -> datetime:
     return to_milliseconds(datetime.now(timezone.utc))
 
 
-def _checked(clock: Clock) -> Clock:
+def _reading(clock: Clock) -> Clock:
     def read() -> datetime:
         try:
             return check_moment("clock", clock())
@@ -119,7 +121,7 @@ class CreditLedger:
 
     Besides the errors that its docstring names, any method can raise InvalidRequestError, and any
     that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
-    CommitOutcomeUnknownError and AccountDataError).
+    CommitOutcomeUnknownError, ClockSkewError and AccountDataError).
 
     With ``session``, an operation becomes part of the application's own transaction: it takes
     effect when the application commits, and retries are the application's. A refused operation
@@ -140,13 +142,17 @@ class CreditLedger:
         database: AnyDatabase,
         config: CreditConfig,
         *,
-        clock: Clock = _now,
+        clock: Clock | None = None,
     ) -> None:
         """A ledger on a database of the application's own client, which it never closes.
 
         The client is PyMongo's AsyncMongoClient, or Motor's AsyncIOMotorClient.
 
-        ``clock`` gives the time (with a time zone) at which operations are decided.
+        Operations are decided at the time of this machine's clock, which may differ from the
+        server's by the configuration's ``max_clock_skew_seconds``: beyond, they raise
+        ClockSkewError. ``clock``, for tests, gives another time (with a time zone). It may lie
+        months from the server's: nothing compares them, and time then follows a user's rows however
+        far ahead they are.
         """
         if not isinstance(config, CreditConfig):
             raise ConfigurationError("", "config must be a CreditConfig")
@@ -154,7 +160,13 @@ class CreditLedger:
         database = database.with_options(read_preference=ReadPreference.PRIMARY)
         self._config = config
         self._database = database
-        self._clock = _checked(clock)
+        # Two clocks may be off by as much in opposite directions.
+        skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
+        apart = None if skew is None else 2 * skew
+        self._rules = replace(config.rules, follows=apart)
+        self._clock = CheckedClock(
+            database.client, _reading(_now if clock is None else clock), skew
+        )
         self._owns_client = False
         self._users = StoredUsers.of(config.users, database)
         self._is_closed = False
@@ -164,7 +176,9 @@ class CreditLedger:
             config.collections,
             self._users,
             audits=config.audit.enabled,
-            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds),
+            # So that each process remembers a key for as long as it should, whoever's clock is off.
+            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds)
+            + (apart or timedelta()),
         )
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(database.client)
@@ -173,7 +187,7 @@ class CreditLedger:
         self._committer = Committer(
             database.client,
             store,
-            config.rules,
+            self._rules,
             retry=config.retry,
             turns=turns,
             latest_write=latest_write,
@@ -187,7 +201,9 @@ class CreditLedger:
             turns,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._history = History(database, config.collections, self._users, latest_write)
+        self._history = History(
+            database, config.collections, self._users, latest_write, self._clock
+        )
         self._sessions = ApplicationSessions(
             database.client,
             deadlines=self._deadlines,
@@ -199,9 +215,9 @@ class CreditLedger:
 
     @classmethod
     def connect(
-        cls, uri: str, *, database: str, config: CreditConfig, clock: Clock = _now
+        cls, uri: str, *, database: str, config: CreditConfig, clock: Clock | None = None
     ) -> CreditLedger:
-        """A ledger on a client of its own, which closes with it.
+        """A ledger on a client of its own, which closes with it; ``clock`` as for the class.
 
         Raises ConfigurationError for an URI with an option that MongoDB's driver would ignore.
         """
@@ -493,8 +509,8 @@ class CreditLedger:
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
         own = as_session(session, self._database)
-        account = await self._read(own, self._history.account, user_id, own)
-        self._config.rules.check_access(account, action, self._clock())
+        account, now = await self._read(own, self._history.account_now, user_id, own)
+        self._rules.check_access(account, action, now)
         return True
 
     async def quote(
@@ -508,8 +524,8 @@ class CreditLedger:
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
         exact = None if variables is None else exact_variables(variables)
-        account = await self._read(None, self._history.account, user_id, None)
-        return self._config.rules.quote(account, action, exact, self._clock())
+        account, now = await self._read(None, self._history.account_now, user_id, None)
+        return self._rules.quote(account, action, exact, now)
 
     # Records
 

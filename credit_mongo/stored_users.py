@@ -36,8 +36,8 @@ class StoredUsers:
         self.names: UserMapping = names
         self.fields: Final = dict.fromkeys(names.model_dump(exclude={"id_type"}).values(), 1)
         """For a projection."""
-        self.book_fields: Final = {names.credits: 1, names.seq: 1}
-        """Only what the history has to agree with."""
+        self.book_fields: Final = {names.credits: 1, names.seq: 1, names.updated_at: 1}
+        """Only what the history has to agree with, and when it was changed last."""
         self._credits, self._seq = names.credits, names.seq
         self._tier, self._expires_at = names.membership_tier, names.membership_expires_at
         self._created_at, self._updated_at = names.created_at, names.updated_at
@@ -120,9 +120,10 @@ class StoredUsers:
         return document.get(self._credits) is None and document.get(self._seq) is None
 
     def by_own_names(self, document: Raw) -> Raw:
-        """Id, credits and seq by the names that the ledger's own documents have."""
+        """Id and ``book_fields`` by the names that the ledger's own documents have."""
         found = {"_id": self.user_id_of(document)}
-        for name, field in (("credits", self._credits), ("seq", self._seq)):
+        own = {"credits": self._credits, "seq": self._seq, "updatedAt": self._updated_at}
+        for name, field in own.items():
             if document.get(field) is not None:
                 found[name] = document[field]
         return found

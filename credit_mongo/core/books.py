@@ -105,7 +105,7 @@ class Books:
                 return replace(deepcopy(known.result), replayed=True)
             account = self.accounts.get(request.user_id)
             # Time never goes back for a user, in its audit log neither.
-            now = self.now if account is None else max(self.now, account.updated_at)
+            now = self.now if account is None else self.rules.time_for(account, self.now)
             return self._refuse(Refusal(request, IdempotencyConflictError(key), now))
         account = self.accounts.get(request.user_id)
         unopened, charge, now = None, None, self.now

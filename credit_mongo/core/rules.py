@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
@@ -82,6 +82,21 @@ class Rules:
 
     tariff: Tariff
     membership: Membership
+    follows: timedelta | None = None
+    """How far ahead of the present a user's last change may lie and still be believed; None: as far
+    as it likes."""
+
+    def time_for(self, account: Account, now: datetime) -> datetime:
+        """When something happens to a user: now, or if that is later, at the last change.
+
+        Time never goes back for a user, though clocks may. So newest first is also highest ``seq``
+        first, and what has expired stays expired. A change that lies further ahead than clocks may
+        differ is a mistake, and decides nothing.
+        """
+        last = account.updated_at
+        if last <= now or (self.follows is not None and last - now > self.follows):
+            return now
+        return last
 
     def decide(
         self,
@@ -95,12 +110,9 @@ class Rules:
 
         ``charge`` is the charge that a linked refund names, None if it was not found; ``unopened``
         a document that the account is to be opened on.
-        Time never goes back for a user, though clocks may: it is the later of ``now`` and the
-        account's last change. So newest first is also highest ``seq`` first, and what has expired
-        stays expired.
         """
         if account is not None:
-            now = max(now, account.updated_at)
+            now = self.time_for(account, now)
         try:
             if isinstance(request, CreateUserRequest):
                 return self._create_user(request, account, now, unopened)
@@ -135,7 +147,7 @@ class Rules:
 
     def check_access(self, account: Account, action: str, now: datetime) -> None:
         """Raise UndefinedActionError or MembershipRequiredError unless the user may do it."""
-        tier = self.membership.tier_in_force(account, max(now, account.updated_at))
+        tier = self.membership.tier_in_force(account, self.time_for(account, now))
         if action not in self.tariff.prices and action not in self.membership.requirements:
             raise UndefinedActionError(action)
         self._check_access(account, action, tier)
@@ -144,7 +156,7 @@ class Rules:
         self, account: Account, action: str, variables: Variables | None, now: datetime
     ) -> Quote:
         """What the action would cost the user now. Raises what a charge would, but for credits."""
-        tier = self.membership.tier_in_force(account, max(now, account.updated_at))
+        tier = self.membership.tier_in_force(account, self.time_for(account, now))
         cost = self._price(account, action, tier, variables).cost
         return Quote(action, tier, cost, account.credits, cost <= account.credits)
 

@@ -34,6 +34,7 @@ from credit_mongo.config import RetryConfig
 from credit_mongo.core.books import Books, Loaded, Outcome
 from credit_mongo.core.requests import Request
 from credit_mongo.core.rules import Rules
+from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.endings import Endings
@@ -41,12 +42,11 @@ from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflic
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
-from credit_mongo.errors import CommitOutcomeUnknownError, CreditError, StorageError
+from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
 from credit_mongo.log_redaction import Unlogged
 
-__all__ = ["HELD", "Clock", "Committer", "Held", "TakeMore"]
+__all__ = ["HELD", "Committer", "Held", "TakeMore"]
 
-Clock: TypeAlias = Callable[[], datetime]
 TakeMore: TypeAlias = Callable[[], Sequence[Request]]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
@@ -142,7 +142,7 @@ class Committer:
         latest_write: LatestWrite,
         deadlines: Deadlines,
         endings: Endings,
-        clock: Clock,
+        clock: CheckedClock,
     ) -> None:
         self._client = client
         self._store = store
@@ -228,6 +228,7 @@ class Committer:
         try:
             now = self._clock()
             loaded = await self._store.load([request], now, session, with_keys=True)
+            await self._clock.check(now, session)
             books = Books.open(self._rules, now, loaded)
             [outcome] = books.decide_all([request])
             if isinstance(outcome, CreditError):
@@ -328,6 +329,7 @@ class Committer:
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
         with_keys = batch.tries > 1 or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
+        await self._clock.check(batch.now, session)
         books = Books.open(self._rules, batch.now, loaded)
         outcomes = books.decide_all(batch.requests)
         if books.refusals and not with_keys:
@@ -340,7 +342,7 @@ class Committer:
 
     def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
         """How long to wait after a failure; raises if there is to be no next try."""
-        if isinstance(error, asyncio.TimeoutError):
+        if isinstance(error, asyncio.TimeoutError | ClockSkewError):
             raise batch.not_done(error)
         if isinstance(error, DuplicateKeyError) and batch.duplicates < _MOST_DUPLICATES:
             batch.duplicates += 1

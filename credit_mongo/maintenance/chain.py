@@ -12,6 +12,7 @@ from credit_mongo.core.requests import CorrectionRequest
 from credit_mongo.maintenance.archive_borders import Border, Segment
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.rows import Raw
+from credit_mongo.stored_fields import milliseconds
 
 __all__ = ["Chain", "whole"]
 
@@ -28,11 +29,15 @@ def whole(value: Any) -> int | None:
 class Chain:
     """The chain so far: its last ``seq``, the last balance, and the sum of all amounts."""
 
-    def __init__(self, user_id: str, user: Raw | None, key_ttl: timedelta, tell: Tell) -> None:
+    def __init__(
+        self, user_id: str, user: Raw | None, key_ttl: timedelta, tell: Tell, latest: datetime
+    ) -> None:
         self._user_id = user_id
         self._user = user
         self._key_ttl = key_ttl
         self._tell_finding = tell
+        self._latest = latest
+        self._ahead: Raw | None = None
         self.seq: int = 0
         self.sum: int = 0
         self._balance: int | None = 0
@@ -107,7 +112,11 @@ class Chain:
         else:
             if self._moment is not None and moment < self._moment:
                 self._tell("time-goes-back", row)
-            self._moment = moment
+            if moment > self._latest:
+                # A clock was wrong. What comes after it need not be as late.
+                self._ahead = row
+            else:
+                self._moment = moment
         return seq == expected
 
     def _add_key(self, row: Raw) -> None:
@@ -121,9 +130,18 @@ class Chain:
         if len(self._keys) == _MOST_KEYS:
             self._earlier_keys, self._keys = self._keys, {}
 
+    def _look_at_the_future(self, user: Raw) -> None:
+        if self._ahead is not None:
+            # Once, by the last one: no count of them stays the same as time passes.
+            self._tell("dated-in-future", self._ahead)
+        updated_at = user.get("updatedAt")
+        if isinstance(updated_at, datetime) and updated_at > self._latest:
+            self._tell("changed-in-future", found=milliseconds(updated_at))
+
     def end(self) -> None:
         """Compare what was added with the account."""
         user = self._user
+        self._look_at_the_future(user or {})
         if user is None:
             if self.rows:
                 self._tell("user-missing", found=self.rows)

@@ -15,7 +15,7 @@ from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.chain import Chain, whole
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.maintenance.reading import LOOK_UP, Reading
-from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_live
+from credit_mongo.maintenance.records import RECORD_FIELDS, find_odd, is_ahead, is_live
 from credit_mongo.maintenance.sweep import is_no_account
 from credit_mongo.rows import Raw
 
@@ -130,7 +130,7 @@ async def examine(
         tell(Finding(user_id, "border-unusable"))
     remembered_since = reading.remembered_since(now)
     look_up = _LookUp(reading, mine, border, session, remembered_since=remembered_since, tell=tell)
-    chain = Chain(user_id, user, reading.key_ttl, tell)
+    chain = Chain(user_id, user, reading.key_ttl, tell, reading.latest(now))
     await _follow(reading, border, chain, look_up)
     if not is_no_account(user, chain.rows + border.seq):
         chain.end()
@@ -335,6 +335,8 @@ async def examine_records(
         names = reading.names
         records = await reading.by_ids(names.idempotency_records, part, RECORD_FIELDS, session)
         live = [r for r in records.values() if is_live(r, now) and not is_erased(r, until)]
+        if any(is_ahead(record, reading.latest(now)) for record in live):
+            tell(Finding(user_id, "key-in-future"))
         for record, row in await find_odd(reading, live, session):
             if row is None and border.is_filed(record.get("createdAt")):
                 continue

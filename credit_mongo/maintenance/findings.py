@@ -25,6 +25,9 @@ Code: TypeAlias = Literal[
     "chain-broken",
     "below-zero",
     "time-goes-back",
+    "dated-in-future",
+    "changed-in-future",
+    "key-in-future",
     "history-changed",
     "audit-missing",
     "audit-differs",
@@ -58,6 +61,9 @@ _WORDS: Final[dict[Code, str]] = {
     "chain-broken": "it begins with a balance of {found}, but what is before ends with {expected}",
     "below-zero": "it ends with a balance of {found}",
     "time-goes-back": "it lies before the one with the seq before",
+    "dated-in-future": "it is dated in the future, and maybe others are: a clock was wrong",
+    "changed-in-future": "the account was last changed in the future ({found} ms since 1970)",
+    "key-in-future": "idempotency records of this user are dated in the future, and live too long",
     "history-changed": (
         "this correction found amounts that summed up to {found}, but now they are {expected}"
     ),

@@ -39,6 +39,7 @@ LOOK_UP: Final = 1000
 """How many documents are asked for by their ids at once."""
 _BATCH: Final = 2000
 _SAMPLE: Final = 1000
+_LAST_YEAR: Final = 9996
 _PATIENCE_SECONDS: Final = 1.0
 # SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
 _GONE: Final = frozenset({239, 246, 43})
@@ -66,6 +67,8 @@ class Reading:
     """How long keys were remembered."""
     users: StoredUsers
     """How to read the documents of users."""
+    clock_skew: timedelta | None = None
+    """How far ahead of the server's a clock may have been; None: as far as it liked."""
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Reading:
         audits: bool,
         key_ttl: timedelta,
         users: UserMapping | None = None,
+        clock_skew: timedelta | None = None,
     ) -> Reading:
         """Of the database as the primary has it."""
         database = as_database(database)
@@ -86,7 +90,7 @@ class Reading:
             # A snapshot session brings its own.
             read_concern=ReadConcern(),
         )
-        return cls(database, names, audits, key_ttl, stored_users)
+        return cls(database, names, audits, key_ttl, stored_users, clock_skew)
 
     async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
         """The same, with the time that some of the records have, if it is shorter."""
@@ -116,6 +120,11 @@ class Reading:
         hello = await self.database.command("hello")
         now: datetime = hello["localTime"]
         return now
+
+    def latest(self, now: datetime) -> datetime:
+        """What is dated later was dated by a clock that was wrong."""
+        skew = self.clock_skew
+        return now.replace(year=_LAST_YEAR) if skew is None else now + skew
 
     def remembered_since(self, now: datetime) -> datetime:
         """The keys of transactions after this moment are remembered."""

@@ -11,7 +11,15 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from credit_mongo.maintenance.reading import LOOK_UP, Reading, Rows
 from credit_mongo.rows import Raw, to_object_id
 
-__all__ = ["RECORD_FIELDS", "OnOddRecords", "RecordSweep", "agree", "find_odd", "is_live"]
+__all__ = [
+    "RECORD_FIELDS",
+    "OnOddRecords",
+    "RecordSweep",
+    "agree",
+    "find_odd",
+    "is_ahead",
+    "is_live",
+]
 
 OnOddRecords: TypeAlias = Callable[[str, list[str]], Awaitable[None]]
 """Called with a user and keys of his."""
@@ -55,7 +63,8 @@ class RecordSweep:
             while batch := await rows.next():
                 odd: dict[str, list[str]] = {}
                 live = [record for record in batch if is_live(record, now)]
-                for record, _ in await find_odd(reading, live, session):
+                ahead = [record for record in live if is_ahead(record, reading.latest(now))]
+                for record in ahead + [r for r, _ in await find_odd(reading, live, session)]:
                     odd.setdefault(str(record.get("userId")), []).append(record["_id"])
                 self.place = batch[-1]["_id"]
                 for user_id, keys in odd.items():
@@ -71,6 +80,12 @@ def is_live(record: Raw, now: datetime) -> bool:
     """Whether it is a record of the ledger's that still counts."""
     expires_at = record.get("expiresAt")
     return "fingerprint" in record and isinstance(expires_at, datetime) and expires_at > now
+
+
+def is_ahead(record: Raw, latest: datetime) -> bool:
+    """Whether it was made by a clock that was wrong."""
+    created_at = record.get("createdAt")
+    return isinstance(created_at, datetime) and created_at > latest
 
 
 async def find_odd(

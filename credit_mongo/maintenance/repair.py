@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal, TypeAlias
 
 from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.config import CollectionNames, CreditConfig
+from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
 from credit_mongo.core.requests import CorrectionRequest, check_identifier, to_milliseconds
 from credit_mongo.core.results import CorrectionResult
 from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.latest import LatestWrite
-from credit_mongo.engine.store import Store
+from credit_mongo.engine.store import JOURNALED_MAJORITY, Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
@@ -38,6 +42,7 @@ from credit_mongo.maintenance.verify import (
     open_reading,
     verify,
 )
+from credit_mongo.rows import CODEC_OPTIONS
 from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Correction", "Repair", "repair"]
@@ -47,6 +52,8 @@ State: TypeAlias = Literal["added", "would-be-added", "not-possible"]
 _TIMEOUT_SECONDS: Final = 10.0
 # Others may charge the user while it is verified.
 _MOST_TRIES: Final = 5
+# With metadata, a message of a few MB.
+_KEYS_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ async def repair(
     users: UserMapping | None = None,
     audits: bool = True,
     key_ttl_seconds: float | None = None,
+    max_clock_skew_seconds: float | None = MAX_CLOCK_SKEW_SECONDS,
     dry_run: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Repair:
@@ -104,8 +112,10 @@ async def repair(
 
     ``operator`` and ``reason`` (1 to 255 characters each) are kept with each correction. Users
     whose balance is below zero or no whole number can't be corrected so, nor can transactions
-    without a user: those remain, and are named. With ``dry_run``, nothing is written. The other
-    arguments, and what is raised, are those of ``verify``.
+    without a user: those remain, and are named. Where a clock was wrong, the correction and with it
+    the account are dated now, and keys that are dated in the future live as long from now as any.
+    With ``dry_run``, nothing is written. The other arguments, and what is raised, are those of
+    ``verify``.
     """
     operator = check_identifier("operator", operator)
     reason = check_identifier("reason", reason)
@@ -117,11 +127,17 @@ async def repair(
         users=users,
         audits=audits,
         key_ttl_seconds=key_ttl_seconds,
+        max_clock_skew_seconds=max_clock_skew_seconds,
         on_progress=on_progress,
     )
     with Unlogged():
         reading = await open_reading(
-            database, names, users, audits=audits, key_ttl_seconds=key_ttl_seconds
+            database,
+            names,
+            users,
+            audits=audits,
+            key_ttl_seconds=key_ttl_seconds,
+            max_clock_skew_seconds=max_clock_skew_seconds,
         )
     work = _Repairing(reading, as_database(database), operator, reason, dry_run=dry_run)
     user_ids = dict.fromkeys(finding.user_id for finding in verification.findings)
@@ -144,7 +160,7 @@ class _Repairing:
         *,
         dry_run: bool,
     ) -> None:
-        config = CreditConfig(costs={})
+        config, skew = CreditConfig(costs={}), reading.clock_skew
         ttl = timedelta(seconds=config.idempotency.ttl_seconds)
         store = Store(
             database, reading.names, reading.users, audits=reading.audits, remembers_for=ttl
@@ -153,15 +169,18 @@ class _Repairing:
         self._committer = Committer(
             database.client,
             store,
-            config.rules,
+            replace(config.rules, follows=None if skew is None else 2 * skew),
             retry=config.retry,
             turns=Turns(),
             latest_write=LatestWrite(database.client),
             deadlines=deadlines,
             endings=Endings(database.client, deadlines),
-            clock=lambda: to_milliseconds(datetime.now(timezone.utc)),
+            clock=CheckedClock(
+                database.client, lambda: to_milliseconds(datetime.now(timezone.utc)), skew
+            ),
         )
         self._reading = reading
+        self._database = database.with_options(codec_options=CODEC_OPTIONS)
         self._operator = operator
         self._reason = reason
         self._dry_run = dry_run
@@ -183,6 +202,9 @@ class _Repairing:
             amount, findings = request.credits - request.total, len(request.settles)
             if self._dry_run:
                 return Correction(user_id, "would-be-added", amount, findings)
+            if any(finding.code == "key-in-future" for finding in examined.findings):
+                # Before the correction, which settles the finding.
+                await self._shorten_keys(user_id)
             deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
             [outcome] = await self._committer.commit_patiently([request], deadline, list)
             if isinstance(outcome, CorrectionResult):
@@ -193,6 +215,30 @@ class _Repairing:
                 raise outcome
         busy = "the account is in use all the time: repair it when it is not"
         return Correction(user_id, "not-possible", reason=busy)
+
+    async def _shorten_keys(self, user_id: str) -> None:
+        """Keys that a wrong clock has dated are remembered as long from now as any."""
+        now = (await self._reading.now()).replace(tzinfo=timezone.utc)
+        records = self._database[self._reading.names.idempotency_records]
+        latest = self._reading.latest(now)
+        expires_at = now + self._reading.key_ttl
+        ahead = {"userId": user_id, "createdAt": {"$gt": latest}, "expiresAt": {"$gt": expires_at}}
+
+        async def replace_some(session: AsyncClientSession) -> int:
+            # The role that may repair can't update them.
+            found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list(None)
+            if found:
+                ids = {"_id": {"$in": [record["_id"] for record in found]}}
+                await records.delete_many(ids, session=session)
+                rows = [{**record, "expiresAt": expires_at} for record in found]
+                await records.insert_many(rows, session=session)
+            return len(found)
+
+        async with self._database.client.start_session() as session:
+            while await session.with_transaction(
+                replace_some, ReadConcern("snapshot"), JOURNALED_MAJORITY, ReadPreference.PRIMARY
+            ):
+                pass
 
     def _request(self, examined: Examined) -> CorrectionRequest:
         assert examined.balance is not None  # noqa: S101 - it has no obstacle

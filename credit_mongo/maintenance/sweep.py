@@ -52,6 +52,12 @@ class _User:
         self._keys: dict[str, datetime] = {}
         self._later_keys: dict[str, datetime] = {}
 
+    def look_at_its_time(self, latest: datetime) -> None:
+        """Odd if a clock that was wrong has dated it; a date of another type says nothing."""
+        updated_at = self._account.get("updatedAt")
+        if isinstance(updated_at, datetime) and updated_at > latest:
+            self.is_odd = True
+
     def take(self, rows: list[Raw]) -> None:
         """The next transactions, newest first."""
         self.rows += len(rows)
@@ -189,6 +195,7 @@ class Sweep:
         self._session = session
         self._now = now
         self._remembered_since = self._reading.remembered_since(now)
+        self._latest = self._reading.latest(now)
         streams = Streams.open(self._reading, self.place, session)
         try:
             await streams.begin()
@@ -228,6 +235,7 @@ class Sweep:
         account = await streams.users.take_one_of(user_id)
         stored = await streams.borders.take_one_of(user_id)
         user = _User(user_id, account, None if stored is None else border_or_none(stored))
+        user.safely(user.look_at_its_time, self._latest)
         newest: Any = None
         newest_audit: Any = None
         while True:
@@ -256,6 +264,8 @@ class Sweep:
             self._suspects[user_id] = None
 
     def _take(self, user: _User, rows: list[Raw]) -> None:
+        if rows[0]["createdAt"] > self._latest:
+            user.is_odd = True
         user.take(rows)
         keys, ttl = self._keys, self._reading.key_ttl
         since = self._now - ttl

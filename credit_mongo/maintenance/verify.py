@@ -21,7 +21,7 @@ from typing import Final, TypeAlias, TypeVar
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from credit_mongo.config import CollectionNames, IdempotencyConfig
+from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, IdempotencyConfig
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
@@ -55,14 +55,16 @@ async def verify(
     users: UserMapping | None = None,
     audits: bool = True,
     key_ttl_seconds: float | None = None,
+    max_clock_skew_seconds: float | None = MAX_CLOCK_SKEW_SECONDS,
     on_progress: OnProgress | None = None,
 ) -> Verification:
     """Look for everything that is wrong with the books of all users, or of ``user_ids``.
 
     ``audits``: False where auditing is disabled. ``key_ttl_seconds``: how long keys are remembered;
-    left out, a day, or what the records have if that is shorter. ``collections`` and ``users`` are
-    the configuration's. It needs the indexes of the ledger, and a role that can read. Nothing is
-    written.
+    left out, a day, or what the records have if that is shorter. What is dated further ahead of the
+    server's clock than ``max_clock_skew_seconds`` is a finding; None where tests have moved the
+    ledger's clock. ``collections`` and ``users`` are the configuration's. It needs the indexes of
+    the ledger, and a role that can read. Nothing is written.
 
     Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
     and StorageError or PyMongoError if the database can't be read.
@@ -73,7 +75,12 @@ async def verify(
         only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
     with Unlogged():
         reading = await open_reading(
-            database, collections, users, audits=audits, key_ttl_seconds=key_ttl_seconds
+            database,
+            collections,
+            users,
+            audits=audits,
+            key_ttl_seconds=key_ttl_seconds,
+            max_clock_skew_seconds=max_clock_skew_seconds,
         )
         work = _Verifying(reading, on_progress or (lambda _done, _total: None))
         if only is None:
@@ -90,12 +97,21 @@ async def open_reading(
     *,
     audits: bool,
     key_ttl_seconds: float | None,
+    max_clock_skew_seconds: float | None,
 ) -> Reading:
     """How to read; without a TTL, a day, or that of the records if it is shorter."""
     default = IdempotencyConfig().ttl_seconds
     seconds = default if key_ttl_seconds is None else key_ttl_seconds
     names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
-    reading = Reading.of(database, names, audits=audits, key_ttl=key_ttl, users=users)
+    skew = max_clock_skew_seconds
+    reading = Reading.of(
+        database,
+        names,
+        audits=audits,
+        key_ttl=key_ttl,
+        users=users,
+        clock_skew=None if skew is None else timedelta(seconds=skew),
+    )
     if key_ttl_seconds is not None:
         return reading
     return await in_snapshot(reading, lambda session, _now: reading.with_ttl_of_records(session))
@@ -112,7 +128,8 @@ async def examine_user(reading: Reading, user_id: str) -> Examined:
             reading, lambda session, now: examine_records(reading, owner, keys, session, now)
         )
         for finding in found.findings:
-            examined.tell(finding)
+            if finding.code != "key-in-future" or finding not in examined.findings:
+                examined.tell(finding)
         examined.total += found.total - len(found.findings)
 
     await _go_through(reading, RecordSweep(reading, add, [user_id]))

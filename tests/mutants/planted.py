@@ -27,6 +27,7 @@ BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
 SECRECY: Final = "tests/integration/test_secrecy.py"
 READS: Final = "tests/integration/test_reads.py"
+SKEW: Final = "tests/integration/test_clock_skew.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
@@ -65,8 +66,8 @@ PLANTED: Final = (
     Bug(
         "time goes back with the clock",
         "core/rules.py",
-        "now = max(now, account.updated_at)",
-        "pass",
+        "        return last\n",
+        "        return now\n",
         (RULES,),
     ),
     Bug(
@@ -341,6 +342,41 @@ PLANTED: Final = (
         '{"createdAt": {"$not": {"$gte": moment}}}',
         '{"createdAt": {"$lt": moment}}',
         (FOREIGN,),
+    ),
+    Bug(
+        "a date far in the future is believed",
+        "core/rules.py",
+        "self.follows is not None and last - now > self.follows",
+        "False",
+        (SKEW,),
+    ),
+    Bug(
+        "a wrong clock charges in batches",
+        "engine/commit.py",
+        "        await self._clock.check(batch.now, session)\n",
+        "",
+        (SKEW,),
+    ),
+    Bug(
+        "a wrong clock charges in applications' transactions",
+        "engine/commit.py",
+        "            await self._clock.check(now, session)\n",
+        "",
+        (SKEW,),
+    ),
+    Bug(
+        "the primary is not asked for its clock",
+        "engine/clocks.py",
+        "ahead, behind = before - server, server - after",
+        "ahead = behind = allowed * 2",
+        (SKEW,),
+    ),
+    Bug(
+        "a key lives for less where clocks differ",
+        "ledger.py",
+        "            + (apart or timedelta()),\n",
+        ",\n",
+        (SKEW,),
     ),
     Bug(
         "an expired key is replayed",

@@ -17,6 +17,7 @@ from credit_mongo import errors
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import (
     AccountDataError,
+    ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
     CreditError,
@@ -102,6 +103,11 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
     (LedgerBusyError("the ledger is closed"), "LEDGER_BUSY", {}),
     (CommitOutcomeUnknownError(), "COMMIT_OUTCOME_UNKNOWN", {}),
     (TransactionAbortedError(), "TRANSACTION_ABORTED", {}),
+    (
+        ClockSkewError(-90.5, 60),
+        "CLOCK_SKEW",
+        {"skew_seconds": -90.5, "allowed_seconds": 60},
+    ),
     (
         AccountDataError("u", "credits", "is below zero"),
         "ACCOUNT_DATA",
@@ -275,6 +281,7 @@ def test_errors_of_the_database_are_of_one_kind() -> None:
         LedgerBusyError,
         TransactionAbortedError,
         CommitOutcomeUnknownError,
+        ClockSkewError,
         AccountDataError,
     }
 

@@ -78,6 +78,7 @@ def verify_books(
         "user_ids": user or None,
         "audits": not no_audit,
         "key_ttl_seconds": key_ttl,
+        "max_clock_skew_seconds": settings.max_clock_skew_seconds,
     }
     if operator is not None and reason is not None:
         options |= {"operator": operator, "reason": reason, "dry_run": dry_run}

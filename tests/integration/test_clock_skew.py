@@ -1,0 +1,228 @@
+"""Clocks that are wrong: refused before anything is written; what they did is found and settled.
+
+The ledgers here go by this machine's clock, moved for each of them: no clock is given, as in
+production. The server's own is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, TypeAlias
+
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent
+
+from credit_mongo import (
+    ClockSkewError,
+    CreditConfig,
+    CreditLedger,
+    IdempotencyConfig,
+    MembershipRequiredError,
+    UserMapping,
+)
+from credit_mongo import ledger as ledger_module
+from credit_mongo.core.requests import to_milliseconds
+from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.verify import verify
+from tests.integration.promises import Client, Database, check_promises, count, rows
+
+UTC: Final = timezone.utc
+FAR: Final = datetime(2099, 1, 1, tzinfo=UTC)
+Opened: TypeAlias = Callable[..., AbstractAsyncContextManager[CreditLedger]]
+
+
+def now() -> datetime:
+    """The time, as BSON keeps it."""
+    return to_milliseconds(datetime.now(UTC))
+
+
+@pytest.fixture
+def opened(database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Ledgers of processes whose clocks are so many seconds ahead."""
+
+    @asynccontextmanager
+    async def opened(seconds: float = 0, **settings: Any) -> AsyncIterator[CreditLedger]:
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger_module, "_now", lambda: now() + timedelta(seconds=seconds))
+            ledger = CreditLedger(database, config.model_copy(update=settings))
+        async with ledger:
+            await ledger.ensure_indexes()
+            yield ledger
+
+    return opened
+
+
+# --- Refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [70, -90, 70 * 365 * 86400, -50 * 365 * 86400])
+async def test_a_process_whose_clock_is_wrong_writes_nothing(
+    opened: Opened, database: Database, client: Client, seconds: int
+) -> None:
+    """Ahead or behind; no row, no refusal, no key, in the application's transaction neither."""
+    async with opened() as right:
+        await right.create_user("ann", credits=100, membership_tier="premium")
+    before = [await rows(database, name) for name in ("users", "transactions", "audit_logs")]
+    async with opened(seconds) as wrong:
+        works = (
+            wrong.charge("ann", "generate-post", idempotency_key="k"),
+            wrong.charge("ann", "generate-post", amount=10**9),
+            wrong.create_user("bob"),
+            wrong.renew_tier("ann", membership_expires_at=FAR),
+            wrong.validate_access("ann", "generate-image"),
+            wrong.quote("ann", "generate-post"),
+        )
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        for outcome in outcomes:
+            assert isinstance(outcome, ClockSkewError), repr(outcome)
+            assert outcome.skew_seconds == pytest.approx(seconds, abs=5)
+            assert outcome.allowed_seconds == 60
+        async with client.start_session() as session, await session.start_transaction():
+            with pytest.raises(ClockSkewError):
+                await wrong.charge("ann", "generate-post", session=session)
+        # What no time decides can be read.
+        assert await wrong.get_balance("ann") == 100
+        assert len(await wrong.get_history("ann")) == 1
+    after = [await rows(database, name) for name in ("users", "transactions", "audit_logs")]
+    assert after == before
+    assert await count(database, "idempotency_records") == 0
+
+
+async def test_time_does_not_go_back_between_clocks_that_are_allowed(
+    opened: Opened, database: Database
+) -> None:
+    """The farthest apart that two may be; each row is dated no earlier than the one before."""
+    async with opened(50) as ahead, opened(-50) as behind:
+        await ahead.create_user("ann", credits=100)
+        for ledger in (behind, ahead, behind):
+            await ledger.charge("ann", "translate")
+    await check_promises(database)
+    assert not (await verify(database)).findings
+
+
+class Hellos(CommandListener):
+    """How often the server was asked for its clock."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.count += event.command_name == "hello"
+
+    def succeeded(self, event: object) -> None:
+        """Only what is asked for counts."""
+
+    def failed(self, event: object) -> None:
+        """Nothing fails here."""
+
+
+async def test_a_server_that_nobody_has_written_to_is_asked_for_its_clock(
+    replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """Its operation time stands still meanwhile, which says nothing of anybody's clock."""
+    hellos = Hellos()
+    strict = config.model_copy(update={"max_clock_skew_seconds": 1})
+    async with (
+        AsyncMongoClient[dict[str, Any]](replica_set_uri, event_listeners=[hellos]) as client,
+        CreditLedger(client[database.name], strict) as ledger,
+    ):
+        await ledger.create_user("ann", credits=100)
+        asked = hellos.count
+        for _ in range(5):
+            await ledger.charge("ann", "translate")
+        assert hellos.count <= asked + 1, "the replies tell enough"
+        await asyncio.sleep(3)
+        await ledger.quote("ann", "translate")
+        assert (await ledger.charge("ann", "translate")).balance_after == 82
+
+
+# --- What happened already ------------------------------------------------------------------------
+
+
+async def test_what_a_wrong_clock_did_decides_nothing_and_is_settled(
+    opened: Opened, database: Database, config: CreditConfig
+) -> None:
+    """The membership is in force, rows are dated now, and keys live for no more than a day."""
+    ends = now() + timedelta(days=30)
+    async with opened() as right:
+        await right.create_user(
+            "ann", credits=100, membership_tier="premium", membership_expires_at=ends
+        )
+        # As an earlier version did it, or a process with a clock of its own.
+        async with CreditLedger(database, config, clock=lambda: FAR) as wrong:
+            for number in range(3):
+                await wrong.charge("ann", "translate", amount=1, idempotency_key=f"key-{number}")
+            with pytest.raises(MembershipRequiredError):
+                await wrong.validate_access("ann", "generate-image")
+
+        assert await right.validate_access("ann", "generate-image")
+        assert (await right.quote("ann", "generate-post")).tier == "premium"
+        found = await verify(database)
+        codes = {finding.code for finding in found.findings}
+        assert codes == {"dated-in-future", "changed-in-future", "key-in-future"}
+        assert len(found.findings) == 3
+
+        charge = await right.charge("ann", "generate-post")
+        assert charge.cost == 8, "the price of the tier in force"
+        assert abs(charge.created_at - now()) < timedelta(seconds=30)
+        assert (await right.renew_tier("ann", membership_expires_at=ends)).new_credits == 2000
+        codes = {finding.code for finding in (await verify(database)).findings}
+        assert codes == {"dated-in-future", "key-in-future"}
+
+        done = await repair(database, operator="ops", reason="a clock was wrong")
+        assert done.is_complete
+        assert not (await verify(database)).findings
+        for record in await rows(database, "idempotency_records"):
+            assert record["expiresAt"] <= now() + timedelta(days=1)
+        again = await right.charge("ann", "translate", amount=1, idempotency_key="key-1")
+        assert again.replayed
+        await right.charge("ann", "translate", idempotency_key="new")
+        assert not (await verify(database)).findings, "what follows is right"
+
+
+async def test_a_date_of_the_applications_own_ends_no_membership(
+    database: Database, config: CreditConfig
+) -> None:
+    """A mapped field may well be written by others."""
+    mapped = config.model_copy(update={"users": UserMapping()})
+    async with CreditLedger(database, mapped) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user(
+            "ann",
+            credits=100,
+            membership_tier="premium",
+            membership_expires_at=now() + timedelta(days=30),
+        )
+        await database["users"].update_one({"_id": "ann"}, {"$set": {"updatedAt": FAR}})
+        [finding] = (await verify(database, users=UserMapping())).findings
+        assert (finding.user_id, finding.code) == ("ann", "changed-in-future")
+        assert await ledger.validate_access("ann", "generate-image")
+        assert (await ledger.charge("ann", "generate-post")).cost == 8
+        assert not (await verify(database, users=UserMapping())).findings
+
+
+# --- Keys -----------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_remembered_for_its_time_whoever_looks(
+    opened: Opened, database: Database
+) -> None:
+    """Written by a clock that is behind and looked for by one that is ahead, near its end."""
+    ttl = 120
+    settings = {"idempotency": IdempotencyConfig(ttl_seconds=ttl)}
+    async with opened(-55, **settings) as behind, opened(55, **settings) as ahead:
+        await behind.create_user("ann", credits=100)
+        await behind.charge("ann", "translate", idempotency_key="k")
+        # As if all of this had been so many seconds ago.
+        passed = -1000 * (ttl - 2)
+        records = database["idempotency_records"]
+        moved = {n: {"$add": [f"${n}", passed]} for n in ("createdAt", "expiresAt")}
+        await records.update_many({}, [{"$set": moved}])
+        [record] = await rows(database, "idempotency_records")
+        assert record["expiresAt"] > now(), "nor has the server swept it"
+        assert (await ahead.charge("ann", "translate", idempotency_key="k")).replayed
+        assert await ahead.get_balance("ann") == 97
