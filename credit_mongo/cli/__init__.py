@@ -14,6 +14,7 @@ A command is a module in ``credit_mongo/cli/commands``. It is found by being the
         uri: Uri = None,                                        # from credit_mongo.cli.connecting
         database: DatabaseName = None,
         timeout: Timeout = 10.0,
+        config: ConfigFile = None,                              # from ….cli.configuration
         as_json: AsJson = False,                                # from credit_mongo.cli.output
     ) -> int:
         \"\"\"Count the users.\"\"\"                                 # what --help shows
@@ -23,14 +24,14 @@ A command is a module in ``credit_mongo/cli/commands``. It is found by being the
             with progress("Counting", "users") as advance:      # from credit_mongo.cli.output
                 return await count_users(database, on_progress=advance)
 
-        users = where.run_on_ledger(CollectionNames(), work)
+        users = where.run_on_ledger(settings_of(where, config), work)
         show_facts({"users": users}) if as_json else show(f"{where.database}: {users} users")
         return DONE                                             # from credit_mongo.cli.failures
 
 It returns the exit code, and lets errors rise: ``failures.explain`` makes one line of any.
 ``where.run_on_ledger`` connects, sees to it that the server is a replica set and that the database
-has a ledger (``where.run`` does not ask for that), and closes. A script is a thin door:
-``sys.exit(main(["count", *sys.argv[1:]]))``.
+has a ledger with these settings (``where.run`` does not ask for that), and closes. A script is a
+thin door: ``sys.exit(main(["count", *sys.argv[1:]]))``.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 import typer
 from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.config import CollectionNames, Settings
+from credit_mongo.config import CollectionNames, CreditConfig, Settings
 from credit_mongo.connection import check_replica_set, connect
+from credit_mongo.engine.opening import Opening
 from credit_mongo.errors import ConfigurationError
+from credit_mongo.ledger_settings import LedgerSettings
 
 __all__ = ["Connecting", "Database", "DatabaseName", "Timeout", "Uri", "seconds_up_to"]
 
@@ -80,13 +82,15 @@ class Connecting:
         """
         return asyncio.run(self._run(work))
 
-    def run_on_ledger(
-        self, collections: CollectionNames, work: Callable[[Database], Awaitable[_T]]
-    ) -> _T:
-        """The same, on a database that has a ledger: a name with a typo is none, and stays none."""
+    def run_on_ledger(self, config: CreditConfig, work: Callable[[Database], Awaitable[_T]]) -> _T:
+        """The same, on a database that has a ledger: a name with a typo is none, and stays none.
+
+        Raises ConfigurationError, too, if the ledger was set up with other settings.
+        """
 
         async def checked(database: Database) -> _T:
-            await _check_ledger(database, collections)
+            await Opening(database, LedgerSettings.of(config)).check()
+            await _check_ledger(database, config.collections)
             return await work(database)
 
         return self.run(checked)

@@ -11,7 +11,6 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -19,19 +18,16 @@ import typer
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.pricing import in_credits
-from credit_mongo.errors import ConfigurationError
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.export import parse_moment
 
 __all__ = [
-    "ConfigFile",
     "Cursor",
     "Limit",
     "PeriodEnd",
     "PeriodStart",
     "ShowMetadata",
     "in_credits",
-    "load_config",
     "moment_of",
     "plain",
     "shown",
@@ -41,18 +37,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-# More than any configuration has; a device that never ends is none.
-_LARGEST_CONFIG_BYTES = 16 * 1024 * 1024
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        show_default=False,
-        help="The ledger's CreditConfig as JSON: prices, tiers, collections, decimal places.",
-    ),
-]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="How many at most, up to 1000.")]
 Cursor = Annotated[
     str | None,
@@ -77,26 +62,6 @@ ShowMetadata = Annotated[
 ]
 
 
-def load_config(path: Path | None) -> CreditConfig:
-    """The configuration in a file; without one, one that has no prices.
-
-    Raises ConfigurationError and OSError.
-    """
-    if path is None:
-        return CreditConfig(costs={})
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_CONFIG_BYTES + 1)
-    except ValueError:
-        raise ConfigurationError("config", "is no name of a file") from None
-    if len(text) > _LARGEST_CONFIG_BYTES:
-        raise ConfigurationError("config", "is larger than any configuration: more than 16 MB")
-    try:
-        return CreditConfig.from_json(text)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"config.{error.field}".rstrip("."), error.reason) from None
-
-
 def with_ledger(
     where: Connecting,
     config: CreditConfig,
@@ -108,7 +73,7 @@ def with_ledger(
         async with CreditLedger(database, config) as ledger:
             return await work(ledger)
 
-    return where.run_on_ledger(config.collections, run)
+    return where.run_on_ledger(config, run)
 
 
 # What is given

@@ -104,7 +104,7 @@ def do(asked: Asked, operation: Operation) -> int:
             return await operation(ledger, options)
 
     try:
-        result = asked.where.run_on_ledger(asked.settings.collections, work)
+        result = asked.where.run_on_ledger(asked.settings, work)
     except CommitOutcomeUnknownError:
         raise StorageError(
             "it may or may not have happened: ask again"

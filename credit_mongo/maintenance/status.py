@@ -93,8 +93,14 @@ async def status_of(
     database: AnyDatabase,
     names: CollectionNames | None = None,
     users: UserMapping | None = None,
+    *,
+    decimal_places: int | None = None,
 ) -> Status:
-    """Look at everything; write nothing. Raises PyMongoError."""
+    """Look at everything; write nothing. The arguments are those of ``ensure_indexes``.
+
+    Raises ConfigurationError if the ledger in the database was set up with others, and
+    PyMongoError.
+    """
     names = names or CollectionNames()
     database = as_database(database).with_options(
         codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
@@ -109,7 +115,9 @@ async def status_of(
             collections=tuple(
                 [await _collection(database, name) for name in names.model_dump().values()]
             ),
-            indexes=await _if_allowed(ensure_indexes(database, names, users, dry_run=True)),
+            indexes=await _if_allowed(
+                ensure_indexes(database, names, users, decimal_places=decimal_places, dry_run=True)
+            ),
             oldest_transaction_at=await _if_allowed(_oldest(database, names)),
             ttl_lag_seconds=await _if_allowed(_ttl_lag(database, names, hello["localTime"])),
         )

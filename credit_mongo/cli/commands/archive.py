@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
 from credit_mongo.maintenance.archive import Archive
 from credit_mongo.maintenance.archive import archive as move
@@ -76,8 +76,8 @@ def archive(
         raise typer.BadParameter("--format goes with --to DIRECTORY")
     if only is not None and only not in _ONLY:
         raise typer.BadParameter(f"--only must be one of {', '.join(_ONLY)}")
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
     options: dict[str, Any] = {
         "older_than": older_than,
         "directory": directory,
@@ -97,7 +97,7 @@ def archive(
             return await move(found, **options, on_progress=advance)
 
     try:
-        done = where.run_on_ledger(settings.collections, work)
+        done = where.run_on_ledger(settings, work)
     except OSError as error:
         # A full disk says so without the place.
         if directory is not None and error.errno and not error.filename:

@@ -9,16 +9,15 @@ from typing import Annotated, Any, Final
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import (
-    ConfigFile,
     Cursor,
     Limit,
     PeriodEnd,
     PeriodStart,
     ShowMetadata,
-    load_config,
     moment_of,
     plain,
     shown,
@@ -57,7 +56,7 @@ def audit(
 ) -> int:
     """List what was attempted on a user, newest first, also on one that does not exist.
 
-    The outcome is the amount in smallest units, or why it was refused; with --config of decimal
+    The outcome is the amount in smallest units, or why it was refused; of a ledger with decimal
     places amounts are in credits as well: -1350 (-13.50). Metadata is shown with --metadata only.
     """
     options: dict[str, Any] = {
@@ -68,8 +67,8 @@ def audit(
         "action": action,
         "status": status,
     }
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
     page = with_ledger(where, settings, lambda ledger: ledger.get_audit_log(user, **options))
     if as_json:
         rows = [_facts(row, metadata=metadata) for row in page]

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import ConfigFile, load_config, plain, shown, with_ledger
+from credit_mongo.cli.ledgers import plain, shown, with_ledger
 from credit_mongo.cli.output import AsJson, show, show_facts
 
 
@@ -26,10 +27,10 @@ def balance(
 ) -> int:
     """Show a user's balance in smallest units; with --json also tier, expiry and seq.
 
-    With --config of decimal places, it is shown in credits as well: 1350 (13.50).
+    In a ledger with decimal places, it is shown in credits as well: 1350 (13.50).
     """
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
     found = with_ledger(where, settings, lambda ledger: ledger.get_user(user))
     if as_json:
         facts = {name: plain(value) for name, value in asdict(found).items() if name != "replayed"}

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
-from credit_mongo.cli.ledgers import ConfigFile, load_config, whole_number
+from credit_mongo.cli.ledgers import whole_number
 from credit_mongo.cli.operations import Asked, DryRun, Key, MetadataText, do, variables_from
 from credit_mongo.cli.output import AsJson
 
@@ -41,7 +42,7 @@ def charge(
 
     Without --config no tier is asked for: anyone may be charged for anything. The idempotency key
     is printed before anything is sent; asked again with it, the answer is the same, and nothing is
-    taken twice. With --json, give a key of your own to be sure of that. With --config of decimal
+    taken twice. With --json, give a key of your own to be sure of that. In a ledger with decimal
     places, amounts are shown in credits as well: 1350 (13.50).
     """
     if amount is None and config is None:
@@ -49,7 +50,7 @@ def charge(
     units = None if amount is None else whole_number("--amount", amount)
     variables = variables_from(variable or [])
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, load_config(config), idempotency_key, metadata, dry_run, as_json)
+    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
     return do(
         asked,
         lambda ledger, options: ledger.charge(

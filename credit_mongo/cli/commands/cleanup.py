@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.cleanup import GRACE_SECONDS, Cleanup, clean_up
 
@@ -35,20 +35,20 @@ def cleanup(
     With it, the server does the same by itself. It can be interrupted and run again, and run while
     the application is at work.
     """
-    collections = load_config(config).collections
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
 
     async def work(found: Database) -> Cleanup:
         with progress("Removing", "records") as advance:
             return await clean_up(
                 found,
-                collections=collections,
+                collections=settings.collections,
                 grace_seconds=grace,
                 dry_run=dry_run,
                 on_progress=advance,
             )
 
-    done = where.run_on_ledger(collections, work)
+    done = where.run_on_ledger(settings, work)
     if as_json:
         show_facts({"database": where.database, **done.to_dict()})
     else:

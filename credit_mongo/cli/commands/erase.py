@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, NOT_DONE
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.core.results import Erasure
 from credit_mongo.maintenance.erase import erase_user
@@ -38,10 +38,10 @@ def erase(
     many rows went, when, and who asked, without the user's name. Archive files, exports and backups
     are beyond its reach. The role creditEraser may do it, and the application's own may not.
     """
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
     if not yes and not _is_confirmed(user, where.database):
         return NOT_DONE
+    settings = settings_of(where, config)
 
     async def work(found: Database) -> Erasure:
         with progress("Erasing", "rows") as advance:
@@ -55,7 +55,7 @@ def erase(
                 on_progress=advance,
             )
 
-    erasure = where.run_on_ledger(settings.collections, work)
+    erasure = where.run_on_ledger(settings, work)
     if as_json:
         show_facts({"database": where.database, **_facts(erasure)})
     else:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.export import Export, export_transactions, parse_moment
 from credit_mongo.maintenance.export_formats import FORMATS, Format
@@ -71,10 +71,7 @@ def export(
     written as a whole or not at all. What was archived to files is not in it.
     """
     path = None if output == "-" else Path(output)
-    settings = load_config(config)
     options: dict[str, Any] = {
-        "collections": settings.collections,
-        "users": settings.users,
         "format": _format(kind, path),
         "user_id": user,
         "start": None if start is None else parse_moment("from", start),
@@ -88,6 +85,8 @@ def export(
     if path is None and options["format"] == "parquet" and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is nothing for a terminal: --output FILE is needed")
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
+    options |= {"collections": settings.collections, "users": settings.users}
 
     async def work(found: Database) -> Export:
         # Rows come and go by the million, none in a cycle.
@@ -96,7 +95,7 @@ def export(
         with progress("Exporting", "transactions") as advance:
             return await export_transactions(found, path, **options, on_progress=advance)
 
-    done = where.run_on_ledger(settings.collections, work)
+    done = where.run_on_ledger(settings, work)
     if done.has_files:
         note = "what was archived to files is not in it: see the archive's directory"
         print(f"note: {note}", file=sys.stderr)

@@ -9,16 +9,15 @@ from typing import Annotated, Any, Final
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import (
-    ConfigFile,
     Cursor,
     Limit,
     PeriodEnd,
     PeriodStart,
     ShowMetadata,
-    load_config,
     moment_of,
     plain,
     shown,
@@ -65,7 +64,7 @@ def history(
 ) -> int:
     """List a user's transactions, newest first.
 
-    Amounts are in smallest units, negative for charges; with --config of decimal places in credits
+    Amounts are in smallest units, negative for charges; of a ledger with decimal places in credits
     as well: -1350 (-13.50). Metadata and idempotency keys are shown with --metadata only.
     """
     options: dict[str, Any] = {
@@ -76,8 +75,8 @@ def history(
         "action": action,
         "include_archived": include_archived,
     }
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
     page = with_ledger(where, settings, lambda ledger: ledger.get_history(user, **options))
     if as_json:
         rows = [_facts(row, metadata=metadata) for row in page]

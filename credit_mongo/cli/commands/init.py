@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.ledger_settings import LedgerSettings
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
 
 _COLUMNS = {"state": 9, "kind": 11, "what": 0}
@@ -33,26 +34,33 @@ def init(
 ) -> int:
     """Create the collections, the indexes and the validator that are missing.
 
-    Run it as often as you like. Exit code 1: something of the application's is in the way, shown
-    with its remedy. Building an index may take longer than the timeout.
+    With --config, the ledger's settings are written down, too: other commands find the users by
+    them, and applications with other settings are refused. Run it as often as you like. Exit code
+    1: something of the application's is in the way, shown with its remedy. Building an index may
+    take longer than the timeout.
     """
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
 
-    async def work(found: Database) -> IndexReport:
-        return await ensure_indexes(
+    async def work(found: Database) -> tuple[IndexReport, bool]:
+        report = await ensure_indexes(
             found,
             settings.collections,
             settings.users,
+            # Without --config they are not known, and no guess is written down.
+            decimal_places=None if config is None else settings.decimal_places,
             validators=not no_validators,
             dry_run=dry_run,
         )
+        return report, config is None and not await LedgerSettings.all_in(found)
 
-    report = where.run(work)
+    report, is_unsettled = where.run(work)
     if as_json:
         show_facts({"database": where.database, "dry_run": dry_run, **report.to_dict()})
     else:
         _show(report, where.database, dry_run=dry_run)
+        if is_unsettled:
+            show("The ledger's settings are not written down: with --config they would be.")
     return FOUND if report.conflicts else DONE
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
-from credit_mongo.cli.ledgers import ConfigFile, load_config, whole_number
+from credit_mongo.cli.ledgers import whole_number
 from credit_mongo.cli.operations import Action, Asked, DryRun, Key, MetadataText, do
 from credit_mongo.cli.output import AsJson
 
@@ -44,7 +45,7 @@ def refund(
     """
     units = whole_number("AMOUNT", amount)
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, load_config(config), idempotency_key, metadata, dry_run, as_json)
+    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
     return do(
         asked,
         lambda ledger, options: ledger.refund(

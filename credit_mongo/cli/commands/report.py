@@ -11,13 +11,12 @@ from typing import Annotated, Final
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import (
-    ConfigFile,
     PeriodEnd,
     PeriodStart,
-    load_config,
     moment_of,
     shown,
     shown_moment,
@@ -61,15 +60,15 @@ def report(
     PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days up to
     now, or what --from and --to say. Refunds, tier changes and corrections stand apart from grants
     and charges. Archived transactions that the database has are counted. Amounts are in smallest
-    units; totals with --config of decimal places in credits as well. A period in which nothing
+    units; totals of a ledger with decimal places in credits as well. A period in which nothing
     happened is no error: the page says so. Without a file, only the totals are shown.
     """
     places = whole_number("--top", top)
     until = moment_of("to", end) or datetime.now(timezone.utc)
     since = moment_of("from", start) or _default_start(until)
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
     _check_files(file, png)
+    settings = settings_of(where, config)
 
     async def work(found: Database) -> Usage:
         with progress("Summing up", "sums") as advance:
@@ -86,7 +85,7 @@ def report(
         # Refused before anything is summed up, and there when all is written.
         picture = _opened(files, png, force=force)
         page = _opened(files, file, force=force)
-        usage = where.run_on_ledger(settings.collections, work)
+        usage = where.run_on_ledger(settings, work)
         if page is not None:
             page(_page(usage, where.database, settings).encode("utf-8", errors="replace"))
         if picture is not None:

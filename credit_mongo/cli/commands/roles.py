@@ -8,9 +8,9 @@ import typer
 from pymongo.errors import OperationFailure
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, load_config, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
@@ -42,13 +42,14 @@ def roles(
     creates them; run it as often as you like.
     """
     where = Connecting.to(uri, database, timeout)
-    settings = load_config(config)
-    wanted = credit_roles(where.database, settings.collections, settings.users)
     if not create:
         if dry_run:
             raise typer.BadParameter("--dry-run goes with --create")
-        _print(wanted, where.database, as_json=as_json)
+        given = None if config is None else load_config(config)
+        names, users = (None, None) if given is None else (given.collections, given.users)
+        _print(credit_roles(where.database, names, users), where.database, as_json=as_json)
         return DONE
+    settings = settings_of(where, config)
     report = where.run(lambda found: _ensure(found, settings, dry_run=dry_run))
     if as_json:
         show_facts({"database": where.database, "dry_run": dry_run, **report.to_dict()})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.ledgers import ConfigFile, load_config, shown_moment
+from credit_mongo.cli.ledgers import shown_moment
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
 from credit_mongo.maintenance.indexes import IndexChange
 from credit_mongo.maintenance.status import CollectionState, Status, status_of
@@ -35,11 +36,12 @@ def status(
     something is in its way; credit-mongo init tells more. What the role may not see is left out.
     Counts are the server's estimates; TTL lag is how long the oldest expired key is overdue.
     """
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
 
     async def work(found: Database) -> Status:
-        return await status_of(found, settings.collections, settings.users)
+        places = None if config is None else settings.decimal_places
+        return await status_of(found, settings.collections, settings.users, decimal_places=places)
 
     found = where.run(work)
     if as_json:

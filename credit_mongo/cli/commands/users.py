@@ -10,18 +10,10 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import (
-    ConfigFile,
-    Cursor,
-    Limit,
-    load_config,
-    plain,
-    shown,
-    shown_moment,
-    whole_number,
-)
+from credit_mongo.cli.ledgers import Cursor, Limit, plain, shown, shown_moment, whole_number
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_optional
@@ -58,7 +50,7 @@ def users(
 ) -> int:
     """List users by id, with balance, tier and seq (how many transactions each has).
 
-    Balances are in smallest units; with --config of decimal places in credits as well: 1350
+    Balances are in smallest units; of a ledger with decimal places in credits as well: 1350
     (13.50). A tier that has expired is listed with its expiry, in UTC. The cursor is the last id.
     """
     count = whole_number("--limit", limit)
@@ -66,8 +58,8 @@ def users(
         raise InvalidRequestError("limit", f"must be from 1 to {LARGEST_LIMIT}")
     after = check_optional(check_identifier, "cursor", cursor)
     conditions = _conditions(tier, below)
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
 
     async def work(found: Database) -> list[Raw]:
         users = StoredUsers.of(settings.users, found)
@@ -83,7 +75,7 @@ def users(
             rows = collection.find(query, users.fields, limit=count + 1).sort("_id", 1)
             return [_facts(row, users) async for row in rows]
 
-    rows = where.run_on_ledger(settings.collections, work)
+    rows = where.run_on_ledger(settings, work)
     page, more = rows[:count], len(rows) > count
     next_cursor = page[-1]["user_id"] if more else None
     if as_json:

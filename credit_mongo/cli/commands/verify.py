@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import (
     Connecting,
     Database,
@@ -17,7 +18,6 @@ from credit_mongo.cli.connecting import (
     seconds_up_to,
 )
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.ledgers import ConfigFile, load_config
 from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
 from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.repair import Repair, repair
@@ -70,8 +70,8 @@ def verify_books(
     each user that is off; exit code 1 then means that something is left. History is never edited.
     """
     _check_repair(do_repair=do_repair, operator=operator, reason=reason, dry_run=dry_run)
-    settings = load_config(config)
     where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config)
     options: dict[str, Any] = {
         "collections": settings.collections,
         "users": settings.users,
@@ -87,7 +87,7 @@ def verify_books(
         with progress("Verifying", "transactions") as advance:
             return await _work(found, {**options, "on_progress": advance}, do_repair=do_repair)
 
-    outcome = where.run_on_ledger(settings.collections, work)
+    outcome = where.run_on_ledger(settings, work)
     if as_json:
         show_facts({"database": where.database, **outcome.to_dict()})
     elif isinstance(outcome, Repair):

@@ -1,0 +1,140 @@
+"""The configuration behind a command: what --config names, or what the database says of itself.
+
+Most commands need no prices. What they need besides, where the users are and how many decimal
+places a credit has, the ledger's database knows: see `credit_mongo.ledger_settings`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from pymongo.errors import OperationFailure
+
+from credit_mongo.cli.connecting import Connecting, Database
+from credit_mongo.config import CollectionNames, CreditConfig
+from credit_mongo.errors import ConfigurationError
+from credit_mongo.ledger_settings import LedgerSettings
+
+__all__ = ["ConfigFile", "load_config", "settings_of"]
+
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE|MODULE:NAME",
+        show_default=False,
+        help="The ledger's CreditConfig: a JSON file, or package.module:name of a Python object. "
+        "Needed for prices; else the database's own settings do.",
+    ),
+]
+
+# More than any configuration has; a device that never ends is none.
+_LARGEST_CONFIG_BYTES: Final = 16 * 1024 * 1024
+_NAME: Final = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_PYTHON_OBJECT: Final = re.compile(f"({_NAME}):({_NAME})")
+_UNAUTHORIZED: Final = 13
+
+
+def settings_of(where: Connecting, config: str | None) -> CreditConfig:
+    """The configuration that --config names; without it, one without prices from the database.
+
+    Raises ConfigurationError, also if the database cannot say which ledger is meant or where its
+    users are, OSError, and what ``Connecting.run`` raises.
+    """
+    return where.run(_kept_in) if config is None else load_config(config)
+
+
+async def _kept_in(database: Database) -> CreditConfig:
+    kept = await LedgerSettings.all_in(database)
+    if not kept:
+        await _check_that_defaults_fit(database)
+        return CreditConfig(costs={})
+    if len(kept) > 1:
+        names = ", ".join(repr(each.collections.transactions) for each in kept)
+        raise ConfigurationError(
+            "config",
+            f"{database.name} has {len(kept)} ledgers, with transactions in {names}: "
+            "say by --config which is meant",
+        )
+    [settings] = kept
+    return CreditConfig(
+        costs={},
+        collections=settings.collections,
+        users=settings.users,
+        decimal_places=settings.decimal_places or 0,
+    )
+
+
+async def _check_that_defaults_fit(database: Database) -> None:
+    """Raise ConfigurationError if transactions are there, but no accounts by the default names.
+
+    With the users elsewhere, good books would look as if all accounts were lost.
+    """
+    names = CollectionNames()
+    try:
+        if await database[names.transactions].find_one({}, {"_id": 1}) is None:
+            return
+        account = {"$or": [{"credits": {"$exists": True}}, {"seq": {"$exists": True}}]}
+        if await database[names.users].find_one(account, {"_id": 1}) is not None:
+            return
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return  # the command itself says what its role lacks
+    raise ConfigurationError(
+        "config",
+        f"{database.name} has transactions, but no accounts in {names.users!r}, and does not say "
+        "where they are: give --config with its collections and users. credit-mongo init --config "
+        "writes them down for all other commands",
+    )
+
+
+def load_config(config: str) -> CreditConfig:
+    """What --config names: a JSON file, or a Python object as package.module:name.
+
+    Raises ConfigurationError and OSError.
+    """
+    match = _PYTHON_OBJECT.fullmatch(config)
+    if match is not None and not Path(config).exists():
+        return _import(*match.groups())
+    return _read(Path(config))
+
+
+def _read(path: Path) -> CreditConfig:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_CONFIG_BYTES + 1)
+    except ValueError:
+        raise ConfigurationError("config", "is no name of a file") from None
+    if len(text) > _LARGEST_CONFIG_BYTES:
+        raise ConfigurationError("config", "is larger than any configuration: more than 16 MB")
+    try:
+        return CreditConfig.from_json(text)
+    except ConfigurationError as error:
+        reason = error.reason if error.field else f"{path} {error.reason}"
+        raise ConfigurationError(f"config.{error.field}".rstrip("."), reason) from None
+
+
+def _import(module: str, name: str) -> CreditConfig:
+    # As ``python -m`` does: an application's modules are found from where it is run.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: object = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        # Its text may hold anything that the application knows.
+        what = f" {error.name!r}" if isinstance(error, ImportError | AttributeError) else ""
+        raise ConfigurationError(
+            "config", f"{module}:{name} can't be imported: {type(error).__name__}{what}"
+        ) from error
+    if not isinstance(found, CreditConfig):
+        kind = type(found).__name__
+        raise ConfigurationError("config", f"{module}:{name} must be a CreditConfig, not {kind}")
+    return found
