@@ -245,7 +245,7 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
                 raise
             # Not as it is: whoever walks from user to user would go on with the next.
             if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
-                raise as_storage_error(error) from error
+                raise as_storage_error(error)  # noqa: B904 - with its cause
             if number == _MOST_TRIES:
                 raise StorageError(
                     "the server gives up its snapshots before one user's books are read: "

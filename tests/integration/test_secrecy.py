@@ -148,6 +148,10 @@ def check_error(error: BaseException) -> None:
             shown = [str(seen), repr(seen), repr(seen.args), *traceback.format_exception_only(seen)]
             assert not tells(" ".join(shown)), shown
         seen = seen.__cause__ or seen.__context__
+    # As the logs of applications show it: with what lies behind it.
+    if isinstance(error, CreditError):
+        told = "".join(traceback.format_exception(error))
+        assert not tells(told), told
 
 
 # --- The life of a ledger -------------------------------------------------------------------------
