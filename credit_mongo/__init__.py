@@ -21,18 +21,12 @@ from credit_mongo.config_inputs import (
     RetryInput,
     UserMappingInput,
 )
-from credit_mongo.core.requests import KEEP
-from credit_mongo.core.results import (
-    AuditLog,
-    ChargeResult,
-    Erasure,
-    GrantResult,
-    Quote,
-    RefundResult,
-    TierChangeResult,
-    Transaction,
-    User,
-)
+from credit_mongo.core.operations.charge import ChargeResult
+from credit_mongo.core.operations.grant import GrantResult
+from credit_mongo.core.operations.refund import RefundResult
+from credit_mongo.core.operations.tier_change import TierChangeResult
+from credit_mongo.core.results import AuditLog, Erasure, Quote, Transaction, User
+from credit_mongo.core.values import KEEP
 from credit_mongo.documents import CREDIT_DOCUMENTS, CreditAccount, credit_documents
 from credit_mongo.errors import (
     AccountDataError,

@@ -27,9 +27,9 @@ from credit_mongo.config_json import parse_json, to_json_text, written_price
 from credit_mongo.config_parts import Part, wrong
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
+from credit_mongo.core.policy import Policy
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
-from credit_mongo.core.requests import LARGEST_AMOUNT, check_identifier
-from credit_mongo.core.rules import Rules
+from credit_mongo.core.values import LARGEST_AMOUNT, check_identifier
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.user_mapping import UserMapping
 
@@ -115,7 +115,7 @@ _Number = BeforeValidator(_not_boolean)
 
 
 class _FrozenDict(dict[Any, Any]):
-    """A dict that stays as it is: the rules were made from it."""
+    """A dict that stays as it is: the policy was made from it."""
 
     def _refuse(self, *_: object, **__: object) -> Any:
         raise TypeError("a configuration cannot be changed: build another")
@@ -373,8 +373,8 @@ class CreditConfig(Part):
         return self
 
     @cached_property
-    def rules(self) -> Rules:
-        """The rules that this configuration makes, with prices in smallest units."""
+    def policy(self) -> Policy:
+        """The policy that this configuration makes, with prices in smallest units."""
         prices: dict[str, Mapping[str, Price]] = {
             action: {
                 tier: price if isinstance(price, Formula) else self._units(price)
@@ -382,7 +382,7 @@ class CreditConfig(Part):
             }
             for action, by_tier in self.costs.items()
         }
-        return Rules(Tariff(prices, 10**self.decimal_places), self._membership())
+        return Policy(Tariff(prices, 10**self.decimal_places), self._membership())
 
     def _units(self, credits_given: Fraction) -> int:
         return to_units(credits_given, 10**self.decimal_places)

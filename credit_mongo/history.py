@@ -14,8 +14,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.accounts import Account
-from credit_mongo.core.requests import ChargeRequest, check_flag, check_identifier
+from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.values import Account, check_flag, check_identifier
 from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bson import ObjectId
 from bson.errors import BSONError
@@ -18,35 +18,26 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.connection import check_replica_set, connect
-from credit_mongo.core.books import user_of
+from credit_mongo.core.decision import Request
+from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
+from credit_mongo.core.operations.create_user import CreateUserRequest
+from credit_mongo.core.operations.downgrade_tier import DowngradeTierRequest
+from credit_mongo.core.operations.grant import GrantRequest, GrantResult
+from credit_mongo.core.operations.refund import RefundRequest, RefundResult
+from credit_mongo.core.operations.renew_tier import RenewTierRequest
+from credit_mongo.core.operations.tier_change import TierChangeResult
+from credit_mongo.core.operations.upgrade_tier import UpgradeTierRequest
 from credit_mongo.core.pricing import in_credits
-from credit_mongo.core.requests import (
+from credit_mongo.core.results import Erasure, Quote, User, user_of
+from credit_mongo.core.values import (
     KEEP,
-    ChargeRequest,
-    CreateUserRequest,
-    DowngradeTierRequest,
-    GrantRequest,
     Keep,
-    RefundRequest,
-    RenewTierRequest,
-    Request,
-    UpgradeTierRequest,
     check_amount,
     check_flag,
     check_identifier,
     check_moment,
     check_optional,
     to_milliseconds,
-)
-from credit_mongo.core.results import (
-    ChargeResult,
-    Erasure,
-    GrantResult,
-    Quote,
-    RefundResult,
-    Result,
-    TierChangeResult,
-    User,
 )
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
@@ -163,7 +154,7 @@ class CreditLedger:
         # Two clocks may be off by as much in opposite directions.
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
         apart = None if skew is None else 2 * skew
-        self._rules = replace(config.rules, follows=apart)
+        self._policy = replace(config.policy, follows=apart)
         self._clock = CheckedClock(
             database.client, _reading(_now if clock is None else clock), skew
         )
@@ -187,7 +178,7 @@ class CreditLedger:
         self._committer = Committer(
             database.client,
             store,
-            self._rules,
+            self._policy,
             retry=config.retry,
             turns=turns,
             latest_write=latest_write,
@@ -312,7 +303,7 @@ class CreditLedger:
                 check_moment, "membership_expires_at", membership_expires_at
             ),
         )
-        return cast(User, await self._do(request, session))
+        return await self._do(request, session)
 
     async def get_user(self, user_id: str, *, session: AnySession | None = None) -> User:
         """A user's account. Raises UserNotFoundError."""
@@ -378,11 +369,11 @@ class CreditLedger:
             )
         request = ChargeRequest(
             **self._common(user_id, idempotency_key, metadata),
-            action_name=check_identifier("action", action),
+            action=check_identifier("action", action),
             amount=None if amount is None else check_amount("amount", amount),
             variables=None if variables is None else exact_variables(variables),
         )
-        return cast(ChargeResult, await self._do(request, session))
+        return await self._do(request, session)
 
     async def refund(
         self,
@@ -403,10 +394,10 @@ class CreditLedger:
         request = RefundRequest(
             **self._common(user_id, idempotency_key, metadata),
             amount=check_amount("amount", amount),
-            action_name=check_identifier("action", action),
+            action=check_identifier("action", action),
             charge_id=check_optional(_check_transaction_id, "transaction_id", transaction_id),
         )
-        return cast(RefundResult, await self._do(request, session))
+        return await self._do(request, session)
 
     async def grant(
         self,
@@ -422,9 +413,9 @@ class CreditLedger:
         request = GrantRequest(
             **self._common(user_id, idempotency_key, metadata),
             amount=check_amount("amount", amount),
-            action_name=check_identifier("action", action),
+            action=check_identifier("action", action),
         )
-        return cast(GrantResult, await self._do(request, session))
+        return await self._do(request, session)
 
     # Tiers
 
@@ -451,7 +442,7 @@ class CreditLedger:
             if isinstance(expires_at, Keep)
             else _check_expiry(expires_at),
         )
-        return cast(TierChangeResult, await self._do(request, session))
+        return await self._do(request, session)
 
     async def downgrade_tier(
         self,
@@ -473,7 +464,7 @@ class CreditLedger:
             target_tier=check_identifier("target_tier", target_tier),
             clear_expiration=check_flag("clear_expiration", clear_expiration),
         )
-        return cast(TierChangeResult, await self._do(request, session))
+        return await self._do(request, session)
 
     async def renew_tier(
         self,
@@ -497,7 +488,7 @@ class CreditLedger:
             ),
             refill=check_flag("refill", refill),
         )
-        return cast(TierChangeResult, await self._do(request, session))
+        return await self._do(request, session)
 
     async def validate_access(
         self, user_id: str, action: str, *, session: AnySession | None = None
@@ -510,7 +501,7 @@ class CreditLedger:
         action = check_identifier("action", action)
         own = as_session(session, self._database)
         account, now = await self._read(own, self._history.account_now, user_id, own)
-        self._rules.check_access(account, action, now)
+        self._policy.require_access(account, action, now)
         return True
 
     async def quote(
@@ -525,7 +516,7 @@ class CreditLedger:
         action = check_identifier("action", action)
         exact = None if variables is None else exact_variables(variables)
         account, now = await self._read(None, self._history.account_now, user_id, None)
-        return self._rules.quote(account, action, exact, now)
+        return self._policy.quote(account, action, exact, now)
 
     # Records
 
@@ -652,20 +643,20 @@ class CreditLedger:
             "metadata": copy_metadata(metadata),
         }
 
-    def _do(self, request: Request, session: AnySession | None) -> Awaitable[Result]:
+    def _do(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         self._check_that_it_is_open()
         own = as_session(session, self._database)
         if own is not None:
             return self._do_in(request, own)
         return self._lanes.submit(request) if self._opening.is_done else self._do_first(request)
 
-    async def _do_first(self, request: Request) -> Result:
+    async def _do_first(self, request: Request[_R]) -> _R:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._read(None, self._opening.check)
         return await self._lanes.submit(request, spent_seconds=loop.time() - began)
 
-    async def _do_in(self, request: Request, session: AsyncClientSession) -> Result:
+    async def _do_in(self, request: Request[_R], session: AsyncClientSession) -> _R:
         try:
             outcome = await self._sessions.write(
                 session, lambda: self._opened(self._committer.commit_in, request, session)

@@ -12,8 +12,8 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from bson import ObjectId
 
-from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_moment
 from credit_mongo.core.results import AuditLog, Transaction
+from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_moment
 from credit_mongo.erasures import after
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.rows import Raw, to_object_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta, timezone
 from functools import lru_cache
@@ -13,20 +13,12 @@ from bson import DBRef, Int64, ObjectId, decode, encode
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 
-from credit_mongo.core.accounts import RefundableCharge, Remembered
-from credit_mongo.core.requests import CorrectionRequest, Request
-from credit_mongo.core.results import (
-    AuditLog,
-    ChargeResult,
-    CorrectionResult,
-    GrantResult,
-    RefundResult,
-    Result,
-    TierChangeResult,
-    Transaction,
-    User,
-)
-from credit_mongo.core.rules import Posting, Refusal
+from credit_mongo.core.batch import KeyRecord, Refusal
+from credit_mongo.core.decision import Posting
+from credit_mongo.core.operations import OPERATIONS
+from credit_mongo.core.results import AuditLog, Transaction
+from credit_mongo.core.state import Remembered
+from credit_mongo.core.values import RefundableCharge
 from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.stored_fields import StoredFields, described, exact_whole
 
@@ -119,37 +111,38 @@ to_int64: Final = lru_cache(maxsize=8192)(Int64)
 
 def posting_rows(posting: Posting) -> tuple[Raw, Raw]:
     """The ledger's record of a posting, and its audit row: they share what they say."""
-    request, _, account, amount, details, refund_of = posting
-    row_id = ObjectId(request.transaction_id)
-    user_id, operation, action = account.user_id, request.operation, request.action
-    metadata, created_at = request.metadata, account.updated_at
+    row_id, user_id = ObjectId(posting.transaction_id), posting.account.user_id
+    operation, action, metadata = posting.operation, posting.action, posting.metadata
+    created_at = posting.account.updated_at
     changes = {
-        "amount": to_int64(amount),
+        "amount": to_int64(posting.amount),
         "balanceBefore": to_int64(posting.balance_before),
-        "balanceAfter": to_int64(account.credits),
+        "balanceAfter": to_int64(posting.account.credits),
     }
     transaction: Raw = {
         "_id": row_id,
         "userId": user_id,
-        "seq": to_int64(account.seq),
+        "seq": to_int64(posting.account.seq),
         "operation": operation,
         "action": action,
         **changes,
         "metadata": metadata,
-        "idempotencyKey": request.key,
+        "idempotencyKey": posting.key,
         "createdAt": created_at,
     }
-    if refund_of is not None:
-        transaction["refundOf"] = to_object_id(refund_of)
-    if operation == CorrectionRequest.operation:
-        transaction.update(details)
+    if posting.refund_of is not None:
+        transaction["refundOf"] = to_object_id(posting.refund_of)
+    if posting.facts is not None:
+        transaction.update(posting.facts)
+    if posting.written_at is not None:
+        transaction["writtenAt"] = posting.written_at
     audit_log: Raw = {
         "_id": row_id,
         "userId": user_id,
         "operation": operation,
         "action": action,
         "status": "success",
-        "details": {**changes, **details},
+        "details": {**changes, **posting.details},
         "metadata": metadata,
         "errorMessage": None,
         "createdAt": created_at,
@@ -175,48 +168,31 @@ def refusal_row(refusal: Refusal) -> Raw:
 
 # asdict() would copy metadata deeply, on the way of every charge with a key.
 _REMEMBERED_FIELDS: Final = {
-    kind: tuple(field.name for field in fields(kind) if field.name != "replayed")
-    for kind in (
-        *(User, ChargeResult, RefundResult, GrantResult, TierChangeResult, CorrectionResult),
-    )
+    name: tuple(field.name for field in fields(operation.result_type) if field.name != "replayed")
+    for name, operation in OPERATIONS.items()
 }
-_REMEMBERED_VALUES: Final = {kind: attrgetter(*names) for kind, names in _REMEMBERED_FIELDS.items()}
+_REMEMBERED_VALUES: Final = {name: attrgetter(*of) for name, of in _REMEMBERED_FIELDS.items()}
 
 
-def idempotency_row(request: Request, remembered: Remembered, remembered_for: timedelta) -> Raw:
+def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
     """What is remembered of a keyed request."""
-    result = remembered.result
-    assert result is not None  # noqa: S101 - it was made by this very batch
-    kind = type(result)
-    created_at = result.updated_at if isinstance(result, User) else result.created_at
+    request, operation = record.request, record.request.operation
+    values = _REMEMBERED_VALUES[operation](record.remembered.result)
     return {
         "_id": request.key,
-        "operation": request.operation,
+        "operation": operation,
         "userId": request.user_id,
-        "fingerprint": remembered.fingerprint,
+        "fingerprint": record.remembered.fingerprint,
         "result": {
             name: to_int64(value) if isinstance(value, int) else value
-            for name, value in zip(
-                _REMEMBERED_FIELDS[kind], _REMEMBERED_VALUES[kind](result), strict=True
-            )
+            for name, value in zip(_REMEMBERED_FIELDS[operation], values, strict=True)
         },
-        "createdAt": created_at,
-        "expiresAt": created_at + remembered_for,
+        "createdAt": record.at,
+        "expiresAt": record.at + remembered_for,
     }
 
 
 # From the database
-
-
-_RESULTS: Final[Mapping[str, type[Result]]] = {
-    "create_user": User,
-    "charge": ChargeResult,
-    "refund": RefundResult,
-    "grant": GrantResult,
-    "upgrade_tier": TierChangeResult,
-    "downgrade_tier": TierChangeResult,
-    "renew_tier": TierChangeResult,
-}
 
 
 def remembered_from(document: Mapping[str, Any]) -> Remembered:
@@ -231,12 +207,11 @@ def remembered_from(document: Mapping[str, Any]) -> Remembered:
             name: int(value) if isinstance(value, int) else value
             for name, value in document["result"].items()
         }
-        kind: Callable[..., Result] = _RESULTS[document["operation"]]
-        result = kind(**stored)
+        result = OPERATIONS[document["operation"]].result_type(**stored)
     except (AttributeError, KeyError, TypeError):
         reason = "of an idempotency record is not what the ledger writes: remove that record"
         raise AccountDataError(str(document.get("userId")), "result", reason) from None
-    if not isinstance(result, User | TierChangeResult) and result.metadata is not None:
+    if getattr(result, "metadata", None) is not None:
         result = replace(result, metadata=_plain(result.metadata, -1))
     return Remembered(str(document["fingerprint"]), result)
 

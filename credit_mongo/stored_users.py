@@ -14,8 +14,7 @@ from bson.binary import UuidRepresentation
 from bson.datetime_ms import DatetimeMS
 from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.core.accounts import Account, Unopened
-from credit_mongo.core.requests import check_identifier
+from credit_mongo.core.values import Account, Unopened, check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
 from credit_mongo.rows import Raw, to_int64
 from credit_mongo.stored_fields import described

@@ -45,7 +45,7 @@ def pytest_terminal_summary(
     counts: dict[str, dict[str, int]] = {}
     for outcome, counted in _OUTCOMES.items():
         for report in terminalreporter.stats.get(outcome, ()):
-            ways = [value for name, value in report.user_properties if name == _WAY]
+            ways = [value for name, value in getattr(report, "user_properties", ()) if name == _WAY]
             if is_container and any(way != _DRIVERS["mongomock"] for way in ways):
                 ways.append(_CONTAINER)
             for way in ways:

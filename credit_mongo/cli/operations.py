@@ -19,7 +19,9 @@ from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import plain, shown
 from credit_mongo.cli.output import show, show_facts
 from credit_mongo.config import AuditConfig, CreditConfig
-from credit_mongo.core.results import ChargeResult, GrantResult, RefundResult
+from credit_mongo.core.operations.charge import ChargeResult
+from credit_mongo.core.operations.grant import GrantResult
+from credit_mongo.core.operations.refund import RefundResult
 from credit_mongo.errors import CommitOutcomeUnknownError, StorageError
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.printing import printable

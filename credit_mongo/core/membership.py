@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from credit_mongo.core.accounts import Account
+from credit_mongo.core.values import Account
 from credit_mongo.errors import MembershipRequiredError, UndefinedTierError
 
 __all__ = ["Membership"]

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Final, NamedTuple, TypeAlias
 
 from credit_mongo.core.formula import Formula
-from credit_mongo.core.requests import LARGEST_AMOUNT
+from credit_mongo.core.values import LARGEST_AMOUNT
 from credit_mongo.core.variables import Variables, readable_variables
 from credit_mongo.errors import (
     FormulaEvaluationError,

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeAlias
 
 from credit_mongo.core.serialization import Metadata
+from credit_mongo.core.values import Account
 
 __all__ = [
     "AuditLog",
-    "ChargeResult",
-    "CorrectionResult",
     "Erasure",
-    "GrantResult",
     "Quote",
-    "RefundResult",
-    "Result",
-    "TierChangeResult",
     "Transaction",
     "User",
+    "user_of",
 ]
 
 
@@ -42,85 +37,17 @@ class User:
     replayed: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeResult:
-    """What a charge took (``cost``) and left."""
-
-    transaction_id: str
-    user_id: str
-    action: str
-    cost: int
-    balance_before: int
-    balance_after: int
-    created_at: datetime
-    metadata: Metadata | None = field(repr=False)
-    replayed: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class RefundResult:
-    """What a refund gave back."""
-
-    transaction_id: str
-    user_id: str
-    action: str
-    amount: int
-    balance_before: int
-    balance_after: int
-    created_at: datetime
-    metadata: Metadata | None = field(repr=False)
-    replayed: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class GrantResult:
-    """What a grant gave."""
-
-    transaction_id: str
-    user_id: str
-    action: str
-    amount: int
-    balance_before: int
-    balance_after: int
-    created_at: datetime
-    metadata: Metadata | None = field(repr=False)
-    replayed: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class CorrectionResult:
-    """What a correction added to the history (``amount``, of either sign); the balance stayed."""
-
-    transaction_id: str
-    user_id: str
-    action: str
-    amount: int
-    balance_before: int
-    balance_after: int
-    created_at: datetime
-    metadata: Metadata | None = field(repr=False)
-    replayed: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierChangeResult:
-    """What an upgrade, a downgrade or a renewal made of a user's tier and balance."""
-
-    transaction_id: str
-    user_id: str
-    old_tier: str | None
-    new_tier: str
-    old_credits: int
-    new_credits: int
-    credits_delta: int
-    membership_expires_at: datetime | None
-    created_at: datetime
-    replayed: bool = field(default=False, compare=False)
-
-
-Result: TypeAlias = (
-    User | ChargeResult | RefundResult | GrantResult | TierChangeResult | CorrectionResult
-)
+def user_of(account: Account) -> User:
+    """An account as callers see it."""
+    return User(
+        user_id=account.user_id,
+        credits=account.credits,
+        membership_tier=account.membership_tier,
+        membership_expires_at=account.membership_expires_at,
+        seq=account.seq,
+        created_at=account.created_at,
+        updated_at=account.updated_at,
+    )
 
 
 @dataclass(frozen=True, slots=True)

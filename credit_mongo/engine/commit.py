@@ -31,9 +31,10 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import RetryConfig
-from credit_mongo.core.books import Books, Loaded, Outcome
-from credit_mongo.core.requests import Request
-from credit_mongo.core.rules import Rules
+from credit_mongo.core.batch import DecidedBatch, Outcome, decide_batch
+from credit_mongo.core.decision import AnyRequest, R, Request
+from credit_mongo.core.policy import Policy
+from credit_mongo.core.state import Loaded
 from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines, Late
@@ -47,7 +48,7 @@ from credit_mongo.log_redaction import Unlogged
 
 __all__ = ["HELD", "Committer", "Held", "TakeMore"]
 
-TakeMore: TypeAlias = Callable[[], Sequence[Request]]
+TakeMore: TypeAlias = Callable[[], Sequence[AnyRequest]]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a document that is not found by its id (a collation's doing).
@@ -82,7 +83,7 @@ class _Batch:
 
     def __init__(
         self,
-        requests: list[Request],
+        requests: list[AnyRequest],
         take_more: TakeMore,
         now: datetime,
         deadline: float,
@@ -135,7 +136,7 @@ class Committer:
         self,
         client: AsyncMongoClient[Any],
         store: Store,
-        rules: Rules,
+        policy: Policy,
         *,
         retry: RetryConfig,
         turns: Turns,
@@ -146,7 +147,7 @@ class Committer:
     ) -> None:
         self._client = client
         self._store = store
-        self._rules = rules
+        self._policy = policy
         self._retry = retry
         self._turns = turns
         self._latest_write = latest_write
@@ -156,7 +157,7 @@ class Committer:
         self._endings = endings
 
     async def commit(
-        self, requests: list[Request], deadline: float, take_more: TakeMore
+        self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
     ) -> list[Outcome | Held]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
@@ -170,14 +171,14 @@ class Committer:
         return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS)
 
     async def commit_patiently(
-        self, requests: list[Request], deadline: float, take_more: TakeMore
+        self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
     ) -> list[Outcome | Held]:
         """The same for requests of one user, waiting for whoever holds it until the deadline."""
         return await self._commit(requests, deadline, take_more, None)
 
     async def _commit(
         self,
-        requests: list[Request],
+        requests: list[AnyRequest],
         deadline: float,
         take_more: TakeMore,
         patience: float | None,
@@ -207,7 +208,7 @@ class Committer:
 
     async def _commit_parts(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[AnyRequest],
         is_first: Sequence[bool],
         deadline: float,
         patience: float | None,
@@ -219,7 +220,7 @@ class Committer:
             outcomes.update(zip(numbers, committed, strict=True))
         return [outcomes[n] for n in range(len(requests))]
 
-    async def commit_in(self, request: Request, session: AsyncClientSession) -> Outcome:
+    async def commit_in(self, request: Request[R], session: AsyncClientSession) -> R | CreditError:
         """The same in a transaction of the application's, which commits or aborts it.
 
         Never repeated here. A refusal is audited outside the transaction, which it leaves as it
@@ -229,13 +230,13 @@ class Committer:
             now = self._clock()
             loaded = await self._store.load([request], now, session, with_keys=True)
             await self._clock.check(now, session)
-            books = Books.open(self._rules, now, loaded)
-            [outcome] = books.decide_all([request])
+            decided = decide_batch(self._policy, loaded, [request], now)
+            outcome: R | CreditError = decided.outcomes[0]
             if isinstance(outcome, CreditError):
-                for refusal in books.refusals:
+                for refusal in decided.refusals:
                     await self._store.write_refusal(refusal)
             else:
-                await self._store.write(books, loaded, session)
+                await self._store.write(decided, loaded, session)
         except CreditError:
             raise
         except Exception as error:
@@ -294,16 +295,16 @@ class Committer:
             # What this snapshot shows is durable once a majority has acknowledged the commit.
             await session.commit_transaction()
             return sent.outcomes
-        loaded, books, outcomes = await self._decide(batch, session)
+        loaded, decided = await self._decide(batch, session)
         batch.check_that_it_goes_on()
-        witness = await self._store.write(books, loaded, session)
+        witness = await self._store.write(decided, loaded, session)
         batch.check_that_it_goes_on()
         if witness is not None:
-            batch.unknown = _Sent(witness, outcomes)
+            batch.unknown = _Sent(witness, decided.outcomes)
         await session.commit_transaction()
         if in_turns:
             self._turns.had_turn(turn, turn_began, batch.clock())
-        return outcomes
+        return decided.outcomes
 
     async def _wait_for_turn(self, batch: _Batch) -> bool:
         """Whether the turn is to be taken; a batch that has just lost it waits until it is free."""
@@ -323,22 +324,20 @@ class Committer:
 
     async def _decide(
         self, batch: _Batch, session: AsyncClientSession
-    ) -> tuple[Loaded, Books, list[Outcome]]:
+    ) -> tuple[Loaded, DecidedBatch]:
         # Requests are mostly new ones. Keys are looked up only if an insertion has failed, now or
         # lately, or if a request would be refused: it may have been granted before.
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
         with_keys = batch.tries > 1 or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
         await self._clock.check(batch.now, session)
-        books = Books.open(self._rules, batch.now, loaded)
-        outcomes = books.decide_all(batch.requests)
-        if books.refusals and not with_keys:
-            refused = [refusal.request for refusal in books.refusals]
+        decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
+        if decided.refusals and not with_keys:
+            refused = [refusal.request for refusal in decided.refusals]
             loaded = await self._store.load_keys(loaded, refused, batch.now, session)
             if loaded.remembered:
-                books = Books.open(self._rules, batch.now, loaded)
-                outcomes = books.decide_all(batch.requests)
-        return loaded, books, outcomes
+                decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
+        return loaded, decided
 
     def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
         """How long to wait after a failure; raises if there is to be no next try."""

@@ -11,11 +11,10 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from credit_mongo.core.books import Outcome
-from credit_mongo.core.requests import Request
-from credit_mongo.core.results import Result
+from credit_mongo.core.batch import Outcome
+from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, TakeMore
 from credit_mongo.engine.turns import Turns
@@ -28,7 +27,7 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[list[Request], float, TakeMore], Awaitable[list[Outcome | Held]]]
+Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list[Outcome | Held]]]
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
 # With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
@@ -47,7 +46,7 @@ class _Waiting:
 
     __slots__ = ("answer", "deadline", "in_flight", "request")
 
-    def __init__(self, request: Request, answer: asyncio.Future[Result], deadline: float) -> None:
+    def __init__(self, request: AnyRequest, answer: asyncio.Future[Any], deadline: float) -> None:
         self.request = request
         self.answer = answer
         self.deadline = deadline
@@ -141,7 +140,7 @@ class _Lane:
         self._take_more()
         return self._in_flight
 
-    def _take_more(self) -> list[Request]:
+    def _take_more(self) -> list[AnyRequest]:
         """Fill the batch from the queue; what is new in it."""
         before = len(self._in_flight)
         while self._queue and len(self._in_flight) < LARGEST_BATCH:
@@ -196,7 +195,7 @@ class Lanes:
         self._apart: dict[str, _Lane] = {}
         self._closed = False
 
-    def submit(self, request: Request, *, spent_seconds: float = 0.0) -> asyncio.Future[Result]:
+    def submit(self, request: Request[R], *, spent_seconds: float = 0.0) -> asyncio.Future[R]:
         """A request's result, by its deadline; the future raises what it was refused for.
 
         ``spent_seconds`` of its time are over already.
@@ -215,7 +214,7 @@ class Lanes:
             lane = self._shared[number]
         if len(lane) >= LONGEST_QUEUE // LANES:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
-        answer: asyncio.Future[Result] = loop.create_future()
+        answer: asyncio.Future[R] = loop.create_future()
         lane.add(_Waiting(request, answer, now + self._timeout_seconds - spent_seconds))
         return answer
 

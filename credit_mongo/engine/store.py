@@ -21,16 +21,14 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.accounts import Account, RefundableCharge, Unopened
-from credit_mongo.core.books import Books, Loaded
+from credit_mongo.core.batch import DecidedBatch, Refusal
+from credit_mongo.core.decision import AnyRequest
 from credit_mongo.core.membership import is_past
-from credit_mongo.core.requests import (
-    ChargeRequest,
-    CreateUserRequest,
-    RefundRequest,
-    Request,
-)
-from credit_mongo.core.rules import Refusal
+from credit_mongo.core.operations import OPERATIONS
+from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.operations.create_user import CreateUserRequest
+from credit_mongo.core.state import Loaded
+from credit_mongo.core.values import Account, RefundableCharge, Unopened
 from credit_mongo.engine.server_transactions import fields_of
 from credit_mongo.engine.turns import Turn
 from credit_mongo.erasures import erased_until, is_erased
@@ -102,7 +100,7 @@ class Store:
 
     async def load(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[AnyRequest],
         now: datetime,
         session: AsyncClientSession,
         *,
@@ -113,7 +111,8 @@ class Store:
         Without, a key that was used shows itself as a duplicate when it is written.
         """
         accounts, unreadable, unopened = await self._load_accounts(requests, session)
-        charge_ids = {r.charge_id for r in requests if isinstance(r, RefundRequest) and r.charge_id}
+        needs = [OPERATIONS[request.operation].needs(request) for request in requests]
+        charge_ids = {charge_id for needed in needs for charge_id in needed.charges}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
         created = {r.user_id for r in requests if isinstance(r, CreateUserRequest)}
         erased = await self._erased_until(created - accounts.keys(), session)
@@ -125,7 +124,7 @@ class Store:
     async def load_keys(
         self,
         loaded: Loaded,
-        requests: Sequence[Request],
+        requests: Sequence[AnyRequest],
         now: datetime,
         session: AsyncClientSession,
     ) -> Loaded:
@@ -160,7 +159,7 @@ class Store:
         return [row for row in rows if not is_erased(row, erased.get(str(row.get("userId"))))]
 
     async def _load_accounts(
-        self, requests: Sequence[Request], session: AsyncClientSession
+        self, requests: Sequence[AnyRequest], session: AsyncClientSession
     ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, Unopened]]:
         users = self._users
         ids = [users.id_of(user_id) for user_id in {request.user_id for request in requests}]
@@ -321,38 +320,38 @@ class Store:
     # What a batch writes
 
     async def write(
-        self, books: Books, loaded: Loaded, session: AsyncClientSession
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
     ) -> Witness | None:
-        """Write what the books hold; returns rows of it, None if there was nothing to write.
+        """Write what was decided; returns rows of it, None if there was nothing to write.
 
         The users come first: whoever else writes them is met before any other work is done.
         """
         names = self._names
-        await self._write_accounts(books, loaded, session)
+        await self._write_accounts(decided, loaded, session)
         transactions: list[Raw] = []
         audit_logs: list[Raw] = []
-        for posting in books.postings:
+        for posting in decided.postings:
             transaction, audit_log = posting_rows(posting)
             transactions.append(transaction)
             if self._audits:
                 audit_logs.append(audit_log)
         if self._audits:
-            audit_logs += [refusal_row(r) for r in books.refusals if is_audited(r)]
+            audit_logs += [refusal_row(r) for r in decided.refusals if is_audited(r)]
         await self._insert(names.transactions, transactions, session)
         await self._insert(names.audit_logs, audit_logs, session)
-        await self._write_keys(books, loaded, session)
+        await self._write_keys(decided, loaded, session)
         written, places = transactions, (names.transactions, names.transactions_archive)
         if not transactions:
             written, places = audit_logs, (names.audit_logs, names.audit_logs_archive)
         return Witness(*places, tuple(row["_id"] for row in written)) if written else None
 
     async def _write_accounts(
-        self, books: Books, loaded: Loaded, session: AsyncClientSession
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
     ) -> None:
         updates: list[Raw] = []
         inserts: list[Raw] = []
-        for user_id in dict.fromkeys(p.account.user_id for p in books.postings):
-            before, after = loaded.accounts.get(user_id), books.accounts[user_id]
+        for user_id in dict.fromkeys(p.account.user_id for p in decided.postings):
+            before, after = loaded.accounts.get(user_id), decided.state.accounts[user_id]
             found = before or loaded.unopened.get(user_id)
             if found is None:
                 inserts.append(self._users.row(after))
@@ -365,9 +364,11 @@ class Store:
                 raise OperationFailure(f"{reply['n']} of {len(updates)} users were there to update")
         await self._insert(self._names.users, inserts, session)
 
-    async def _write_keys(self, books: Books, loaded: Loaded, session: AsyncClientSession) -> None:
-        keyed = [p.request for p in books.postings if p.request.key is not None]
-        replaced = [r.key for r in keyed if r.key in loaded.forgotten_keys]
+    async def _write_keys(
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
+    ) -> None:
+        keys = [record.request.key for record in decided.keys]
+        replaced = [key for key in keys if key in loaded.forgotten_keys]
         if replaced:
             query = {"_id": {"$in": replaced}}
             await self._command(
@@ -377,11 +378,7 @@ class Store:
                 },
                 session,
             )
-        records = [
-            idempotency_row(r, books.remembered[r.key], self._remembers_for)
-            for r in keyed
-            if r.key is not None
-        ]
+        records = [idempotency_row(record, self._remembers_for) for record in decided.keys]
         await self._insert(self._names.idempotency_records, records, session)
 
     async def write_refusal(self, refusal: Refusal) -> None:

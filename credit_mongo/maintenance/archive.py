@@ -26,7 +26,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.requests import check_flag
+from credit_mongo.core.values import check_flag
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine import tasks
 from credit_mongo.engine.store import JOURNALED_MAJORITY, MAJORITY

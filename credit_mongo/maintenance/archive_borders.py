@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bson import Int64
 
-from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.core.operations.correction import CorrectionRequest
 from credit_mongo.rows import Raw
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from bson import Int64
 
-from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.core.operations.correction import CorrectionRequest
 from credit_mongo.maintenance.archive_borders import Border, Segment
 from credit_mongo.maintenance.findings import Code, Finding
 from credit_mongo.rows import Raw

@@ -7,7 +7,7 @@ import re
 from datetime import date, datetime, timedelta, timezone
 from typing import Final
 
-from credit_mongo.core.requests import check_moment, to_milliseconds
+from credit_mongo.core.values import check_moment, to_milliseconds
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = ["check_cut_off", "months_before", "parse_cut_off"]

@@ -29,8 +29,8 @@ from pymongo.collection import ReturnDocument
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.requests import check_identifier, check_optional
 from credit_mongo.core.results import Erasure
+from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.erasures import NEVER, after, not_after, place_of
 from credit_mongo.errors import StorageError, UserNotFoundError

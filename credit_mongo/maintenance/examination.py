@@ -9,7 +9,7 @@ from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.core.requests import CorrectionRequest
+from credit_mongo.core.operations.correction import CorrectionRequest
 from credit_mongo.erasures import after, erased_until, is_erased
 from credit_mongo.maintenance.archive_borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.chain import Chain, whole

@@ -25,7 +25,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.requests import check_flag, check_moment, check_optional
+from credit_mongo.core.values import check_flag, check_moment, check_optional
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.log_redaction import Unlogged

@@ -21,8 +21,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
-from credit_mongo.core.requests import CorrectionRequest, check_identifier, to_milliseconds
-from credit_mongo.core.results import CorrectionResult
+from credit_mongo.core.operations.correction import CorrectionRequest, CorrectionResult
+from credit_mongo.core.values import check_identifier, to_milliseconds
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.commit import Committer
@@ -169,7 +169,7 @@ class _Repairing:
         self._committer = Committer(
             database.client,
             store,
-            replace(config.rules, follows=None if skew is None else 2 * skew),
+            replace(config.policy, follows=None if skew is None else 2 * skew),
             retry=config.retry,
             turns=Turns(),
             latest_write=LatestWrite(database.client),

@@ -18,7 +18,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.requests import check_moment
+from credit_mongo.core.values import check_moment
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged

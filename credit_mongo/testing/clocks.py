@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from credit_mongo.core.requests import check_moment, to_milliseconds
+from credit_mongo.core.values import check_moment, to_milliseconds
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = ["MovableClock"]

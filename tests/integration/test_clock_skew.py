@@ -25,7 +25,7 @@ from credit_mongo import (
     UserMapping,
 )
 from credit_mongo import ledger as ledger_module
-from credit_mongo.core.requests import to_milliseconds
+from credit_mongo.core.values import to_milliseconds
 from credit_mongo.maintenance.repair import repair
 from credit_mongo.maintenance.verify import verify
 from tests.integration.promises import Client, Database, check_promises, count, rows

@@ -25,7 +25,7 @@ from credit_mongo import (
     StorageError,
     TransactionAbortedError,
 )
-from credit_mongo.core.requests import ChargeRequest
+from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.drivers import as_session
 from tests.integration.motor_application import MotorApplication, begun, with_motor_transaction
 from tests.integration.promises import (
@@ -261,7 +261,7 @@ async def test_a_command_that_comes_after_the_abort_is_not_carried_out_on_its_ow
     late = ChargeRequest(
         user_id=user,
         transaction_id=str(ObjectId()),
-        action_name="post",
+        action="post",
         amount=10,
         variables=None,
     )

@@ -37,7 +37,7 @@ from credit_mongo import (
     credit_documents,
 )
 from credit_mongo.config import CollectionNames
-from credit_mongo.core import requests
+from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.engine import tasks
 from credit_mongo.maintenance.archive import archive
 from credit_mongo.maintenance.cleanup import clean_up
@@ -588,16 +588,12 @@ def fields_of(kind: type[Any]) -> dict[str, Any]:
         "idempotency_key": WORD,
         "items": (METADATA,),  # of a page
     }
-    return {f.name: secrets.get(f.name) for f in dataclasses.fields(kind)}
+    return {f.name: secrets.get(f.name) for f in dataclasses.fields(kind) if f.init}
 
 
 PUBLIC = [kind for _, kind in inspect.getmembers(credit_mongo, inspect.isclass)]
 DATACLASSES = [kind for kind in PUBLIC if dataclasses.is_dataclass(kind)]
-REQUESTS = [
-    kind
-    for _, kind in inspect.getmembers(requests, inspect.isclass)
-    if dataclasses.is_dataclass(kind)
-]
+REQUESTS = [operation.request_type for operation in OPERATIONS.values()]
 DOCUMENTS = credit_documents(CollectionNames())
 
 

@@ -12,6 +12,7 @@ from typing import Final
 __all__ = ["PLANTED", "Bug"]
 
 RULES: Final = "tests/unit/test_rules.py"
+ADVANCE: Final = "tests/unit/test_advance.py"
 REQUESTS: Final = "tests/unit/test_requests.py"
 FORMULA: Final = "tests/unit/test_formula.py"
 CONFIG: Final = "tests/unit/test_config.py"
@@ -50,80 +51,80 @@ PLANTED: Final = (
     # Rules
     Bug(
         "a missing balance guard",
-        "core/rules.py",
+        "core/operations/charge.py",
         "if priced.cost > account.credits:",
         "if False:",
         (RULES,),
     ),
     Bug(
         "the last credit cannot be spent",
-        "core/rules.py",
+        "core/operations/charge.py",
         "if priced.cost > account.credits:",
         "if priced.cost >= account.credits:",
         (RULES,),
     ),
-    Bug("a seq is skipped", "core/rules.py", "account.seq + 1,", "account.seq + 2,", (RULES,)),
+    Bug("a seq is skipped", "core/decision.py", "account.seq + 1,", "account.seq + 2,", (RULES,)),
     Bug(
         "time goes back with the clock",
-        "core/rules.py",
+        "core/policy.py",
         "        return last\n",
         "        return now\n",
         (RULES,),
     ),
     Bug(
         "a charge is refunded again and again",
-        "core/rules.py",
+        "core/operations/refund.py",
         "if request.amount > charge.refundable:",
         "if request.amount > charge.charged:",
         (RULES,),
     ),
     Bug(
         "somebody else's charge is refunded",
-        "core/rules.py",
-        "if charge is None or charge.user_id != account.user_id:",
+        "core/state.py",
+        "if charge is None or charge.user_id != user_id:",
         "if charge is None:",
         (RULES,),
     ),
     Bug(
         "an expired membership is kept by an upgrade",
-        "core/rules.py",
+        "core/operations/upgrade_tier.py",
         "expires_at = None if is_past(kept, now) else kept",
         "expires_at = kept",
         (RULES,),
     ),
     Bug(
         "an upgrade to the tier that one has",
-        "core/rules.py",
-        "target_level <= self.membership.level(current)",
-        "target_level < self.membership.level(current)",
+        "core/operations/upgrade_tier.py",
+        "target_level <= policy.membership.level(current)",
+        "target_level < policy.membership.level(current)",
         (RULES,),
     ),
     Bug(
         "a renewal always refills",
-        "core/rules.py",
+        "core/operations/tier_change.py",
         "if refill else account.credits",
         "if True else account.credits",
         (RULES,),
     ),
     Bug(
         "a charge with an amount asks for no access",
-        "core/rules.py",
-        "            self._check_access(account, request.action, tier)\n            priced",
+        "core/operations/charge.py",
+        "            policy.find_price(account, request.action, tier)\n            priced",
         "            priced",
         (RULES,),
     ),
     Bug(
         "a balance may exceed what BSON holds",
-        "core/rules.py",
+        "core/values.py",
         "if amount > LARGEST_BALANCE - account.credits:",
         "if False:",
         (RULES,),
     ),
     Bug(
         "a grant lowers the balance",
-        "core/rules.py",
-        "return _add(request, account, now, request.amount)",
-        "return _post(request, account, now, -request.amount, {})",
+        "core/operations/grant.py",
+        "post(request, account, request.amount, now, {})",
+        "post(request, account, -request.amount, now, {})",
         (RULES,),
     ),
     Bug(
@@ -179,7 +180,7 @@ PLANTED: Final = (
     # Requests
     Bug(
         "a bool is an amount",
-        "core/requests.py",
+        "core/values.py",
         "    if isinstance(value, bool) or not isinstance(value, int):\n"
         '        raise InvalidRequestError(field, f"must be an int, not',
         "    if not isinstance(value, int):\n"
@@ -188,78 +189,100 @@ PLANTED: Final = (
     ),
     Bug(
         "control characters in identifiers",
-        "core/requests.py",
+        "core/values.py",
         "if _FORBIDDEN.search(value):",
         "if False:",
         (REQUESTS,),
     ),
     Bug(
         "a fingerprint that ignores the amount",
-        "core/requests.py",
-        "            self.action,\n            self.amount,\n            numbers",
-        "            self.action,\n            numbers",
+        "core/operations/charge.py",
+        "return (self.action, self.amount, numbers)",
+        "return (self.action, numbers)",
         (REQUESTS, OPERATIONS),
     ),
     Bug(
         "a fingerprint that ignores the user",
-        "core/requests.py",
-        "return _fingerprint(self.operation, self.user_id, self.action, self.amount)",
-        "return _fingerprint(self.operation, self.action, self.amount)",
+        "core/decision.py",
+        "(self.operation, self.user_id, *self.effect)",
+        "(self.operation, *self.effect)",
         (REQUESTS, OPERATIONS),
     ),
     Bug(
         "a fingerprint that ignores the charge that is refunded",
-        "core/requests.py",
+        "core/operations/refund.py",
         "self.action, self.amount, self.charge_id)",
         "self.action, self.amount)",
         (REQUESTS, OPERATIONS),
     ),
     Bug(
         "microseconds that the database cuts off",
-        "core/requests.py",
+        "core/values.py",
         "moment.replace(microsecond=moment.microsecond // 1000 * 1000)",
         "moment",
         (REQUESTS, OPERATIONS),
     ),
-    # Books
+    # Batches
+    Bug(
+        "what is due is posted after the request",
+        "core/batch.py",
+        "            for posting in advance(due_on, request, account, now):\n"
+        "                _apply(batch, posting)\n",
+        "            pass\n",
+        (ADVANCE,),
+    ),
+    Bug(
+        "an expiry is dated when it was found",
+        "core/advance.py",
+        "updated_at=max(due.at, account.updated_at),",
+        "updated_at=now,",
+        (ADVANCE,),
+    ),
+    Bug(
+        "ids of what is due follow from user and seq",
+        "core/advance.py",
+        "derived_id(request.transaction_id, ordinal),",
+        "derived_id(f'{account.user_id:>024}', account.seq),",
+        (ADVANCE,),
+    ),
     Bug(
         "a key that answers any request",
-        "core/books.py",
+        "core/batch.py",
         "known.fingerprint == request.fingerprint",
         "True",
         (RULES, OPERATIONS),
     ),
     Bug(
         "each request of a batch is decided on what was loaded",
-        "core/books.py",
-        "        self.accounts[account.user_id] = account\n",
+        "core/batch.py",
+        "    batch.state.accounts[posting.account.user_id] = posting.account\n",
         "",
         (RULES, CONCURRENCY),
     ),
     Bug(
         "refunds in one batch do not see each other",
-        "core/books.py",
-        "refunded=charge.refunded + posting.amount",
-        "refunded=charge.refunded",
+        "core/state.py",
+        "refunded = self.charge.refunded + self.amount",
+        "refunded = self.charge.refunded",
         (RULES, CONCURRENCY),
     ),
     Bug(
         "a key is used twice in one batch",
-        "core/books.py",
-        "            self.remembered[request.key] = Remembered(request.fingerprint, result)\n",
-        "            self.remembered.setdefault(request.key, Remembered('', result))\n",
+        "core/batch.py",
+        "        batch.state.remembered[request.key] = remembered\n",
+        "",
         (RULES, CONCURRENCY),
     ),
     Bug(
         "a replay does not say that it is one",
-        "core/books.py",
+        "core/batch.py",
         "return replace(deepcopy(known.result), replayed=True)",
         "return deepcopy(known.result)",
         (RULES, OPERATIONS),
     ),
     Bug(
         "a replay shares its metadata with the next",
-        "core/books.py",
+        "core/batch.py",
         "return replace(deepcopy(known.result), replayed=True)",
         "return replace(known.result, replayed=True)",
         (RULES, CONCURRENCY),
@@ -289,8 +312,8 @@ PLANTED: Final = (
     Bug(
         "keys are remembered for ever",
         "rows.py",
-        '"expiresAt": created_at + remembered_for,',
-        '"expiresAt": created_at + 1000 * remembered_for,',
+        '"expiresAt": record.at + remembered_for,',
+        '"expiresAt": record.at + 1000 * remembered_for,',
         (OPERATIONS,),
     ),
     Bug(
@@ -345,7 +368,7 @@ PLANTED: Final = (
     ),
     Bug(
         "a date far in the future is believed",
-        "core/rules.py",
+        "core/policy.py",
         "self.follows is not None and last - now > self.follows",
         "False",
         (SKEW,),
@@ -388,14 +411,14 @@ PLANTED: Final = (
     Bug(
         "an expired record is not replaced",
         "engine/store.py",
-        "replaced = [r.key for r in keyed if r.key in loaded.forgotten_keys]",
+        "replaced = [key for key in keys if key in loaded.forgotten_keys]",
         "replaced = []",
         (OPERATIONS,),
     ),
     Bug(
         "a refused attempt is not audited",
         "engine/store.py",
-        "            audit_logs += [refusal_row(r) for r in books.refusals if is_audited(r)]\n",
+        "            audit_logs += [refusal_row(r) for r in decided.refusals if is_audited(r)]\n",
         "            pass\n",
         (OPERATIONS,),
     ),
@@ -417,7 +440,7 @@ PLANTED: Final = (
     Bug(
         "an error of the commit is taken for a failure",
         "engine/commit.py",
-        "            batch.unknown = _Sent(witness, outcomes)\n",
+        "            batch.unknown = _Sent(witness, decided.outcomes)\n",
         "            batch.unknown = None\n",
         (OUTCOMES,),
     ),
@@ -445,7 +468,7 @@ PLANTED: Final = (
     Bug(
         "a lone request that is refused is not looked up",
         "engine/commit.py",
-        "        if books.refusals and not with_keys:\n",
+        "        if decided.refusals and not with_keys:\n",
         "        if False:\n",
         (OPERATIONS,),
     ),
@@ -518,7 +541,7 @@ PLANTED: Final = (
     Bug(
         "closing forgets who waits",
         "engine/lanes.py",
-        "            await asyncio.wait(tasks)\n",
+        "            await asyncio.wait(running)\n",
         "            return\n",
         (LANES, CONCURRENCY),
     ),
@@ -546,8 +569,8 @@ PLANTED: Final = (
     Bug(
         "a caller's time limit is the batch's",
         "engine/lanes.py",
-        "self.task = contextvars.Context().run(loop.create_task, self._run())",
-        "self.task = loop.create_task(self._run())",
+        "self.task = contextvars.Context().run(tasks.start, self._run())",
+        "self.task = tasks.start(self._run())",
         (LANES, CONCURRENCY, OUTCOMES),
     ),
     # The ledger's settings
@@ -582,17 +605,17 @@ PLANTED: Final = (
     Bug(
         "an operation in a session is done whatever the settings are",
         "ledger.py",
-        "work = self._opened(self._committer.commit_in, request, session)",
-        "work = self._committer.commit_in(request, session)",
+        "lambda: self._opened(self._committer.commit_in, request, session)",
+        "lambda: self._committer.commit_in(request, session)",
         (SETTINGS,),
     ),
     # Around it
     Bug(
         "an account opens in a tier although none is configured",
-        "core/rules.py",
-        "        if tier is not None:\n            self.membership.level(tier)\n",
-        "        if tier is not None and self.membership.levels:\n"
-        "            self.membership.level(tier)\n",
+        "core/operations/create_user.py",
+        "        if tier is not None:\n            policy.membership.level(tier)\n",
+        "        if tier is not None and policy.membership.levels:\n"
+        "            policy.membership.level(tier)\n",
         (RULES,),
     ),
     Bug(
@@ -709,7 +732,7 @@ PLANTED: Final = (
     ),
     Bug(
         "metadata in a repr",
-        "core/requests.py",
+        "core/decision.py",
         "metadata: Mapping[str, Any] | None = field(default=None, repr=False)",
         "metadata: Mapping[str, Any] | None = field(default=None)",
         (SECRECY,),
@@ -745,9 +768,9 @@ PLANTED: Final = (
     ),
     Bug(
         "an account that is opened anew begins by a slow clock",
-        "core/books.py",
-        "return max(self.now, until + _MILLISECOND)",
-        "return self.now",
+        "core/state.py",
+        "return max(now, until + _MILLISECOND)",
+        "return now",
         (ERASE,),
     ),
     Bug(

@@ -27,7 +27,7 @@ from credit_mongo import (
 )
 from credit_mongo.config import Settings
 from credit_mongo.core.formula import Formula
-from credit_mongo.core.requests import LARGEST_AMOUNT
+from credit_mongo.core.values import LARGEST_AMOUNT
 
 COSTS: dict[str, Any] = {"post": {"default": 10, "premium": 8}}
 MEMBERSHIP: MembershipInput = {
@@ -121,8 +121,8 @@ def test_a_configuration_of_the_credit_sdk_loads_unchanged(
     assert config.membership.credits_caps == {"free": 100, "premium": 2000, "enterprise": 10000}
     assert config.membership.requirements == {"generate-post": None, "generate-video": "premium"}
     assert config.costs["lookup"]["default"] == Fraction(1, 2)
-    assert config.rules.tariff.prices["lookup"] == {"default": 1}
-    assert config.rules.membership.requirements == {"generate-video": "premium"}
+    assert config.policy.tariff.prices["lookup"] == {"default": 1}
+    assert config.policy.membership.requirements == {"generate-video": "premium"}
 
 
 def test_both_spellings_of_every_key_are_the_same() -> None:
@@ -613,7 +613,7 @@ def test_what_was_checked_is_what_is_charged(config: CreditConfig) -> None:
         prices["post"]["default"] = Fraction(-1)
     with contextlib.suppress(TypeError, AttributeError):
         prices["gift"] = {"default": Fraction(0)}
-    assert config.rules.tariff.prices == {"post": {"default": 10, "premium": 8}}
+    assert config.policy.tariff.prices == {"post": {"default": 10, "premium": 8}}
 
 
 def test_the_callers_own_values_are_copied() -> None:
@@ -625,8 +625,8 @@ def test_the_callers_own_values_are_copied() -> None:
     costs["gift"] = {"default": 0}
     membership["credits_caps"]["free"] = 10**9
     assert config == CreditConfig(costs=COSTS, membership=MEMBERSHIP)
-    assert config.rules.tariff.prices == {"post": {"default": 10, "premium": 8}}
-    assert config.rules.membership.caps == {"free": 100, "premium": 2000}
+    assert config.policy.tariff.prices == {"post": {"default": 10, "premium": 8}}
+    assert config.policy.membership.caps == {"free": 100, "premium": 2000}
 
 
 def test_equal_values_make_equal_configurations(config: CreditConfig) -> None:
@@ -634,9 +634,9 @@ def test_equal_values_make_equal_configurations(config: CreditConfig) -> None:
     same = CreditConfig(
         costs={"post": {"default": 10.0, "premium": Decimal("8.00")}}, membership=MEMBERSHIP
     )
-    assert config.rules is not None
+    assert config.policy is not None
     assert config == same
-    assert config.rules == same.rules
+    assert config.policy == same.policy
     assert config != CreditConfig(costs=COSTS)
     assert config != CreditConfig(costs=COSTS, membership=MEMBERSHIP, decimal_places=1)
 
@@ -652,10 +652,10 @@ def test_a_configuration_can_be_copied_and_sent(
     """To another process, say, before or after its first use."""
     config = CreditConfig(costs={"a": {"default": "{n} * 2"}}, membership=MEMBERSHIP)
     if used:
-        assert config.rules is not None
+        assert config.policy is not None
     copied = again(config)
     assert copied == config
-    assert copied.rules == config.rules
+    assert copied.policy == config.policy
 
 
 WHOLE: dict[str, Any] = {
@@ -688,7 +688,7 @@ def test_a_configuration_that_is_written_out_is_read_as_the_same(values: dict[st
     written = config.to_json()
     again = CreditConfig.from_json(written)
     assert again == config
-    assert again.rules == config.rules
+    assert again.policy == config.policy
     assert again.to_json() == written
     assert CreditConfig(**config.model_dump()) == config
     assert json.loads(written) == json.loads(json.dumps(json.loads(written)))
@@ -738,20 +738,20 @@ def test_rules_are_made_once_and_in_smallest_units() -> None:
         },
         decimal_places=2,
     )
-    rules = config.rules
-    assert rules is config.rules
-    assert rules.tariff.units_per_credit == 100
-    assert rules.tariff.prices == {
+    policy = config.policy
+    assert policy is config.policy
+    assert policy.tariff.units_per_credit == 100
+    assert policy.tariff.prices == {
         "post": {"default": 1350, "premium": Formula.parse("{token} / 3")}
     }
-    assert rules.membership.levels == {"free": 0, "premium": 1}
-    assert rules.membership.requirements == {"image": "premium"}
-    assert rules.membership.caps == {"free": 1, "premium": 2000}
+    assert policy.membership.levels == {"free": 0, "premium": 1}
+    assert policy.membership.requirements == {"image": "premium"}
+    assert policy.membership.caps == {"free": 1, "premium": 2000}
 
 
 def test_without_membership_the_rules_have_no_tiers() -> None:
     """No tier is known, none is required, none has a cap."""
-    membership = CreditConfig(costs=COSTS).rules.membership
+    membership = CreditConfig(costs=COSTS).policy.membership
     assert (membership.levels, membership.requirements, membership.caps) == ({}, {}, {})
 
 

@@ -10,13 +10,14 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from credit_mongo.core.books import Outcome
-from credit_mongo.core.requests import GrantRequest, Request
-from credit_mongo.core.results import GrantResult
+from credit_mongo.core.batch import Outcome
+from credit_mongo.core.decision import Request
+from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
 from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
 from credit_mongo.engine.turns import Turn, Turns
@@ -32,10 +33,10 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 def request(number: int, user_id: str = "user") -> GrantRequest:
     """A request that can be told from others."""
-    return GrantRequest(user_id=user_id, transaction_id=str(number), amount=1, action_name="gift")
+    return GrantRequest(user_id=user_id, transaction_id=str(number), amount=1, action="gift")
 
 
-def result(of: Request) -> GrantResult:
+def result(of: Request[Any]) -> GrantResult:
     """What its caller is to get."""
     return GrantResult(of.transaction_id, of.user_id, of.action, 1, 0, 1, NOW, None)
 
@@ -55,7 +56,7 @@ class Commits:
         self.failure: BaseException | None = None
 
     async def commit(
-        self, requests: list[Request], deadline: float, take_more: TakeMore
+        self, requests: list[Request[Any]], deadline: float, take_more: TakeMore
     ) -> list[Outcome | Held]:
         """Outcomes, once the gate is open."""
         assert deadline > asyncio.get_running_loop().time()
@@ -70,7 +71,7 @@ class Commits:
         return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
 
     async def commit_patiently(
-        self, requests: list[Request], deadline: float, _take_more: TakeMore
+        self, requests: list[Request[Any]], deadline: float, _take_more: TakeMore
     ) -> list[Outcome | Held]:
         """The same for a user apart."""
         assert deadline > asyncio.get_running_loop().time()
@@ -79,7 +80,7 @@ class Commits:
             await self.released.wait()
         return [self._outcome(r) for r in requests]
 
-    def _outcome(self, of: Request) -> Outcome:
+    def _outcome(self, of: Request[Any]) -> Outcome:
         refusal = self.refused.get(of.transaction_id)
         return refusal if isinstance(refusal, InsufficientCreditsError) else result(of)
 
@@ -97,7 +98,7 @@ def lanes_on(commits: Commits, timeout_seconds: float = 5.0) -> Lanes:
     return Lanes(commits.commit, commits.commit_patiently, Turns(), timeout_seconds=timeout_seconds)
 
 
-def submit(lanes: Lanes, *requests: Request) -> list[asyncio.Task[object]]:
+def submit(lanes: Lanes, *requests: Request[Any]) -> list[asyncio.Task[object]]:
     """A caller for each request."""
     return [asyncio.ensure_future(lanes.submit(r)) for r in requests]
 
@@ -284,7 +285,7 @@ async def test_a_lane_has_no_part_in_its_callers_context(commits: Commits) -> No
     seen: list[str] = []
 
     async def look(
-        requests: list[Request], _deadline: float, _take_more: TakeMore
+        requests: list[Request[Any]], _deadline: float, _take_more: TakeMore
     ) -> list[Outcome | Held]:
         seen.append(mine.get())
         return [result(r) for r in requests]

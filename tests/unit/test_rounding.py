@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from credit_mongo import CreditConfig
-from credit_mongo.core.accounts import Account
 from credit_mongo.core.pricing import to_units
+from credit_mongo.core.values import Account
 from credit_mongo.core.variables import exact_variables
 
 _NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -30,7 +30,7 @@ def _half_up(amount: Decimal, places: int) -> int:
 
 def _cost(config: CreditConfig, action: str, **variables: int | Decimal) -> int:
     account = Account("ann", 0, 1, None, None, _NOW, _NOW)
-    return config.rules.quote(account, action, exact_variables(variables), _NOW).cost
+    return config.policy.quote(account, action, exact_variables(variables), _NOW).cost
 
 
 @given(amount=_DECIMALS, places=st.integers(0, 9))

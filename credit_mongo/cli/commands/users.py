@@ -16,7 +16,7 @@ from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import Cursor, Limit, plain, shown, shown_moment, whole_number
 from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
 from credit_mongo.config import CreditConfig
-from credit_mongo.core.requests import LARGEST_BALANCE, check_identifier, check_optional
+from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.pages import LARGEST_LIMIT

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import Request
 
-from credit_mongo.core.requests import check_amount, check_identifier
+from credit_mongo.core.values import check_amount, check_identifier
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.integrations.fastapi.bodies import Body

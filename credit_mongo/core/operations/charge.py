@@ -1,0 +1,93 @@
+"""Charge: take what an action costs the user's tier, or an amount that the caller names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds, post
+from credit_mongo.core.policy import Policy
+from credit_mongo.core.pricing import Priced
+from credit_mongo.core.serialization import Metadata
+from credit_mongo.core.state import State
+from credit_mongo.core.variables import Variables
+from credit_mongo.errors import InsufficientCreditsError
+
+__all__ = ["Charge", "ChargeRequest", "ChargeResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeResult:
+    """What a charge took (``cost``) and left, in smallest units."""
+
+    transaction_id: str
+    user_id: str
+    action: str
+    cost: int
+    balance_before: int
+    balance_after: int
+    created_at: datetime
+    metadata: Metadata | None = field(repr=False)
+    replayed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeRequest(Request[ChargeResult]):
+    """Take what the action costs, or ``amount`` units."""
+
+    operation: ClassVar[str] = "charge"
+
+    amount: int | None
+    variables: Variables | None
+
+    @property
+    def effect(self) -> tuple[object, ...]:
+        # All numbers, used by the price or not: a repetition must match its first after the prices
+        # have changed as well.
+        numbers = None
+        if self.variables is not None:
+            given = self.variables.items()
+            numbers = sorted((name, str(n)) for name, n in given if isinstance(n, Fraction))
+        return (self.action, self.amount, numbers)
+
+
+class Charge(Operation[ChargeRequest, ChargeResult]):
+    """Take credits that the user has, and never more."""
+
+    request_type = ChargeRequest
+    result_type = ChargeResult
+    usage = UsageKinds(taken="spent")
+
+    def decide(
+        self, request: ChargeRequest, state: State, policy: Policy, now: datetime
+    ) -> Decision[ChargeResult]:
+        account = state.account(request.user_id)
+        tier = policy.membership.tier_in_force(account, now)
+        if request.amount is None:
+            priced = policy.price(account, request.action, tier, request.variables)
+        else:
+            policy.find_price(account, request.action, tier)
+            priced = Priced(request.amount)
+        if priced.cost > account.credits:
+            raise InsufficientCreditsError(account.user_id, priced.cost, account.credits)
+        details: dict[str, Any] = {"tier": tier}
+        if priced.formula is not None:
+            details["formula"] = priced.formula
+            used = priced.variables or {}
+            details["variables"] = {name: str(value) for name, value in used.items()}
+        posting = post(request, account, -priced.cost, now, details)
+        return Decision(
+            (posting,),
+            ChargeResult(
+                request.transaction_id,
+                account.user_id,
+                request.action,
+                priced.cost,
+                account.credits,
+                posting.account.credits,
+                now,
+                request.metadata,
+            ),
+        )

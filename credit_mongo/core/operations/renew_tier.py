@@ -1,0 +1,53 @@
+"""Renew: stay in the tier until a new end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar
+
+from credit_mongo.core.decision import Decision, Operation, Request
+from credit_mongo.core.operations.tier_change import TIER_CHANGES, TierChangeResult, change_tier
+from credit_mongo.core.policy import Policy, refuse_past
+from credit_mongo.core.state import State
+from credit_mongo.core.values import moment_text
+from credit_mongo.errors import InvalidTierChangeError
+
+__all__ = ["RenewTier", "RenewTierRequest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewTierRequest(Request[TierChangeResult]):
+    """Stay in the tier for longer; with ``refill``, the balance is set to the tier's cap."""
+
+    operation: ClassVar[str] = "renew_tier"
+
+    action: str = field(default="renew_tier", init=False)
+    membership_expires_at: datetime | None
+    refill: bool
+
+    @property
+    def effect(self) -> tuple[object, ...]:
+        return (moment_text(self.membership_expires_at), self.refill)
+
+
+class RenewTier(Operation[RenewTierRequest, TierChangeResult]):
+    """Stay in the tier until a new end."""
+
+    request_type = RenewTierRequest
+    result_type = TierChangeResult
+    usage = TIER_CHANGES
+
+    def decide(
+        self, request: RenewTierRequest, state: State, policy: Policy, now: datetime
+    ) -> Decision[TierChangeResult]:
+        account = state.account(request.user_id)
+        tier = account.membership_tier
+        if tier is None:
+            raise InvalidTierChangeError(account.user_id, None, None, "there is no tier to renew")
+        expires_at = request.membership_expires_at
+        refuse_past(expires_at, now)
+        policy.membership.level(tier)
+        return change_tier(
+            request, account, policy, now, tier=tier, expires_at=expires_at, refill=request.refill
+        )

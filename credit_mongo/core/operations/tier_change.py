@@ -1,0 +1,66 @@
+"""What upgrades, downgrades and renewals share: a new tier or end, and the balance at its cap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from credit_mongo.core.decision import Decision, Request, UsageKinds, post
+from credit_mongo.core.policy import Policy
+from credit_mongo.core.values import Account
+
+__all__ = ["TIER_CHANGES", "TierChangeResult", "change_tier"]
+
+TIER_CHANGES = UsageKinds("tier_changes_added", "tier_changes_taken")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierChangeResult:
+    """What an upgrade, a downgrade or a renewal made of a user's tier and balance."""
+
+    transaction_id: str
+    user_id: str
+    old_tier: str | None
+    new_tier: str
+    old_credits: int
+    new_credits: int
+    credits_delta: int
+    membership_expires_at: datetime | None
+    created_at: datetime
+    replayed: bool = field(default=False, compare=False)
+
+
+def change_tier(
+    request: Request[TierChangeResult],
+    account: Account,
+    policy: Policy,
+    now: datetime,
+    *,
+    tier: str,
+    expires_at: datetime | None,
+    refill: bool = True,
+) -> Decision[TierChangeResult]:
+    """Set tier and end; with ``refill``, also the balance to the tier's cap."""
+    balance = policy.membership.cap(tier) if refill else account.credits
+    moved = account._replace(membership_tier=tier, membership_expires_at=expires_at)
+    details: dict[str, Any] = {
+        "oldTier": account.membership_tier,
+        "newTier": tier,
+        "membershipExpiresAt": expires_at,
+    }
+    posting = post(request, account, balance - account.credits, now, details, moved=moved)
+    return Decision(
+        (posting,),
+        TierChangeResult(
+            transaction_id=request.transaction_id,
+            user_id=account.user_id,
+            old_tier=account.membership_tier,
+            new_tier=tier,
+            old_credits=account.credits,
+            new_credits=balance,
+            credits_delta=posting.amount,
+            membership_expires_at=expires_at,
+            created_at=now,
+        ),
+    )

@@ -1,0 +1,94 @@
+"""The policy: what a configuration says of prices, tiers and access."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from credit_mongo.core.membership import Membership, is_past
+from credit_mongo.core.pricing import DEFAULT_TIER, Price, Priced, Tariff, find_price
+from credit_mongo.core.results import Quote
+from credit_mongo.core.values import Account
+from credit_mongo.core.variables import Variables
+from credit_mongo.errors import (
+    InvalidRequestError,
+    MembershipRequiredError,
+    UndefinedActionError,
+)
+
+__all__ = ["Policy", "refuse_past"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The prices and the membership rules of a configuration."""
+
+    tariff: Tariff
+    membership: Membership
+    follows: timedelta | None = None
+    """How far ahead of the present a user's last change may lie and still be believed.
+
+    None: as far as it likes.
+    """
+
+    def time_for(self, account: Account, now: datetime) -> datetime:
+        """When something happens to a user: now, or at the last change if that is later.
+
+        Time never goes back for a user, though clocks may. So newest first is also highest ``seq``
+        first, and what has expired stays expired. A change that lies further ahead than clocks may
+        differ is a mistake, and decides nothing.
+        """
+        last = account.updated_at
+        if last <= now or (self.follows is not None and last - now > self.follows):
+            return now
+        return last
+
+    def require_access(self, account: Account, action: str, now: datetime) -> None:
+        """Raise UndefinedActionError or MembershipRequiredError unless the user may do it."""
+        tier = self.membership.tier_in_force(account, self.time_for(account, now))
+        if action not in self.tariff.prices and action not in self.membership.requirements:
+            raise UndefinedActionError(action)
+        self.find_price(account, action, tier)
+
+    def quote(
+        self, account: Account, action: str, variables: Variables | None, now: datetime
+    ) -> Quote:
+        """What the action would cost the user now. Raises what a charge would, but for credits."""
+        tier = self.membership.tier_in_force(account, self.time_for(account, now))
+        cost = self.price(account, action, tier, variables).cost
+        return Quote(action, tier, cost, account.credits, cost <= account.credits)
+
+    def find_price(self, account: Account, action: str, tier: str | None) -> Price | None:
+        """The action's price for a user who may do it; None if the action has no prices.
+
+        Raises MembershipRequiredError.
+        """
+        self.membership.check_requirement(account, action, tier)
+        prices = self.tariff.prices.get(action)
+        if prices is None:
+            return None
+        price = find_price(prices, tier)
+        if price is None:
+            listed = {name: price for name, price in prices.items() if name != DEFAULT_TIER}
+            raise MembershipRequiredError(account.user_id, self.membership.lowest(listed), tier)
+        return price
+
+    def price(
+        self,
+        account: Account,
+        action: str,
+        tier: str | None,
+        variables: Variables | None,
+    ) -> Priced:
+        """The action's cost. Raises UndefinedActionError, MembershipRequiredError and the like."""
+        if action not in self.tariff.prices:
+            raise UndefinedActionError(action)
+        price = self.find_price(account, action, tier)
+        assert price is not None  # noqa: S101 - the action has prices
+        return self.tariff.evaluate(action, price, variables)
+
+
+def refuse_past(expires_at: datetime | None, now: datetime) -> None:
+    """Raise InvalidRequestError for an end of membership that has passed."""
+    if is_past(expires_at, now):
+        raise InvalidRequestError("membership_expires_at", "is in the past")

@@ -1,0 +1,107 @@
+"""Advance: what time has decided is posted before the request that comes upon it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from bson import ObjectId
+
+from credit_mongo import CreditConfig
+from credit_mongo.core.advance import Due, derived_id
+from credit_mongo.core.batch import DecidedBatch, decide_batch
+from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.operations.grant import GrantRequest
+from credit_mongo.core.state import Loaded
+from credit_mongo.core.values import Account
+from credit_mongo.errors import InsufficientCreditsError, UserNotFoundError
+
+START = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+POLICY = CreditConfig(costs={"post": {"default": 10}}).policy
+ANN = Account("ann", 50, 7, None, None, START, START)
+BOB = Account("bob", 50, 7, None, None, START, START)
+
+
+def ten_each_hour(account: Account, now: datetime) -> Sequence[Due]:
+    """Ten units of Ann's expire at each full hour since her last transaction."""
+    if account.user_id != "ann":
+        return ()
+    hours = (now - account.updated_at) // HOUR
+    return [
+        Due("expire", "lot", account.updated_at + HOUR * number, account, -10)
+        for number in range(1, hours + 1)
+    ]
+
+
+def charge(user_id: str, amount: int) -> ChargeRequest:
+    return ChargeRequest(
+        user_id=user_id,
+        transaction_id=str(ObjectId()),
+        action="post",
+        amount=amount,
+        variables=None,
+    )
+
+
+def decide(requests: Sequence[ChargeRequest | GrantRequest], now: datetime) -> DecidedBatch:
+    loaded = Loaded({"ann": ANN, "bob": BOB}, {}, {}, {}, frozenset())
+    return decide_batch(POLICY, loaded, requests, now, due_on=ten_each_hour)
+
+
+def test_what_is_due_is_posted_first_and_dated_as_it_was_due() -> None:
+    """The rows follow each other without a gap, and say when they were written."""
+    now = START + HOUR * 2.5
+    batch = decide([charge("ann", 5)], now)
+    rows = [
+        (p.operation, p.account.seq, p.balance_before, p.amount, p.account.updated_at)
+        for p in batch.postings
+    ]
+    assert rows == [
+        ("expire", 8, 50, -10, START + HOUR),
+        ("expire", 9, 40, -10, START + HOUR * 2),
+        ("charge", 10, 30, -5, now),
+    ]
+    assert [p.written_at for p in batch.postings] == [now, now, None]
+    assert batch.outcomes[0].balance_before == 30
+
+
+def test_it_is_posted_once_for_all_requests_of_a_batch() -> None:
+    """The second request finds the account as the first one left it."""
+    batch = decide([charge("ann", 1), charge("ann", 1)], START + HOUR)
+    assert [p.operation for p in batch.postings] == ["expire", "charge", "charge"]
+
+
+def test_a_refused_request_still_posts_what_is_due() -> None:
+    """Time has decided it, whatever becomes of the request."""
+    batch = decide([charge("ann", 45)], START + HOUR)
+    assert isinstance(batch.outcomes[0], InsufficientCreditsError)
+    assert batch.outcomes[0].available == 40
+    assert [p.operation for p in batch.postings] == ["expire"]
+    assert [refusal.error for refusal in batch.refusals] == batch.outcomes
+
+
+def test_nothing_is_posted_for_users_without_anything_due_or_without_an_account() -> None:
+    """They pay nothing for it."""
+    batch = decide([charge("bob", 5), charge("eve", 5)], START + HOUR)
+    assert [p.operation for p in batch.postings] == ["charge"]
+    assert isinstance(batch.outcomes[1], UserNotFoundError)
+
+
+def test_ids_follow_from_the_request_and_no_two_requests_make_the_same() -> None:
+    """Another process that posts the same expiry writes another id: a found row proves a commit."""
+    first, second = charge("ann", 5), charge("ann", 5)
+    batches = [decide([request], START + HOUR * 3) for request in (first, second)]
+    ids = [[p.transaction_id for p in batch.postings] for batch in batches]
+    assert ids[0][:3] == [derived_id(first.transaction_id, ordinal) for ordinal in range(3)]
+    assert len({*ids[0], *ids[1]}) == 8
+    assert all(ObjectId.is_valid(each) for each in ids[0])
+    assert ObjectId(ids[0][0]).generation_time == ObjectId(first.transaction_id).generation_time
+
+
+@pytest.mark.parametrize("ordinal", [0, 1, 127])
+def test_a_derived_id_is_the_same_in_every_attempt(ordinal: int) -> None:
+    """An attempt after an unknown outcome writes the same rows."""
+    request_id = str(ObjectId())
+    assert derived_id(request_id, ordinal) == derived_id(request_id, ordinal)
