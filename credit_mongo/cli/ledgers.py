@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone, tzinfo
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -20,6 +20,7 @@ from credit_mongo.config import CreditConfig
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.export import parse_moment
+from credit_mongo.printing import moment_to_milliseconds, moment_to_seconds
 
 __all__ = [
     "Cursor",
@@ -27,7 +28,6 @@ __all__ = [
     "PeriodEnd",
     "PeriodStart",
     "ShowMetadata",
-    "in_credits",
     "moment_of",
     "plain",
     "shown",
@@ -87,9 +87,9 @@ def whole_number(name: str, text: str) -> int:
     raise typer.BadParameter(f"{name} must be a whole number")
 
 
-def moment_of(name: str, text: str | None) -> datetime | None:
-    """A date or moment. Raises InvalidRequestError, which names it."""
-    return None if text is None else parse_moment(name, text)
+def moment_of(name: str, text: str | None, zone: tzinfo = timezone.utc) -> datetime | None:
+    """A date or moment, in ``zone`` unless it says otherwise. Raises InvalidRequestError."""
+    return None if text is None else parse_moment(name, text, zone)
 
 
 # What is shown
@@ -102,9 +102,9 @@ def shown(amount: object, config: CreditConfig) -> str:
     return "-" if amount is None else str(amount)
 
 
-def shown_moment(moment: object) -> str:
-    """To the second, in UTC."""
-    return f"{moment:%Y-%m-%d %H:%M:%S}" if isinstance(moment, datetime) else "-"
+def shown_moment(moment: object) -> str | None:
+    """To the second, in UTC: 2026-01-31T12:00:00Z."""
+    return moment_to_seconds(moment) if isinstance(moment, datetime) else None
 
 
 def plain(value: Any) -> Any:
@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, datetime):
-        return value.isoformat()
+        return moment_to_milliseconds(value)
     with contextlib.suppress(TypeError, ValueError):
         json.dumps(value, allow_nan=False)
         return value

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib import dates, font_manager
@@ -15,16 +15,18 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from credit_mongo.cli.usage_words import (
-    OTHERS,
-    UNIT,
+    Listed,
+    Scale,
+    change,
     compact,
-    cut,
-    named,
+    fold,
+    lists_of,
     period,
     share,
     totals,
 )
-from credit_mongo.maintenance.usage import Sums, Usage, UsedBy
+from credit_mongo.maintenance.usage_periods import zone_of
+from credit_mongo.maintenance.usage_results import Sums, Usage
 from credit_mongo.printing import printable
 
 __all__ = ["draw_over_time", "draw_report"]
@@ -37,9 +39,12 @@ _CORRECTIONS: Final = "#8c6d1f"
 _OTHERS: Final = "#9a9a9a"
 _GRID: Final = "#dddddd"
 _DOTS_PER_INCH: Final = 150
-_LONGEST_NAME: Final = 26
-_INCHES_WIDE: Final = 12.5
+# Ids of 36 characters stand on one line.
+_NAME_COLUMNS: Final = 40
+_NAME_LINES: Final = 2
+_INCHES_WIDE: Final = 14
 _INCHES_A_ROW: Final = 0.27
+_INCHES_A_LINE: Final = 0.15
 # Draws the box that stands for what is missing, for every character there is.
 _NO_FONT: Final = "Last Resort"
 
@@ -57,11 +62,11 @@ _RARE: Final = (
 )
 
 
-def draw_over_time(usage: Usage) -> str:
+def draw_over_time(usage: Usage, scale: Scale) -> str:
     """What was granted and spent over time, as an SVG element without any text from outside."""
     with _style([]):
         figure = Figure(figsize=(11, 5 + 1.6 * _has_rare(usage.totals)), layout=_layout())
-        _draw_over_time(figure, usage)
+        _draw_over_time(figure, usage, scale)
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", metadata=nothing)
@@ -69,59 +74,77 @@ def draw_over_time(usage: Usage) -> str:
     return svg[svg.index("<svg") :]
 
 
-def draw_report(usage: Usage, database: str) -> bytes:
-    """Everything on one picture, as PNG."""
-    actions = named(usage.spent_by_action, usage.spent_by_other_actions, OTHERS)
-    tiers = named(usage.spent_by_tier, usage.spent_by_other_tiers, "not known")
-    spenders = named(usage.top_spenders, usage.spent_by_other_users, OTHERS)
-    grants = named(usage.granted_by_action, usage.granted_by_other_actions, OTHERS)
-    lists = (actions, tiers, spenders, grants)
-    with _style([database, *(each.name or "" for rows in lists for each in rows)]) as drawable:
-        top = 5.6 + 1.6 * _has_rare(usage.totals)
-        middle, bottom = (
-            0.9 + _INCHES_A_ROW * max(len(left), len(right), 3)
-            for left, right in ((actions, tiers), (spenders, grants))
-        )
-        figure = Figure(figsize=(_INCHES_WIDE, top + middle + bottom), layout=_layout())
-        parts: Any = figure.subfigures(3, 1, height_ratios=(top, middle, bottom))
-        above, *below = parts
-        _write_heading(above, usage, cut(drawable(printable(database)), 50))
-        _draw_over_time(above, usage)
-        spent, granted = usage.totals.spent, usage.totals.granted
-        pairs = (
-            (
-                _List("Spent by action", actions, spent, _SPENT),
-                _List("Spent by tier", tiers, spent, _SPENT),
-            ),
-            (
-                _List("Top spenders", spenders, spent, _SPENT),
-                _List("Granted by action", grants, granted, _GRANTED),
-            ),
-        )
-        for part, pair in zip(below, pairs, strict=True):
-            # All bars as thick as each other, also where there are few.
-            slots = max(3, *(len(each.rows) for each in pair))
-            for panel, each in zip(part.subplots(1, 2), pair, strict=True):
-                _draw_list(panel, each, slots, drawable)
+def draw_report(usage: Usage, database: str, scale: Scale) -> bytes:
+    """Everything on one picture, as PNG; if nothing happened, that alone."""
+    lists = lists_of(usage)
+    with _style([database, *(name for each in lists for name in each.names)]) as drawable:
+        database = fold(drawable(printable(database)), 50)
+        if usage.is_empty:
+            figure = Figure(figsize=(_INCHES_WIDE, 1.1), layout=_layout())
+            _write_heading(figure, usage, database, scale)
+        else:
+            figure = _draw_all(usage, database, lists, scale, drawable)
         written = io.BytesIO()
         figure.savefig(written, format="png", dpi=_DOTS_PER_INCH)
     return written.getvalue()
+
+
+def _draw_all(
+    usage: Usage,
+    database: str,
+    lists: Sequence[Listed],
+    scale: Scale,
+    drawable: Callable[[str], str],
+) -> Figure:
+    named = [
+        (each, [fold(drawable(name), _NAME_COLUMNS, _NAME_LINES) for name in each.names])
+        for each in lists
+    ]
+    pairs = (named[:2], named[2:])
+    top = 5.8 + 1.6 * _has_rare(usage.totals)
+    heights = [max(_inches(names) for _, names in pair) for pair in pairs]
+    figure = Figure(figsize=(_INCHES_WIDE, top + sum(heights)), layout=_layout())
+    parts: Any = figure.subfigures(3, 1, height_ratios=(top, *heights))
+    above, *below = parts
+    _write_heading(above, usage, database, scale)
+    _draw_over_time(above, usage, scale)
+    for part, pair in zip(below, pairs, strict=True):
+        # All bars as thick as each other, also where there are few.
+        slots = max(3, *(len(names) for _, names in pair))
+        for panel, (listed, names) in zip(part.subplots(1, 2), pair, strict=True):
+            _draw_list(panel, listed, names, slots, scale)
+    return figure
+
+
+def _inches(names: Sequence[str]) -> float:
+    lines = max((name.count("\n") for name in names), default=0)
+    return 0.9 + (_INCHES_A_ROW + lines * _INCHES_A_LINE) * max(len(names), 3)
 
 
 def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
 
 
-def _write_heading(figure: Any, usage: Usage, database: str) -> None:
-    facts = "   ".join(f"{name} {compact(amount)}" for name, amount in totals(usage.totals)[:3])
+def _write_heading(figure: Any, usage: Usage, database: str, scale: Scale) -> None:
+    before = dict(totals(usage.before.totals))
+
+    def written(name: str, amount: int) -> str:
+        changed = change(amount, before.get(name, 0))
+        return f"{name} {scale.compact(amount)}{f' ({changed})' if changed else ''}"
+
+    facts = [written(name, amount) for name, amount in totals(usage.totals)]
+    users = change(usage.active_users, usage.before.active_users)
     lines = [
         f"Credits granted and spent: {database}",
-        f"{period(usage)}   ·   {usage.transactions:,} transactions   ·   amounts in {UNIT}",
-        facts if not usage.is_empty else "Nothing happened in this period.",
+        f"{period(usage)}   ·   {usage.transactions:,} transactions   ·   "
+        f"{usage.active_users:,} active users{f' ({users})' if users else ''}   ·   "
+        f"amounts in {scale.unit}",
+        "Nothing happened in this period." if usage.is_empty else "   ".join(facts[:4]),
     ]
-    rare = totals(usage.totals)[3:]
-    if rare:
-        lines.append("   ".join(f"{name} {compact(amount)}" for name, amount in rare))
+    if facts[4:]:
+        lines.append("   ".join(facts[4:]))
+    if any("(" in fact for fact in (*facts, users and "(")):
+        lines.append("In brackets: the change from the period before")
     figure.suptitle("\n".join(lines), fontsize=11, linespacing=1.6)
 
 
@@ -134,7 +157,7 @@ def _has_rare(sums: Sums) -> bool:
     )
 
 
-def _draw_over_time(figure: Any, usage: Usage) -> None:
+def _draw_over_time(figure: Any, usage: Usage, scale: Scale) -> None:
     rare = [kind for kind in _RARE if _happened(kind, usage.totals)]
     parts = [
         (f"Spent by {usage.width}", _TAKEN, 1.2),
@@ -144,7 +167,7 @@ def _draw_over_time(figure: Any, usage: Usage) -> None:
     ratios = [ratio for *_, ratio in parts]
     panels = figure.subplots(len(parts), 1, sharex=True, height_ratios=ratios)
     for panel, (title, kinds, _) in zip(panels, parts, strict=True):
-        _draw_bars(panel, usage, kinds)
+        _draw_bars(panel, usage, kinds, scale)
         panel.set_title(title, loc="left", fontsize=11)
 
 
@@ -152,8 +175,10 @@ def _happened(kind: tuple[str, str, str, str], sums: Sums) -> bool:
     return any(getattr(sums, field) for field in kind[1:3])
 
 
-def _draw_bars(panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, str]]) -> None:
-    starts = [each.start.replace(tzinfo=None) for each in usage.over_time]
+def _draw_bars(
+    panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, str]], scale: Scale
+) -> None:
+    starts = [each.start for each in usage.over_time]
     ends = [*starts[1:], _end_of_last(usage, starts)]
     widths = [(end - start) * 0.86 for start, end in zip(starts, ends, strict=True)]
     above = below = [0.0] * len(starts)
@@ -162,7 +187,7 @@ def _draw_bars(panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, st
             if not field:
                 continue
             base = above if sign > 0 else below
-            heights = [float(sign * getattr(each.sums, field)) for each in usage.over_time]
+            heights = [sign * scale.drawn(getattr(each.sums, field)) for each in usage.over_time]
             label = name if field == (added or taken) else None
             panel.bar(starts, heights, widths, bottom=base, align="edge", color=color, label=label)
             reached = [low + height for low, height in zip(base, heights, strict=True)]
@@ -170,9 +195,10 @@ def _draw_bars(panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, st
     panel.axhline(0, color="#555555", linewidth=0.8)
     # It has no types of its own.
     ticks: Any = dates
-    locator = ticks.AutoDateLocator(minticks=3, maxticks=9)
+    zone = zone_of(usage.timezone)
+    locator = ticks.AutoDateLocator(minticks=3, maxticks=9, tz=zone)
     panel.xaxis.set_major_locator(locator)
-    panel.xaxis.set_major_formatter(ticks.ConciseDateFormatter(locator))
+    panel.xaxis.set_major_formatter(ticks.ConciseDateFormatter(locator, tz=zone))
     # Without the end itself, which may be the first moment of another month.
     panel.set_xlim(starts[0], ends[-1] - timedelta(seconds=1))
     panel.use_sticky_edges = False
@@ -182,7 +208,7 @@ def _draw_bars(panel: Any, usage: Usage, kinds: Sequence[tuple[str, str, str, st
         panel.set_yticks([0])
     panel.yaxis.set_major_formatter(lambda value, _: compact(abs(value)))
     both = any(taken for _, _, taken, _ in kinds)
-    panel.set_ylabel(f"{UNIT}\ntaken ↓     given ↑" if both else UNIT, fontsize=9)
+    panel.set_ylabel(f"{scale.unit}\ntaken ↓     given ↑" if both else scale.unit, fontsize=9)
     panel.tick_params(labelsize=9)
     panel.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
     panel.set_axisbelow(True)
@@ -208,41 +234,41 @@ def _end_of_last(usage: Usage, starts: Sequence[datetime]) -> datetime:
 # Lists
 
 
-class _List(NamedTuple):
-    title: str
-    rows: Sequence[UsedBy]
-    total: int
-    color: str
-
-
-def _draw_list(panel: Any, drawn: _List, slots: int, drawable: Callable[[str], str]) -> None:
-    panel.set_title(drawn.title, loc="left", fontsize=11)
+def _draw_list(panel: Any, listed: Listed, names: Sequence[str], slots: int, scale: Scale) -> None:
+    panel.set_title(listed.title, loc="left", fontsize=11)
     panel.spines[["top", "right", "bottom"]].set_visible(False)
     panel.set_xticks([])
-    rows = drawn.rows
-    if not rows:
+    if not names:
         panel.spines["left"].set_visible(False)
         panel.set_yticks([])
         panel.text(0.0, 0.85, "nothing", transform=panel.transAxes, color="#666666", fontsize=10)
         return
-    heights = range(len(rows))
-    colors = [drawn.color if each.transactions else _OTHERS for each in rows]
-    panel.barh(heights, [float(each.amount) for each in rows], height=0.68, color=colors)
-    names = [cut(drawable(each.name or ""), _LONGEST_NAME) for each in rows]
-    panel.set_yticks(heights, names, fontsize=9)
+    # What is not named has no bar: it may be a thousand times as much as all that is.
+    amounts = [scale.drawn(each.amount) for each in listed.rows]
+    color = _SPENT if listed.is_spent else _GRANTED
+    panel.barh(range(len(amounts)), amounts, height=0.68, color=color)
+    # Of one width each, so that it is known how many fit.
+    families = ["DejaVu Sans Mono", *mpl.rcParams["font.family"]]
+    panel.set_yticks(range(len(names)), names, fontsize=8, fontfamily=families)
     panel.tick_params(axis="y", length=0)
     panel.set_ylim(slots - 0.4, -0.6)
-    panel.spines["left"].set_bounds(len(rows) - 0.5, -0.5)
-    panel.set_xlim(0, float(max(each.amount for each in rows)) or 1)
-    for height, each in enumerate(rows):
+    panel.spines["left"].set_bounds(len(names) - 0.5, -0.5)
+    panel.set_xlim(0, max(amounts, default=0) or 1)
+    others = [] if listed.others is None else [listed.others]
+    for height, each in enumerate((*listed.rows, *others)):
+        text = f"{scale.compact(each.amount)}  ({share(each.amount, listed.total)})"
+        if listed.is_spent and each.refunded:
+            text += f", net {scale.compact(each.net)}"
+        is_named = each is not listed.others
         panel.annotate(
-            f"{compact(each.amount)}  ({share(each.amount, drawn.total)})",
-            (1, height),
+            text,
+            (1 if is_named else 0, height),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=9,
+            color="#222222" if is_named else "#666666",
         )
 
 

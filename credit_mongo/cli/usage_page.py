@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from credit_mongo.cli.ledgers import in_credits
-from credit_mongo.cli.usage_words import OTHERS, UNIT, named, period, share, totals
-from credit_mongo.maintenance.usage import Usage, UsedBy
+from credit_mongo.cli.usage_words import (
+    Listed,
+    Scale,
+    change,
+    lists_of,
+    period,
+    period_before,
+    share,
+    totals,
+)
+from credit_mongo.maintenance.usage_results import Usage
 from credit_mongo.printing import printable
 
 __all__ = ["write_page"]
 
 _TEMPLATE: Final = Path(__file__).with_name("usage_page.html")
-_TIER_NOTE: Final = (
-    "By the tier in force at the time of each charge. Not known are charges whose audit row is not "
-    "in the database."
-)
 
 
-def write_page(usage: Usage, database: str, chart: str, decimal_places: int) -> str:
+def write_page(usage: Usage, database: str, chart: str, scale: Scale) -> str:
     """The page. ``chart`` is an SVG element without anybody's names; all else is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -32,54 +36,52 @@ def write_page(usage: Usage, database: str, chart: str, decimal_places: int) -> 
     return template.render(
         database=printable(database),
         period=period(usage),
-        unit=UNIT,
-        scale=10**decimal_places if decimal_places else 0,
-        in_credits=lambda amount: in_credits(amount, decimal_places),
+        period_before=period_before(usage),
+        unit=scale.unit,
+        units=10**scale.decimal_places,
         usage=usage,
-        totals=totals(usage.totals),
+        totals=list(_totals(usage, scale)),
         chart=Markup(chart),  # noqa: S704 - our own drawing, of numbers and dates alone
-        lists=list(_lists(usage)),
+        lists=[_list(each, scale) for each in lists_of(usage)],
     )
 
 
-def _lists(usage: Usage) -> Iterator[dict[str, Any]]:
-    spent, granted = usage.totals.spent, usage.totals.granted
-    actions = named(usage.spent_by_action, usage.spent_by_other_actions, OTHERS)
-    tiers = named(usage.spent_by_tier, usage.spent_by_other_tiers, "not known")
-    spenders = named(usage.top_spenders, usage.spent_by_other_users, OTHERS)
-    grants = named(usage.granted_by_action, usage.granted_by_other_actions, OTHERS)
-    yield _list("Spent by action", "action", "charges", actions, spent)
-    yield _list("Spent by tier", "tier", "charges", tiers, spent, note=_TIER_NOTE)
-    yield _list("Top spenders", "user", "charges", spenders, spent)
-    yield _list("Granted by action", "action", "grants", grants, granted, color="granted")
+def _totals(usage: Usage, scale: Scale) -> Iterator[tuple[str, str, str, str]]:
+    """Name, this period, the one before, and the change."""
+    now, before = dict(totals(usage.totals)), dict(totals(usage.before.totals))
+    # What happened in either.
+    for name in {**now, **before}:
+        amount, earlier = now.get(name, 0), before.get(name, 0)
+        yield name, scale.exact(amount), scale.exact(earlier), change(amount, earlier)
+    for name, count, earlier in (
+        ("transactions", usage.transactions, usage.before.transactions),
+        ("active users", usage.active_users, usage.before.active_users),
+    ):
+        yield name, f"{count:,}", f"{earlier:,}", change(count, earlier)
 
 
-def _list(
-    title: str,
-    of: str,
-    counted: str,
-    rows: Sequence[UsedBy],
-    total: int,
-    *,
-    color: str = "spent",
-    note: str = "",
-) -> dict[str, Any]:
-    largest = max((each.amount for each in rows), default=0)
+def _list(listed: Listed, scale: Scale) -> dict[str, Any]:
+    # What is not named has no bar: it may be a thousand times as much as all that is.
+    largest = max((each.amount for each in listed.rows), default=0)
+    others = [] if listed.others is None else [listed.others]
     return {
-        "title": title,
-        "of": of,
-        "counted": counted,
-        "note": note,
+        "title": listed.title,
+        "of": listed.of,
+        "counted": listed.counted,
+        "note": listed.note,
+        "color": "spent" if listed.is_spent else "granted",
+        "has_refunds": listed.is_spent and any(row.refunded for row in (*listed.rows, *others)),
         "rows": [
             {
-                "name": each.name,
-                "amount": each.amount,
-                "share": share(each.amount, total),
-                "percent": 100 * each.amount // largest if largest else 0,
-                # Nobody counted what is not named.
-                "counted": f"{each.transactions:,}" if each.transactions else "",
-                "color": color if each.transactions else "others",
+                "name": name,
+                "amount": scale.exact(each.amount),
+                "refunded": scale.exact(each.refunded),
+                "net": scale.exact(each.net),
+                "share": share(each.amount, listed.total),
+                "percent": 100 * each.amount / largest if largest else 0,
+                "is_named": each is not listed.others,
+                "counted": f"{each.transactions:,}" if each is not listed.others else "",
             }
-            for each in rows
+            for name, each in zip(listed.names, (*listed.rows, *others), strict=True)
         ],
     }

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import unicodedata
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import Final, NamedTuple
 
-from credit_mongo.maintenance.usage import Sums, Usage, UsedBy
-from credit_mongo.printing import printable
+from credit_mongo.core.pricing import in_credits
+from credit_mongo.maintenance.usage_periods import zone_of
+from credit_mongo.maintenance.usage_results import Sums, Usage, UsedBy
+from credit_mongo.printing import moment_to_seconds, printable
 
-__all__ = ["UNIT", "compact", "cut", "named", "period", "share", "totals"]
+__all__ = [
+    "Listed",
+    "Scale",
+    "change",
+    "compact",
+    "fold",
+    "lists_of",
+    "period",
+    "period_before",
+    "share",
+    "totals",
+]
 
-UNIT: Final = "credits (smallest units)"
 NO_TIER: Final = "no tier"
 OTHERS: Final = "all others"
+UNKNOWN: Final = "not known"
 _SCALES: Final = (
     (10**21, "sextillion"),
     (10**18, "quintillion"),
@@ -24,22 +37,137 @@ _SCALES: Final = (
 )
 
 
-def cut(text: str, columns: int) -> str:
-    """The text in as many columns (wide characters take two), cut off with an ellipsis."""
-    width = 0
-    kept: list[str] = []
-    for character in text:
-        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if width > columns:
-            break
-        kept.append(character)
-    if len(kept) == len(text):
-        return text
-    return "".join(kept[:-1]).rstrip() + "…"
+class Scale(NamedTuple):
+    """How amounts are written: in credits, if it is known how many units a credit has."""
+
+    decimal_places: int
+
+    @property
+    def unit(self) -> str:
+        """What the amounts are."""
+        return "credits" if self.decimal_places else "credits (smallest units)"
+
+    def exact(self, amount: int) -> str:
+        """To the last unit: 1,234.50."""
+        return in_credits(amount, self.decimal_places)
+
+    def compact(self, amount: int) -> str:
+        """To the third digit: 1.23 million."""
+        return compact(amount / 10**self.decimal_places)
+
+    def drawn(self, amount: int) -> float:
+        """As a length in a picture."""
+        return float(amount / 10**self.decimal_places)
+
+
+class Listed(NamedTuple):
+    """A list of a report: who or what has the most, and all others."""
+
+    title: str
+    of: str
+    counted: str
+    rows: tuple[UsedBy, ...]
+    others: UsedBy | None
+    total: int
+    is_spent: bool
+    note: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As they are shown."""
+        rows = (*self.rows, *([self.others] if self.others else []))
+        return tuple(NO_TIER if each.name is None else printable(each.name) for each in rows)
+
+
+_TIER_NOTE: Final = (
+    "By the tier in force at the time of each charge. The tier of a charge is not known if its "
+    "audit row is not in the database, nor that of a refund that names no charge."
+)
+_ACTION_NOTE: Final = (
+    "A refund counts for the action of the charge that it names, or else for its own."
+)
+
+
+def lists_of(usage: Usage) -> tuple[Listed, Listed, Listed, Listed]:
+    """Spent by action, by tier and by user; granted by action."""
+    spent, granted = usage.totals.spent, usage.totals.granted
+    return (
+        Listed(
+            "Spent by action",
+            "action",
+            "charges",
+            usage.spent_by_action,
+            _others(OTHERS, usage.spent_by_other_actions, usage.refunded_of_other_actions),
+            spent,
+            is_spent=True,
+            note=_ACTION_NOTE,
+        ),
+        Listed(
+            "Spent by tier",
+            "tier",
+            "charges",
+            usage.spent_by_tier,
+            _others(UNKNOWN, usage.spent_by_other_tiers, usage.refunded_of_other_tiers),
+            spent,
+            is_spent=True,
+            note=_TIER_NOTE,
+        ),
+        Listed(
+            "Top spenders",
+            "user",
+            "charges",
+            usage.top_spenders,
+            _others(OTHERS, usage.spent_by_other_users, usage.refunded_to_other_users),
+            spent,
+            is_spent=True,
+        ),
+        Listed(
+            "Granted by action",
+            "action",
+            "grants",
+            usage.granted_by_action,
+            _others(OTHERS, usage.granted_by_other_actions, 0),
+            granted,
+            is_spent=False,
+        ),
+    )
+
+
+def _others(name: str, amount: int, refunded: int) -> UsedBy | None:
+    # Nobody counted their transactions.
+    return UsedBy(name, amount, 0, refunded) if amount or refunded else None
+
+
+def fold(text: str, columns: int, lines: int = 1) -> str:
+    """The text in lines of so many columns (wide characters take two), its middle cut if need be.
+
+    Both ends stay: ids that begin alike differ at the end.
+    """
+    if _width(text) > columns * lines:
+        kept = columns * lines - 1
+        begin, end = _first(text, kept - kept // 2), _first(text[::-1], kept // 2)[::-1]
+        text = f"{begin}…{end}"
+    folded = []
+    while text:
+        folded.append(_first(text, columns))
+        text = text[len(folded[-1]) :]
+    return "\n".join(folded)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
+
+
+def _first(text: str, columns: int) -> str:
+    """As many characters as fit, and at least one."""
+    number = min(len(text), columns)
+    while number > 1 and _width(text[:number]) > columns:
+        number -= 1
+    return text[:number]
 
 
 def compact(amount: float) -> str:
-    """An amount to the third digit: 999,999, 1.23 million, 12.3 quadrillion."""
+    """A number to the third digit: 999,999, 1.23 million, 12.3 quadrillion."""
     for size, word in _SCALES:
         # What rounds up to the next word is written with it.
         if abs(amount) >= size * 0.9995:
@@ -47,7 +175,9 @@ def compact(amount: float) -> str:
             digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0  # noqa: PLR2004
             number = f"{scaled:,.{digits}f}"
             return f"{number.rstrip('0').rstrip('.') if digits else number} {word}"
-    return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,g}"
+    if abs(amount) >= 1000 or amount == int(amount):  # noqa: PLR2004
+        return f"{amount:,.0f}"
+    return f"{amount:,.3g}" if abs(amount) >= 0.001 else f"{amount:.1e}"  # noqa: PLR2004
 
 
 def share(amount: int, total: int) -> str:
@@ -58,29 +188,50 @@ def share(amount: int, total: int) -> str:
     return "< 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"  # noqa: PLR2004
 
 
+def change(amount: int, before: int) -> str:
+    """How much more or less than before, in percent."""
+    if before <= 0 or amount < 0:
+        return ""
+    percent = 100 * (amount - before) / before
+    # Beyond that, nobody thinks in percent.
+    if -0.5 <= percent <= 0.5:  # noqa: PLR2004
+        return "0 %"
+    return f"{percent:+,.0f} %" if percent < 1000 else f"× {amount / before:,.0f}"  # noqa: PLR2004, RUF001
+
+
 def period(usage: Usage) -> str:
-    """From when to when; only days if it is whole days."""
-    moments = (usage.start, usage.end)
-    if all(
-        moment == moment.replace(hour=0, minute=0, second=0, microsecond=0) for moment in moments
-    ):
-        last = usage.end - timedelta(days=1)
-        if last == usage.start:
-            return f"{last:%Y-%m-%d} (UTC)"
-        return f"{usage.start:%Y-%m-%d} to {last:%Y-%m-%d}, both included (UTC)"
-    return f"{_moment(usage.start)} up to {_moment(usage.end)} (UTC)"
+    """From when to when, in the report's time zone; only days if it is whole days."""
+    return _period(usage.start, usage.end, usage.timezone)
 
 
-def _moment(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}" if moment.second == 0 else f"{moment:%Y-%m-%d %H:%M:%S}"
+def period_before(usage: Usage) -> str:
+    """The one to compare it with."""
+    return _period(usage.before.start, usage.before.end, usage.timezone)
+
+
+def _period(start: datetime, end: datetime, zone_name: str) -> str:
+    zone = zone_of(zone_name)
+    first, end_of_last = (moment.astimezone(zone).replace(tzinfo=None) for moment in (start, end))
+    if all(each.time() == datetime.min.time() for each in (first, end_of_last)):
+        last = end_of_last - timedelta(days=1)
+        days = f"{first.date()}" if last <= first else f"{first.date()} to {last.date()}"
+        return f"{days} ({zone_name})"
+    return f"{_moment(start, zone)} up to {_moment(end, zone)} ({zone_name})"
+
+
+def _moment(moment: datetime, zone: tzinfo) -> str:
+    if zone is timezone.utc:
+        return moment_to_seconds(moment)
+    return moment.astimezone(zone).isoformat("T", "seconds")
 
 
 def totals(sums: Sums) -> list[tuple[str, int]]:
-    """What became of credits, by name; what did not happen only if it usually does."""
+    """What became of credits, by name; what is rare only if it happened."""
     rows = [
         ("granted", sums.granted),
         ("spent", sums.spent),
         ("refunded", sums.refunded),
+        ("net spend", sums.net_spent),
     ]
     rare = [
         ("added by tier changes", sums.tier_changes_added),
@@ -91,17 +242,3 @@ def totals(sums: Sums) -> list[tuple[str, int]]:
         ("taken by other software", sums.other_taken),
     ]
     return rows + [(name, amount) for name, amount in rare if amount]
-
-
-def named(places: tuple[UsedBy, ...], others: int, other_name: str) -> list[UsedBy]:
-    """The places of a list, and last what is not named in it."""
-    rows = [
-        UsedBy(
-            NO_TIER if each.name is None else printable(each.name),
-            each.amount,
-            each.transactions,
-            each.refunded,
-        )
-        for each in places
-    ]
-    return [*rows, UsedBy(other_name, others, 0)] if others else rows

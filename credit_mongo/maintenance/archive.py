@@ -47,6 +47,7 @@ from credit_mongo.maintenance.archive_slices import Slice, slices_of
 from credit_mongo.maintenance.archive_spans import Span, Spans
 from credit_mongo.maintenance.cut_off import check_cut_off
 from credit_mongo.maintenance.steps import Steps
+from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
@@ -99,7 +100,7 @@ class Archive:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         facts = asdict(self)
-        facts["cut_off"] = self.cut_off.isoformat()
+        facts["cut_off"] = moment_to_milliseconds(self.cut_off)
         facts["left"] = [{"user_id": user_id, "reason": why} for user_id, why in self.left]
         return facts
 

@@ -22,6 +22,7 @@ from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
+from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 
 __all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
@@ -50,7 +51,7 @@ class Cleanup:
         """For JSON."""
         return {
             "removed": self.removed,
-            "before": self.before.isoformat(),
+            "before": moment_to_milliseconds(self.before),
             "dry_run": self.dry_run,
         }
 

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -281,8 +281,8 @@ def _key(row: Raw) -> tuple[Any, ...]:
     return row["userId"], age, -seq if isinstance(seq, int) else 0
 
 
-def parse_moment(field: str, text: str) -> datetime:
-    """A date (its midnight) or a moment, in UTC unless it says otherwise."""
+def parse_moment(field: str, text: str, zone: tzinfo = timezone.utc) -> datetime:
+    """A date (its midnight) or a moment, in ``zone`` unless it says otherwise."""
     # Python would take some hundred digits for one. Before Python 3.11, Z is no offset.
     text = text if len(text) <= _LONGEST_MOMENT else ""
     try:
@@ -291,4 +291,4 @@ def parse_moment(field: str, text: str) -> datetime:
         raise InvalidRequestError(
             field, "must be a date (2026-01-31) or a moment (2026-01-31T12:00:00Z)"
         ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)

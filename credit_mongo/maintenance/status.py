@@ -19,6 +19,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
 
@@ -80,7 +81,7 @@ class Status:
         """For JSON."""
         facts = asdict(self)
         oldest = self.oldest_transaction_at
-        facts["oldest_transaction_at"] = None if oldest is None else oldest.isoformat()
+        facts["oldest_transaction_at"] = None if oldest is None else moment_to_milliseconds(oldest)
         facts["indexes"] = None
         if self.indexes is not None:
             found = self.indexes.to_dict()

@@ -1,16 +1,16 @@
 """Usage in a period: credits granted and spent over time, by action, by tier, and by whom.
 
-All sums are the server's, from one snapshot: a transaction that is charged or archived meanwhile is
-counted once or not at all. What the archive collections have is counted, too. Each sum goes once
+The server makes all sums, from one snapshot: a transaction that is charged or archived meanwhile
+counts once or not at all. Rows in the archive collections count as well. Each question goes once
 through the rows, as no index has all of them by time; what comes back is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from datetime import datetime, timezone, tzinfo
+from typing import Final, NamedTuple, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
@@ -18,39 +18,31 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.core.values import check_moment
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
+from credit_mongo.maintenance.usage_expressions import (
+    either,
+    exact_sum,
+    looked_up,
+    part_of,
+    with_integers,
+)
+from credit_mongo.maintenance.usage_periods import (
+    check_period,
+    parts_of,
+    period_before,
+    width_for,
+)
+from credit_mongo.maintenance.usage_results import Sums, Usage, UsageBefore, UsedBy, UsedIn
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 
-__all__ = [
-    "LONGEST_PERIOD",
-    "MOST_PLACES",
-    "Sums",
-    "Usage",
-    "UsedBy",
-    "UsedIn",
-    "Width",
-    "usage_of",
-    "width_for",
-]
+__all__ = ["MOST_PLACES", "usage_of"]
 
-Width: TypeAlias = Literal["hour", "day", "week", "month", "year"]
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 
-LONGEST_PERIOD: Final = timedelta(days=100 * 366)
-# Of what a calendar can count to the end of.
-_LAST_YEAR: Final = 9998
 MOST_PLACES: Final = 100
 """How many actions, tiers or users are named at most."""
-# About a hundred columns at most, and more than one.
-_WIDTHS: Final[tuple[tuple[timedelta, Width], ...]] = (
-    (timedelta(days=3), "hour"),
-    (timedelta(days=92), "day"),
-    (timedelta(days=2 * 366), "week"),
-    (timedelta(days=10 * 366), "month"),
-)
 _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "create_user": ("granted", "other_taken"),
     "grant": ("granted", "other_taken"),
@@ -68,104 +60,15 @@ _UNKNOWN: Final = ("other_added", "other_taken")
 _NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
 _WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
 _DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
+_IS_WHOLE: Final[Raw] = {"$in": [{"$type": "$amount"}, ["int", "long"]]}
 _SPENDS: Final[Raw] = {"amount": {"$lt": 0}, "operation": {"$in": ["charge", "", None]}}
 _GRANTS: Final[Raw] = {
     "amount": {"$gt": 0},
     "operation": {"$in": ["grant", "create_user", "", None]},
 }
+_REFUNDS: Final[Raw] = {"operation": "refund", "amount": {"$gt": 0}}
 _IS_SPENT: Final[Raw] = {"$lt": ["$amount", 0]}
-_STEPS: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Credits by what became of them, all in smallest units and ≥ 0."""
-
-    granted: int = 0
-    """Grants and opening credits."""
-    spent: int = 0
-    """Charges, before refunds."""
-    refunded: int = 0
-    tier_changes_added: int = 0
-    tier_changes_taken: int = 0
-    corrections_added: int = 0
-    corrections_taken: int = 0
-    other_added: int = 0
-    """What no operation of the ledger does."""
-    other_taken: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class UsedIn:
-    """The sums of the time from ``start`` on (UTC), as long as the usage's ``width``."""
-
-    start: datetime
-    sums: Sums
-
-
-@dataclass(frozen=True, slots=True)
-class UsedBy:
-    """What an action, a tier or a user has to do with, in smallest units."""
-
-    name: str | None
-    """None: those without a tier."""
-    amount: int
-    transactions: int
-    refunded: int = 0
-    """Of a user: what it got back in the same period, for whatever charge."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What was granted and spent from ``start`` up to, but not including, ``end`` (UTC).
-
-    The lists begin with the largest amount. What is not named in them is their ``…_others``.
-    """
-
-    start: datetime
-    end: datetime
-    width: Width
-    transactions: int
-    totals: Sums
-    over_time: tuple[UsedIn, ...]
-    """Without a gap; the first and the last may be cut off by the period."""
-    spent_by_action: tuple[UsedBy, ...]
-    spent_by_other_actions: int
-    granted_by_action: tuple[UsedBy, ...]
-    granted_by_other_actions: int
-    spent_by_tier: tuple[UsedBy, ...]
-    """By the tier in force when it was charged, as the audit log has it."""
-    spent_by_other_tiers: int
-    """By tiers that are not named, or charges without an audit row that is in the database."""
-    top_spenders: tuple[UsedBy, ...]
-    spent_by_other_users: int
-    has_files: bool
-    """Whether transactions of the period may be in files of the archive, which are not counted."""
-    left_out: int = 0
-    """Rows that no sum has: their amount is not stored as a whole number (int32 or int64), or their
-    ``createdAt`` is no date, so that they belong to no period. `verify` names them."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing happened."""
-        return self.transactions == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        facts = asdict(self)
-        facts |= {"start": self.start.isoformat(), "end": self.end.isoformat()}
-        facts["over_time"] = [
-            {"start": each.start.isoformat(), **asdict(each.sums)} for each in self.over_time
-        ]
-        return facts
-
-
-def width_for(start: datetime, end: datetime) -> Width:
-    """What a period is divided into."""
-    for longest, width in _WIDTHS:
-        if end - start <= longest:
-            return width
-    return "year"
+_STEPS: Final = 5
 
 
 async def usage_of(
@@ -174,20 +77,19 @@ async def usage_of(
     end: datetime,
     *,
     places: int = 10,
+    zone: tzinfo = timezone.utc,
     collections: CollectionNames | None = None,
     on_progress: OnProgress | None = None,
 ) -> Usage:
     """Sum up a period of at most 100 years; ``places`` (1 to 100) is the length of each list.
 
+    ``zone`` is a ``ZoneInfo`` or UTC: days, weeks and months begin at its midnight.
+
     It needs a role that can read the ledger's collections and its archives, no index, and a moment
     for each million transactions. Rows that can't be summed up are counted as ``left_out``.
     Raises InvalidRequestError and PyMongoError.
     """
-    start, end = check_moment("start", start), check_moment("end", end)
-    if start >= end:
-        raise InvalidRequestError("end", "must be later than start")
-    if end - start > LONGEST_PERIOD or end.year > _LAST_YEAR:
-        raise InvalidRequestError("end", "the period is longer than 100 years, or ends too late")
+    start, end = check_period(start, end)
     if not 1 <= places <= MOST_PLACES:
         raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
     database = as_database(database).with_options(
@@ -199,8 +101,36 @@ async def usage_of(
     names = collections or CollectionNames()
     with Unlogged():
         async with database.client.start_session(snapshot=True) as session:
-            asking = _Asking(database, names, session, start, end, places)
+            period = _Period(period_before(start, end, zone), start, end, zone)
+            asking = _Asking(database, names, session, period, places)
             return await asking.all(on_progress or (lambda _done, _of: None))
+
+
+class _Period(NamedTuple):
+    before: datetime
+    start: datetime
+    end: datetime
+    zone: tzinfo
+
+    def rows_in(self, *, also_before: bool = False) -> Raw:
+        """The part of a query."""
+        start = self.before if also_before else self.start
+        return {"createdAt": {"$gte": start, "$lt": self.end, **_NO_ARRAY}}
+
+
+class _OverTime(NamedTuple):
+    parts: tuple[UsedIn, ...]
+    totals: Sums
+    transactions: int
+    totals_before: Sums
+    transactions_before: int
+    left_out: int
+
+
+class _Spenders(NamedTuple):
+    top: tuple[UsedBy, ...]
+    active: int
+    active_before: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,130 +140,211 @@ class _Asking:
     database: AsyncDatabase[Raw]
     names: CollectionNames
     session: AsyncClientSession
-    start: datetime
-    end: datetime
+    period: _Period
     places: int
 
     async def all(self, on_progress: OnProgress) -> Usage:
+        period = self.period
         on_progress(0, _STEPS)
-        width = width_for(self.start, self.end)
-        over_time, totals, transactions = await self._over_time(width)
+        over_time = await self._over_time()
         on_progress(1, _STEPS)
-        spent_by_action, granted_by_action = await self._by_action()
+        actions, granted = await self._by_action()
         on_progress(2, _STEPS)
         spenders = await self._spenders()
         on_progress(3, _STEPS)
         tiers = await self._by_tier()
+        on_progress(4, _STEPS)
+        actions, tiers = await self._with_refunds(actions, tiers)
         on_progress(_STEPS, _STEPS)
+        totals = over_time.totals
         return Usage(
-            start=self.start,
-            end=self.end,
-            width=width,
-            transactions=transactions,
+            start=period.start,
+            end=period.end,
+            timezone=getattr(period.zone, "key", "UTC"),
+            width=width_for(period.start, period.end),
+            transactions=over_time.transactions,
+            active_users=spenders.active,
             totals=totals,
-            over_time=over_time,
-            spent_by_action=spent_by_action,
-            spent_by_other_actions=_rest(totals.spent, spent_by_action),
-            granted_by_action=granted_by_action,
-            granted_by_other_actions=_rest(totals.granted, granted_by_action),
+            before=UsageBefore(
+                start=period.before,
+                end=period.start,
+                transactions=over_time.transactions_before,
+                active_users=spenders.active_before,
+                totals=over_time.totals_before,
+            ),
+            over_time=over_time.parts,
+            spent_by_action=actions,
+            spent_by_other_actions=_rest(totals.spent, actions),
+            refunded_of_other_actions=_rest(totals.refunded, actions, "refunded"),
+            granted_by_action=granted,
+            granted_by_other_actions=_rest(totals.granted, granted),
             spent_by_tier=tiers,
             spent_by_other_tiers=_rest(totals.spent, tiers),
-            top_spenders=spenders,
-            spent_by_other_users=_rest(totals.spent, spenders),
+            refunded_of_other_tiers=_rest(totals.refunded, tiers, "refunded"),
+            top_spenders=spenders.top,
+            spent_by_other_users=_rest(totals.spent, spenders.top),
+            refunded_to_other_users=_rest(totals.refunded, spenders.top, "refunded"),
+            left_out=over_time.left_out,
             has_files=await self._has_files(),
-            left_out=await self._left_out(),
         )
 
-    @property
-    def _period(self) -> Raw:
-        return {"$gte": self.start, "$lt": self.end, **_NO_ARRAY}
-
-    async def _over_time(self, width: Width) -> tuple[tuple[UsedIn, ...], Sums, int]:
-        trunc: Raw = {"date": "$createdAt", "unit": width}
-        if width == "week":
-            trunc["startOfWeek"] = "monday"
+    async def _over_time(self) -> _OverTime:
+        period = self.period
+        width = width_for(period.start, period.end)
+        starts = list(parts_of(period.start, period.end, width, period.zone))
+        # The period before is one more part, in front of the others.
+        bounds = [period.before, period.start, *starts[1:]]
         group: Raw = {
             "_id": {
-                "at": {"$dateTrunc": trunc},
+                "part": {
+                    "$cond": [{"$eq": [{"$type": "$createdAt"}, "date"]}, part_of(bounds), -1]
+                },
                 "operation": "$operation",
                 "taken": _IS_SPENT,
+                "whole": _IS_WHOLE,
             },
-            "amount": _sum("$amount"),
+            "amount": exact_sum(either(_IS_WHOLE, "$amount")),
             "count": {"$sum": 1},
         }
-        rows = await self._ask(self.names.transactions, {}, group, [])
-        by_start: dict[datetime, dict[str, int]] = {
-            moment: {} for moment in _moments(self.start, self.end, width)
-        }
-        totals: dict[str, int] = {}
+        undated: Raw = {"$nor": [{"createdAt": _DATE}]}
+        rows = await self._ask(
+            self.names.transactions, {"$or": [period.rows_in(also_before=True), undated]}, group, []
+        )
+        sums: list[dict[str, int]] = [{} for _ in bounds]
+        counts, left_out = [0 for _ in bounds], 0
         for row in rows:
             found = row["_id"]
-            operation = found.get("operation") or ""
-            kinds = _KINDS.get(operation, _UNKNOWN) if isinstance(operation, str) else _UNKNOWN
-            kind, amount = kinds[found["taken"]], abs(row["amount"])
-            for sums in (by_start[found["at"]], totals):
-                sums[kind] = sums.get(kind, 0) + amount
-        over_time = (UsedIn(moment, Sums(**sums)) for moment, sums in by_start.items())
-        return tuple(over_time), Sums(**totals), sum(row["count"] for row in rows)
+            part = found["part"]
+            if part < 0 or not found["whole"]:
+                # What cannot be counted in this period is told; that of the one before is not.
+                left_out += row["count"] if part else 0
+                continue
+            kind, amount = _kind_of(found), abs(row["amount"])
+            sums[part][kind] = sums[part].get(kind, 0) + amount
+            counts[part] += row["count"]
+        before, *parts = (Sums(**each) for each in sums)
+        return _OverTime(
+            tuple(UsedIn(moment, each) for moment, each in zip(starts, parts, strict=True)),
+            _total(parts),
+            sum(counts[1:]),
+            before,
+            counts[0],
+            left_out,
+        )
 
     async def _by_action(self) -> tuple[tuple[UsedBy, ...], tuple[UsedBy, ...]]:
         group: Raw = {
             "_id": "$action",
-            "spent": _sum(_if(_IS_SPENT, "$amount")),
-            "granted": _sum(_if(_IS_SPENT, 0, "$amount")),
-            "charges": {"$sum": _if(_IS_SPENT, 1)},
-            "grants": {"$sum": _if(_IS_SPENT, 0, 1)},
+            "spent": exact_sum(either(_IS_SPENT, "$amount")),
+            "granted": exact_sum(either(_IS_SPENT, 0, "$amount")),
+            "charges": {"$sum": either(_IS_SPENT, 1)},
+            "grants": {"$sum": either(_IS_SPENT, 0, 1)},
         }
         lists = {
             kind: [{"$match": {kind: {"$ne": 0}}}, *self._first(kind, order)]
             for kind, order in (("spent", 1), ("granted", -1))
         }
-        [found] = await self._ask(
-            self.names.transactions,
-            {"$or": [_SPENDS, _GRANTS]},
-            group,
-            [{"$facet": lists}],
-        )
+        query = self._whole({"$or": [_SPENDS, _GRANTS]})
+        [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
         return (
             _used_by(found["spent"], "spent", "charges"),
             _used_by(found["granted"], "granted", "grants"),
         )
 
-    async def _spenders(self) -> tuple[UsedBy, ...]:
+    async def _spenders(self) -> _Spenders:
+        is_before: Raw = {"$lt": ["$createdAt", self.period.start]}
+        is_spent: Raw = {"$and": [_IS_SPENT, {"$not": [is_before]}]}
         group: Raw = {
             "_id": "$userId",
-            "spent": _sum(_if(_IS_SPENT, "$amount")),
-            "refunded": _sum(_if(_IS_SPENT, 0, "$amount")),
-            "charges": {"$sum": _if(_IS_SPENT, 1)},
+            "spent": exact_sum(either(is_spent, "$amount")),
+            "refunded": exact_sum(either({"$or": [_IS_SPENT, is_before]}, 0, "$amount")),
+            "charges": {"$sum": either(is_spent, 1)},
+            "chargesBefore": {"$sum": either({"$and": [_IS_SPENT, is_before]}, 1)},
         }
-        rows = await self._ask(
-            self.names.transactions,
-            {"$or": [_SPENDS, {"operation": "refund", "amount": {"$gt": 0}}]},
-            group,
-            [{"$match": {"spent": {"$lt": 0}}}, *self._first("spent", 1)],
+        lists: Raw = {
+            "top": [{"$match": {"spent": {"$lt": 0}}}, *self._first("spent", 1)],
+            **{
+                field: [{"$match": {field: {"$gt": 0}}}, {"$count": "users"}]
+                for field in ("charges", "chargesBefore")
+            },
+        }
+        query = self._whole({"$or": [_SPENDS, _REFUNDS]}, also_before=True)
+        [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
+        active, active_before = (
+            sum(row["users"] for row in found[field]) for field in ("charges", "chargesBefore")
         )
-        return _used_by(rows, "spent", "charges")
+        return _Spenders(_used_by(found["top"], "spent", "charges"), active, active_before)
 
     async def _by_tier(self) -> tuple[UsedBy, ...]:
         # The audit rows have it all: no transaction has to be looked up. Those of refused attempts
         # have no amount.
         group: Raw = {
             "_id": {"$ifNull": ["$details.tier", None]},
-            "spent": _sum("$details.amount"),
+            "spent": exact_sum("$details.amount"),
             "charges": {"$sum": 1},
+        }
+        query = {
+            "operation": "charge",
+            "details": _NO_ARRAY,
+            "details.amount": {**_WHOLE, "$lt": 0},
         }
         rows = await self._ask(
             self.names.audit_logs,
-            {
-                "operation": "charge",
-                "details": _NO_ARRAY,
-                "details.amount": {**_WHOLE, "$lt": 0},
-            },
+            {**self.period.rows_in(), **query},
             group,
             self._first("spent", 1),
-            amounts=False,
         )
         return _used_by(rows, "spent", "charges")
+
+    async def _with_refunds(
+        self, actions: tuple[UsedBy, ...], tiers: tuple[UsedBy, ...]
+    ) -> tuple[tuple[UsedBy, ...], tuple[UsedBy, ...]]:
+        """The same with what was refunded of their charges.
+
+        A refund has an action of its own, such as "support". What it gives back was spent by its
+        charge. One that names no charge counts for its own action, and for no tier.
+        """
+        names = self.names
+        look_up = [
+            *looked_up("charge", (names.transactions, names.transactions_archive), "action"),
+            *looked_up("audit", (names.audit_logs, names.audit_logs_archive), "details.tier"),
+        ]
+        group: Raw = {
+            "_id": {
+                "action": {"$ifNull": [{"$first": "$charge.action"}, "$action"]},
+                # Without a tier, or without an audit row that would tell.
+                "tier": {"$ifNull": [{"$first": "$audit.details.tier"}, None]},
+                "known": {"$ne": ["$audit", []]},
+            },
+            "refunded": exact_sum("$amount"),
+        }
+        lists: Raw = {
+            "actions": [
+                {"$match": {"_id.action": {"$in": [each.name for each in actions]}}},
+                {"$group": {"_id": "$_id.action", "refunded": {"$sum": "$refunded"}}},
+            ],
+            "tiers": [
+                {"$match": {"_id.known": True, "_id.tier": {"$in": [t.name for t in tiers]}}},
+                {"$group": {"_id": "$_id.tier", "refunded": {"$sum": "$refunded"}}},
+            ],
+        }
+        query = self._whole(_REFUNDS)
+        pipeline = [{"$facet": lists}]
+        [found] = await self._ask(names.transactions, query, group, pipeline, look_up)
+
+        def refunded(used: tuple[UsedBy, ...], kind: str) -> tuple[UsedBy, ...]:
+            amounts = {row["_id"]: row["refunded"] for row in found[kind]}
+            return tuple(
+                UsedBy(each.name, each.amount, each.transactions, amounts.get(each.name, 0))
+                for each in used
+            )
+
+        return refunded(actions, "actions"), refunded(tiers, "tiers")
+
+    def _whole(self, query: Raw, *, also_before: bool = False) -> Raw:
+        # Twice "amount": in one object, the second would take the place of the first.
+        rows = self.period.rows_in(also_before=also_before)
+        return {"$and": [rows, {"amount": _WHOLE}, query]}
 
     def _first(self, field: str, order: int) -> list[Raw]:
         # By name among equals: the same period gives the same page.
@@ -342,18 +353,13 @@ class _Asking:
     async def _ask(
         self,
         collection: str,
-        match: Raw,
+        query: Raw,
         group: Raw,
         pipeline: Sequence[Raw],
-        *,
-        amounts: bool = True,
+        look_up: Sequence[Raw] = (),
     ) -> list[Raw]:
         """What the pipeline makes of the groups of a collection and its archive."""
-        grouped: list[Raw] = [
-            {"$match": {"createdAt": self._period}},
-            {"$match": {"amount": _WHOLE, **match} if amounts else match},
-            {"$group": group},
-        ]
+        grouped: list[Raw] = [{"$match": query}, *look_up, {"$group": group}]
         archive = (
             self.names.transactions_archive
             if collection == self.names.transactions
@@ -369,54 +375,31 @@ class _Asking:
             # An index would be entered for most of its entries, and each row fetched by it.
             hint={"$natural": 1},
         )
-        return [_with_integers(row) for row in await found.to_list(None)]
-
-    async def _left_out(self) -> int:
-        query: Raw = {
-            "$or": [
-                {"createdAt": self._period, "$nor": [{"amount": _WHOLE}]},
-                {"$nor": [{"createdAt": _DATE}]},
-            ]
-        }
-        names = self.names
-        return sum(
-            [
-                await self.database[collection].count_documents(
-                    query, session=self.session, hint={"$natural": 1}
-                )
-                for collection in (names.transactions, names.transactions_archive)
-            ]
-        )
+        return [with_integers(row) for row in await found.to_list(None)]
 
     async def _has_files(self) -> bool:
-        filed = {"segments": {"$elemMatch": {"place": "files", "createdAt": {"$gte": self.start}}}}
+        filed = {
+            "segments": {"$elemMatch": {"place": "files", "createdAt": {"$gte": self.period.start}}}
+        }
         borders = self.database[self.names.archive_borders]
         return await borders.find_one(filed, {"_id": 1}, session=self.session) is not None
 
 
-# What is asked
-
-
-def _sum(amount: Any) -> Raw:
-    # As decimals of 34 digits: sums beyond int64 would come as doubles, and not to the last unit.
-    return {"$sum": {"$toDecimal": amount}}
-
-
-def _if(condition: Raw, value: Any, otherwise: Any = 0) -> Raw:
-    return {"$cond": [condition, value, otherwise]}
-
-
-def _with_integers(row: Raw) -> Raw:
-    """Decimals as the whole numbers that they are."""
-    for name, value in row.items():
-        if isinstance(value, list) and name != "_id":
-            row[name] = [_with_integers(each) for each in value]
-        elif hasattr(value, "to_decimal"):
-            row[name] = int(value.to_decimal())
-    return row
-
-
 # What comes back
+
+
+def _kind_of(found: Raw) -> str:
+    operation = found.get("operation") or ""
+    kinds = _KINDS.get(operation, _UNKNOWN) if isinstance(operation, str) else _UNKNOWN
+    return kinds[found["taken"]]
+
+
+def _total(parts: Iterable[Sums]) -> Sums:
+    total: dict[str, int] = {}
+    for part in parts:
+        for field in Sums.__dataclass_fields__:
+            total[field] = total.get(field, 0) + getattr(part, field)
+    return Sums(**total)
 
 
 def _used_by(rows: Iterable[Raw], amount: str, count: str) -> tuple[UsedBy, ...]:
@@ -431,32 +414,7 @@ def _used_by(rows: Iterable[Raw], amount: str, count: str) -> tuple[UsedBy, ...]
     )
 
 
-def _rest(total: int, named: Iterable[UsedBy]) -> int:
+def _rest(total: int, named: Iterable[UsedBy], field: str = "amount") -> int:
     # Not below zero: audit rows may be kept longer than the transactions.
-    return max(0, total - sum(each.amount for each in named))
-
-
-def _moments(start: datetime, end: datetime, width: Width) -> Iterable[datetime]:
-    """Where the parts of the period begin."""
-    moment = _floor(start, width)
-    while moment < end:
-        yield moment
-        moment = _next(moment, width)
-
-
-def _floor(moment: datetime, width: Width) -> datetime:
-    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    if width == "hour":
-        return midnight.replace(hour=moment.hour)
-    if width == "week":
-        return midnight - timedelta(days=midnight.weekday())
-    if width == "day":
-        return midnight
-    return midnight.replace(day=1) if width == "month" else midnight.replace(month=1, day=1)
-
-
-def _next(moment: datetime, width: Width) -> datetime:
-    if width in ("hour", "day", "week"):
-        return moment + timedelta(**{f"{width}s": 1})
-    months = moment.month if width == "month" else 12
-    return moment.replace(year=moment.year + months // 12, month=months % 12 + 1)
+    amounts: Iterable[int] = (getattr(each, field) for each in named)
+    return max(0, total - sum(amounts))

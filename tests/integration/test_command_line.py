@@ -270,7 +270,7 @@ async def test_init_is_the_script_s(replica_set_uri: str, database: Database) ->
     code, output, errors = await run("init", *where(replica_set_uri, database))
     assert (code, errors) == (1, "")
     remedy = 'db.getCollection("transactions").dropIndex("action_1")'
-    assert f"remedy:     {remedy}\n" in output
+    assert f"remedy: {remedy}\n" in output
     code, shown = await run_on_terminal("init", *where(replica_set_uri, database))
     assert code == 1
     assert remedy in shown
@@ -289,7 +289,7 @@ async def test_verify_tells_whether_all_is_well(
     here = where(replica_set_uri, database)
     code, output, errors = await run("verify", *here)
     assert (code, errors) == (0, "")
-    assert output == f"{database.name}: 2 users, 2 transactions, 0 findings of 0 users\n"
+    assert output == f"{database.name}: the books are right (2 users, 2 transactions checked)\n"
 
     await database["users"].update_many({}, {"$inc": {"credits": Int64(5)}})
     script = ("scripts/verify.py",)
@@ -327,7 +327,7 @@ async def test_verify_repairs(
     who = ("--repair", "--operator", "Ada", "--reason", "a disk was lost")
     code, output, errors = await run("verify", *here, *who, "--dry-run")
     assert (code, errors) == (1, "")
-    assert "would-be-added 5" in output
+    assert "would-be-added\t5" in output
     assert await ledger.get_balance("ada") == 15
     assert len(await ledger.get_history("ada")) == 1
     code, output, errors = await run("verify", *here, *who, "--json")

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,13 +22,16 @@ from bson import Int64, ObjectId
 from credit_mongo.cli import main
 from credit_mongo.cli.usage_chart import draw_over_time, draw_report
 from credit_mongo.cli.usage_page import write_page
-from credit_mongo.cli.usage_words import compact, cut
+from credit_mongo.cli.usage_words import Scale, change, compact, fold
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.maintenance.usage import Sums, Usage, UsedBy, UsedIn, usage_of, width_for
+from credit_mongo.maintenance.usage import usage_of
+from credit_mongo.maintenance.usage_periods import parts_of, period_before, width_for, zone_of
+from credit_mongo.maintenance.usage_results import Sums, Usage, UsageBefore, UsedBy, UsedIn
 from tests.integration.promises import Client, Database, Row, failing, with_options
 from tests.integration.test_command_line import run
 
 UTC = timezone.utc
+UNITS = Scale(0)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = datetime(2026, 2, 1, tzinfo=UTC)
 OPERATIONS = ("create_user", "grant", "charge", "charge", "charge", "refund", "upgrade_tier")
@@ -170,6 +174,7 @@ async def test_the_numbers_are_those_of_the_rows(database: Database, archived: i
         assert others == spent - sum(each.amount for each in places)
     granting = ("grant", "create_user")
     assert listed(usage.granted_by_action) == expected(made, "action", granting, 5)
+    assert usage.active_users == len({r["userId"] for r in within if r["operation"] == "charge"})
     refunded = {each.name: each.refunded for each in usage.top_spenders}
     for user, amount in refunded.items():
         assert amount == total("refund", of=[row for row in within if row["userId"] == user])
@@ -185,7 +190,7 @@ async def test_sums_are_exact_beyond_64_bits(database: Database) -> None:
     exact = 30 * (10**18 + 1)
     assert usage.totals.spent == usage.top_spenders[0].amount == exact
     assert [each.amount for each in usage.spent_by_action] == [exact]
-    page = write_page(usage, "app", draw_over_time(usage), 0)
+    page = write_page(usage, "app", draw_over_time(usage, UNITS), UNITS)
     assert f"{exact:,}" in page
 
 
@@ -201,12 +206,78 @@ async def test_rows_of_other_software(database: Database) -> None:
             {**base, "amount": 1.5, "operation": "grant"},
             {**base, "amount": "9", "operation": "grant"},
             {**base, "amount": float("nan"), "operation": "charge"},
+            # In no period at all, and in another than this one.
+            {**base, "amount": 4, "createdAt": "2026-01-01"},
+            {**base, "amount": 4, "createdAt": None},
+            {**base, "amount": 1.5, "createdAt": END},
+            {**base, "amount": 1.5, "createdAt": START - timedelta(days=1)},
         ]
     )
     usage = await usage_of(database, START, END)
     assert usage.totals == Sums(granted=5, spent=7, corrections_added=3, other_taken=2)
+    assert (usage.transactions, usage.left_out) == (4, 5)
+    page = write_page(usage, "app", draw_over_time(usage, UNITS), UNITS)
+    assert "5 rows are left out" in page
     assert (usage.spent_by_tier, usage.spent_by_other_tiers) == ((), 7)
     assert listed(usage.top_spenders) == [("ada", 7, 1)]
+
+
+async def test_a_refund_counts_for_what_its_charge_was(database: Database) -> None:
+    """Its own action is why it was given back; the charge may be archived, or of a time before."""
+    made = [
+        row | {"operation": "charge", "amount": Int64(-100), "action": action, "tier": tier}
+        for row, action, tier in zip(
+            transactions(1, ["ada", "bob"], ["x"], 4),
+            ("chat", "chat", "draw", "draw"),
+            ("free", "gold", None, "gold"),
+            strict=True,
+        )
+    ]
+    moments = (START, START, START + timedelta(days=1), START - timedelta(days=9))
+    for row, moment in zip(made, moments, strict=True):
+        row["createdAt"] = moment
+    refunds = [
+        {
+            **made[0],
+            "_id": ObjectId(),
+            "operation": "refund",
+            "action": "support",
+            "amount": Int64(amount),
+            "createdAt": END - timedelta(days=1),
+            "tier": None,
+            **({} if of is None else {"refundOf": of}),
+        }
+        for amount, of in (
+            (1, made[0]["_id"]),
+            (2, made[1]["_id"]),
+            (4, made[2]["_id"]),
+            (8, made[3]["_id"]),
+            (16, None),
+            (32, ObjectId()),
+        )
+    ]
+    refunds[4]["action"] = "chat"
+    await keep(database, made, archived=2)
+    await keep(database, refunds[:3], archived=3)
+    await keep(database, refunds[3:])
+    usage = await usage_of(database, START, END)
+    assert (usage.totals.spent, usage.totals.refunded, usage.totals.net_spent) == (300, 63, 237)
+    assert {(b.name, b.amount, b.refunded, b.net) for b in usage.spent_by_action} == {
+        ("chat", 200, 19, 181),
+        ("draw", 100, 12, 88),
+    }
+    assert usage.refunded_of_other_actions == 32
+    assert {(b.name, b.amount, b.refunded) for b in usage.spent_by_tier} == {
+        ("free", 100, 1),
+        ("gold", 100, 10),
+        (None, 100, 4),
+    }
+    assert usage.refunded_of_other_tiers == 48
+    assert usage.before.totals == Sums(spent=100)
+    assert (usage.before.active_users, usage.before.transactions) == (1, 1)
+    cells = Page(write_page(usage, "app", draw_over_time(usage, UNITS), UNITS)).cells
+    chat = cells.index("chat")
+    assert cells[chat + 1 : chat + 4] == ["200", "19", "181"]
 
 
 async def test_files_of_the_archive_are_told(database: Database, tmp_path: Path) -> None:
@@ -215,7 +286,7 @@ async def test_files_of_the_archive_are_told(database: Database, tmp_path: Path)
     await database["archive_borders"].insert_one({"_id": "ada", "segments": [segment]})
     usage = await usage_of(database, START, END)
     assert usage.has_files is True
-    assert "archived to files" in write_page(usage, "app", draw_over_time(usage), 0)
+    assert "archived to files" in write_page(usage, "app", draw_over_time(usage, UNITS), UNITS)
     later = await usage_of(database, START + timedelta(days=1), END)
     assert later.has_files is False
 
@@ -245,6 +316,94 @@ async def test_the_period_is_divided_as_it_suits(
     assert sum(each.sums.spent for each in usage.over_time) == usage.totals.spent > 0
 
 
+async def test_days_and_months_are_those_of_the_time_zone(
+    call: Call, database: Database, tmp_path: Path
+) -> None:
+    """The day on which summer time begins has 23 hours, and the one on which it ends 25."""
+    berlin = zone_of("Europe/Berlin")
+    base = {"userId": "ada", "action": "x", "operation": "charge"}
+    moments = (
+        ("2026-03-28T22:59:59", "2026-03-28"),
+        ("2026-03-28T23:00:00", "2026-03-29"),
+        ("2026-03-29T21:59:59", "2026-03-29"),
+        ("2026-03-29T22:00:00", "2026-03-30"),
+    )
+    for moment, _ in moments:
+        created = datetime.fromisoformat(f"{moment}+00:00")
+        await database["transactions"].insert_one({**base, "amount": -1, "createdAt": created})
+    page = tmp_path / "usage.html"
+    period = ("--from", "2026-03-01", "--to", "2026-04-01", "--timezone", "Europe/Berlin")
+    _, output, _ = await call("--json", *period)
+    found = json.loads(output)
+    assert (found["timezone"], found["totals"]["spent"]) == ("Europe/Berlin", 4)
+    assert (found["start"], found["end"]) == (
+        "2026-02-28T23:00:00.000Z",
+        "2026-03-31T22:00:00.000Z",
+    )
+    assert (found["before"]["start"], found["before"]["end"]) == (
+        "2026-01-31T23:00:00.000Z",
+        found["start"],
+    )
+    spent: dict[str, int] = defaultdict(int)
+    for each in found["over_time"]:
+        start = datetime.fromisoformat(each["start"].replace("Z", "+00:00"))
+        spent[str(start.astimezone(berlin).date())] += each["spent"]
+    assert len(spent) == len(found["over_time"]) == 31
+    assert {day: number for day, number in spent.items() if number} == {
+        "2026-03-28": 1,
+        "2026-03-29": 2,
+        "2026-03-30": 1,
+    }
+    await call(str(page), *period)
+    text = page.read_text(encoding="utf-8")
+    assert "2026-03-01 to 2026-03-31 (Europe/Berlin)" in text
+    assert "2026-02-01 to 2026-02-28 (Europe/Berlin)" in text
+
+
+@pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "America/Havana", "Asia/Kathmandu"])
+@pytest.mark.parametrize("days", [1, 3, 40, 400, 2000, 20000])
+def test_the_parts_of_a_period_have_neither_gap_nor_overlap(name: str, days: int) -> None:
+    """The first begins at or before the period; summer time comes and goes."""
+    zone = zone_of(name)
+    for start in (START, datetime(2026, 3, 8, 4, 30, tzinfo=UTC)):
+        end = start + timedelta(days=days)
+        width = width_for(start, end)
+        moments = list(parts_of(start, end, width, zone))
+        assert moments == sorted(set(moments))
+        assert moments[0] <= start < moments[1] or len(moments) == 1
+        assert moments[-1] < end
+        local = [each.astimezone(zone) for each in moments]
+        if width == "day":
+            # Where summer time begins at midnight, the day begins at one.
+            assert {each.hour for each in local} <= {0, 1}
+            dates = [each.date() for each in local]
+            assert [after - day for day, after in pairwise(dates)] == [timedelta(days=1)] * (
+                len(dates) - 1
+            )
+        if width in ("month", "year"):
+            assert {each.day for each in local} == {1}
+
+
+def test_the_period_before_is_of_whole_months_or_days_where_the_period_is() -> None:
+    """February is compared with January, and an hour with the hour before."""
+    for name, start, end, before in (
+        ("UTC", "2026-02-01", "2026-03-01", "2026-01-01"),
+        ("UTC", "2026-01-01", "2026-04-01", "2025-10-01"),
+        ("Europe/Berlin", "2026-03-29", "2026-03-30", "2026-03-28"),
+        ("Europe/Berlin", "2026-10-26", "2026-10-28", "2026-10-24"),
+        ("UTC", "2026-02-01T01:00", "2026-02-01T02:00", "2026-02-01T00:00"),
+        ("UTC", "0002-01-02", "0002-03-02", "0002-01-01"),
+        ("Asia/Tokyo", "0002-02-01", "0099-03-01", "0002-01-01T09:18:59"),
+    ):
+        zone = zone_of(name)
+        begin, until = (
+            datetime.fromisoformat(each).replace(tzinfo=zone).astimezone(UTC)
+            for each in (start, end)
+        )
+        found = period_before(begin, until, zone)
+        assert found == datetime.fromisoformat(before).replace(tzinfo=zone), (name, start)
+
+
 async def test_bad_periods(database: Database) -> None:
     """Typed errors that name what is wrong."""
     for start, end, field in (
@@ -253,6 +412,7 @@ async def test_bad_periods(database: Database) -> None:
         (START.replace(year=1800), END, "end"),
         (START.replace(year=9990), END.replace(year=9999), "end"),
         (START.replace(tzinfo=None), END, "start"),
+        (START.replace(year=1), START.replace(year=2), "start"),
     ):
         with pytest.raises(InvalidRequestError) as caught:
             await usage_of(database, start, end)
@@ -332,7 +492,7 @@ async def test_json_has_the_same_numbers(call: Call, database: Database) -> None
     usage = await usage_of(database, START, END, places=3)
     assert found["totals"]["spent"] == usage.totals.spent > 0
     assert found["top_spenders"][0]["amount"] == usage.top_spenders[0].amount
-    assert found["over_time"][0]["start"] == "2026-01-01T00:00:00+00:00"
+    assert found["over_time"][0]["start"] == "2026-01-01T00:00:00.000Z"
     assert len(found["over_time"]) == 31
 
 
@@ -344,6 +504,8 @@ async def test_a_period_in_which_nothing_happened(call: Call, tmp_path: Path) ->
     assert "nothing happened" in output
     assert "Nothing happened in this period" in page.read_text(encoding="utf-8")
     assert png.stat().st_size > 1000
+    found = Page(page.read_text(encoding="utf-8"))
+    assert "svg" not in found.tags
 
 
 async def test_amounts_are_in_credits_as_well(
@@ -358,8 +520,11 @@ async def test_amounts_are_in_credits_as_well(
     config.write_text('{"costs": {}, "decimalPlaces": 2}')
     period = ("--from", "2026-01-01", "--to", "2026-02-01", "--config", str(config))
     _, output, _ = await call(str(page), *period)
-    assert "121545 (1,215.45)" in output
-    assert {"121,545", "1,215.45"} <= set(Page(page.read_text(encoding="utf-8")).cells)
+    assert "spent\t121545\t1215.45\t0\t0.00\t\n" in output
+    cells = Page(page.read_text(encoding="utf-8")).cells
+    # In the totals, as spent and as net spend, and in the lists by action and by user.
+    assert cells.count("1,215.45") == 4
+    assert "121,545" not in cells
 
 
 def drawn(name: str, scale: int, actions: int, days: int, *, width: int = 0) -> Usage:
@@ -372,8 +537,30 @@ def drawn(name: str, scale: int, actions: int, days: int, *, width: int = 0) -> 
         for day in range(days)
     )
     totals = Sums(granted=scale * days, spent=scale * actions**2, corrections_taken=scale)
-    lists = (places, 0, places, scale, places, 0, places, scale)
-    return Usage(START, end, width_for(START, end), 9, totals, parts, *lists, has_files=False)
+    return Usage(
+        start=START,
+        end=end,
+        timezone="UTC",
+        width=width_for(START, end),
+        transactions=9 if actions else 0,
+        active_users=1,
+        totals=totals,
+        before=UsageBefore(START - (end - START), START, 9, 2, totals),
+        over_time=parts,
+        spent_by_action=places,
+        spent_by_other_actions=0,
+        refunded_of_other_actions=0,
+        granted_by_action=places,
+        granted_by_other_actions=scale,
+        spent_by_tier=places,
+        spent_by_other_tiers=0,
+        refunded_of_other_tiers=scale,
+        top_spenders=places,
+        spent_by_other_users=scale * 1000,
+        refunded_to_other_users=0,
+        left_out=0,
+        has_files=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -390,11 +577,11 @@ def drawn(name: str, scale: int, actions: int, days: int, *, width: int = 0) -> 
 )
 def test_whatever_there_is_can_be_drawn(usage: Usage) -> None:
     """Without a warning (of a missing glyph, say), which would fail the test."""
-    png = draw_report(usage, "app")
+    png = draw_report(usage, "app", UNITS)
     width, height = struct.unpack(">II", png[16:24])
-    assert width == 1875
-    assert 1000 < height < 12000
-    svg = draw_over_time(usage)
+    assert width == 2100
+    assert 1000 < height < 16000 if usage.transactions else height < 300
+    svg = draw_over_time(usage, UNITS)
     assert svg.startswith("<svg")
     assert "<text" not in svg
 
@@ -406,9 +593,13 @@ def test_words() -> None:
         *("0", "7", "1 million", "1 billion", "12.3 million"),
         *("1 quadrillion", "44.1 quintillion", "1,000 sextillion"),
     ]
-    assert cut("x" * 255, 10) == "x" * 9 + "…"
-    assert cut("张三李四王五", 6) == "张三…"
-    assert cut("short", 5) == "short"
+    assert fold("a" * 99 + "b" * 99, 10) == "aaaaa…bbbb"
+    assert fold("a" * 15 + "b" * 15, 10, 2) == "aaaaaaaaaa\n…bbbbbbbbb"
+    assert fold("张三李四王五", 7) == "张…五"
+    assert fold("张三李四", 4, 2) == "张三\n李四"
+    assert fold("short", 5) == "short"
+    changes = [change(110, 100), change(99, 100), change(100, 100), change(5000, 100), change(1, 0)]
+    assert changes == ["+10 %", "-1 %", "0 %", "× 50", ""]  # noqa: RUF001
 
 
 # Bad input
@@ -433,6 +624,11 @@ async def test_bad_input_leaves_nothing_behind(
         ("--png", str(tmp_path / "no" / "such.png")),
         ("--png", "/dev/null"),
         ("--config", "/no/such/file"),
+        ("--timezone", "Mars/Olympus"),
+        ("--timezone", "/etc/passwd"),
+        ("--timezone", ""),
+        ("--timezone", "Europe"),
+        ("--timezone", "a\x00b"),
         ("extra",),
     ):
         await call(page, *wrong)

@@ -1,22 +1,38 @@
-"""What the commands show on a terminal: whatever its width, nothing that counts is cut."""
+"""What the commands show on a terminal: whatever its width, nothing that counts is cut.
+
+Elsewhere, what programs read: cells between tabs, under their names.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import sys
 
 import pytest
 
-from credit_mongo.cli.output import show_rows
+from credit_mongo.cli.tables import show_rows
 
-NAMES = dict.fromkeys(("user", "when (UTC)", "balance", "transaction"), 0)
-MOMENT = "2026-11-23 03:04:52"
-NUMBERS = ("123456783012 (1,234,567,830.12)", "0 (0.00)")
+NAMES = ("user", "when", "balance", "transaction")
+MOMENT = "2026-11-23T03:04:52Z"
+AMOUNTS = (123456783012, None)
 IDS = ("6b03ad54ca4b50c7dd7bd816", "6b03ad53ca4b50c7dd7bd7f8")
 ROWS = (
-    ("a-rather-long-name|" * 5, MOMENT, NUMBERS[0], IDS[0]),
-    ("名前", MOMENT, NUMBERS[1], IDS[1]),
+    ("a-rather-long-name|" * 5, MOMENT, AMOUNTS[0], IDS[0]),
+    ("名前", MOMENT, AMOUNTS[1], IDS[1]),
 )
+
+
+def on_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """The lines on a terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_rows(NAMES, ROWS, whole="transaction", amounts=("balance",), decimal_places=2)
+    return re.sub("\x1b[^m]*m", "", capsys.readouterr().out).splitlines()
 
 
 @pytest.fixture
@@ -26,30 +42,38 @@ def shown(
     capsys: pytest.CaptureFixture[str],
 ) -> list[str]:
     """The lines on a terminal of so many columns."""
-    monkeypatch.setenv("COLUMNS", str(request.param))
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    show_rows(NAMES, ROWS, whole="transaction")
-    return re.sub("\x1b[^m]*m", "", capsys.readouterr().out).splitlines()
+    return on_terminal(request.param, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("shown", range(10, 240, 7), indirect=True)
-def test_no_number_is_folded_and_no_name_or_id_cut(shown: list[str]) -> None:
+def test_no_number_date_or_id_is_broken_nor_a_name_within_a_word(shown: list[str]) -> None:
     """What is to be read as one word stands in one line."""
     words = [word for line in shown for word in line.split()]
-    assert {*NAMES} - {"when (UTC)"} <= {*words}
-    assert {"123456783012", "(1,234,567,830.12)", "0", "(0.00)", *MOMENT.split(), *IDS} <= {*words}
+    assert {*NAMES, "1,234,567,830.12", "-", MOMENT, *IDS, "名前"} <= {*words}
+    name = "".join(word for word in words if "|" in word or word.endswith("-"))
+    for part in re.findall("[a-z]+.", ROWS[0][0]):
+        assert part in name
+    assert all(re.fullmatch("([a-z]+[-|])+", word) for word in words if "|" in word)
 
 
 @pytest.mark.parametrize("shown", [120], indirect=True)
 def test_the_numbers_of_a_table_end_where_their_name_ends(shown: list[str]) -> None:
-    """As one compares them. All of it is as wide as the terminal, and the long name is folded."""
+    """As one compares them. All of it fits the terminal, and the long name is folded."""
     heading, *lines = shown
     end = heading.index("balance") + len("balance")
-    amounts = [line[:end].split()[-1] for line in lines if any(each in line for each in IDS)]
-    assert amounts == ["(1,234,567,830.12)", "(0.00)"]
+    amounts = [line[:end].split()[-1] for line in lines if IDS[0] in line]
+    assert amounts == ["1,234,567,830.12"]
     assert len(lines) > len(ROWS)
-    assert max(map(len, shown)) == 120
+    assert max(map(len, shown)) <= 120
+
+
+@pytest.mark.parametrize("shown", [60], indirect=True)
+def test_an_id_that_does_not_fit_stands_below_its_row(shown: list[str]) -> None:
+    """In one piece."""
+    assert shown[0].split() == ["user", "when", "balance"]
+    assert [line for line in shown if IDS[0] in line] == [f"  transaction {IDS[0]}"]
+    assert shown[-1] == f"  transaction {IDS[1]}"
+    assert max(map(len, shown)) <= 60
 
 
 @pytest.mark.parametrize("shown", [30], indirect=True)
@@ -57,12 +81,41 @@ def test_where_no_table_fits_each_row_stands_by_itself(shown: list[str]) -> None
     """Its facts one below the other, with their names."""
     assert shown == [
         f"user         {ROWS[0][0]}",
-        f"when (UTC)   {MOMENT}",
-        f"balance      {NUMBERS[0]}",
+        f"when         {MOMENT}",
+        "balance      1,234,567,830.12",
         f"transaction  {IDS[0]}",
         "",
         "user         名前",
-        f"when (UTC)   {MOMENT}",
-        f"balance      {NUMBERS[1]}",
+        f"when         {MOMENT}",
+        "balance      -",
         f"transaction  {IDS[1]}",
     ]
+
+
+@pytest.mark.parametrize("decimal_places", [0, 2])
+def test_elsewhere_rows_are_separated_by_tabs_below_their_names(
+    decimal_places: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Amounts in units, and in credits beside them if it is known how many units those have."""
+    rows = [*ROWS, ("a\tb\nc", None, -5, "x"), ("y", MOMENT, -5.5, "z")]
+    show_rows(
+        ("user", "tier expires", "balance", "id"),
+        rows,
+        amounts=("balance",),
+        decimal_places=decimal_places,
+    )
+    output = capsys.readouterr().out
+    found = list(csv.DictReader(io.StringIO(output), delimiter="\t"))
+    assert [row["user"] for row in found] == [ROWS[0][0], "名前", "a\\tb\\nc", "y"]
+    assert [row["tier_expires"] for row in found] == [MOMENT, MOMENT, "", MOMENT]
+    assert [row["balance"] for row in found] == ["123456783012", "", "-5", "-5.5"]
+    if decimal_places:
+        in_credits = [row["balance_credits"] for row in found]
+        assert in_credits == ["1234567830.12", "", "-0.05", "-5.5"]
+
+
+def test_a_listing_has_its_names_even_if_it_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    """A program that reads it needs them. Of other tables, nothing is there."""
+    show_rows(NAMES, [], is_listing=True)
+    show_rows(NAMES, [])
+    assert capsys.readouterr().out == "user\twhen\tbalance\ttransaction\n"

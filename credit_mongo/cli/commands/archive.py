@@ -12,11 +12,13 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.archive import Archive
 from credit_mongo.maintenance.archive import archive as move
+from credit_mongo.printing import moment_to_seconds
 
-_LEFT: Final = {"user": 0, "first transaction that stays": 0}
+_LEFT: Final = ("user", "first transaction that stays")
 _MOST_SHOWN: Final = 20
 _ONLY: Final = {"transactions": "transactions", "audit-logs": "audit_logs"}
 
@@ -115,7 +117,7 @@ def _show(done: Archive, database: str) -> None:
     if done.users_left:
         show(f"{database}: {done.users_left} users were left alone from some transaction on")
     what = f"{done.transactions} transactions and {done.audit_logs} audit logs"
-    before = f"from before {done.cut_off.isoformat()}"
+    before = f"from before {moment_to_seconds(done.cut_off)}"
     if done.dry_run:
         show(f"{database}: {what} are {before} (dry run: nothing was moved)")
         return

@@ -20,16 +20,15 @@ from credit_mongo.cli.ledgers import (
     ShowMetadata,
     moment_of,
     plain,
-    shown,
     shown_moment,
     whole_number,
     with_ledger,
 )
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
-from credit_mongo.config import CreditConfig
+from credit_mongo.cli.output import AsJson, note, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.core.results import AuditLog
 
-_COLUMNS: Final = {"when (UTC)": 0, "status": 0, "operation": 0, "action": 0, "outcome": 0, "id": 0}
+_COLUMNS: Final = ("when", "status", "operation", "action", "amount", "error", "id")
 
 
 @app.command("audit", rich_help_panel="Records")
@@ -56,8 +55,8 @@ def audit(
 ) -> int:
     """List what was attempted on a user, newest first, also on one that does not exist.
 
-    The outcome is the amount in smallest units, or why it was refused; of a ledger with decimal
-    places amounts are in credits as well: -1350 (-13.50). Metadata is shown with --metadata only.
+    Amounts are in smallest units; if the ledger has decimal places, a terminal shows
+    credits, and piped lines have both. Moments are in UTC. Metadata is shown with --metadata only.
     """
     options: dict[str, Any] = {
         "limit": whole_number("--limit", limit),
@@ -75,12 +74,18 @@ def audit(
         facts = {"database": where.database, "user_id": user, "attempts": rows}
         show_facts({**facts, "next_cursor": page.next_cursor})
         return DONE
-    columns = {**_COLUMNS, "metadata": 0} if metadata else _COLUMNS
-    show_rows(columns, [_cells(row, settings, metadata=metadata) for row in page], whole="id")
+    show_rows(
+        (*_COLUMNS, "metadata") if metadata else _COLUMNS,
+        [_cells(row, metadata=metadata) for row in page],
+        whole="id",
+        amounts=("amount",),
+        decimal_places=settings.decimal_places,
+        is_listing=True,
+    )
     if not page:
-        show(f"{user}: no such attempts")
+        note(f"{user}: no such attempts")
     if page.next_cursor is not None:
-        show(f"next page: --cursor {page.next_cursor}")
+        note(f"next page: --cursor {page.next_cursor}")
     return DONE
 
 
@@ -89,14 +94,17 @@ def _facts(row: AuditLog, *, metadata: bool) -> dict[str, Any]:
     return {name: plain(value) for name, value in facts.items() if metadata or name != "metadata"}
 
 
-def _cells(row: AuditLog, settings: CreditConfig, *, metadata: bool) -> tuple[object, ...]:
-    amount = row.details.get("amount")
+def _cells(row: AuditLog, *, metadata: bool) -> tuple[object, ...]:
     cells = (
         shown_moment(row.created_at),
         row.status,
-        row.operation or "-",
+        row.operation or None,
         row.action,
-        row.error_message or shown(amount, settings),
+        row.details.get("amount"),
+        row.error_message or None,
         row.audit_id,
     )
-    return (*cells, json.dumps(plain(row.metadata), ensure_ascii=False)) if metadata else cells
+    if not metadata:
+        return cells
+    text = None if row.metadata is None else json.dumps(plain(row.metadata), ensure_ascii=False)
+    return (*cells, text)

@@ -12,6 +12,7 @@ from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Time
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.cleanup import GRACE_SECONDS, Cleanup, clean_up
+from credit_mongo.printing import moment_to_seconds
 
 
 @app.command("cleanup")
@@ -52,7 +53,7 @@ def cleanup(
     if as_json:
         show_facts({"database": where.database, **done.to_dict()})
     else:
-        what = f"{done.removed} records that expired before {done.before.isoformat()}"
+        what = f"{done.removed} records that expired before {moment_to_seconds(done.before)}"
         ending = "would be removed (dry run: nothing was written)" if dry_run else "removed"
         show(f"{where.database}: {what} {ending}")
     return DONE

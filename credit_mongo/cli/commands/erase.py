@@ -15,7 +15,7 @@ from credit_mongo.cli.failures import DONE, NOT_DONE
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.core.results import Erasure
 from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.printing import printable
+from credit_mongo.printing import moment_to_milliseconds, printable
 
 
 @app.command("erase")
@@ -73,7 +73,7 @@ def _is_confirmed(user: str, database: str) -> bool:
 
 
 def _facts(erasure: Erasure) -> dict[str, Any]:
-    return {**asdict(erasure), "erased_at": erasure.erased_at.isoformat()}
+    return {**asdict(erasure), "erased_at": moment_to_milliseconds(erasure.erased_at)}
 
 
 def _show(erasure: Erasure, database: str) -> None:

@@ -20,24 +20,15 @@ from credit_mongo.cli.ledgers import (
     ShowMetadata,
     moment_of,
     plain,
-    shown,
     shown_moment,
     whole_number,
     with_ledger,
 )
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
-from credit_mongo.config import CreditConfig
+from credit_mongo.cli.output import AsJson, note, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.core.results import Transaction
 
-_COLUMNS: Final = {
-    "seq": 0,
-    "when (UTC)": 0,
-    "operation": 0,
-    "action": 0,
-    "amount": 0,
-    "balance": 0,
-    "transaction": 0,
-}
+_COLUMNS: Final = ("seq", "when", "operation", "action", "amount", "balance", "transaction")
 _PRIVATE: Final = ("metadata", "idempotency_key")
 
 
@@ -64,8 +55,9 @@ def history(
 ) -> int:
     """List a user's transactions, newest first.
 
-    Amounts are in smallest units, negative for charges; of a ledger with decimal places in credits
-    as well: -1350 (-13.50). Metadata and idempotency keys are shown with --metadata only.
+    Amounts are negative for charges. They are in smallest units; if the ledger has decimal
+    places, a terminal shows credits, and piped lines have both. Moments are in UTC. Metadata and
+    idempotency keys are shown with --metadata only.
     """
     options: dict[str, Any] = {
         "limit": whole_number("--limit", limit),
@@ -83,15 +75,19 @@ def history(
         facts = {"database": where.database, "user_id": user, "transactions": rows}
         show_facts({**facts, "next_cursor": page.next_cursor})
         return DONE
-    columns = {**_COLUMNS, "metadata": 0} if metadata else _COLUMNS
     show_rows(
-        columns, [_cells(row, settings, metadata=metadata) for row in page], whole="transaction"
+        (*_COLUMNS, "metadata") if metadata else _COLUMNS,
+        [_cells(row, metadata=metadata) for row in page],
+        whole="transaction",
+        amounts=("amount", "balance"),
+        decimal_places=settings.decimal_places,
+        is_listing=True,
     )
     if not page:
         where_else = "" if include_archived else "; archived ones are shown by --include-archived"
-        show(f"{user}: no such transactions{where_else}")
+        note(f"{user}: no such transactions{where_else}")
     if page.next_cursor is not None:
-        show(f"next page: --cursor {page.next_cursor}")
+        note(f"next page: --cursor {page.next_cursor}")
     return DONE
 
 
@@ -103,14 +99,17 @@ def _facts(row: Transaction, *, metadata: bool) -> dict[str, Any]:
     }
 
 
-def _cells(row: Transaction, settings: CreditConfig, *, metadata: bool) -> tuple[object, ...]:
+def _cells(row: Transaction, *, metadata: bool) -> tuple[object, ...]:
     cells = (
         row.seq,
         shown_moment(row.created_at),
-        row.operation or "-",
+        row.operation or None,
         row.action,
-        shown(row.amount, settings),
-        shown(row.balance_after, settings),
+        row.amount,
+        row.balance_after,
         row.transaction_id,
     )
-    return (*cells, json.dumps(plain(row.metadata), ensure_ascii=False)) if metadata else cells
+    if not metadata:
+        return cells
+    text = None if row.metadata is None else json.dumps(plain(row.metadata), ensure_ascii=False)
+    return (*cells, text)

@@ -10,11 +10,12 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, show, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.ledger_settings import LedgerSettings
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
 
-_COLUMNS = {"state": 9, "kind": 11, "what": 0}
+_COLUMNS = ("state", "kind", "what")
 
 
 @app.command("init")
@@ -68,7 +69,7 @@ def _show(report: IndexReport, database: str, *, dry_run: bool) -> None:
     show_rows(_COLUMNS, [(change.state, change.kind, _words(change)) for change in report.changes])
     for change in report.conflicts:
         # Not in the table, which would break the command into lines.
-        show(f"{'':9} remedy:     {change.remedy}")
+        show(f"remedy: {change.remedy}")
     counts = (
         f"{len(report.created)} created, {len(report.kept)} kept, "
         f"{len(report.changed)} changed, {len(report.conflicts)} in conflict"

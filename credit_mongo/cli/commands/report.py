@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,16 +17,18 @@ from credit_mongo.cli.ledgers import (
     PeriodEnd,
     PeriodStart,
     moment_of,
-    shown,
-    shown_moment,
     whole_number,
 )
-from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, note, progress, show, show_facts
+from credit_mongo.cli.tables import show_rows
+from credit_mongo.cli.usage_words import Scale, change, period, period_before, totals
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.export_files import whole_file
 from credit_mongo.maintenance.export_formats import Write
-from credit_mongo.maintenance.usage import Usage, usage_of
+from credit_mongo.maintenance.usage import usage_of
+from credit_mongo.maintenance.usage_periods import zone_of
+from credit_mongo.maintenance.usage_results import Usage
 
 _DEFAULT_DAYS: Final = 30
 _NEEDED: Final = ("jinja2", "markupsafe", "matplotlib")
@@ -45,6 +46,12 @@ def report(
     ] = None,
     start: PeriodStart = None,
     end: PeriodEnd = None,
+    time_zone: Annotated[
+        str,
+        typer.Option(
+            "--timezone", metavar="ZONE", help="Whose days and months: UTC, Europe/Berlin, …"
+        ),
+    ] = "UTC",
     top: Annotated[
         str, typer.Option(metavar="N", help="How many actions, tiers and users to name, up to 100.")
     ] = "10",
@@ -58,14 +65,15 @@ def report(
     """Draw credits granted and spent: over time, by action, by tier, top spenders.
 
     PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days up to
-    now, or what --from and --to say. Refunds, tier changes and corrections stand apart from grants
-    and charges. Archived transactions that the database has are counted. Amounts are in smallest
-    units; totals of a ledger with decimal places in credits as well. A period in which nothing
-    happened is no error: the page says so. Without a file, only the totals are shown.
+    now, or what --from and --to say; the period before stands beside it. Dates are those of
+    --timezone. Refunds, tier changes and corrections stand apart from grants and charges. Archived
+    transactions count if they are in the database. Amounts are in credits if the ledger has
+    decimal places, else in smallest units. Without a file, only the totals are shown.
     """
     places = whole_number("--top", top)
-    until = moment_of("to", end) or datetime.now(timezone.utc)
-    since = moment_of("from", start) or _default_start(until)
+    zone = zone_of(time_zone)
+    until = moment_of("to", end, zone) or datetime.now(timezone.utc)
+    since = moment_of("from", start, zone) or _default_start(until, zone)
     where = Connecting.to(uri, database, timeout)
     _check_files(file, png)
     settings = settings_of(where, config)
@@ -77,6 +85,7 @@ def report(
                 since,
                 until,
                 places=places,
+                zone=zone,
                 collections=settings.collections,
                 on_progress=advance,
             )
@@ -91,15 +100,15 @@ def report(
         if picture is not None:
             from credit_mongo.cli.usage_chart import draw_report  # noqa: PLC0415 - optional
 
-            picture(draw_report(usage, where.database))
+            picture(draw_report(usage, where.database, Scale(settings.decimal_places)))
     _show(usage, where.database, [each for each in (file, png) if each], settings, as_json=as_json)
     return DONE
 
 
-def _default_start(end: datetime) -> datetime:
+def _default_start(end: datetime, zone: tzinfo) -> datetime:
     """A month of days before the end, from midnight on."""
     try:
-        start = end.astimezone(timezone.utc) - timedelta(days=_DEFAULT_DAYS)
+        start = end.astimezone(zone) - timedelta(days=_DEFAULT_DAYS)
     except OverflowError:
         raise typer.BadParameter("--to is too early for a period of 30 days") from None
     return start.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -131,7 +140,8 @@ def _page(usage: Usage, database: str, settings: CreditConfig) -> str:
     from credit_mongo.cli.usage_chart import draw_over_time  # noqa: PLC0415 - optional
     from credit_mongo.cli.usage_page import write_page  # noqa: PLC0415
 
-    return write_page(usage, database, draw_over_time(usage), settings.decimal_places)
+    scale = Scale(settings.decimal_places)
+    return write_page(usage, database, draw_over_time(usage, scale), scale)
 
 
 def _show(
@@ -142,24 +152,33 @@ def _show(
             {"database": database, "files": [str(each) for each in files], **usage.to_dict()}
         )
         return
-    totals = asdict(usage.totals)
-    rows = [
-        (name.replace("_", " "), shown(amount, settings))
-        for name, amount in totals.items()
-        if amount or name in ("granted", "spent", "refunded")
-    ]
-    show_rows({"total": 20, "amount": 0}, rows)
+    now, before = dict(totals(usage.totals)), dict(totals(usage.before.totals))
+    show_rows(
+        ("total", "amount", "period before", "change"),
+        [
+            (name, now.get(name, 0), before.get(name, 0), _change(name, now, before))
+            for name in {**now, **before}
+        ],
+        amounts=("amount", "period before"),
+        decimal_places=settings.decimal_places,
+    )
     if usage.has_files:
-        show("note: transactions of the period may have been archived to files, not counted here")
+        note("note: transactions of the period may have been archived to files, not counted here")
     if usage.left_out:
-        show(
+        note(
             f"note: {usage.left_out} rows are left out, as their amount is no whole number or "
             "their createdAt no date: credit-mongo verify names them"
         )
-    happened = "nothing happened" if usage.is_empty else f"{usage.transactions} transactions"
-    show(
-        f"{database}: {happened} from {shown_moment(usage.start)} to "
-        f"{shown_moment(usage.end)} (UTC)"
+    happened = (
+        "nothing happened"
+        if usage.is_empty
+        else f"{usage.transactions:,} transactions, {usage.active_users:,} active users"
     )
+    show(f"{database}: {happened}, {period(usage)}")
+    show(f"the period before: {period_before(usage)}")
     for path in files:
         show(f"written: {path}")
+
+
+def _change(name: str, now: dict[str, int], before: dict[str, int]) -> str | None:
+    return change(now.get(name, 0), before.get(name, 0)) or None

@@ -11,12 +11,13 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, load_config, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, show, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.roles import Role, RoleChange, RoleReport, credit_roles, ensure_roles
 
-_COLUMNS: Final = {"state": 7, "role": 0}
+_COLUMNS: Final = ("state", "role")
 _UNAUTHORIZED: Final = 13
 
 

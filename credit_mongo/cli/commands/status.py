@@ -9,14 +9,15 @@ from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.ledgers import shown_moment
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, show, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.indexes import IndexChange
 from credit_mongo.maintenance.status import CollectionState, Status, status_of
 
-_MEMBERS = {"member": 0, "state": 0, "behind": 0}
-_COLLECTIONS = {"collection": 0, "documents": 0, "data": 0, "on disk": 0}
-_INDEXES = {"state": 10, "kind": 10, "what": 0}
-_FACTS = {"fact": 20, "value": 0}
+_MEMBERS = ("member", "state", "behind")
+_COLLECTIONS = ("collection", "documents", "data", "on disk")
+_INDEXES = ("state", "kind", "what")
+_FACTS = ("fact", "value")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NOT_SEEN = "not known: the role may not see it"
 
@@ -61,10 +62,10 @@ def _show(found: Status, database: str) -> None:
             show("")
             show_rows(columns, rows)
     if off:
-        show("Run credit-mongo init to bring it about, or to see what is in the way.")
+        show("Run credit-mongo init: it creates what is missing, and names what is in the way.")
 
 
-def _facts(found: Status, database: str) -> list[tuple[str, str]]:
+def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
     report = found.indexes
     if report is None:
         indexes = _NOT_SEEN

@@ -13,9 +13,9 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import Cursor, Limit, plain, shown, shown_moment, whole_number
-from credit_mongo.cli.output import AsJson, show, show_facts, show_rows
-from credit_mongo.config import CreditConfig
+from credit_mongo.cli.ledgers import Cursor, Limit, plain, shown_moment, whole_number
+from credit_mongo.cli.output import AsJson, note, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.log_redaction import Unlogged
@@ -23,7 +23,7 @@ from credit_mongo.pages import LARGEST_LIMIT
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.stored_users import StoredUsers
 
-_COLUMNS: Final = {"user": 0, "balance": 0, "tier": 0, "tier expires": 0, "seq": 0}
+_COLUMNS: Final = ("user", "balance", "tier", "tier expires", "seq")
 _NAMES: Final = ("credits", "membership_tier", "membership_expires_at", "seq")
 
 
@@ -50,8 +50,9 @@ def users(
 ) -> int:
     """List users by id, with balance, tier and seq (how many transactions each has).
 
-    Balances are in smallest units; of a ledger with decimal places in credits as well: 1350
-    (13.50). A tier that has expired is listed with its expiry, in UTC. The cursor is the last id.
+    Balances are in smallest units; if the ledger has decimal places, a terminal shows
+    credits, and piped lines have both. An expired tier is listed with its expiry, in UTC. The
+    cursor is the last id.
     """
     count = whole_number("--limit", limit)
     if not 1 <= count <= LARGEST_LIMIT:
@@ -82,11 +83,18 @@ def users(
         listed = [{name: plain(value) for name, value in row.items()} for row in page]
         show_facts({"database": where.database, "users": listed, "next_cursor": next_cursor})
         return DONE
-    show_rows(_COLUMNS, [_cells(row, settings) for row in page])
+    show_rows(
+        _COLUMNS,
+        [_cells(row) for row in page],
+        whole="user",
+        amounts=("balance",),
+        decimal_places=settings.decimal_places,
+        is_listing=True,
+    )
     if not page:
-        show(f"{where.database}: no such users")
+        note(f"{where.database}: no such users")
     if next_cursor is not None:
-        show(f"next page: --cursor {shlex.quote(next_cursor)}")
+        note(f"next page: --cursor {shlex.quote(next_cursor)}")
     return DONE
 
 
@@ -104,12 +112,6 @@ def _facts(row: Raw, users: StoredUsers) -> Raw:
     return {"user_id": users.user_id_of(row), **facts}
 
 
-def _cells(row: Raw, settings: CreditConfig) -> tuple[object, ...]:
-    tier, seq = row["membership_tier"], row["seq"]
-    return (
-        row["user_id"],
-        shown(row["credits"], settings),
-        "-" if tier is None else tier,
-        shown_moment(row["membership_expires_at"]),
-        "-" if seq is None else seq,
-    )
+def _cells(row: Raw) -> tuple[object, ...]:
+    expires_at = shown_moment(row["membership_expires_at"])
+    return row["user_id"], row["credits"], row["membership_tier"], expires_at, row["seq"]

@@ -18,15 +18,16 @@ from credit_mongo.cli.connecting import (
     seconds_up_to,
 )
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.output import AsJson, progress, show, show_facts, show_rows
+from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.repair import Repair, repair
 from credit_mongo.maintenance.verify import verify
 
 # What a configuration can have.
 _LONGEST_TTL_SECONDS = 366 * 24 * 3600
-_FINDINGS = {"user": 0, "finding": 0, "seq": 0, "transaction": 0, "detail": 0}
-_CORRECTIONS = {"user": 0, "correction": 0, "amount": 0, "settles": 0, "reason": 0}
+_FINDINGS = ("user", "finding", "seq", "transaction", "detail")
+_CORRECTIONS = ("user", "correction", "amount", "settles", "reason")
 
 
 @app.command("verify")
@@ -121,15 +122,19 @@ def _show(verification: Verification, database: str) -> None:
     left_out = verification.findings_total - len(verification.findings)
     if left_out:
         show(f"… and {left_out} more")
+    checked = f"{verification.users:,} users, {verification.transactions:,} transactions"
+    if not verification.findings_total:
+        show(f"{database}: the books are right ({checked} checked)")
+        return
     show(
-        f"{database}: {verification.users} users, {verification.transactions} transactions, "
-        f"{verification.findings_total} findings of {verification.users_off} users"
+        f"{database}: {verification.findings_total:,} findings of {verification.users_off:,} users "
+        f"({checked} checked)"
     )
 
 
 def _cells(finding: Finding) -> tuple[object, ...]:
-    seq = "-" if finding.seq is None else finding.seq
-    return finding.user_id, finding.code, seq, finding.transaction_id or "-", finding.detail
+    transaction = finding.transaction_id or None
+    return finding.user_id, finding.code, finding.seq, transaction, finding.detail
 
 
 def _show_repair(done: Repair, database: str) -> None:

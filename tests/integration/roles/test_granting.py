@@ -189,7 +189,7 @@ async def test_the_script_creates_the_roles_and_says_what_it_did(
     assert (await database.command({"rolesInfo": 1}))["roles"] == []
     code, output, errors = await run_script("--create", uri=uri)
     assert (code, errors) == (0, "")
-    assert "created creditRuntime\n" in output
+    assert "created\tcreditRuntime\n" in output
     code, output, errors = await run_script("--create", "--json", uri=uri)
     assert (code, errors) == (0, "")
     assert [change["role"] for change in json.loads(output)["kept"]] == ROLES
@@ -199,7 +199,7 @@ async def test_the_script_creates_the_roles_and_says_what_it_did(
     )
     code, output, errors = await run_script("--create", uri=uri)
     assert (code, errors) == (0, "")
-    assert "changed creditRuntime: + update on app.users, - " in output
+    assert "changed\tcreditRuntime: + update on app.users, - " in output
     assert "- collMod on app" in output
     await create_user_with(administrator, APP, "ann", ["creditRuntime"], server.password)
     code, output, errors = await run_script("--create", uri=server.uri_of("ann", APP))
