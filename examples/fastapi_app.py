@@ -6,6 +6,7 @@ there is no MONGODB_URI. PORT (8000) is where it listens on 127.0.0.1. Then:
 curl -X PUT localhost:8000/users/ann
 curl -X POST localhost:8000/posts -H 'X-User: ann' -H 'Idempotency-Key: 1' --json '{"topic": "tea"}'
 curl localhost:8000/balance -H 'X-User: ann'
+curl localhost:8000/history -H 'X-User: ann'
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 from pymongo import AsyncMongoClient
 
-from credit_mongo import CreditConfig, CreditLedger, Settings
+from credit_mongo import CreditConfig, CreditLedger, HistoryPage, Settings
 from credit_mongo.integrations.fastapi import (
     Charge,
     Paid,
@@ -98,6 +99,12 @@ async def open_account(user_id: str, ledger: Ledger) -> Mapping[str, Any]:
 async def balance(user: User, ledger: Ledger) -> Mapping[str, int]:
     """The credits that are left."""
     return {"credits": await ledger.get_balance(user)}
+
+
+@app.get("/history")
+async def history(user: User, ledger: Ledger, cursor: str | None = None) -> HistoryPage:
+    """What happened to the credits, newest first; ``next_cursor`` gives the next page."""
+    return await ledger.get_history(user, limit=20, cursor=cursor)
 
 
 @app.post("/upgrade")

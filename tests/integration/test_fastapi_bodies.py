@@ -155,7 +155,8 @@ async def test_a_form_that_the_handler_reads_is_the_same_with_another_boundary(
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("1", "1%0A"), ("1%23", "1%2523"), ("1", "1%3Fa=1"), ("1?a=1", "1?a=%31")]
+    ("one", "other"),
+    [("1", "1%0A"), ("1%23", "1%2523"), ("a/b", "a%2Fb"), ("1", "1%3Fa=1"), ("1?a=1", "1?a=%31")],
 )
 async def test_another_path_is_another_request(site: Uploads, one: str, other: str) -> None:
     """As it was sent, however it is decoded."""

@@ -243,7 +243,9 @@ async def test_the_example_runs_with_nothing_else_there() -> None:
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             answer = await _first_answer(client, process)
+            page = (await client.get("/history", headers={"X-User": "ann"})).json()
         assert (answer.status_code, answer.json()) == (200, {"user": "ann", "credits": 100})
+        assert [row["balance_after"] for row in page["items"]] == [100]
     finally:
         process.terminate()
         _, errors = await process.communicate()

@@ -34,6 +34,10 @@ INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
+FINGERPRINTS: Final = "tests/unit/test_fingerprints.py"
+BODIES: Final = "tests/integration/test_fastapi_bodies.py"
+PAID: Final = "tests/integration/test_fastapi.py"
+PARTS: Final = "tests/integration/test_fastapi_applications.py"
 
 
 @dataclass(frozen=True)
@@ -779,5 +783,77 @@ PLANTED: Final = (
         "for others in (self._erase_records, self._erase_paid_requests):",
         "for others in (self._erase_paid_requests,):",
         (ERASE,),
+    ),
+    # Paid requests
+    Bug(
+        "another request replays a paid one: the parts of a fingerprint run together",
+        "integrations/fastapi/fingerprints.py",
+        '        digest.update(len(part).to_bytes(8, "big"))\n',
+        "",
+        (FINGERPRINTS,),
+    ),
+    Bug(
+        "another request replays a paid one: a boundary in a file counts for nothing",
+        "integrations/fastapi/fingerprints.py",
+        "is_regular = self._tail == _DELIMITER_START and self._follows_delimiter()",
+        "is_regular = True",
+        (FINGERPRINTS,),
+    ),
+    Bug(
+        "the path is taken decoded",
+        "integrations/fastapi/fingerprints.py",
+        'scope.get("raw_path") or scope["path"]',
+        'scope["path"]',
+        (BODIES,),
+    ),
+    Bug(
+        "a large body is taken before the account is looked at",
+        "integrations/fastapi/bodies.py",
+        "            await check()\n        kept",
+        "            pass\n        kept",
+        (BODIES,),
+    ),
+    Bug(
+        "a repetition is refused for want of the credits that it has paid",
+        "integrations/fastapi/paid_requests.py",
+        'if await self._keep(self._collection.find_one(query, {"_id": 1})) is not None:',
+        "if False:",
+        (BODIES,),
+    ),
+    Bug(
+        "a body has no end",
+        "integrations/fastapi/bodies.py",
+        "if max(self._size, announced) > self._largest:",
+        "if announced > self._largest:",
+        (BODIES,),
+    ),
+    Bug(
+        "all of a charge is refunded though a part was",
+        "integrations/fastapi/charges.py",
+        "charge.cost - refunded,",
+        "charge.cost,",
+        (PAID,),
+    ),
+    Bug(
+        "a damaged account's request is settled for ever",
+        "integrations/fastapi/paid_requests.py",
+        "            charge = await self._charges.find(run)\n        except StorageError",
+        "            raise\n        except StorageError",
+        (PAID,),
+    ),
+    Bug(
+        "a charge on an account damaged since is forgotten",
+        "integrations/fastapi/paid_requests.py",
+        "            await self._charges.refund(charge)\n        await self._release(run)",
+        "            with contextlib.suppress(CreditError):\n"
+        "                await self._charges.refund(charge)\n        await self._release(run)",
+        (PAID,),
+    ),
+    Bug(
+        "a route charges twice",
+        "integrations/fastapi/routes.py",
+        "if len(charges) > 1:",
+        "if False:",
+        (PARTS,),
     ),
 )

@@ -25,7 +25,7 @@ _BARE: Final = re.compile(r"[\x21\x23-\x7e]+")
 
 
 class IdempotencyKeyError(CreditError):
-    """The ``Idempotency-Key`` header is none; nothing was done."""
+    """The ``Idempotency-Key`` header is malformed, or was sent twice; nothing was done."""
 
     code = "INVALID_IDEMPOTENCY_KEY"
 
@@ -45,7 +45,8 @@ class MissingIdempotencyKeyError(CreditError):
         super().__init__(f"this request needs the header {NAME}, new for each new request")
 
 
-# Declared for the OpenAPI document. The value is read from the request, which shows repetitions.
+# Declared for the OpenAPI document. The value is read from the request, which shows whether the
+# header was sent twice.
 _Declared = Annotated[
     str | None,
     Header(alias=NAME, description="Makes a retry safe: the same key for the same request."),
