@@ -9,7 +9,7 @@ a terminal reaches the application alone, which then stops in its own order.
 
 Each line it reads is a port to start on; it answers ``pid …``, and ``ended …`` when that ends.
 
-``local.py`` runs this file as a script, in a Python that sees the standard library alone.
+``local_members.py`` runs this file as a script, in a Python that sees the standard library alone.
 """
 
 from __future__ import annotations

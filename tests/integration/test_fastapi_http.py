@@ -18,7 +18,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from credit_mongo.local import _free_port
+from credit_mongo.local_members import _free_port
 from credit_mongo.maintenance.verify import verify
 from tests.integration.promises import (
     Client,

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import pytest
 from pymongo import AsyncMongoClient
 
-from credit_mongo import local, local_keeper
+from credit_mongo import local_keeper, local_members
 from credit_mongo.errors import InvalidRequestError, StorageError
 from credit_mongo.local import LocalReplicaSet, find_mongod
 from credit_mongo.private_files import why_unsafe
@@ -246,9 +246,9 @@ async def test_a_port_lost_to_another_program_is_replaced(
     place: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between choosing a free port and listening on it, somebody else may take it."""
-    choose = local._free_port
+    choose = local_members._free_port
     ports = iter([taken_port])
-    monkeypatch.setattr(local, "_free_port", lambda: next(ports, 0) or choose())
+    monkeypatch.setattr(local_members, "_free_port", lambda: next(ports, 0) or choose())
     async with LocalReplicaSet() as replica_set:
         assert replica_set.members[0].port != taken_port
     assert left_by(place) == []
@@ -256,7 +256,7 @@ async def test_a_port_lost_to_another_program_is_replaced(
 
 def test_free_ports_are_free_and_not_given_to_outgoing_connections() -> None:
     """A member that was killed must find its port free when it is restarted."""
-    ports = {local._free_port() for _ in range(20)}
+    ports = {local_members._free_port() for _ in range(20)}
     assert len(ports) > 10
     assert all(20_000 <= port < 32_000 for port in ports)
     for port in ports:

@@ -1536,7 +1536,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"history", "maintenance"}),
     frozenset({"ledger"}),
     frozenset({"__init__"}),
-    frozenset({"local_keeper"}),
+    frozenset({"local_directories", "local_keeper"}),
+    frozenset({"local_members"}),
     frozenset({"local"}),
     frozenset({"testing"}),
     frozenset({"cli", "integrations"}),
@@ -1669,9 +1670,9 @@ def test_the_errors_import_nothing_of_ours() -> None:
     assert not [name for name in imports_of(MODULES["errors"]) if name.startswith("credit_mongo")]
 
 
-# asyncio shows the results of its own tasks and futures in its debug log. "local" reads no rows.
+# asyncio shows results of its own tasks and futures in its debug log. A local server has no rows.
 SHOWS_RESULTS = frozenset({"create_task", "ensure_future", "shield", "TaskGroup"})
-MAY_SHOW_RESULTS = frozenset({"engine.tasks", "local", "drivers.synchronous"})
+MAY_SHOW_RESULTS = frozenset({"engine.tasks", "local", "local_members", "drivers.synchronous"})
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - MAY_SHOW_RESULTS))
