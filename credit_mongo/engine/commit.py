@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
@@ -46,9 +46,22 @@ from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
 from credit_mongo.log_redaction import Unlogged
 
-__all__ = ["HELD", "Committer", "Held", "TakeMore"]
+__all__ = ["HELD", "Committer", "Held", "More", "TakeMore"]
 
-TakeMore: TypeAlias = Callable[[], Sequence[AnyRequest]]
+
+class More(NamedTuple):
+    """Requests that share a commit as well, and the latest deadline of its requests."""
+
+    requests: Sequence[AnyRequest]
+    deadline: float
+
+
+TakeMore: TypeAlias = Callable[[], More]
+
+
+def _nothing_more() -> More:
+    return More((), float("-inf"))
+
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a document that is not found by its id (a collation's doing).
@@ -104,6 +117,11 @@ class _Batch:
         self.failures = 0
         self.conflicts = 0
         self.duplicates = 0
+
+    def add(self, more: More) -> None:
+        """Take requests along, which have time until their own deadlines."""
+        self.requests += more.requests
+        self.deadline = max(self.deadline, more.deadline)
 
     def seconds_left(self) -> float:
         return self.deadline - self.clock()
@@ -161,8 +179,8 @@ class Committer:
     ) -> list[Outcome | Held]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
-        Who has waited for a turn uses it for those, too, who have come meanwhile: they are added to
-        the requests.
+        Requests that were queued while this batch waited for its turn join it: they are added to
+        ``requests``, and the deadline becomes that of the latest.
 
         A failure of the database is an outcome too. What cannot be written is found by parting the
         batch until it is alone: a request that the server refuses fails, and those of a user whom
@@ -171,7 +189,7 @@ class Committer:
         return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS)
 
     async def commit_patiently(
-        self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
+        self, requests: list[AnyRequest], deadline: float, take_more: TakeMore = _nothing_more
     ) -> list[Outcome | Held]:
         """The same for requests of one user, waiting for whoever holds it until the deadline."""
         return await self._commit(requests, deadline, take_more, None)
@@ -184,8 +202,8 @@ class Committer:
         patience: float | None,
     ) -> list[Outcome | Held]:
         failed: CreditError
+        batch = _Batch(requests, take_more, self._clock(), deadline, patience)
         try:
-            batch = _Batch(requests, take_more, self._clock(), deadline, patience)
             with Unlogged():
                 return list(await self._commit_together(batch))
         except _HeldError:
@@ -202,7 +220,7 @@ class Committer:
             parts = []
             failed = error
         if len(parts) > 1:
-            return await self._commit_parts(requests, parts, deadline, patience)
+            return await self._commit_parts(requests, parts, batch.deadline, patience)
         # One for each: an error that is raised takes up the traceback of its raising.
         return [_copy(failed) for _ in requests]
 
@@ -216,7 +234,9 @@ class Committer:
         outcomes: dict[int, Outcome | Held] = {}
         for part in (True, False):
             numbers = [n for n, first in enumerate(is_first) if first is part]
-            committed = await self._commit([requests[n] for n in numbers], deadline, list, patience)
+            committed = await self._commit(
+                [requests[n] for n in numbers], deadline, _nothing_more, patience
+            )
             outcomes.update(zip(numbers, committed, strict=True))
         return [outcomes[n] for n in range(len(requests))]
 
@@ -254,8 +274,8 @@ class Committer:
         try:
             while True:
                 try:
-                    outcomes = await self._deadlines.keep(
-                        self._try(batch, session), batch.seconds_left(), left
+                    outcomes = await self._deadlines.keep_while(
+                        self._try(batch, session), batch.seconds_left, left
                     )
                 except Exception as error:
                     seconds = self._seconds_to_next_try(batch, error)
@@ -289,7 +309,7 @@ class Committer:
             batch.lost_turn = False
             batch.has_turn = True
             if batch.unknown is None:
-                batch.requests += batch.take_more()
+                batch.add(batch.take_more())
         sent = batch.unknown
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.

@@ -9,7 +9,7 @@ what still waits for an answer cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
@@ -40,13 +40,26 @@ class Deadlines:
         Work that was left alone, at the deadline or because the caller was cancelled, goes on for a
         while, and is added to ``left``: what it must not do any more, it has to be told.
         """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        return await self.keep_while(work, lambda: deadline - clock(), left)
+
+    async def keep_while(
+        self,
+        work: Coroutine[Any, Any, _T],
+        seconds_left: Callable[[], float],
+        left: list[Late] | None = None,
+    ) -> _T:
+        """The same with a deadline that may move while the work is under way."""
         task = tasks.start(work)
         try:
-            done, _ = await asyncio.wait({task}, timeout=max(seconds, 0))
+            while not (await asyncio.wait({task}, timeout=max(seconds_left(), 0)))[0]:
+                if seconds_left() <= 0:
+                    break
         except asyncio.CancelledError:
             self._leave(task, left)
             raise
-        if done:
+        if task.done():
             return task.result()
         self._leave(task, left)
         raise asyncio.TimeoutError

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
-from credit_mongo.engine.commit import Held, TakeMore
+from credit_mongo.engine.commit import Held, More, TakeMore
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -140,8 +140,8 @@ class _Lane:
         self._take_more()
         return self._in_flight
 
-    def _take_more(self) -> list[AnyRequest]:
-        """Fill the batch from the queue; what is new in it."""
+    def _take_more(self) -> More:
+        """Fill the batch from the queue; what is new in it, and the deadline of all that is."""
         before = len(self._in_flight)
         while self._queue and len(self._in_flight) < LARGEST_BATCH:
             waiting = self._queue.popleft()
@@ -149,7 +149,9 @@ class _Lane:
             if not waiting.answer.done():
                 waiting.in_flight = True
                 self._in_flight.append(waiting)
-        return [waiting.request for waiting in self._in_flight[before:]]
+        latest = max((waiting.deadline for waiting in self._in_flight), default=0.0)
+        requests = [waiting.request for waiting in self._in_flight[before:]]
+        return More(requests, latest - self._spare_seconds)
 
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         deadline = max(waiting.deadline for waiting in batch) - self._spare_seconds

@@ -206,7 +206,7 @@ class _Repairing:
                 # Before the correction, which settles the finding.
                 await self._shorten_keys(user_id)
             deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
-            [outcome] = await self._committer.commit_patiently([request], deadline, list)
+            [outcome] = await self._committer.commit_patiently([request], deadline)
             if isinstance(outcome, CorrectionResult):
                 row_id = outcome.transaction_id
                 return Correction(user_id, "added", amount, findings, row_id)

@@ -22,7 +22,7 @@ OPERATIONS: Final = "tests/integration/test_operations.py"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
 SESSIONS: Final = "tests/integration/test_application_transactions.py"
-FROZEN: Final = "tests/integration/test_frozen_processes.py"
+TURNS: Final = "tests/integration/test_turns.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/test_bad_input.py"
 VERIFY: Final = "tests/integration/test_verify.py"
@@ -690,14 +690,21 @@ PLANTED: Final = (
         "engine/turns.py",
         "            self._stuck.begin(now)\n",
         "            pass\n",
-        (FROZEN,),
+        (TURNS,),
     ),
     Bug(
         "a user whom a frozen process has written stops all others",
         "engine/commit.py",
         "        if not batch.has_turn and not self._turns.are_stuck(batch.clock()):\n",
         "        if not batch.has_turn:\n",
-        (FROZEN,),
+        (TURNS,),
+    ),
+    Bug(
+        "requests that join a batch have its older deadline",
+        "engine/commit.py",
+        "        self.deadline = max(self.deadline, more.deadline)\n",
+        "        pass\n",
+        (TURNS,),
     ),
     Bug(
         "the application's own commit is not read",

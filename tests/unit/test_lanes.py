@@ -52,6 +52,7 @@ class Commits:
         self.held: set[str] = set()
         self.released = asyncio.Event()
         self.takes_more = False
+        self.deadlines = (0.0, 0.0)
         self.refused: dict[str, Exception] = {}
         self.failure: BaseException | None = None
 
@@ -64,7 +65,9 @@ class Commits:
         self.begun.set()
         await self.gate.wait()
         if self.takes_more:
-            requests += take_more()
+            more = take_more()
+            requests += more.requests
+            self.deadlines = (deadline, more.deadline)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -131,16 +134,19 @@ async def test_what_arrives_while_a_lane_is_busy_shares_the_next_commit(commits:
 
 
 async def test_who_comes_while_a_commit_waits_for_its_turn_rides_along(commits: Commits) -> None:
-    """The commit takes them in before it reads anything, and each gets its own result."""
+    """The commit takes them in before it reads anything; each has its own result and deadline."""
     lanes = lanes_on(commits)
     commits.takes_more = True
     callers = submit(lanes, request(0))
     await commits.begun.wait()
+    await asyncio.sleep(0.05)
     callers += submit(lanes, request(1), request(2))
     await settle()
     commits.gate.set()
     assert await asyncio.gather(*callers) == [result(request(n)) for n in range(3)]
     assert commits.batches == [["0"]]
+    first, latest = commits.deadlines
+    assert latest - first >= 0.04
 
 
 async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) -> None:

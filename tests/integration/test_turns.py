@@ -1,4 +1,4 @@
-"""A process that is frozen or killed in its turn: the others go on, after one short wait."""
+"""Turns of several processes: nobody waits for one that is frozen, or has less time for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from pymongo import AsyncMongoClient
 
 import credit_mongo
 from credit_mongo import CreditConfig, CreditLedger, StorageError
 from credit_mongo.engine.cooldown import Cooldown
-from tests.integration.promises import Client, Database, check_promises, end_all_transactions
+from tests.integration.promises import (
+    Client,
+    Database,
+    Row,
+    check_promises,
+    end_all_transactions,
+    failing,
+    with_options,
+)
 
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=4)
 # A tenth of the deadline is waited for the turn. The rest is for slow machines.
@@ -144,4 +153,35 @@ async def test_turns_come_back_when_the_turn_changes_hands(
         await ledger.charge("held", "post")
         assert turns.are_needed(clock())
         assert await ledger.get_balance("held") == 980
+    await check_promises(database)
+
+
+async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """It is not failed with the batch, which had begun to wait for its turn long before."""
+    uri = with_options(replica_set_uri, appName="joining")
+    config = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=2)
+    async with (
+        AsyncMongoClient[Row](uri, tz_aware=True) as application,
+        CreditLedger(application[database.name], config) as ledger,
+    ):
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=1000)
+        take_turns(ledger)
+        await ledger.charge("ann", "post")  # now there is a turn
+        ledger._committer._turns._longest_held_seconds = 60
+        slow = {"blockConnection": True, "blockTimeMS": 800}
+        users = {"failCommands": ["find"], "namespace": f"{database.name}.users"}
+        async with failing(client, "joining", {"times": 1}, **users, **slow):
+            async with client.start_session() as session, await session.start_transaction():
+                turn = client[database.name]["turns"]
+                await turn.update_one({"_id": "turn"}, {"$inc": {"taken": 1}}, session=session)
+                first = asyncio.ensure_future(ledger.charge("ann", "post"))
+                await asyncio.sleep(1.2)
+                second = asyncio.ensure_future(ledger.charge("ann", "post"))
+                await asyncio.sleep(0.1)
+            with pytest.raises(StorageError):
+                await first
+            assert (await second).balance_after == 970
     await check_promises(database)
