@@ -6,6 +6,7 @@ of that SDK, saved as JSON, loads unchanged.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -28,9 +29,14 @@ from credit_mongo.config_parts import Part, wrong
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
 from credit_mongo.core.policy import Policy
+from credit_mongo.core.price_checks import (
+    MOST_DECIMAL_PLACES,
+    why_it_can_be_free,
+    why_not_usable,
+)
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
 from credit_mongo.core.values import LARGEST_AMOUNT, check_identifier
-from credit_mongo.errors import InvalidRequestError
+from credit_mongo.errors import InvalidRequestError, PriceRoundsToZeroWarning
 from credit_mongo.user_mapping import UserMapping
 
 if TYPE_CHECKING:
@@ -60,6 +66,9 @@ __all__ = [
     "UserMapping",
 ]
 
+# Both far above any price list; with as many, a configuration is checked in some seconds.
+MAX_PRICES: Final = 10_000
+MAX_FORMULAS_LENGTH: Final = 1_000_000
 SETTINGS_COLLECTION: Final = "ledger_settings"
 """Where each ledger of a database keeps what gives its rows their meaning."""
 
@@ -106,6 +115,23 @@ def _price(value: Any) -> Fraction | Formula:
         return Formula.parse(value)
     except FormulaSyntaxError as error:
         raise wrong(f"is not a formula: {error}") from None
+
+
+def _bounded(costs: Any) -> Any:
+    """Prices, before they are looked at: each may take milliseconds."""
+    if not isinstance(costs, Mapping):
+        return costs
+    prices = [
+        price
+        for by_tier in costs.values()
+        if isinstance(by_tier, Mapping)
+        for price in by_tier.values()
+    ]
+    if len(prices) > MAX_PRICES:
+        raise wrong(f"has more than {MAX_PRICES:,} prices")
+    if sum(len(price) for price in prices if isinstance(price, str)) > MAX_FORMULAS_LENGTH:
+        raise wrong(f"has formulas of more than {MAX_FORMULAS_LENGTH:,} characters in all")
+    return costs
 
 
 _Name = Annotated[str, AfterValidator(_name)]
@@ -196,7 +222,12 @@ class AuditConfig(Part):
 
 
 class MembershipConfig(Part):
-    """Tiers by level (higher is more), the lowest tier that an action needs, balances by tier."""
+    """Tiers by level (higher is more), the lowest tier that an action needs, caps by tier.
+
+    ``credits_caps`` are in **credits**, as prices are: the balance that a change to the tier sets.
+    (Amounts of the API, such as the ``credits`` of ``create_user``, are in smallest units: with two
+    decimal places a cap of 20 is a balance of 2000.)
+    """
 
     tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
     requirements: _Mapping[_Name, _Name | None] = Field(default_factory=dict)
@@ -300,7 +331,10 @@ class CreditConfig(Part):
     the documents in ``collections.users`` are the application's, and what their fields are called.
     """
 
-    costs: _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price), _Written]]]
+    costs: Annotated[
+        _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price), _Written]]],
+        BeforeValidator(_bounded),
+    ]
     membership: MembershipConfig | None = None
     retry: RetryConfig = Field(default_factory=RetryConfig)
     idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
@@ -308,7 +342,10 @@ class CreditConfig(Part):
     collections: CollectionNames = Field(default_factory=CollectionNames)
     users: UserMapping | None = None
     decimal_places: Annotated[int, _Number] = Field(
-        default=0, ge=0, le=9, validation_alias=AliasChoices("decimal_places", "decimalPlaces")
+        default=0,
+        ge=0,
+        le=MOST_DECIMAL_PLACES,
+        validation_alias=AliasChoices("decimal_places", "decimalPlaces"),
     )
     operation_timeout_seconds: Annotated[float, _Number] = Field(
         default=10,
@@ -363,14 +400,21 @@ class CreditConfig(Part):
             for tier, price in prices.items():
                 if tiers is not None and tier != DEFAULT_TIER and tier not in tiers:
                     raise wrong(f"there is no tier {tier!r}", "costs", action, tier)
-                if not isinstance(price, Formula) and self._units(price) > LARGEST_AMOUNT:
-                    raise wrong(f"is more than {LARGEST_AMOUNT} units", "costs", action, tier)
+                self._check_amount(price, "costs", action, tier)
         if self.membership is not None:
             for tier, cap in self.membership.credits_caps.items():
-                if self._units(cap) > LARGEST_AMOUNT:
-                    reason = f"is more than {LARGEST_AMOUNT} units"
-                    raise wrong(reason, "membership", "credits_caps", tier)
+                self._check_amount(cap, "membership", "credits_caps", tier)
         return self
+
+    def _check_amount(self, amount: Fraction | Formula, *field: str) -> None:
+        reason = why_not_usable(amount, self.decimal_places)
+        if reason is not None:
+            raise wrong(reason, *field)
+        if isinstance(amount, Formula):
+            doubt = why_it_can_be_free(amount, self.decimal_places)
+            if doubt is not None:
+                message = f"{'.'.join(field)}: {doubt}"
+                warnings.warn(message, PriceRoundsToZeroWarning, stacklevel=2)
 
     @cached_property
     def policy(self) -> Policy:

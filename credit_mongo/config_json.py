@@ -6,13 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 from credit_mongo.core.formula import Formula
 from credit_mongo.errors import ConfigurationError
 
-__all__ = ["parse_json", "to_json_text", "written_price"]
+__all__ = ["MAX_JSON_LENGTH", "parse_json", "to_json_text", "written_price"]
 
+# Ten times a price list of a thousand models with a formula each; reading it takes a few seconds.
+MAX_JSON_LENGTH: Final = 1_000_000
+# More than any number that a configuration takes, and still one that Python can hold.
+_MOST_DIGITS: Final = 1_000
+_EXTREME_EXPONENT: Final = 999_999
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -20,27 +25,41 @@ def parse_json(text: object) -> dict[str, Any]:
     """The values of a JSON object, numbers with a fraction as decimals, exactly as written.
 
     ``text`` is a str or bytes in UTF-8, UTF-16 or UTF-32; a byte order mark is ignored. Raises
-    ConfigurationError for anything that is not a JSON object, and for a key that stands twice in
-    one object: Python would silently take the last.
+    ConfigurationError for anything that is not a JSON object, for more than 1,000,000 characters or
+    bytes, and for a key that stands twice in one object: Python would silently take the last.
     """
     if not isinstance(text, str | bytes):
         raise ConfigurationError("", f"must be a str or bytes, not {type(text).__name__}")
+    if len(text) > MAX_JSON_LENGTH:
+        raise ConfigurationError("", f"is longer than {MAX_JSON_LENGTH:,} characters")
     try:
         decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
         decoded = decoded.removeprefix(_BYTE_ORDER_MARK)
         if not decoded.strip():
             raise ConfigurationError("", "is empty, not JSON")
-        values = _plain(json.loads(decoded, parse_float=Decimal, object_pairs_hook=_Pairs), ())
+        read = json.loads(decoded, parse_float=_decimal, parse_int=_whole, object_pairs_hook=_Pairs)
+        values = _plain(read, ())
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigurationError("", f"is not JSON: {error.msg} ({place})") from None
-    except ArithmeticError:
-        raise ConfigurationError("", "has a number with too large an exponent") from None
     except (ValueError, RecursionError):
         raise ConfigurationError("", "is not JSON") from None
     if not isinstance(values, dict):
         raise ConfigurationError("", "must be a JSON object")
     return values
+
+
+def _decimal(text: str) -> Decimal:
+    """The number, or one that is as far out of any range: Decimal has exponents of 18 digits."""
+    digits, _, exponent = text.lower().partition("e")
+    if len(exponent) > len(str(_EXTREME_EXPONENT)) + 1:
+        exponent = f"{'-' if exponent.startswith('-') else ''}{_EXTREME_EXPONENT}"
+    return Decimal(f"{digits}e{exponent}" if exponent else digits)
+
+
+def _whole(text: str) -> int | Decimal:
+    # Python refuses to read thousands of digits as an int. A field that takes none says so itself.
+    return int(text) if len(text) <= _MOST_DIGITS else Decimal(text)
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -25,6 +25,7 @@ __all__ = [
     "LedgerBusyError",
     "MembershipRequiredError",
     "MissingVariableError",
+    "PriceRoundsToZeroWarning",
     "RefundExceedsChargeError",
     "ReplicaSetRequiredError",
     "StorageError",
@@ -35,6 +36,13 @@ __all__ = [
     "UserExistsError",
     "UserNotFoundError",
 ]
+
+
+class PriceRoundsToZeroWarning(UserWarning):
+    """A price formula gives more than 0 credits that are rounded to 0 units for small values.
+
+    Such uses are free. The message names the price, and the ``decimal_places`` that would do.
+    """
 
 
 class CreditError(Exception):

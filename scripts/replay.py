@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from argparse import ArgumentParser, Namespace
 from asyncio.subprocess import PIPE
 from collections import Counter, deque
@@ -34,7 +35,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress
 from rich.table import Column, Table
 
-from credit_mongo import CreditConfig, CreditError, CreditLedger, InsufficientCreditsError
+from credit_mongo import (
+    CreditConfig,
+    CreditError,
+    CreditLedger,
+    InsufficientCreditsError,
+    PriceRoundsToZeroWarning,
+)
 from credit_mongo.local import LocalReplicaSet
 
 ACTION: Final = "ai-completion"
@@ -46,6 +53,9 @@ PRICES: Final = {
 TIERS: Final = ("free", "premium", "enterprise")
 # What users start with: in the free tier it lasts some of them to the end, and others not.
 OPENING_CREDITS: Final = dict(zip(TIERS, (180, 2_000, 10_000), strict=True))
+# A record of one or two tokens is free for some, as cents are the smallest unit here. In a product,
+# give more decimal places, or round up in the formula.
+warnings.simplefilter("ignore", PriceRoundsToZeroWarning)
 CONFIG: Final = CreditConfig(
     costs={ACTION: PRICES},
     membership={"tiers": dict(zip(TIERS, range(3), strict=True)), "credits_caps": OPENING_CREDITS},

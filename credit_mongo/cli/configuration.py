@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,8 +18,10 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.config import CollectionNames, CreditConfig
-from credit_mongo.errors import ConfigurationError
+from credit_mongo.config_json import MAX_JSON_LENGTH
+from credit_mongo.errors import ConfigurationError, PriceRoundsToZeroWarning
 from credit_mongo.ledger_settings import LedgerSettings
+from credit_mongo.printing import printable
 
 __all__ = ["ConfigFile", "load_config", "settings_of"]
 
@@ -33,8 +36,6 @@ ConfigFile = Annotated[
     ),
 ]
 
-# More than any configuration has; a device that never ends is none.
-_LARGEST_CONFIG_BYTES: Final = 16 * 1024 * 1024
 _NAME: Final = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PYTHON_OBJECT: Final = re.compile(f"({_NAME}):({_NAME})")
 _UNAUTHORIZED: Final = 13
@@ -108,16 +109,20 @@ def load_config(config: str) -> CreditConfig:
 def _read(path: Path) -> CreditConfig:
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_CONFIG_BYTES + 1)
+            # No more: a device may never end.
+            text = file.read(MAX_JSON_LENGTH + 1)
     except ValueError:
         raise ConfigurationError("config", "is no name of a file") from None
-    if len(text) > _LARGEST_CONFIG_BYTES:
-        raise ConfigurationError("config", "is larger than any configuration: more than 16 MB")
-    try:
-        return CreditConfig.from_json(text)
-    except ConfigurationError as error:
-        reason = error.reason if error.field else f"{path} {error.reason}"
-        raise ConfigurationError(f"config.{error.field}".rstrip("."), reason) from None
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always", PriceRoundsToZeroWarning)
+        try:
+            config = CreditConfig.from_json(text)
+        except ConfigurationError as error:
+            reason = error.reason if error.field else f"{path} {error.reason}"
+            raise ConfigurationError(f"config.{error.field}".rstrip("."), reason) from None
+    for doubt in doubts:
+        print(f"warning: config.{printable(str(doubt.message))}", file=sys.stderr)
+    return config
 
 
 def _import(module: str, name: str) -> CreditConfig:

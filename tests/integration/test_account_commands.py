@@ -438,6 +438,24 @@ async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> Non
     assert "keys disabled" in (await call("charge", "ada", "x", *key))[2]
 
 
+async def test_a_price_that_can_round_to_nothing_is_warned_of(
+    call: Call, ledger: CreditLedger, tmp_path: Path
+) -> None:
+    """By name, in one line on stderr, and the command goes on; a number of any length is named."""
+    await ledger.create_user("ada", credits=10)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"costs": {"ask": {"default": "{t} * 2.5e-06"}}}))
+    code, _, errors = await call("charge", "ada", "ask", "--variable", "t=1", "--config", str(path))
+    assert (code, errors.count("\n")) == (0, 1)
+    assert errors.startswith("warning: config.costs.ask.default: the formula ")
+    path.write_text('{"costs": {"ask": {"default": 1e9999999999999999999}}}')
+    code, _, errors = await call("charge", "ada", "ask", "--config", str(path))
+    assert (code, errors) == (
+        2,
+        "error: config.costs.ask.default: must be from 0 to 9007199254740991\n",
+    )
+
+
 @pytest.mark.parametrize("character", ["\x1b", "\x9b", "\x7f", "\u202e", "\u061c"], ids=ascii)
 async def test_no_message_moves_the_terminal(call: Call, tmp_path: Path, character: str) -> None:
     """Whatever stands in the keys of a configuration, in names of databases and of files."""

@@ -65,7 +65,7 @@ PRICES: Mapping[str, Mapping[str, Price]] = {
 }
 CENTS: Mapping[str, Mapping[str, Price]] = {
     **PRICES,
-    "generate-post": {"default": fixed(13.5), "premium": fixed(0.005), "enterprise": fixed(0.004)},
+    "generate-post": {"default": fixed(13.5), "premium": fixed(0.005), "enterprise": fixed(0.014)},
     "generate-image": {"enterprise": fixed(0.125)},
 }
 

@@ -16,6 +16,7 @@ ADVANCE: Final = "tests/unit/test_advance.py"
 REQUESTS: Final = "tests/unit/test_requests.py"
 FORMULA: Final = "tests/unit/test_formula.py"
 CONFIG: Final = "tests/unit/test_config.py"
+VARIABLES: Final = "tests/unit/test_variables.py"
 ERRORS: Final = "tests/unit/test_errors.py"
 LANES: Final = "tests/unit/test_lanes.py"
 OPERATIONS: Final = "tests/integration/test_operations.py"
@@ -180,6 +181,41 @@ PLANTED: Final = (
         '"/": truediv,',
         '"/": lambda a, b: Fraction(a // b),',
         (FORMULA,),
+    ),
+    Bug(
+        "an exact number is what a float holds",
+        "core/variables.py",
+        "return Decimal(float.__repr__(value))",
+        "return Decimal(value)",
+        (VARIABLES,),
+    ),
+    Bug(
+        "a value that is no number counts as nothing",
+        "core/formula.py",
+        'raise InvalidRequestError(f"variables.{name}", value.reason)',
+        "value = Fraction(0)",
+        (VARIABLES,),
+    ),
+    Bug(
+        "a remainder has the sign of the divisor",
+        "core/formula_nodes.py",
+        "trunc(dividend / divisor)",
+        "floor(dividend / divisor)",
+        (FORMULA,),
+    ),
+    Bug(
+        "a fixed price that rounds to nothing is taken",
+        "core/price_checks.py",
+        "if amount > 0 and units == 0:",
+        "if False:",
+        (CONFIG,),
+    ),
+    Bug(
+        "a constant formula below zero is taken",
+        "core/price_checks.py",
+        "if amount < 0:",
+        "if False:",
+        (CONFIG,),
     ),
     # Requests
     Bug(

@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import time
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -18,11 +19,13 @@ from credit_mongo import (
     AuditConfig,
     CollectionNames,
     ConfigurationError,
+    CostsInput,
     CreditConfig,
     CreditError,
     IdempotencyConfig,
     MembershipConfig,
     MembershipInput,
+    PriceRoundsToZeroWarning,
     RetryConfig,
 )
 from credit_mongo.config import Settings
@@ -197,22 +200,24 @@ def test_parts_can_be_given_as_objects() -> None:
         (Decimal("-0"), Fraction(0)),
         (0.1, Fraction(1, 10)),
         (1e-7, Fraction(1, 10**7)),
-        (5e-324, Fraction(5, 10**324)),
         (Decimal("0.1"), Fraction(1, 10)),
         (Decimal("1E+3"), Fraction(1000)),
-        (Decimal("1E-400"), Fraction(1, 10**400)),
+        (Decimal("1E-9"), Fraction(1, 10**9)),
+        (Decimal("1." + "0" * 399 + "1"), 1 + Fraction(1, 10**400)),
         (LARGEST_AMOUNT, Fraction(LARGEST_AMOUNT)),
     ],
 )
 def test_numbers_are_taken_exactly_as_written(price: float | Decimal, exact: Fraction) -> None:
     """A float is the decimal that it prints as, and a tiny one is not lost."""
-    assert CreditConfig(costs={"a": {"default": price}}).costs["a"]["default"] == exact
+    places = 9 if 0 < price < 1 else 0
+    config = CreditConfig(costs={"a": {"default": price}}, decimal_places=places)
+    assert config.costs["a"]["default"] == exact
 
 
 def test_json_numbers_are_exact_beyond_what_floats_hold() -> None:
     """JSON is text: what stands there counts, not the nearest binary float."""
-    config = CreditConfig.from_json('{"costs": {"a": {"default": 0.12345678901234567890123}}}')
-    assert config.costs["a"]["default"] == Fraction("0.12345678901234567890123")
+    config = CreditConfig.from_json('{"costs": {"a": {"default": 1.12345678901234567890123}}}')
+    assert config.costs["a"]["default"] == Fraction("1.12345678901234567890123")
 
 
 @pytest.mark.parametrize("zero", ["0E+2000000", "0E-2000000"])
@@ -223,6 +228,105 @@ def test_a_zero_with_any_exponent_is_taken_or_refused_at_once(zero: str) -> None
         config = CreditConfig.from_json(f'{{"costs": {{"a": {{"default": {zero}}}}}}}')
         assert config.costs["a"]["default"] == 0
     assert time.monotonic() - started < 5  # a hang, not a speed
+
+
+# --- Prices that round to nothing, or fall below it -----------------------------------------------
+
+
+NOTHING = "is above 0 but rounds to 0 units: "
+
+
+@pytest.mark.parametrize(
+    ("price", "decimal_places", "reason"),
+    [
+        (0.1, 0, f"{NOTHING}0.1 credits with decimal_places=0; set decimal_places to 1"),
+        (0.002, 0, f"{NOTHING}0.002 credits with decimal_places=0; set decimal_places to 3"),
+        (0.0125, 1, f"{NOTHING}0.0125 credits with decimal_places=1; set decimal_places to 4"),
+        ("1 / 3", 0, f"{NOTHING}0.3333333333333333333333333333333333 credits with "),
+        ("1 / 3", 0, "; set decimal_places to 9"),
+        ("0.0049", 2, "; set decimal_places to 4"),
+        ("1 * 2.5e-06", 0, f"{NOTHING}0.0000025 credits with decimal_places=0; set "),
+        (1e-9, 8, "; set decimal_places to 9"),
+        (1.3e-10, 9, f"{NOTHING}1.3E-10 credits with decimal_places=9, and 9 places, the most, "),
+        ("1.3e-10", 0, "let a credit be worth less, or price larger quantities"),
+        ("-1", 0, "must be from 0 to 9007199254740991, not -1"),
+        ("1 - 1.5", 0, "must be from 0 to 9007199254740991, not -0.5"),
+        ("-1e-9", 0, "must be from 0 to 9007199254740991, not -1E-9"),
+        ("1e17", 0, "is more than 9007199254740991 units"),
+        ("2e15", 1, "is more than 9007199254740991 units"),
+        ("1 / (2 - 2)", 0, "has no value: division by zero"),
+        ("1e300", 0, "has no value: the result is beyond ±10**18"),
+    ],
+)
+def test_a_constant_price_that_no_charge_could_take_is_refused(
+    price: float | str, decimal_places: int, reason: str
+) -> None:
+    """As a number and as a formula, by name, and with the number of places that would do."""
+    error = refusal_of(
+        costs={"post": {"default": 10, "gold": price}}, decimal_places=decimal_places
+    )
+    assert error.field == "costs.post.gold"
+    assert reason in error.reason
+
+
+@pytest.mark.parametrize("price", [0, 0.0, "0", "1 - 1", "0 * 5", 0.5, "0.5", "1 / 2"])
+def test_what_is_free_on_purpose_or_rounds_up_is_a_price(price: float | str) -> None:
+    """Zero is a price, and a half is rounded up as always."""
+    assert CreditConfig(costs={"post": {"default": price}}).policy is not None
+
+
+def test_a_cap_that_rounds_to_nothing_is_refused() -> None:
+    """A change to that tier would take all credits."""
+    caps = {"free": 0.002, "premium": 20}
+    error = refusal_of(**member(credits_caps=caps))
+    assert error.field == "membership.credits_caps.free"
+    assert "set decimal_places to 3" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("formula", "decimal_places", "small", "remedy"),
+    [
+        ("{t} * 0.0000025", 0, "t=1", ": 0.0000025 credits with decimal_places=0; set dec"),
+        ("{t} * 0.0000025", 0, "t=1", "set decimal_places to 7, or round up"),
+        ("{t} / 1000", 2, "t=1", "set decimal_places to 3"),
+        ("{t} / 3", 0, "t=1", "set decimal_places to 9"),
+        ("{t} * 1.3e-10", 9, "t=1", "price larger quantities"),
+        ("{in} * 3e-6 + {out} * 0.5", 0, "in=1, out=0", "set decimal_places to 6"),
+        ("{a} * 0.2 + {b} * 0.2", 0, "a=1, b=1", "set decimal_places to 1"),
+    ],
+)
+def test_a_formula_that_can_round_to_nothing_is_warned_of(
+    formula: str, decimal_places: int, small: str, remedy: str
+) -> None:
+    """By name, with small values for which it is free, and what to do about it."""
+    costs: CostsInput = {"post": {"default": 10, "gold": formula}}
+    with pytest.warns(PriceRoundsToZeroWarning) as caught:
+        CreditConfig(costs=costs, decimal_places=decimal_places)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith(f"costs.post.gold: the formula {formula!r} rounds to 0 units for ")
+    assert f"such as {small}, " in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "{token} * 0.001 + 10",
+        "{t} * 0.5",
+        "ceil({t} / 1000)",
+        "max({t} / 1000, 1)",
+        "{t}",
+        "{n} - 50",
+        "1 / ({n} - 1)",
+        "{t} > 1000 ? {t} * 0.002 : 5",
+    ],
+)
+def test_a_formula_that_costs_something_is_not_warned_of(formula: str) -> None:
+    """No false alarm, also where a formula has no value for the smallest numbers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CreditConfig(costs={"post": {"default": formula}})
 
 
 def test_identifiers_may_be_what_mongodb_would_mistake() -> None:
@@ -500,7 +604,16 @@ def test_the_error_names_the_key_that_is_wrong(values: dict[str, Any], field: st
         ('{"costs": {"post": {"default": NaN}}}', "costs.post.default"),
         ('{"costs": {"post": {"default": -Infinity}}}', "costs.post.default"),
         ('{"costs": {"post": {"default": 1e-999999}}}', "costs.post.default"),
-        ('{"costs": {"post": {"default": ' + "9" * 5000 + "}}}", ""),
+        ('{"costs": {"post": {"default": ' + "9" * 5000 + "}}}", "costs.post.default"),
+        ('{"costs": {"post": {"default": -' + "9" * 900_000 + "}}}", "costs.post.default"),
+        ('{"costs": {"post": {"default": 1e9999999999999999999}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": -1E+9999999999999999999}}}', "costs.post.default"),
+        ('{"costs": {"post": {"default": 1.5e-9999999999999999999}}}', "costs.post.default"),
+        ('{"costs": {}, "retry": {"initialDelay": 1e9999999999999999999}}', "retry.initialDelay"),
+        ('{"costs": {}, "retry": {"maxAttempts": ' + "9" * 5000 + "}}", "retry.maxAttempts"),
+        ('{"costs": {}, "audit": {"enabled": 1e9999999999999999999}}', "audit.enabled"),
+        ('{"costs": {}, "decimalPlaces": 0e9999999999999999999}', "decimalPlaces"),
+        (" " * 1_000_000 + "{}", ""),
         ('{"costs": ' + "[" * 100_000, ""),
     ],
     ids=lambda value: str(value)[:40],
@@ -543,7 +656,6 @@ def test_a_configuration_is_read_in_every_encoding_that_editors_write(encoding: 
         ("", "is empty, not JSON"),
         (b"\xef\xbb\xbf \n", "is empty, not JSON"),
         ('{"costs": {},\n }', "is not JSON: .* \\(line 2, column 2\\)"),
-        ('{"costs": {"a": {"default": 1e9999999999999999999}}}', "too large an exponent"),
     ],
 )
 def test_what_is_wrong_with_the_text_is_told(text: str | bytes, said: str) -> None:
@@ -551,6 +663,37 @@ def test_what_is_wrong_with_the_text_is_told(text: str | bytes, said: str) -> No
     with pytest.raises(ConfigurationError, match=said) as caught:
         CreditConfig.from_json(text)
     assert "costs" not in str(caught.value)
+
+
+HUGE: dict[str, tuple[int, str]] = {
+    "more prices than any list": (10_001, "{t}"),
+    "formulas longer than any list": (1_001, "1+" * 499 + "{t}"),
+}
+
+
+@pytest.mark.parametrize(("prices", "formula"), HUGE.values(), ids=HUGE)
+def test_a_configuration_beyond_any_size_is_refused_before_it_is_read(
+    prices: int, formula: str
+) -> None:
+    """As text or as values: it would take the better part of a minute."""
+    costs = {f"a{number}": {"default": formula} for number in range(prices)}
+    started = time.monotonic()
+    error = refusal_of(costs=costs)
+    assert (error.field, "has " in error.reason) == ("costs", True)
+    with pytest.raises(ConfigurationError):
+        CreditConfig.from_json(json.dumps({"costs": costs, "filling": " " * 15_000_000}))
+    assert time.monotonic() - started < 5  # a hang, not a speed
+
+
+def test_a_fifth_of_the_largest_configuration_is_checked_in_time() -> None:
+    """The longest formulas, which take the longest to try."""
+    formula = ("1e-400+" * 140)[:-1] + "+{t}*1"
+    costs = {f"a{number}": {"default": formula} for number in range(195)}
+    text = json.dumps({"costs": costs})
+    assert 190_000 < len(text) <= 200_000
+    started = time.monotonic()
+    CreditConfig.from_json(text)
+    assert time.monotonic() - started < 12  # a hang, not a speed
 
 
 @pytest.mark.parametrize("text", [None, 5, ["{}"], {"costs": {}}])
