@@ -472,14 +472,19 @@ class CreditLedger:
         *,
         membership_expires_at: datetime | None,
         refill: bool = True,
+        allow_earlier: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
         """Stay in the tier until a new expiry; with ``refill``, set the balance to its cap.
 
-        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError (there is no tier) and
-        IdempotencyConflictError.
+        None is no end, and a membership without one takes any. An end before the present one is
+        refused, so that a late webhook changes nothing; ``allow_earlier`` lets it shorten the
+        membership.
+
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError (there is no tier, or
+        the end is an earlier one) and IdempotencyConflictError.
         """
         request = RenewTierRequest(
             **self._common(user_id, idempotency_key, metadata),
@@ -487,6 +492,7 @@ class CreditLedger:
                 check_moment, "membership_expires_at", membership_expires_at
             ),
             refill=check_flag("refill", refill),
+            allow_earlier=check_flag("allow_earlier", allow_earlier),
         )
         return await self._do(request, session)
 

@@ -17,7 +17,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # How far a clock may have been ahead whose rows an account that is opened anew has to follow.
 _MOST_AHEAD: Final = timedelta(hours=1)
 _DATED_AHEAD: Final = (
-    "is of an erased account and dated more than an hour ahead: complete the erasure with "
+    "is of an erased account and dated too far ahead: complete the erasure with "
     "delete_user before you open the account anew"
 )
 
@@ -63,15 +63,18 @@ class State:
         self.remembered: dict[str, Remembered] = dict(loaded.remembered)
         self.unopened: Mapping[str, Unopened] = loaded.unopened
 
-    def moment_to_open(self, user_id: str, now: datetime) -> datetime:
+    def moment_to_open(
+        self, user_id: str, now: datetime, follows: timedelta | None = None
+    ) -> datetime:
         """When an account of the user can begin: now, or after one whose erasure is under way.
 
+        No further ahead than what happens to the account next will follow (``Policy.follows``).
         Raises AccountDataError if that one is dated too far ahead.
         """
         until = self._erased_until.get(user_id)
         if until is None:
             return now
-        if until - now > _MOST_AHEAD:
+        if until - now >= min(_MOST_AHEAD, follows or _MOST_AHEAD):
             raise AccountDataError(user_id, "history", _DATED_AHEAD)
         return max(now, until + _MILLISECOND)
 

@@ -339,7 +339,13 @@ METHODS: dict[str, Method] = {
     ),
     "renew_tier": Method(
         good={"user_id": USER, "membership_expires_at": FUTURE},
-        bad={**WHO, **WRITE, "membership_expires_at": (*MOMENT, KEEP), "refill": FLAG},
+        bad={
+            **WHO,
+            **WRITE,
+            "membership_expires_at": (*MOMENT, KEEP),
+            "refill": FLAG,
+            "allow_earlier": FLAG,
+        },
     ),
     "validate_access": Method(
         good={"user_id": USER, "action": "generate-post"},

@@ -22,6 +22,7 @@ from credit_mongo import (
     CreditLedger,
     IdempotencyConfig,
     MembershipRequiredError,
+    TransactionAbortedError,
     UserMapping,
 )
 from credit_mongo import ledger as ledger_module
@@ -81,9 +82,12 @@ async def test_a_process_whose_clock_is_wrong_writes_nothing(
             assert isinstance(outcome, ClockSkewError), repr(outcome)
             assert outcome.skew_seconds == pytest.approx(seconds, abs=5)
             assert outcome.allowed_seconds == 60
-        async with client.start_session() as session, await session.start_transaction():
+        async with client.start_session() as session:
+            await session.start_transaction()
             with pytest.raises(ClockSkewError):
                 await wrong.charge("ann", "generate-post", session=session)
+            with pytest.raises(TransactionAbortedError):
+                await session.commit_transaction()
         # What no time decides can be read.
         assert await wrong.get_balance("ann") == 100
         assert len(await wrong.get_history("ann")) == 1

@@ -72,8 +72,12 @@ class Call:
 
     @property
     def effect(self) -> tuple[Any, ...]:
-        """The same for calls that ask for the same; metadata makes no difference."""
-        asked = {name: plain(value) for name, value in self.arguments.items()}
+        """The same for calls that ask for the same; metadata makes no difference.
+
+        Nor does a permission, without which a call does the same or nothing.
+        """
+        arguments = self.arguments.items()
+        asked = {name: plain(value) for name, value in arguments if name != "allow_earlier"}
         return self.method, self.user_id, asked
 
 

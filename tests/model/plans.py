@@ -120,7 +120,11 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {"target_tier": st.sampled_from(TIERS), "clear_expiration": st.booleans()}
     ),
     "renew_tier": st.fixed_dictionaries(
-        {"membership_expires_at": _moments(), "refill": st.booleans()}
+        {
+            "membership_expires_at": _moments(),
+            "refill": st.booleans(),
+            "allow_earlier": st.booleans(),
+        }
     ),
 }
 
@@ -167,6 +171,7 @@ BAD_INPUT: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("target_tier", "upgrade_tier", {"target_tier": None}),
     ("clear_expiration", "downgrade_tier", {"target_tier": "free", "clear_expiration": 1}),
     ("refill", "renew_tier", {"membership_expires_at": None, "refill": None}),
+    ("allow_earlier", "renew_tier", {"membership_expires_at": None, "allow_earlier": 1}),
     ("variables", "charge", {"action": "bulk", "variables": [("n", 1)]}),
     ("metadata", "grant", {"amount": 1, "action": "support", "metadata": {"x": object()}}),
     ("metadata", "grant", {"amount": 1, "action": "support", "metadata": [1]}),

@@ -147,6 +147,11 @@ class Operations:
             expires_at = plain(call.arguments["membership_expires_at"])
             _refuse_past(expires_at, moment)
             self.tariff.level(tier)
+            ends, may = user.expires_at, call.arguments.get("allow_earlier", False)
+            if None not in (expires_at, ends) and expires_at < ends and not may:
+                reason = f"the new end {expires_at} is before the present one {ends}"
+                reason += "; allow_earlier=True shortens the membership"
+                raise _invalid_change(call, user, tier, reason)
         else:
             tier = call.arguments["target_tier"]
             self._check_direction(call, user, tier)

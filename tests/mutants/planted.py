@@ -105,6 +105,13 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
+        "a late webhook shortens a membership",
+        "core/operations/renew_tier.py",
+        "if is_earlier and not request.allow_earlier:",
+        "if False:",
+        (RULES,),
+    ),
+    Bug(
         "a renewal always refills",
         "core/operations/tier_change.py",
         "if refill else account.credits",

@@ -204,10 +204,16 @@ def downgrade(tier: str, *, clear: bool = False) -> DowngradeTierRequest:
     )
 
 
-def renew(expires_at: datetime | None = FUTURE, *, refill: bool = True) -> RenewTierRequest:
+def renew(
+    expires_at: datetime | None = FUTURE, *, refill: bool = True, allow_earlier: bool = False
+) -> RenewTierRequest:
     """A request to stay in the tier."""
     return RenewTierRequest(
-        user_id=USER, transaction_id=new_id(), membership_expires_at=expires_at, refill=refill
+        user_id=USER,
+        transaction_id=new_id(),
+        membership_expires_at=expires_at,
+        refill=refill,
+        allow_earlier=allow_earlier,
     )
 
 
@@ -449,6 +455,16 @@ REFUSALS: dict[str, tuple[Request[Any], Account | None, CreditError]] = {
     ),
     "renewal, expired": (renew(PAST), account(tier="premium"), PAST_EXPIRY),
     "renewal, expiring now": (renew(NOW), account(tier="premium"), PAST_EXPIRY),
+    "renewal to an earlier end": (
+        renew(NOW + A_MOMENT),
+        account(tier="premium", expires_at=FUTURE),
+        no_change(
+            "premium",
+            "premium",
+            f"the new end {NOW + A_MOMENT} is before the present one {FUTURE}; "
+            "allow_earlier=True shortens the membership",
+        ),
+    ),
 }
 
 
@@ -822,8 +838,10 @@ def test_a_downgrade_keeps_the_expiry_unless_told_to_clear_it(
 def test_a_renewal_sets_the_expiry_and_keeps_the_tier(
     before: datetime | None, after: datetime | None
 ) -> None:
-    """An expired membership comes back, and a running one is moved, also to an earlier end."""
-    posting = posted(renew(after), account(tier="premium", expires_at=before))
+    """An expired membership comes back, and a running one is moved."""
+    is_earlier = before is not None and after is not None and after < before
+    request = renew(after, allow_earlier=is_earlier)
+    posting = posted(request, account(tier="premium", expires_at=before))
     assert posting.account.membership_tier == "premium"
     assert posting.account.membership_expires_at == after
     assert (posting.details["oldTier"], posting.details["newTier"]) == ("premium", "premium")
@@ -1449,7 +1467,10 @@ def request_of(  # noqa: PLR0911
             )
         case "renew":
             return RenewTierRequest(
-                **common, membership_expires_at=expires_at, refill=chosen(step, [True, False])
+                **common,
+                membership_expires_at=expires_at,
+                refill=chosen(step, [True, False]),
+                allow_earlier=True,
             )
         case _:
             return grant(step.amount, key=step.key, user_id=step.user_id)

@@ -25,6 +25,8 @@ class RenewTierRequest(Request[TierChangeResult]):
     action: str = field(default="renew_tier", init=False)
     membership_expires_at: datetime | None
     refill: bool
+    # Not part of the effect: without it, the request does the same or nothing.
+    allow_earlier: bool = False
 
     @property
     def effect(self) -> tuple[object, ...]:
@@ -48,6 +50,14 @@ class RenewTier(Operation[RenewTierRequest, TierChangeResult]):
         expires_at = request.membership_expires_at
         refuse_past(expires_at, now)
         policy.membership.level(tier)
+        current = account.membership_expires_at
+        is_earlier = current is not None and expires_at is not None and expires_at < current
+        if is_earlier and not request.allow_earlier:
+            reason = (
+                f"the new end {expires_at} is before the present one {current}; "
+                "allow_earlier=True shortens the membership"
+            )
+            raise InvalidTierChangeError(account.user_id, tier, tier, reason)
         return change_tier(
             request, account, policy, now, tier=tier, expires_at=expires_at, refill=request.refill
         )
