@@ -112,6 +112,7 @@ class CreditTransaction(_CreditDocument):
     balance_after: int = Field(alias="balanceAfter")
     metadata: Raw | None = Field(default=None, repr=False)
     idempotency_key: str | None = Field(default=None, alias="idempotencyKey", repr=False)
+    key_expires_at: datetime | None = Field(default=None, alias="keyExpiresAt")
     refund_of: PydanticObjectId | str | None = Field(default=None, alias="refundOf")
     created_at: datetime = Field(alias="createdAt")
 

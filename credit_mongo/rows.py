@@ -109,7 +109,7 @@ def to_object_id(transaction_id: str) -> ObjectId | str:
 to_int64: Final = lru_cache(maxsize=8192)(Int64)
 
 
-def posting_rows(posting: Posting) -> tuple[Raw, Raw]:
+def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]:
     """The ledger's record of a posting, and its audit row: they share what they say."""
     row_id, user_id = ObjectId(posting.transaction_id), posting.account.user_id
     operation, action, metadata = posting.operation, posting.action, posting.metadata
@@ -130,6 +130,9 @@ def posting_rows(posting: Posting) -> tuple[Raw, Raw]:
         "idempotencyKey": posting.key,
         "createdAt": created_at,
     }
+    if posting.key is not None:
+        # For verification: the configuration may have another time by then.
+        transaction["keyExpiresAt"] = created_at + remembered_for
     if posting.refund_of is not None:
         transaction["refundOf"] = to_object_id(posting.refund_of)
     if posting.facts is not None:

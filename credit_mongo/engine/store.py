@@ -331,7 +331,7 @@ class Store:
         transactions: list[Raw] = []
         audit_logs: list[Raw] = []
         for posting in decided.postings:
-            transaction, audit_log = posting_rows(posting)
+            transaction, audit_log = posting_rows(posting, self._remembers_for)
             transactions.append(transaction)
             if self._audits:
                 audit_logs.append(audit_log)

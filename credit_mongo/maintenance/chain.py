@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from bson import Int64
@@ -30,11 +30,16 @@ class Chain:
     """The chain so far: its last ``seq``, the last balance, and the sum of all amounts."""
 
     def __init__(
-        self, user_id: str, user: Raw | None, key_ttl: timedelta, tell: Tell, latest: datetime
+        self,
+        user_id: str,
+        user: Raw | None,
+        key_expires: Callable[[Raw], datetime],
+        tell: Tell,
+        latest: datetime,
     ) -> None:
         self._user_id = user_id
         self._user = user
-        self._key_ttl = key_ttl
+        self._key_expires = key_expires
         self._tell_finding = tell
         self._latest = latest
         self._ahead: Raw | None = None
@@ -124,9 +129,9 @@ class Chain:
         if not isinstance(key, str) or not isinstance(moment, datetime):
             return
         earlier = self._keys.get(key) or self._earlier_keys.get(key)
-        if earlier is not None and moment - earlier < self._key_ttl:
+        if earlier is not None and moment < earlier:
             self._tell("key-used-twice", row)
-        self._keys[key] = moment
+        self._keys[key] = self._key_expires(row)
         if len(self._keys) == _MOST_KEYS:
             self._earlier_keys, self._keys = self._keys, {}
 

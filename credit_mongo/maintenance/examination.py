@@ -27,7 +27,7 @@ MOST_FINDINGS: Final = 1000
 _FIELDS: Final = dict.fromkeys(
     (
         *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
-        *("idempotencyKey", "refundOf", "createdAt"),
+        *("idempotencyKey", "keyExpiresAt", "refundOf", "createdAt"),
     ),
     1,
 )
@@ -128,9 +128,8 @@ async def examine(
     tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
     if found is None:
         tell(Finding(user_id, "border-unusable"))
-    remembered_since = reading.remembered_since(now)
-    look_up = _LookUp(reading, mine, border, session, remembered_since=remembered_since, tell=tell)
-    chain = Chain(user_id, user, reading.key_ttl, tell, reading.latest(now))
+    look_up = _LookUp(reading, mine, border, session, now=now, tell=tell)
+    chain = Chain(user_id, user, reading.key_expires, tell, reading.latest(now))
     await _follow(reading, border, chain, look_up)
     if not is_no_account(user, chain.rows + border.seq):
         chain.end()
@@ -201,7 +200,7 @@ class _LookUp:
         border: Border,
         session: AsyncClientSession,
         *,
-        remembered_since: datetime,
+        now: datetime,
         tell: _Teller,
     ) -> None:
         self._reading = reading
@@ -209,7 +208,7 @@ class _LookUp:
         self._user_id: str = mine["userId"]
         self._border = border
         self.session = session
-        self._remembered_since = remembered_since
+        self._now = now
         self._tell_finding = tell
 
     def _tell(self, code: Code, row: Raw) -> None:
@@ -249,7 +248,7 @@ class _LookUp:
         key, moment = row.get("idempotencyKey"), row.get("createdAt")
         if not isinstance(key, str) or not isinstance(moment, datetime):
             return False
-        return moment > self._remembered_since
+        return self._reading.is_remembered(row, self._now)
 
     async def _refunds_of(self, refunds: Sequence[Raw]) -> None:
         charge_ids = list({row["refundOf"]: None for row in refunds})

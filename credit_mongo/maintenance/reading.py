@@ -64,7 +64,7 @@ class Reading:
     audits: bool
     """Whether each transaction is to have its audit row."""
     key_ttl: timedelta
-    """How long keys were remembered."""
+    """How long keys were remembered, of transactions that do not say it."""
     users: StoredUsers
     """How to read the documents of users."""
     clock_skew: timedelta | None = None
@@ -126,9 +126,20 @@ class Reading:
         skew = self.clock_skew
         return now.replace(year=_LAST_YEAR) if skew is None else now + skew
 
-    def remembered_since(self, now: datetime) -> datetime:
-        """The keys of transactions after this moment are remembered."""
-        return now - self.key_ttl + CLOCKS_DIFFER_BY
+    def key_expires(self, row: Raw) -> datetime:
+        """When the key of a transaction is forgotten. Its ``createdAt`` is a date."""
+        stored = row.get("keyExpiresAt")
+        if isinstance(stored, datetime):
+            return stored
+        created_at: datetime = row["createdAt"]
+        try:
+            return created_at + self.key_ttl
+        except OverflowError:
+            return datetime.max  # noqa: DTZ901 - here, all dates are naive
+
+    def is_remembered(self, row: Raw, now: datetime) -> bool:
+        """Whether the record of a transaction's key has to be there."""
+        return self.key_expires(row) > now + CLOCKS_DIFFER_BY
 
     async def by_ids(
         self,

@@ -25,7 +25,7 @@ _AUDIT_LOGS: Final = {"userId": 1, "createdAt": -1, "_id": -1}
 _TRANSACTION_FIELDS: Final = dict.fromkeys(
     (
         *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
-        *("idempotencyKey", "refundOf", "createdAt"),
+        *("idempotencyKey", "keyExpiresAt", "refundOf", "createdAt"),
     ),
     1,
 )

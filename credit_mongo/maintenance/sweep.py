@@ -8,7 +8,7 @@ and whatever is odd in any way is left to the closer look.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from bson import Int64
@@ -98,10 +98,10 @@ class _User:
             return seq, balance
         return border.opening_of(segment)
 
-    def take_key(self, key: str, moment: datetime, ttl: timedelta) -> None:
+    def take_key(self, key: str, moment: datetime, expires_at: datetime) -> None:
         """A key; odd if another of the latest transactions had it while it was remembered."""
         later = self._keys.get(key) or self._later_keys.get(key)
-        if later is not None and later - moment < ttl:
+        if later is not None and later < expires_at:
             self.is_odd = True
         self._keys[key] = moment
         if len(self._keys) == _MOST_KEYS:
@@ -194,7 +194,6 @@ class Sweep:
         """Go through the users after the last one. Raises what ended it; then it can go on."""
         self._session = session
         self._now = now
-        self._remembered_since = self._reading.remembered_since(now)
         self._latest = self._reading.latest(now)
         streams = Streams.open(self._reading, self.place, session)
         try:
@@ -267,14 +266,13 @@ class Sweep:
         if rows[0]["createdAt"] > self._latest:
             user.is_odd = True
         user.take(rows)
-        keys, ttl = self._keys, self._reading.key_ttl
-        since = self._now - ttl
+        keys = self._keys
         for row in rows:
             key = row.get("idempotencyKey")
             if key is not None:
-                moment = row["createdAt"]
-                user.take_key(key, moment, ttl)
-                if moment > since:
+                expires_at = self._reading.key_expires(row)
+                user.take_key(key, row["createdAt"], expires_at)
+                if expires_at > self._now:
                     if key in keys:
                         self._suspects[keys[key][0]] = None
                     keys[key] = (user.user_id, row)
@@ -312,7 +310,7 @@ class Sweep:
         for key, (user_id, row) in keys.items():
             record = records.get(key)
             if record is None:
-                if row["createdAt"] > self._remembered_since:
+                if self._reading.is_remembered(row, self._now):
                     self._suspects[user_id] = None
             elif not agree(record, row):
                 self._suspects[user_id] = None

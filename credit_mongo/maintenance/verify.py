@@ -60,11 +60,12 @@ async def verify(
 ) -> Verification:
     """Look for everything that is wrong with the books of all users, or of ``user_ids``.
 
-    ``audits``: False where auditing is disabled. ``key_ttl_seconds``: how long keys are remembered;
-    left out, a day, or what the records have if that is shorter. What is dated further ahead of the
-    server's clock than ``max_clock_skew_seconds`` is a finding; None where tests have moved the
-    ledger's clock. ``collections`` and ``users`` are the configuration's. It needs the indexes of
-    the ledger, and a role that can read. Nothing is written.
+    ``audits``: False where auditing is disabled. A transaction says until when its key is
+    remembered. ``key_ttl_seconds`` is how long that is for transactions that do not say it, those
+    of older versions: left out, a day, or what the records have if that is shorter. What is dated
+    further ahead of the server's clock than ``max_clock_skew_seconds`` is a finding; None where
+    tests have moved the ledger's clock. ``collections`` and ``users`` are the configuration's. It
+    needs the indexes of the ledger, and a role that can read. Nothing is written.
 
     Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
     and StorageError or PyMongoError if the database can't be read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucc
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
+from credit_mongo.maintenance.archive import archive
 from tests.integration.motor_application import MotorApplication, begun
-from tests.integration.promises import Database
+from tests.integration.promises import Client, Database, failing, with_options
 
 
 class Times(CommandListener):
@@ -166,3 +169,37 @@ async def test_an_application_that_commits_with_w1_reads_what_it_committed(
             async with client.start_session() as session, await begun(session):
                 await ledger.charge("ann", "generate-post", session=session)
             assert await ledger.get_balance("ann") == 1000 - 10 * number
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.1, 0.18, 0.26, 0.34, 0.42])
+async def test_a_page_is_of_one_moment_while_rows_move_to_the_archive(
+    replica_set_uri: str,
+    client: Client,
+    database: Database,
+    ledger: CreditLedger,
+    config: CreditConfig,
+    *,
+    moment: float,
+) -> None:
+    """Whichever of its reads the archive comes between: no row is missing, none comes twice."""
+    await ledger.create_user("ann", credits=1000)
+    for _ in range(11):
+        await ledger.charge("ann", "translate")
+    uri = with_options(replica_set_uri, appName="slow-reader")
+    slow = {"failCommands": ["find", "aggregate"], "blockConnection": True, "blockTimeMS": 80}
+    async with (
+        CreditLedger.connect(uri, database=database.name, config=config) as reader,
+        failing(client, "slow-reader", **slow) as failure,
+    ):
+        pages = [
+            asyncio.create_task(
+                reader.get_history("ann", offset=offset, limit=limit, include_archived=True)
+            )
+            for offset, limit in ((0, 12), (2, 5), (7, 3), (11, 1))
+        ]
+        await asyncio.sleep(moment)
+        moved = await archive(database, older_than=datetime.now(timezone.utc))
+        seqs = [[row.seq for row in await page] for page in pages]
+    assert moved.transactions == 12
+    assert failure.hits
+    assert seqs == [list(range(12, 0, -1)), [10, 9, 8, 7, 6], [5, 4, 3], [1]]

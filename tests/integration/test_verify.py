@@ -601,6 +601,11 @@ async def test_without_audits_none_are_missed(database: Database, config: Credit
         assert not await count(database, "audit_logs")
 
 
+async def forget_when_keys_expire(database: Database) -> None:
+    """As transactions of older versions are, which do not say it."""
+    await database["transactions"].update_many({}, {"$unset": {"keyExpiresAt": ""}})
+
+
 async def test_keys_are_expected_only_as_long_as_they_are_remembered(
     database: Database, config: CreditConfig
 ) -> None:
@@ -615,15 +620,48 @@ async def test_keys_are_expected_only_as_long_as_they_are_remembered(
         await ledger.charge("bob", "generate-post", idempotency_key="again")
         clock.now = datetime.now(timezone.utc)
         await ledger.charge("bob", "generate-post", idempotency_key="again")
-        # As the server removes what has expired.
-        await database["idempotency_records"].delete_one({"_id": "new"})
-        assert (await verify(database)).findings == ()
-        assert (await verify(database, user_ids=["bob"])).findings == ()
-        found = await verify(database, key_ttl_seconds=2 * 24 * 3600)
-        assert codes_of(found.findings) == {"key-used-twice"}
+    # As the server removes what has expired.
+    await database["idempotency_records"].delete_one({"_id": "new"})
+    two_days = 2 * 24 * 3600
+    for options in ({}, {"user_ids": ["bob"]}, {"key_ttl_seconds": two_days}):
+        assert (await verify(database, **options)).findings == ()
+    await forget_when_keys_expire(database)
+    assert (await verify(database)).findings == ()
+    found = await verify(database, key_ttl_seconds=two_days)
+    assert codes_of(found.findings) == {"key-used-twice"}
 
 
-async def test_a_shorter_ttl_is_seen_from_the_records(
+@pytest.mark.parametrize("ttl_now", [60, 600, 24 * 3600, 7 * 24 * 3600])
+async def test_a_changed_ttl_makes_no_finding(
+    database: Database, config: CreditConfig, ttl_now: int
+) -> None:
+    """Each transaction says until when its key is remembered, whatever was configured since."""
+    clock = Clock()
+    began = datetime.now(timezone.utc) - timedelta(days=8)
+    for number, ttl in enumerate((24 * 3600, 600, 7 * 24 * 3600, 3600, ttl_now)):
+        idempotency = IdempotencyConfig(ttl_seconds=ttl)
+        then = config.model_copy(update={"idempotency": idempotency})
+        async with CreditLedger(database, then, clock=clock) as ledger:
+            await ledger.ensure_indexes()
+            user = f"user-{number}"
+            clock.now = began
+            await ledger.create_user(user, credits=10**6, idempotency_key=user)
+            for hours in (0, 150, 191):
+                clock.now = began + timedelta(hours=hours)
+                await ledger.charge(user, "generate-post", idempotency_key=f"{user} at {hours}")
+    gone = {"expiresAt": {"$lt": datetime.now(timezone.utc)}}
+    assert (await database["idempotency_records"].delete_many(gone)).deleted_count
+    assert await count(database, "idempotency_records")
+    for options in ({}, {"user_ids": ["user-1", "user-3"]}, {"key_ttl_seconds": ttl_now}):
+        assert (await verify(database, **options)).findings == ()
+    done = await repair(database, operator="Ada", reason="to be sure", key_ttl_seconds=ttl_now)
+    assert done.corrections == ()
+    # And what is really missing is found, though a record of today would be gone by now.
+    await database["idempotency_records"].delete_one({"_id": "user-2 at 150"})
+    assert codes_of((await verify(database)).findings) == {"key-missing"}
+
+
+async def test_a_shorter_ttl_of_older_versions_is_seen_from_the_records(
     database: Database, config: CreditConfig
 ) -> None:
     """A key that was used an hour ago is not missed where they last ten minutes."""
@@ -634,6 +672,7 @@ async def test_a_shorter_ttl_is_seen_from_the_records(
         clock.now = datetime.now(timezone.utc) - timedelta(hours=1)
         await ledger.create_user("bob", credits=100, idempotency_key="old")
         await database["idempotency_records"].delete_one({"_id": "old"})
+        await forget_when_keys_expire(database)
         assert codes_of((await verify(database)).findings) == {"key-missing"}
         assert (await verify(database, key_ttl_seconds=600)).findings == ()
         clock.now = datetime.now(timezone.utc)

@@ -834,6 +834,20 @@ PLANTED: Final = (
         "for others in (self._erase_paid_requests,):",
         (ERASE,),
     ),
+    Bug(
+        "a page is read at several moments",
+        "engine/latest.py",
+        "async with self._client.start_session(snapshot=True) as own:",
+        "async with self.seen_by(None) as own:",
+        (READS,),
+    ),
+    Bug(
+        "verification takes one TTL for that of all keys",
+        "maintenance/reading.py",
+        "if isinstance(stored, datetime):",
+        "if False:",
+        (VERIFY,),
+    ),
     # Paid requests
     Bug(
         "another request replays a paid one: the parts of a fingerprint run together",

@@ -931,7 +931,7 @@ def test_a_correction_leads_from_the_sum_to_the_balance(total: int, highest_seq:
         total,
         100,
     )
-    transaction, audit = posting_rows(posting)
+    transaction, audit = posting_rows(posting, timedelta(days=1))
     assert transaction["correction"] == audit["details"]["correction"]
 
 

@@ -20,6 +20,7 @@ from credit_mongo.cli.connecting import (
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
+from credit_mongo.config import CreditConfig
 from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.repair import Repair, repair
 from credit_mongo.maintenance.verify import verify
@@ -44,7 +45,8 @@ def verify_books(
         typer.Option(
             parser=seconds_up_to(_LONGEST_TTL_SECONDS),
             metavar="SECONDS",
-            help="How long keys are remembered. Default: a day, or what the records say.",
+            help="How long keys are remembered, for transactions that do not say it. Default: as "
+            "in --config; without one, a day, or what the records say.",
         ),
     ] = None,
     do_repair: Annotated[
@@ -78,7 +80,7 @@ def verify_books(
         "users": settings.users,
         "user_ids": user or None,
         "audits": not no_audit,
-        "key_ttl_seconds": key_ttl,
+        "key_ttl_seconds": _key_ttl(key_ttl, None if config is None else settings),
         "max_clock_skew_seconds": settings.max_clock_skew_seconds,
     }
     if operator is not None and reason is not None:
@@ -97,6 +99,12 @@ def verify_books(
         _show(outcome, where.database)
     left = not outcome.is_complete if isinstance(outcome, Repair) else outcome.findings_total
     return FOUND if left else DONE
+
+
+def _key_ttl(given: float | None, settings: CreditConfig | None) -> float | None:
+    if given is not None or settings is None:
+        return given
+    return settings.idempotency.ttl_seconds
 
 
 async def _work(
