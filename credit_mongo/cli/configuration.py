@@ -41,19 +41,23 @@ _PYTHON_OBJECT: Final = re.compile(f"({_NAME}):({_NAME})")
 _UNAUTHORIZED: Final = 13
 
 
-def settings_of(where: Connecting, config: str | None) -> CreditConfig:
+def settings_of(where: Connecting, config: str | None, *, reads_users: bool = True) -> CreditConfig:
     """The configuration that --config names; without it, one without prices from the database.
 
-    Raises ConfigurationError, also if the database cannot say which ledger is meant or where its
-    users are, OSError, and what ``Connecting.run`` raises.
+    ``reads_users``: whether the command would go wrong if the users were elsewhere. Raises
+    ConfigurationError, also if the database cannot say which ledger is meant or where its users
+    are, OSError, and what ``Connecting.run`` raises.
     """
-    return where.run(_kept_in) if config is None else load_config(config)
+    if config is not None:
+        return load_config(config)
+    return where.run(lambda database: _kept_in(database, reads_users=reads_users))
 
 
-async def _kept_in(database: Database) -> CreditConfig:
+async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
     kept = await LedgerSettings.all_in(database)
     if not kept:
-        await _check_that_defaults_fit(database)
+        if reads_users:
+            await _check_that_defaults_fit(database)
         return CreditConfig(costs={})
     if len(kept) > 1:
         names = ", ".join(repr(each.collections.transactions) for each in kept)

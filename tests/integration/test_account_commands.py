@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import pytest_asyncio
 from bson import Int64
 
 from credit_mongo import CreditConfig, CreditLedger
@@ -64,9 +65,12 @@ def call(
     return call
 
 
-@pytest.fixture
-def config_file(tmp_path: Path) -> str:
-    """Prices, tiers, and two decimal places."""
+@pytest_asyncio.fixture
+async def config_file(tmp_path: Path, database: Database, ledger: CreditLedger) -> str:
+    """Prices, tiers, and two decimal places, with which the ledger was set up."""
+    assert isinstance(ledger, CreditLedger)  # it is there
+    await database["ledger_settings"].delete_many({})
+    await CreditLedger(database, CreditConfig(**CONFIG)).ensure_indexes()
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG))
     return str(path)
@@ -134,7 +138,7 @@ async def test_a_configuration_has_prices_tiers_and_decimal_places(
     code, _, errors = await call("charge", "ada", "generate-image", *config)
     assert (code, "needs the tier 'premium'" in errors) == (2, True)
     assert await call("balance", "ada", *config) == (0, "3500 (35.00)\n", "")
-    assert await call("balance", "ada") == (0, "3500\n", "")
+    assert await call("balance", "ada") == (0, "3500 (35.00)\n", "")
 
 
 async def test_a_dry_run_decides_and_writes_nothing(

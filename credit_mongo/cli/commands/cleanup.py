@@ -37,7 +37,7 @@ def cleanup(
     the application is at work.
     """
     where = Connecting.to(uri, database, timeout)
-    settings = settings_of(where, config)
+    settings = settings_of(where, config, reads_users=False)
 
     async def work(found: Database) -> Cleanup:
         with progress("Removing", "records") as advance:

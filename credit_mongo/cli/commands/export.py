@@ -85,7 +85,7 @@ def export(
     if path is None and options["format"] == "parquet" and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is nothing for a terminal: --output FILE is needed")
     where = Connecting.to(uri, database, timeout)
-    settings = settings_of(where, config)
+    settings = settings_of(where, config, reads_users=False)
     options |= {"collections": settings.collections, "users": settings.users}
 
     async def work(found: Database) -> Export:

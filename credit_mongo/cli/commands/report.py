@@ -76,7 +76,7 @@ def report(
     since = moment_of("from", start, zone) or _default_start(until, zone)
     where = Connecting.to(uri, database, timeout)
     _check_files(file, png)
-    settings = settings_of(where, config)
+    settings = settings_of(where, config, reads_users=False)
 
     async def work(found: Database) -> Usage:
         with progress("Summing up", "sums") as advance:
