@@ -42,6 +42,7 @@ from credit_mongo import (
     UserNotFoundError,
     credit_documents,
 )
+from credit_mongo.config import SETTINGS_COLLECTION
 from tests.integration.promises import Client, Database, Row, check_promises, count, rows
 
 pytestmark = pytest.mark.drivers("pymongo", "motor", "mongomock")
@@ -1015,7 +1016,10 @@ async def test_collections_can_have_other_names(database: Database) -> None:
         assert (await ledger.charge("u", "post", idempotency_key="k-2")).replayed
         assert len(await ledger.get_history("u")) == 3
         assert len(await ledger.get_audit_log("u")) == 4
-    assert set(await database.list_collection_names()) <= {*names.model_dump().values()}
+    assert set(await database.list_collection_names()) <= {
+        *names.model_dump().values(),
+        SETTINGS_COLLECTION,
+    }
     await check_promises(database, names)
 
 
@@ -1063,14 +1067,16 @@ async def test_without_idempotency_keys_are_taken_and_not_looked_at(
     assert await count(shared, "idempotency_records", userId=user) == 0
 
 
-async def test_with_two_decimal_places_amounts_are_hundredths(shared: Database, user: str) -> None:
+async def test_with_two_decimal_places_amounts_are_hundredths(
+    database: Database, user: str
+) -> None:
     """Prices, caps and formulas are in credits, everything else in units, and rounded once."""
     config = CreditConfig(
         costs={"a": {"default": 13.5}, "b": {"default": "{n} * 0.333"}, "c": {"default": 0.005}},
         membership={"tiers": {"basic": 0}, "credits_caps": {"basic": 20.25}},
         decimal_places=2,
     )
-    async with CreditLedger(shared, config) as ledger:
+    async with CreditLedger(database, config) as ledger:
         await ledger.create_user(user, credits=2000)
         assert (await ledger.charge(user, "a")).balance_after == 650
         assert (await ledger.charge(user, "b", variables={"n": 5})).cost == 167
