@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
+import pytest
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger
+from credit_mongo import (
+    CommitOutcomeUnknownError,
+    CreditError,
+    CreditLedger,
+    StorageError,
+    TransactionAbortedError,
+)
 from tests.faults.asks import Ask
 from tests.faults.commands import Command, Commands
 from tests.faults.faults import client_of
 from tests.integration.promises import Database
 
-__all__ = ["ORDERS", "Stage", "each_on_a_stage", "in_a_transaction", "take_turns", "turn_held"]
+__all__ = [
+    "ORDERS",
+    "InTransaction",
+    "Stage",
+    "each_on_a_stage",
+    "in_a_stubborn_transaction",
+    "in_a_transaction",
+    "take_turns",
+    "turn_held",
+]
 
 ORDERS: Final = "orders"
+_OPTIONS: Final[Mapping[str, Any]] = {
+    "read_concern": ReadConcern("snapshot"),
+    "write_concern": WriteConcern("majority", j=True),
+}
+InTransaction: TypeAlias = Callable[[Ask, CreditLedger, Database], Awaitable[Any]]
+"""An application that asks in a transaction of its own."""
 _T = TypeVar("_T")
 
 
@@ -63,13 +85,30 @@ async def in_a_transaction(ask: Ask, ledger: CreditLedger, database: Database) -
         await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
         return await ask.of(ledger, session)
 
+    async with _session_of(database) as session:
+        return await session.with_transaction(work, **_OPTIONS)
+
+
+async def in_a_stubborn_transaction(ask: Ask, ledger: CreditLedger, database: Database) -> Any:
+    """What an application should not do: it catches what ends the call, and commits anyhow."""
+    async with _session_of(database) as session:
+        await session.start_transaction(**_OPTIONS)
+        await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
+        try:
+            outcome = await ask.of(ledger, session)
+        except (StorageError, asyncio.CancelledError) as error:
+            with pytest.raises((TransactionAbortedError, asyncio.CancelledError)):
+                await session.commit_transaction()
+            raise error from None
+        await session.commit_transaction()
+        return outcome
+
+
+@asynccontextmanager
+async def _session_of(database: Database) -> AsyncIterator[AsyncClientSession]:
     async with database.client.start_session() as session:
         try:
-            return await session.with_transaction(
-                work,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority", j=True),
-            )
+            yield session
         except CreditError:
             raise
         except PyMongoError as error:

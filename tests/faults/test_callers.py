@@ -29,11 +29,12 @@ from tests.faults.faults import client_of
 from tests.faults.grounds import Grounds
 from tests.faults.operations import OPENING_CREDITS, OPERATIONS, charge_of, prices
 from tests.faults.sizes import REACHED, SIZES, some
-from tests.faults.stages import ORDERS, Stage
+from tests.faults.stages import ORDERS, Stage, in_a_stubborn_transaction
 from tests.faults.trials import Trial
 from tests.integration.promises import Row
 
 IN_SESSIONS = [operation for operation in OPERATIONS if operation.in_sessions]
+STUBBORN = [each for each in IN_SESSIONS if each.name in ("charge", "refund of a charge")]
 TIMEOUT_SECONDS: Final = 1.0
 SHORT = prices(operation_timeout_seconds=TIMEOUT_SECONDS)
 # Longer than the deadline, and the server goes on with the command after it.
@@ -147,6 +148,24 @@ async def test_callers_cancelled_at_each_command_in_an_applications_transaction(
     await grounds.database.create_collection(ORDERS)
     for operation in IN_SESSIONS:
         trial = Trial(operation, stage, grounds.database, in_session=True)
+        await cancel_at_each_command(trial, way, grounds)
+    await promises_hold(grounds.database)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelled_calls_leave_no_half_that_an_application_could_commit(
+    way: str, stage: Stage, grounds: Grounds
+) -> None:
+    """It commits at once, whatever has become of the call."""
+    await grounds.database.create_collection(ORDERS)
+    for operation in STUBBORN:
+        trial = Trial(
+            operation,
+            stage,
+            grounds.database,
+            in_session=True,
+            application=in_a_stubborn_transaction,
+        )
         await cancel_at_each_command(trial, way, grounds)
     await promises_hold(grounds.database)
 

@@ -25,8 +25,10 @@ from tests.faults.operations import OPERATIONS, Operation, prices
 from tests.faults.sizes import REACHED, some
 from tests.faults.stages import (
     ORDERS,
+    InTransaction,
     Stage,
     each_on_a_stage,
+    in_a_stubborn_transaction,
     in_a_transaction,
     take_turns,
     turn_held,
@@ -68,6 +70,7 @@ class Matrix:
         self.primary = primary
         self.books = books
         self.in_session = False
+        self.application: InTransaction = in_a_transaction
         self.one_fault = asyncio.Lock()
         self.prepared: list[tuple[str, list[Ask]]] = []
         self.violations: list[str] = []
@@ -138,7 +141,7 @@ class Matrix:
         if self.in_session:
             [ask] = asks
             database = stage.client[self.database.name]
-            return [Told(ask, await outcome_of(in_a_transaction(ask, ledger, database)))]
+            return [Told(ask, await outcome_of(self.application(ask, ledger, database)))]
         async with contextlib.AsyncExitStack() as stack:
             if self.operation.turn_is_taken:
                 await stack.enter_async_context(turn_held(stage.commands, self.database))
@@ -146,6 +149,8 @@ class Matrix:
 
     def _check_that_it_was_tried_again(self, told: list[Told], case: Case) -> None:
         """A failure that passes is not the caller's, nor is any failure of the ledger's commit."""
+        if self.application is in_a_stubborn_transaction:
+            return
         kinds = {was_told_of(each.outcome) for each in told}
         is_ending = case.command.name in ("commitTransaction", "abortTransaction")
         # Of an application's transaction the commit is the application's; and the row of a
@@ -225,4 +230,17 @@ async def test_each_failure_of_each_command_in_an_applications_transaction(
     async with CreditLedger(grounds.database, prices()) as books:
         matrix = Matrix(operation, grounds.database, grounds.primary, books)
         matrix.in_session = True
+        await try_all(matrix, stages, grounds.observers)
+
+
+@pytest.mark.parametrize("name", ["create_user", "charge", "refund of a charge"])
+async def test_no_failure_lets_a_stubborn_application_commit_a_half(
+    name: str, stages: list[Stage], grounds: Grounds
+) -> None:
+    """It catches every failure and commits; it is refused, and nothing is there."""
+    [operation] = [each for each in OPERATIONS if each.name == name]
+    await grounds.database.create_collection(ORDERS)
+    async with CreditLedger(grounds.database, prices()) as books:
+        matrix = Matrix(operation, grounds.database, grounds.primary, books)
+        matrix.in_session, matrix.application = True, in_a_stubborn_transaction
         await try_all(matrix, stages, grounds.observers)

@@ -12,7 +12,7 @@ from credit_mongo import CreditLedger
 from tests.faults.asks import Ask, outcome_of
 from tests.faults.commands import Command
 from tests.faults.operations import Operation, prices
-from tests.faults.stages import Stage, in_a_transaction, take_turns, turn_held
+from tests.faults.stages import InTransaction, Stage, in_a_transaction, take_turns, turn_held
 from tests.integration.promises import Database
 
 __all__ = ["Call", "Trial"]
@@ -24,12 +24,19 @@ class Trial:
     """One operation, asked again and again by another ledger for another user."""
 
     def __init__(
-        self, operation: Operation, stage: Stage, database: Database, *, in_session: bool
+        self,
+        operation: Operation,
+        stage: Stage,
+        database: Database,
+        *,
+        in_session: bool,
+        application: InTransaction = in_a_transaction,
     ) -> None:
         self.operation = operation
         self.stage = stage
         self.database = database
         self.in_session = in_session
+        self.application = application
 
     @contextlib.asynccontextmanager
     async def asking(self, **options: Any) -> AsyncIterator[tuple[CreditLedger, list[Ask], Call]]:
@@ -44,7 +51,7 @@ class Trial:
 
             def call(ask: Ask) -> Awaitable[Any]:
                 if self.in_session:
-                    return in_a_transaction(ask, ledger, of_stage)
+                    return self.application(ask, ledger, of_stage)
                 return ask.of(ledger)
 
             async with contextlib.AsyncExitStack() as stack:
