@@ -14,7 +14,9 @@ install = $(if $(filter yes,$(LOCKED)),\
 	$(PIP) --no-deps --no-build-isolation --editable . , \
 	$(PIP) --upgrade --upgrade-strategy eager --editable ".[$(2)]")
 
-.PHONY: demo example test test-newest lock docs faults faults-short mutants check bench \
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: demo example test test-all test-newest lock docs faults faults-short mutants check bench \
 	soak format lint types clean
 
 demo: $(VENV)/demo
@@ -24,8 +26,15 @@ demo: $(VENV)/demo
 example: $(VENV)/dev
 	@$(BIN)/python examples/fastapi_app.py
 
+# Every module and every promise once, on real replica sets: two processes, each with its own.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest $(TESTS)
+	@echo "The tests take about 5 minutes on two cores (make test-all, which CI runs: 15)."
+	CREDIT_MONGO_HISTORIES=20 $(PYTEST) --quick $(TESTS)
+
+# The whole suite: every case of what make test samples.
+test-all: $(VENV)/dev
+	@echo "All tests take about 15 minutes on two cores."
+	$(PYTEST) $(TESTS)
 
 # The same with the newest versions that pyproject.toml allows, in an environment of their own.
 test-newest:

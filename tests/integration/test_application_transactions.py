@@ -683,6 +683,7 @@ async def test_a_cancelled_operation_leaves_the_session_usable_and_no_trace_when
     assert await books.get_balance(user) == 90
 
 
+@pytest.mark.cases(1)
 async def test_an_operation_in_a_transaction_ends_by_its_deadline(
     application: Client, client: Client, shared: Database, user: str
 ) -> None:

@@ -125,6 +125,7 @@ TAMPERINGS: dict[str, Tampering] = {
 
 
 @pytest.mark.parametrize("name", TAMPERINGS)
+@pytest.mark.cases(6)
 async def test_what_was_changed_by_hand_is_found(database: Database, name: str) -> None:
     """On either side of the border and in it, by a full look and by one at the user."""
     books = await open_books(database)

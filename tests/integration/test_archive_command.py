@@ -139,6 +139,7 @@ async def test_the_script_names_who_was_left_alone(
         (("--older-than", "1h", "--to", "/proc/archive"), "/proc/archive"),
     ],
 )
+@pytest.mark.cases(4)
 async def test_bad_input_gets_one_line_and_changes_nothing(
     database: Database,
     replica_set_uri: str,
@@ -177,6 +178,7 @@ async def test_bad_input_gets_one_line_and_changes_nothing(
         (None, "a b", "database"),
     ],
 )
+@pytest.mark.cases(1)
 async def test_no_server_gets_one_line(
     replica_set_uri: str, uri: str | None, database: str, said: str
 ) -> None:
@@ -228,6 +230,7 @@ async def test_the_command_says_that_another_is_at_work(
 
 @pytest.mark.parametrize("file_format", ["bson", "parquet"])
 @pytest.mark.parametrize("most_bytes", [0, 2000, 20_000])
+@pytest.mark.cases(2)
 async def test_a_full_disk_gets_one_line_and_loses_nothing(
     database: Database,
     replica_set_uri: str,

@@ -156,6 +156,7 @@ FAILURES: dict[str, Row] = {
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("place", ["collections", "bson"])
 @pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.cases(3)
 async def test_failures_at_each_kind_of_command(
     client: Client,
     database: Database,
@@ -211,6 +212,7 @@ async def test_failures_at_each_kind_of_command(
 
 @pytest.mark.parametrize("place", ["collections", "bson"])
 @pytest.mark.parametrize("slow", ["find", "delete", "commitTransaction"])
+@pytest.mark.cases(2)
 async def test_a_step_that_takes_too_long_is_begun_again(
     client: Client,
     database: Database,
@@ -298,6 +300,7 @@ async def test_many_at_once_move_each_row_once(database: Database, replica_set_u
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.cases(1)
 async def test_a_run_that_was_silent_can_not_move_any_more(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, place: str
 ) -> None:

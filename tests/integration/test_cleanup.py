@@ -134,6 +134,7 @@ async def clean(database: Database, _: str) -> object:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.cases(1)
 async def test_killed_at_any_command_it_is_completed_by_another_run(
     database: Database, replica_set_uri: str, moment: str
 ) -> None:

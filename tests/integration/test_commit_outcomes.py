@@ -216,6 +216,7 @@ async def hasty(uri: str, shared: Database, patient: CreditLedger) -> AsyncItera
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.cases(45)
 async def test_one_failure_of_the_database_leaves_one_effect_or_none(
     fault: Fault, operation: Operation, client: Client, shared: Database, patient: CreditLedger
 ) -> None:
@@ -473,6 +474,7 @@ OUTAGES: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.cases(3)
 async def test_an_outage_beyond_the_deadline_ends_in_time_and_leaves_nothing_open(
     outage: str, client: Client, shared: Database, hasty: CreditLedger
 ) -> None:
@@ -518,6 +520,7 @@ async def frozen_set() -> AsyncIterator[LocalReplicaSet]:
 
 
 @pytest.mark.parametrize("frozen_in", ["find", "insert", COMMIT])
+@pytest.mark.cases(1)
 async def test_a_frozen_server_is_waited_for_until_the_deadline_and_then_used_again(
     frozen_in: str, frozen_set: LocalReplicaSet
 ) -> None:

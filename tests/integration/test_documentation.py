@@ -20,6 +20,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.cases(4)
 async def test_the_code_of_a_page_runs(
     name: str,
     replica_set_uri: str,

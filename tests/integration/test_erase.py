@@ -454,6 +454,7 @@ async def until_gone(database: Database, user_id: str) -> None:
 
 
 @pytest.mark.drivers("pymongo", "motor")
+@pytest.mark.cases(1)
 async def test_operations_meet_the_whole_account_or_none(
     ledger: CreditLedger, database: Database, client: Client, slow: Database, config: CreditConfig
 ) -> None:
@@ -625,6 +626,7 @@ OUTCOMES: Final[dict[str, Row]] = {
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("skipped", [0, 3])
+@pytest.mark.cases(2)
 async def test_a_step_that_failed_is_taken_again(
     ledger: CreditLedger,
     database: Database,
@@ -729,6 +731,7 @@ async def test_what_can_not_be_done_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n", 2), ("", 2), ("y", 0)])
+@pytest.mark.cases(1)
 async def test_on_a_terminal_it_asks(
     ledger: CreditLedger, replica_set_uri: str, database: Database, answer: str, code: int
 ) -> None:

@@ -49,6 +49,7 @@ from tests.integration.test_operations import (
 
 
 @pytest.mark.parametrize("case", SUCCESSES, ids=lambda case: case.name)
+@pytest.mark.cases(30)
 async def test_an_operation_writes_the_mapped_fields_alone(
     case: Success, application: Application
 ) -> None:
@@ -83,6 +84,7 @@ async def test_an_operation_writes_the_mapped_fields_alone(
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.name)
+@pytest.mark.cases(20)
 async def test_a_refusal_leaves_the_person_as_it_is(
     case: Refused, application: Application
 ) -> None:
@@ -324,6 +326,7 @@ WRONG: list[tuple[Row, str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "field", "remedy"), WRONG, ids=str)
+@pytest.mark.cases(20)
 async def test_a_mapped_field_that_is_missing_or_wrong_is_told_with_its_remedy(
     application: Application, fields: Row, field: str, remedy: str
 ) -> None:

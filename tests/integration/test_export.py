@@ -525,6 +525,7 @@ def test_a_file_that_somebody_replaced_while_it_was_written_is_told(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.cases(1)
 async def test_a_full_disk_leaves_nothing_half_written(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path, kind: Format
 ) -> None:
@@ -547,6 +548,7 @@ async def test_a_full_disk_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.cases(1)
 async def test_a_standard_output_that_takes_no_more_is_told_in_one_line(
     ledger: CreditLedger, replica_set_uri: str, database: Database, kind: Format
 ) -> None:
@@ -632,6 +634,7 @@ async def test_to_a_file_the_command_says_how_many(
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
+@pytest.mark.cases(6)
 async def test_what_can_not_be_done_is_told_in_one_line(
     ledger: CreditLedger,
     replica_set_uri: str,

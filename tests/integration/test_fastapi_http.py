@@ -196,6 +196,7 @@ async def short_transactions(client: Client) -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("short_transactions")
+@pytest.mark.thorough
 async def test_under_load_with_cut_connections_and_killed_servers(
     replica_set_uri: str, database: Database, client: Client
 ) -> None:

@@ -126,6 +126,7 @@ def refusal_goes_wrong(code: object, output: str, errors: str, case: Case) -> st
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.cases(1)
 def test_hostile_input_gets_one_line_and_writes_nothing(
     uri: str,
     clean: None,
@@ -171,6 +172,7 @@ def test_hostile_input_gets_one_line_and_writes_nothing(
     ],
     ids=" ".join,
 )
+@pytest.mark.cases(2)
 def test_as_processes_they_do_the_same(clean: None, command: tuple[str, ...]) -> None:
     """The doors are as thin as they look."""
     done = subprocess.run(

@@ -345,6 +345,7 @@ async def test_a_file_that_cannot_be_executed_is_an_error(
 
 
 @pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.cases(1)
 async def test_kept_data_is_there_after_a_restart_on_other_ports(
     place: Path, tmp_path: Path, size: int
 ) -> None:

@@ -50,6 +50,7 @@ def others(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 @pytest.mark.parametrize("loop_scope", ["function", "class", "module", "package", "session"])
 @pytest.mark.parametrize("mode", ["auto", "strict"])
+@pytest.mark.cases(2)
 def test_with_pytest_asyncio(
     others: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
@@ -81,6 +82,7 @@ def test_with_pytest_asyncio(
 
 
 @pytest.mark.parametrize("others_plugin", [(), ("-p", "no:asyncio")])
+@pytest.mark.cases(1)
 def test_with_anyio(
     others: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,

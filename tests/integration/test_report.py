@@ -575,6 +575,7 @@ def drawn(name: str, scale: int, actions: int, days: int, *, width: int = 0) -> 
     ],
     ids=["one", "many", "huge", "emoji", "mathematics", "nothing"],
 )
+@pytest.mark.cases(2)
 def test_whatever_there_is_can_be_drawn(usage: Usage) -> None:
     """Without a warning (of a missing glyph, say), which would fail the test."""
     png = draw_report(usage, "app", UNITS)

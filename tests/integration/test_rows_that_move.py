@@ -51,6 +51,7 @@ async def patient(
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("key", [None, "key-of-"])
+@pytest.mark.cases(2)
 async def test_a_batch_that_was_applied_is_found(
     database: Database, ledger: CreditLedger, patient: CreditLedger, move: Move, key: str | None
 ) -> None:

@@ -375,6 +375,7 @@ async def test_success_and_refusal_tell_no_secret(
     logged.check()
 
 
+@pytest.mark.cases(1)
 async def test_failures_of_the_database_tell_no_secret(
     life: Life, client: Client, database: Database, logged: Everything
 ) -> None:

@@ -380,6 +380,7 @@ async def test_books_that_the_ledger_wrote_are_in_order(
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.name)
+@pytest.mark.cases(14)
 async def test_whatever_is_wrong_is_found_and_settled(
     ledger: CreditLedger, database: Database, harm: Harm
 ) -> None:
@@ -500,6 +501,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
+@pytest.mark.cases(1)
 async def test_a_snapshot_that_is_gone_is_no_end(
     ledger: CreditLedger,
     client: Client,

@@ -183,6 +183,7 @@ SECRET = "key-" + "of-a-request"
         for action in sorted(actions)
     ],
 )
+@pytest.mark.cases(5)
 async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_works(
     guarded: GuardedReplicaSet, administrator: Client, collection: str, action: str
 ) -> None:

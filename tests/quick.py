@@ -1,0 +1,55 @@
+"""The quick run: every module and every promise once, in five minutes.
+
+Two marks say what `--quick` leaves to the whole run:
+
+- ``thorough``: the test itself.
+- ``cases(keep)``: all but ``keep`` of the test's parameter sets, evenly spaced.
+
+They are deselected and counted, not skipped: CI runs the whole.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.addoption("--quick", action="store_true", help="every promise once: see tests/quick.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marks mean."""
+    config.addinivalue_line("markers", "thorough: left to the whole run by --quick")
+    config.addinivalue_line("markers", "cases(keep): of so many parameter sets, by --quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the whole run what is marked so."""
+    if not config.getoption("--quick"):
+        return
+    by_function: dict[str, list[pytest.Item]] = defaultdict(list)
+    left: set[pytest.Item] = set()
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            left.add(item)
+        elif item.get_closest_marker("cases"):
+            by_function[item.nodeid.partition("[")[0]].append(item)
+    for alike in by_function.values():
+        mark = alike[0].get_closest_marker("cases")
+        assert mark is not None
+        left.update(set(alike) - set(evenly(alike, mark.args[0])))
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = [item for item in items if item not in left]
+
+
+def evenly(items: list[pytest.Item], keep: int) -> list[pytest.Item]:
+    """``keep`` of the items, evenly spaced, the first and the last among them."""
+    if keep >= len(items):
+        return items
+    if keep == 1:
+        return items[:1]
+    return [items[number * (len(items) - 1) // (keep - 1)] for number in range(keep)]
