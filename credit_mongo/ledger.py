@@ -202,7 +202,9 @@ class CreditLedger:
             latest_write=latest_write,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._opening = Opening(database, LedgerSettings.of(config))
+        self._opening = Opening(
+            database, LedgerSettings.of(config), config.collections, config.users
+        )
 
     @classmethod
     def connect(

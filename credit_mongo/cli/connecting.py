@@ -89,7 +89,9 @@ class Connecting:
         """
 
         async def checked(database: Database) -> _T:
-            await Opening(database, LedgerSettings.of(config)).check()
+            await Opening(
+                database, LedgerSettings.of(config), config.collections, config.users
+            ).check()
             await _check_ledger(database, config.collections)
             return await work(database)
 

@@ -9,8 +9,11 @@ from typing import Any, Final
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
+from credit_mongo.collations import check_collations
+from credit_mongo.config import CollectionNames
 from credit_mongo.engine.failures import may_pass
 from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings
+from credit_mongo.user_mapping import UserMapping
 
 __all__ = ["Opening"]
 
@@ -27,21 +30,30 @@ _PAUSE_SECONDS: Final = 0.1
 class Opening:
     """What has to be known before the first operation of a ledger, and costs the others nothing."""
 
-    def __init__(self, database: AsyncDatabase[Any], settings: LedgerSettings) -> None:
+    def __init__(
+        self,
+        database: AsyncDatabase[Any],
+        settings: LedgerSettings,
+        names: CollectionNames,
+        users: UserMapping | None,
+    ) -> None:
         self.is_done = False
         self._database = database
         self._settings = settings
+        self._names = names
+        self._users = users
         # Operations that come together at the beginning wait for one look.
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
-        """Raise ConfigurationError if the ledger was set up with other settings.
+        """Raise ConfigurationError if the ledger was set up with other settings, or collections.
 
         A failure is not remembered: the next operation looks again. Raises PyMongoError.
         """
         async with self._lock:
             if not self.is_done:
                 self._settings.check(await self._kept())
+                await check_collations(self._database, self._names, self._users)
                 self.is_done = True
 
     async def _kept(self) -> tuple[LedgerSettings, ...]:

@@ -28,6 +28,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import ReturnDocument
 from pymongo.read_preferences import ReadPreference
 
+from credit_mongo.collations import check_collations
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.results import Erasure
 from credit_mongo.core.values import check_identifier, check_optional
@@ -103,6 +104,7 @@ async def erase_user(
         on_progress=on_progress or (lambda _done, _total: None),
     )
     with Unlogged():
+        await check_collations(database, collections or CollectionNames(), users)
         total = await erasing.count() if on_progress is not None else None
         async with Steps(database.client, step_seconds) as steps:
             return await erasing.run(steps, total)

@@ -19,8 +19,16 @@ from pymongo import AsyncMongoClient, IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, WriteError
 
-from credit_mongo import CollectionNames, IndexChange, IndexReport
+from credit_mongo import (
+    CollectionNames,
+    ConfigurationError,
+    CreditConfig,
+    CreditLedger,
+    IndexChange,
+    IndexReport,
+)
 from credit_mongo.local import find_mongod
+from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import ensure_indexes
 
 pytestmark = pytest.mark.drivers("pymongo", "motor")
@@ -289,6 +297,28 @@ async def test_what_cannot_hold_the_ledger_s_rows_is_a_conflict(database: Databa
     assert all("collections=" in conflict.remedy for conflict in report.conflicts)
     assert {change.collection for change in report.created} == {"idempotency_records"}
     assert await indexes_of(database, "users") == {}
+
+
+@pytest.mark.parametrize("field", ["users", "transactions", "audit_logs", "idempotency_records"])
+async def test_a_ledger_refuses_collections_that_take_one_name_for_another(
+    database: Database, config: CreditConfig, field: str
+) -> None:
+    """Whichever it is, and whatever is called first: nobody is read or erased for somebody else."""
+    await database.create_collection(field, collation={"locale": "en", "strength": 2})
+    await database["users"].insert_one({"_id": "ann", "credits": 5, "seq": 0})
+    ledger = CreditLedger(database, config)
+    for work in (
+        ledger.get_balance("ANN"),
+        ledger.charge("ANN", "translate"),
+        ledger.delete_user("ANN"),
+        erase_user(database, "ANN"),
+        ledger.__aenter__(),
+    ):
+        with pytest.raises(ConfigurationError, match="collation 'en'") as caught:
+            await work
+        assert caught.value.field == f"collections.{field}"
+    assert await database["users"].count_documents({}) == 1
+    await ledger.close()
 
 
 # Validators

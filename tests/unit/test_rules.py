@@ -1551,7 +1551,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"stored_fields"}),
     frozenset({"rows", "connection", "log_redaction"}),
-    frozenset({"erasures"}),
+    frozenset({"collations", "erasures"}),
     frozenset({"documents", "ledger_settings", "pages", "stored_users"}),
     frozenset({"engine"}),
     frozenset({"drivers"}),
