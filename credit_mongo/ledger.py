@@ -431,7 +431,7 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Move to a higher tier and set the balance to its cap.
+        """Move to a higher tier and set the balance to its cap (in credits in the configuration).
 
         ``KEEP`` keeps a future expiry and clears a past one; None means no expiry. Raises
         UserNotFoundError, UndefinedTierError, InvalidTierChangeError and IdempotencyConflictError.

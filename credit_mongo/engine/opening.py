@@ -37,7 +37,7 @@ class Opening:
         names: CollectionNames,
         users: UserMapping | None,
     ) -> None:
-        self.is_done = False
+        self.is_done: bool = False
         self._database = database
         self._settings = settings
         self._names = names

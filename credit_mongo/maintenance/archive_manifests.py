@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -18,7 +18,7 @@ PARQUET: Final = ".parquet"
 class FileEntry(BaseModel):
     """A file as the manifest has it."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     name: str = Field(
         pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*\.[0-9a-f]{24}\.[1-9][0-9]*\.(bson\.gz|parquet)$"

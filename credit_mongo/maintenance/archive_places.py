@@ -46,7 +46,7 @@ class ArchiveManifestError(StorageError):
             f"the archive's manifest {manifest_id} has a wrong {field}: {value!r:.200}. "
             "Put right what was changed there, then run this again"
         )
-        self.manifest_id = str(manifest_id)
+        self.manifest_id: str = str(manifest_id)
         self.field = field
 
 

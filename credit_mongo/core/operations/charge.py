@@ -56,9 +56,9 @@ class ChargeRequest(Request[ChargeResult]):
 class Charge(Operation[ChargeRequest, ChargeResult]):
     """Take credits that the user has, and never more."""
 
-    request_type = ChargeRequest
-    result_type = ChargeResult
-    usage = UsageKinds(taken="spent")
+    request_type: ClassVar[type[ChargeRequest]] = ChargeRequest
+    result_type: ClassVar[type[ChargeResult]] = ChargeResult
+    usage: ClassVar[UsageKinds] = UsageKinds(taken="spent")
 
     def decide(
         self, request: ChargeRequest, state: State, policy: Policy, now: datetime

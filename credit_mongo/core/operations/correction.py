@@ -59,9 +59,9 @@ class CorrectionRequest(Request[CorrectionResult]):
 class Correct(Operation[CorrectionRequest, CorrectionResult]):
     """Add a record that makes up for what is missing or too much in the history."""
 
-    request_type = CorrectionRequest
-    result_type = CorrectionResult
-    usage = UsageKinds("corrections_added", "corrections_taken")
+    request_type: ClassVar[type[CorrectionRequest]] = CorrectionRequest
+    result_type: ClassVar[type[CorrectionResult]] = CorrectionResult
+    usage: ClassVar[UsageKinds] = UsageKinds("corrections_added", "corrections_taken")
 
     def decide(
         self,

@@ -35,9 +35,9 @@ class CreateUserRequest(Request[User]):
 class CreateUser(Operation[CreateUserRequest, User]):
     """Open an account, on the application's document of the user if there is one."""
 
-    request_type = CreateUserRequest
-    result_type = User
-    usage = UsageKinds(added="granted")
+    request_type: ClassVar[type[CreateUserRequest]] = CreateUserRequest
+    result_type: ClassVar[type[User]] = User
+    usage: ClassVar[UsageKinds] = UsageKinds(added="granted")
 
     def decide(
         self, request: CreateUserRequest, state: State, policy: Policy, now: datetime

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from credit_mongo.core.decision import Decision, Operation, Request
+from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds
 from credit_mongo.core.operations.tier_change import TIER_CHANGES, TierChangeResult, change_tier
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import State
@@ -33,9 +33,9 @@ class DowngradeTierRequest(Request[TierChangeResult]):
 class DowngradeTier(Operation[DowngradeTierRequest, TierChangeResult]):
     """Move to a lower tier."""
 
-    request_type = DowngradeTierRequest
-    result_type = TierChangeResult
-    usage = TIER_CHANGES
+    request_type: ClassVar[type[DowngradeTierRequest]] = DowngradeTierRequest
+    result_type: ClassVar[type[TierChangeResult]] = TierChangeResult
+    usage: ClassVar[UsageKinds] = TIER_CHANGES
 
     def decide(
         self, request: DowngradeTierRequest, state: State, policy: Policy, now: datetime

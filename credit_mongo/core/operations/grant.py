@@ -46,9 +46,9 @@ class GrantRequest(Request[GrantResult]):
 class Grant(Operation[GrantRequest, GrantResult]):
     """Give credits, up to the largest balance that can be stored."""
 
-    request_type = GrantRequest
-    result_type = GrantResult
-    usage = UsageKinds(added="granted")
+    request_type: ClassVar[type[GrantRequest]] = GrantRequest
+    result_type: ClassVar[type[GrantResult]] = GrantResult
+    usage: ClassVar[UsageKinds] = UsageKinds(added="granted")
 
     def decide(
         self,

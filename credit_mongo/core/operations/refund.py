@@ -57,9 +57,9 @@ class RefundRequest(Request[RefundResult]):
 class Refund(Operation[RefundRequest, RefundResult]):
     """Give credits back. Refunds of a charge never exceed it together."""
 
-    request_type = RefundRequest
-    result_type = RefundResult
-    usage = UsageKinds(added="refunded")
+    request_type: ClassVar[type[RefundRequest]] = RefundRequest
+    result_type: ClassVar[type[RefundResult]] = RefundResult
+    usage: ClassVar[UsageKinds] = UsageKinds(added="refunded")
 
     def needs(self, request: RefundRequest) -> Needs:
         return NOTHING_MORE if request.charge_id is None else Needs(charges=(request.charge_id,))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from credit_mongo.core.decision import Decision, Operation, Request
+from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds
 from credit_mongo.core.operations.tier_change import TIER_CHANGES, TierChangeResult, change_tier
 from credit_mongo.core.policy import Policy, refuse_past
 from credit_mongo.core.state import State
@@ -36,9 +36,9 @@ class RenewTierRequest(Request[TierChangeResult]):
 class RenewTier(Operation[RenewTierRequest, TierChangeResult]):
     """Stay in the tier until a new end."""
 
-    request_type = RenewTierRequest
-    result_type = TierChangeResult
-    usage = TIER_CHANGES
+    request_type: ClassVar[type[RenewTierRequest]] = RenewTierRequest
+    result_type: ClassVar[type[TierChangeResult]] = TierChangeResult
+    usage: ClassVar[UsageKinds] = TIER_CHANGES
 
     def decide(
         self, request: RenewTierRequest, state: State, policy: Policy, now: datetime

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from credit_mongo.core.decision import Decision, Operation, Request
+from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds
 from credit_mongo.core.membership import is_past
 from credit_mongo.core.operations.tier_change import TIER_CHANGES, TierChangeResult, change_tier
 from credit_mongo.core.policy import Policy, refuse_past
@@ -35,9 +35,9 @@ class UpgradeTierRequest(Request[TierChangeResult]):
 class UpgradeTier(Operation[UpgradeTierRequest, TierChangeResult]):
     """Move to a higher tier. ``KEEP`` keeps an end in the future and clears one that has passed."""
 
-    request_type = UpgradeTierRequest
-    result_type = TierChangeResult
-    usage = TIER_CHANGES
+    request_type: ClassVar[type[UpgradeTierRequest]] = UpgradeTierRequest
+    result_type: ClassVar[type[TierChangeResult]] = TierChangeResult
+    usage: ClassVar[UsageKinds] = TIER_CHANGES
 
     def decide(
         self, request: UpgradeTierRequest, state: State, policy: Policy, now: datetime

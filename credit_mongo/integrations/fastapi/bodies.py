@@ -42,7 +42,7 @@ class RequestTooLargeError(CreditError, HTTPException):
     def __init__(self, largest: int) -> None:
         text = f"the body of this request may have at most {largest} bytes"
         HTTPException.__init__(self, 413, text)
-        self.args = (text,)
+        self.args: tuple[str, ...] = (text,)
         self.largest = largest
 
     def __str__(self) -> str:
