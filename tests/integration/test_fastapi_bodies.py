@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import Body, FastAPI, File, Request, Response, UploadFile
+from starlette.exceptions import HTTPException
 
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.integrations.fastapi import (
@@ -21,6 +22,7 @@ from credit_mongo.integrations.fastapi import (
     add_credit_handlers,
     credit_lifespan,
 )
+from credit_mongo.integrations.fastapi.bodies import Body as RequestBody
 from tests.integration.paid_site import CONFIG, Site, client_of, code_of, current_user
 from tests.integration.promises import Database, rows
 
@@ -248,6 +250,26 @@ async def test_a_client_that_hangs_up_pays_nothing(site: Uploads) -> None:
     assert await send(site, Stream(10 * CHUNK), "ann", hangs_up=True) == 400
     assert (site.runs, await site.states(), await site.charges()) == (0, [], [])
     assert (await upload(site, Stream(CHUNK))).status_code == 200
+
+
+async def _check_nothing() -> None: ...
+
+
+async def test_a_body_that_was_lost_in_part_has_no_digest() -> None:
+    """Without that part, it would be the digest of another body."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(10 * CHUNK), "more_body": False}
+
+    scope = {"type": "http", "headers": [(b"idempotency-key", b"k")]}
+    body = RequestBody(scope, receive, largest=LARGEST, charged_endpoints=())
+    reading = asyncio.create_task(body.receive())
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    with pytest.raises(HTTPException, match="lost"):
+        await body.read_ahead(_check_nothing)
 
 
 async def test_of_two_uploads_at_once_one_is_done(site: Uploads) -> None:

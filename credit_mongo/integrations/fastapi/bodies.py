@@ -64,7 +64,7 @@ class Body:
         self._largest = largest
         self._charged_endpoints = charged_endpoints
         # Without a key there is no fingerprint.
-        self.digest: BodyDigest | None = BodyDigest(scope) if NAME in headers else None
+        self._digest: BodyDigest | None = BodyDigest(scope) if NAME in headers else None
         self._announced = _announced_bytes(headers)
         self._size = 0
         self._is_complete = False
@@ -91,10 +91,15 @@ class Body:
         """The next message. Raises RequestTooLargeError."""
         return await self._take() if self._kept is None else await self._take_kept(self._kept)
 
-    async def read_ahead(self, check: Callable[[], Awaitable[None]]) -> None:
+    async def read_ahead(self, check: Callable[[], Awaitable[None]]) -> BodyDigest:
         """Let the rest of the body pass, and keep it. ``check`` comes before a large one."""
-        if self._is_complete:
-            return
+        if not self._is_complete:
+            await self._read_rest(check)
+        if self._digest is None:
+            raise HTTPException(400, "a part of the body was lost while it was read")
+        return self._digest
+
+    async def _read_rest(self, check: Callable[[], Awaitable[None]]) -> None:
         is_checked = self._announced > _SMALL_BODY_BYTES
         if is_checked:
             await check()
@@ -133,11 +138,18 @@ class Body:
             self._size += len(chunk)
             self._is_complete = not message.get("more_body", False)
             self._check_size()
-            if self.digest is not None:
-                for _ in self.digest.update(chunk):
-                    if len(chunk) > _CHUNK_BYTES:
-                        await asyncio.sleep(0)
+            await self._hash(chunk)
         return message
+
+    async def _hash(self, chunk: bytes) -> None:
+        # Who is cancelled in here loses the chunk, and a digest without it would be that of another
+        # body: then there is none.
+        digest, self._digest = self._digest, None
+        if digest is not None:
+            for _ in digest.update(chunk):
+                if len(chunk) > _CHUNK_BYTES:
+                    await asyncio.sleep(0)
+            self._digest = digest
 
     async def _take_kept(self, kept: UploadFile) -> Message:
         chunk = await kept.read(_CHUNK_BYTES)

@@ -98,9 +98,8 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
         assert body is not None  # noqa: S101 - it came with the credits
         body.begin_charge()
         if key is not None:
-            await body.read_ahead(lambda: credits_.paid_requests.check(order))
-            assert body.digest is not None  # noqa: S101 - the key is in the headers
-            order = replace(order, fingerprint=fingerprint(request.scope, action, body.digest))
+            digest = await body.read_ahead(lambda: credits_.paid_requests.check(order))
+            order = replace(order, fingerprint=fingerprint(request.scope, action, digest))
         async with credits_.paid_requests.paid(order) as paid:
             yield paid
 
