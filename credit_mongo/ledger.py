@@ -44,11 +44,11 @@ from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_sessio
 from credit_mongo.engine.clocks import CheckedClock, Clock
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
-from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.opening import Opening
+from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
 from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
@@ -174,7 +174,7 @@ class CreditLedger:
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(database.client)
         self._deadlines = Deadlines(database.client)
-        endings = Endings(database.client, self._deadlines)
+        reaper = SessionReaper(database.client, self._deadlines)
         self._committer = Committer(
             database.client,
             store,
@@ -183,7 +183,7 @@ class CreditLedger:
             turns=turns,
             latest_write=latest_write,
             deadlines=self._deadlines,
-            endings=endings,
+            reaper=reaper,
             clock=self._clock,
         )
         self._lanes = Lanes(
@@ -198,7 +198,7 @@ class CreditLedger:
         self._sessions = ApplicationSessions(
             database.client,
             deadlines=self._deadlines,
-            endings=endings,
+            reaper=reaper,
             latest_write=latest_write,
             timeout_seconds=config.operation_timeout_seconds,
         )

@@ -38,9 +38,9 @@ from credit_mongo.core.state import Loaded
 from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
 from credit_mongo.engine.latest import LatestWrite
+from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
@@ -160,7 +160,7 @@ class Committer:
         turns: Turns,
         latest_write: LatestWrite,
         deadlines: Deadlines,
-        endings: Endings,
+        reaper: SessionReaper,
         clock: CheckedClock,
     ) -> None:
         self._client = client
@@ -172,7 +172,7 @@ class Committer:
         self._repeats = Cooldown(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
         self._deadlines = deadlines
-        self._endings = endings
+        self._reaper = reaper
 
     async def commit(
         self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
@@ -265,7 +265,7 @@ class Committer:
 
     async def close(self, seconds: float) -> None:
         """See to it that no transaction stays open on the server."""
-        await self._endings.close(seconds)
+        await self._reaper.close(seconds)
 
     async def _commit_together(self, batch: _Batch) -> list[Outcome]:
         session = self._client.start_session()
@@ -279,7 +279,7 @@ class Committer:
                     )
                 except Exception as error:
                     seconds = self._seconds_to_next_try(batch, error)
-                    session = await self._endings.next_session(session, batch.seconds_left())
+                    session = await self._reaper.next_session(session, batch.seconds_left())
                     await asyncio.sleep(seconds)
                 else:
                     has_ended = True
@@ -290,7 +290,7 @@ class Committer:
                 await session.end_session()
             else:
                 batch.is_given_up = True
-                self._endings.begin(session, left)
+                self._reaper.end(session, left)
 
     async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
         batch.tries += 1

@@ -20,9 +20,9 @@ from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.server_transactions import ServerTransaction
+from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.errors import InvalidRequestError, StorageError, TransactionAbortedError
 from credit_mongo.log_redaction import Unlogged
 
@@ -41,13 +41,13 @@ class ApplicationSessions:
         client: AsyncMongoClient[Any],
         *,
         deadlines: Deadlines,
-        endings: Endings,
+        reaper: SessionReaper,
         latest_write: LatestWrite,
         timeout_seconds: float,
     ) -> None:
         self._client = client
         self._deadlines = deadlines
-        self._endings = endings
+        self._reaper = reaper
         self._latest_write = latest_write
         self._timeout_seconds = timeout_seconds
 
@@ -81,7 +81,7 @@ class ApplicationSessions:
             except BaseException as error:
                 guard.abort(error)
                 if transaction is not None and not _has_ended_on_the_server(error):
-                    self._endings.abort(transaction)
+                    self._reaper.abort(transaction)
                 raise
         finally:
             guard.end(left, session)

@@ -27,8 +27,8 @@ from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
-from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.latest import LatestWrite
+from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.store import JOURNALED_MAJORITY, Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import InvalidRequestError
@@ -174,7 +174,7 @@ class _Repairing:
             turns=Turns(),
             latest_write=LatestWrite(database.client),
             deadlines=deadlines,
-            endings=Endings(database.client, deadlines),
+            reaper=SessionReaper(database.client, deadlines),
             clock=CheckedClock(
                 database.client, lambda: to_milliseconds(datetime.now(timezone.utc)), skew
             ),

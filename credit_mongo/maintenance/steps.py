@@ -19,8 +19,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.endings import Endings
 from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
+from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import StorageError
 
@@ -49,7 +49,7 @@ class Steps:
         self._client = client
         self._seconds = step_seconds
         self._deadlines = Deadlines(client)
-        self._endings = Endings(client, self._deadlines)
+        self._reaper = SessionReaper(client, self._deadlines)
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ class Steps:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._endings.close(_LAST_SECONDS)
+        await self._reaper.close(_LAST_SECONDS)
 
     async def take(self, step: Step[_T]) -> _T:
         """One step, in a transaction that is committed.
@@ -91,7 +91,7 @@ class Steps:
         finally:
             if not is_done:
                 attempt.is_given_up = True
-                self._endings.begin(attempt.session, left)
+                self._reaper.end(attempt.session, left)
         await attempt.session.end_session()
         return done
 

@@ -508,7 +508,7 @@ PLANTED: Final = (
     Bug(
         "a cancel leaves the transaction open",
         "engine/commit.py",
-        "                self._endings.begin(session, left)\n",
+        "                self._reaper.end(session, left)\n",
         "                pass\n",
         (OUTCOMES, CONCURRENCY),
     ),
@@ -717,13 +717,13 @@ PLANTED: Final = (
     Bug(
         "half an operation holds its user until the application ends its session",
         "engine/sessions.py",
-        "                    self._endings.abort(transaction)\n",
+        "                    self._reaper.abort(transaction)\n",
         "                    pass\n",
         (HALVES,),
     ),
     Bug(
         "a strict client leaves its transaction open",
-        "engine/endings.py",
+        "engine/session_reaper.py",
         "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
         "if False:",
         (HALVES,),

@@ -1,8 +1,8 @@
-"""Endings: no transaction stays open on the server, whatever became of its connection.
+"""The session reaper: no transaction stays open on the server, whatever became of its connection.
 
-The driver sends an abort once, swallows its failure, and then believes that nothing is open. An
-open transaction blocks its users for everybody until the server drops it, after a minute. So where
-an end was not seen, it is asked for here until the server has answered.
+The driver sends an abort once, ignores its failure, and then believes that nothing is open. An open
+transaction blocks its users for everybody until the server drops it, after a minute. So where the
+end of a transaction was not seen, the reaper asks for it until the server has answered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.server_transactions import ServerTransaction
 
-__all__ = ["Endings"]
+__all__ = ["SessionReaper"]
 
 _ANSWER_SECONDS: Final = 1.0
 # An abort waits on the server for what the transaction is still doing there.
@@ -31,7 +31,7 @@ _TRANSACTION_LIFETIME_SECONDS: Final = 60
 _NOT_IN_THE_STABLE_API: Final = 323
 
 
-class Endings:
+class SessionReaper:
     """The sessions that are being ended in the background; their callers have their answers."""
 
     def __init__(self, client: AsyncMongoClient[Any], deadlines: Deadlines) -> None:
@@ -52,11 +52,11 @@ class Endings:
                 longest = min(seconds, _ANSWER_SECONDS)
                 await self._deadlines.keep(session.abort_transaction(), longest, left)
         except asyncio.TimeoutError:
-            self.begin(session, left)
+            self.end(session, left)
             return self._client.start_session()
         return session
 
-    def begin(self, session: AsyncClientSession, left: list[Late]) -> None:
+    def end(self, session: AsyncClientSession, left: list[Late]) -> None:
         """End a session that may have a transaction open, and work that was left alone on it."""
         self._start(self._end(session, left))
 
