@@ -22,6 +22,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents, users_validator
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
+from credit_mongo.maintenance.unique_indexes import refuses_rows
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
 
@@ -136,7 +137,8 @@ async def ensure_indexes(
     It can be run again, and by several processes at once. An index that fits is kept whatever its
     name; one that differs in its TTL, or is hidden, is changed; nothing is ever dropped or
     overwritten: what is in the way is reported as a conflict with its remedy, and the rest is done.
-    Other indexes of the application are not looked at. With ``dry_run`` nothing is written.
+    A unique index of the application's that would refuse the ledger's rows is a conflict, too; its
+    other indexes are not looked at. With ``dry_run`` nothing is written.
 
     The validator keeps ``credits`` a whole number ≥ 0, whoever writes it: users that have one keep
     one, and none can be inserted without, by the application neither. With ``users``, whose
@@ -178,17 +180,22 @@ class _Wanted:
     collection: str
     indexes: Sequence[_Description]
     validator: Raw | None
+    written: frozenset[str]
+    """The fields of the rows that the ledger inserts; none where documents are inserted by the
+    application, which knows its own rules."""
 
 
 def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_Wanted]:
     if users is not None:
         validator = {"$jsonSchema": users_validator(users)}
-        yield _Wanted(names.users, [IndexModel(users.membership_tier).document], validator)
+        indexes = [IndexModel(users.membership_tier).document]
+        yield _Wanted(names.users, indexes, validator, frozenset())
     for document in credit_documents(names, users):
         yield _Wanted(
             collection=document.Settings.name,
             indexes=[model.document for model in document.Settings.indexes],
             validator={"$jsonSchema": document.validator} if document.validator else None,
+            written=frozenset(field.alias or name for name, field in document.model_fields.items()),
         )
 
 
@@ -249,7 +256,29 @@ def _plan(
         steps = [_Step(collection)]
         if wanted.validator is not None:
             steps.append(_validator_step(wanted.collection, wanted.validator, found["options"]))
-    return steps + [_index_step(wanted.collection, index, indexes) for index in wanted.indexes]
+    steps += [_index_step(wanted.collection, index, indexes) for index in wanted.indexes]
+    return steps + _in_the_way(wanted, indexes)
+
+
+def _in_the_way(wanted: _Wanted, existing: Sequence[_Description]) -> list[_Step]:
+    """Unique indexes that would refuse the ledger's second row; named before it is written."""
+    own = [_keys(index) for index in wanted.indexes]
+    reason = "it is unique, and rows of the ledger have no such fields, or the same values in them"
+    return [
+        _Step(
+            IndexChange(
+                wanted.collection,
+                index["name"],
+                "index",
+                "conflict",
+                reason,
+                _drop_index(wanted.collection, index["name"]),
+            )
+        )
+        for index in existing
+        # Those on the ledger's own keys are conflicts already.
+        if wanted.written and _keys(index) not in own and refuses_rows(index, wanted.written)
+    ]
 
 
 def _creation(wanted: _Wanted, collection: IndexChange) -> list[_Step]:

@@ -206,6 +206,60 @@ async def test_an_index_with_other_options_is_a_conflict_and_the_rest_is_done(
     assert only((await ensure_indexes(database, NAMES)).created).name == conflict.name
 
 
+@pytest.mark.parametrize(
+    ("collection", "index", "is_in_the_way"),
+    [
+        ("transactions", IndexModel("orderId", unique=True), True),
+        ("transactions", IndexModel("metadata.orderId", unique=True), True),
+        ("transactions", IndexModel([("userId", 1), ("orderId", 1)], unique=True), True),
+        ("transactions", IndexModel("idempotencyKey", unique=True, sparse=True), True),
+        ("transactions", IndexModel("userId", unique=True), True),
+        ("audit_logs", IndexModel("requestId", unique=True), True),
+        ("idempotency_records", IndexModel("orderId", unique=True), True),
+        ("users", IndexModel("email", unique=True), True),
+        (
+            "transactions",
+            IndexModel("orderId", unique=True, partialFilterExpression={"amount": {"$gt": 0}}),
+            True,
+        ),
+        ("transactions", IndexModel("orderId"), False),
+        ("transactions", IndexModel("orderId", unique=True, sparse=True), False),
+        ("transactions", IndexModel("metadata.orderId", unique=True, sparse=True), False),
+        ("transactions", IndexModel([("userId", 1), ("seq", 1)], unique=True), False),
+        ("transactions", IndexModel([("orderId", 1), ("_id", 1)], unique=True), False),
+        (
+            "transactions",
+            IndexModel("orderId", unique=True, partialFilterExpression={"orderId": {"$gt": ""}}),
+            False,
+        ),
+    ],
+)
+async def test_a_unique_index_that_would_refuse_rows_is_named_beforehand(
+    database: Database,
+    config: CreditConfig,
+    collection: str,
+    index: IndexModel,
+    *,
+    is_in_the_way: bool,
+) -> None:
+    """And no other is: where none is named, any number of operations go through."""
+    await database[collection].create_indexes([index])
+    async with CreditLedger(database, config) as ledger:
+        report = await ledger.ensure_indexes()
+        if is_in_the_way:
+            conflict = only(report.conflicts)
+            name = index.document["name"]
+            assert (conflict.collection, conflict.name) == (collection, name)
+            assert conflict.remedy == f'db.getCollection("{collection}").dropIndex("{name}")'
+            assert name in await indexes_of(database, collection), "it stays"
+            return
+        assert report.conflicts == ()
+        for user_id in ("ann", "bob"):
+            await ledger.create_user(user_id, credits=100, idempotency_key=user_id)
+            for _ in range(2):
+                await ledger.charge(user_id, "translate")
+
+
 async def test_a_taken_name_is_a_conflict_whose_remedy_takes_nothing_away(
     database: Database,
 ) -> None:

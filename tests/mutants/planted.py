@@ -105,6 +105,20 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
+        "a unique index in the way is not named",
+        "maintenance/unique_indexes.py",
+        "    return not (index.get(",
+        "    return False and not (index.get(",
+        (INDEXES,),
+    ),
+    Bug(
+        "a collation is not looked for",
+        "engine/opening.py",
+        "                await check_collations(self._database, self._names, self._users)\n",
+        "",
+        (INDEXES,),
+    ),
+    Bug(
         "a late webhook shortens a membership",
         "core/operations/renew_tier.py",
         "if is_earlier and not request.allow_earlier:",
