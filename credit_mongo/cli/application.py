@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from importlib.metadata import version
+from typing import Annotated, Any, Final
 
 import typer
 from typer.main import get_command
@@ -29,8 +30,20 @@ app: Final[typer.Typer] = typer.Typer(
 )
 
 
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"credit-mongo {version('credit-mongo')}")
+        raise typer.Exit
+
+
 @app.callback()
-def credit_mongo() -> None:
+def credit_mongo(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
     """Keep the books of a credit ledger in MongoDB.
 
     Exit codes: 0 done; 1 something is wrong with the data; 2 it could not be done; 130 Ctrl-C.
@@ -54,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _end_unread()
     except EXPECTED as error:
-        print(f"error: {printable(explain(error))}", file=sys.stderr)
+        print(f"error: {printable(explain(error, _names_of(arguments)))}", file=sys.stderr)
         return NOT_DONE
     except SystemExit as ended:
         # Typer's way with a broken pipe, as if something were wrong with the data.
@@ -64,6 +77,17 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else DONE
+
+
+def _names_of(arguments: Sequence[str]) -> dict[str, str]:
+    """The parameters of the command that is called, by their names in Python: {"user": "USER"}."""
+    group = get_command(app)
+    commands: dict[str, Any] = getattr(group, "commands", {})
+    called = next((commands[each] for each in arguments if each in commands), None)
+    return {
+        each.name: each.opts[0] if each.param_type_name == "option" else str(each.metavar)
+        for each in getattr(called, "params", ())
+    }
 
 
 def _arrange() -> None:

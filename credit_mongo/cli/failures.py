@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from pymongo.errors import (
@@ -14,7 +15,7 @@ from pymongo.errors import (
 )
 from typer import TyperException
 
-from credit_mongo.errors import CreditError
+from credit_mongo.errors import CreditError, InvalidRequestError
 
 __all__ = ["DONE", "EXPECTED", "FOUND", "INTERRUPTED", "NOT_DONE", "explain"]
 
@@ -36,10 +37,39 @@ _UNAUTHORIZED: Final = 13
 _AUTHENTICATION_FAILED: Final = 18
 
 
-def explain(error: BaseException) -> str:
-    """What went wrong and what to do, in one line and without what an URI keeps secret."""
+# Fields of the library's errors, and parameters of commands, where their names differ.
+_PARAMETERS: Final = {
+    "from": "start",
+    "to": "end",
+    "start_date": "start",
+    "end_date": "end",
+    "user_id": "user",
+    "user_ids": "user",
+    "transaction_id": "transaction",
+    "key_ttl_seconds": "key_ttl",
+    "grace_seconds": "grace",
+    "places": "top",
+    "kinds": "only",
+    "format": "kind",
+    "credits": "opening_credits",
+    "membership_tier": "tier",
+    "target_tier": "tier",
+    "membership_expires_at": "expires_at",
+    "timezone": "time_zone",
+}
+
+
+def explain(error: BaseException, names: Mapping[str, str]) -> str:
+    """What went wrong and what to do, in one line and without what an URI keeps secret.
+
+    ``names`` are the parameters of the command as they are typed: errors name those, and not the
+    arguments of the library.
+    """
     if isinstance(error, TyperException):
         return _explain_usage(error)
+    if isinstance(error, InvalidRequestError):
+        typed = names.get(_PARAMETERS.get(error.field, error.field), error.field)
+        return _in_one_line(f"{typed}: {error.reason}")
     cause = error.__cause__
     if isinstance(error, CreditError) and isinstance(cause, OperationFailure):
         # Its code tells what the server misses.
@@ -72,11 +102,18 @@ def _explain_refusal(error: OperationFailure) -> str:
 
 
 def _explain_usage(error: TyperException) -> str:
+    option = getattr(error, "option_name", "")
+    if re.match(r"-[\d.]", option):
+        return _in_one_line(
+            f"{option}… looks like a negative number, and amounts are whole numbers above 0. "
+            "To take credits, use charge. Before an id that begins with a dash, write --"
+        )
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "credit-mongo"
     # It quotes what it was given, which may be an URI in the wrong place.
     # Each word is looked at once, from its beginning: one may be as long as a command line.
-    message = re.sub(r"(?<!\S)\S*@", "…@", re.sub(r"://.*", "://…", error.format_message()))
+    message = error.format_message().removeprefix("Invalid value: ")
+    message = re.sub(r"(?<!\S)\S*@", "…@", re.sub(r"://.*", "://…", message))
     return _in_one_line(f"{message.rstrip('. ')}; see {program} --help")
 
 

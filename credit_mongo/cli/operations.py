@@ -1,4 +1,4 @@
-"""Commands that change a balance: asked once, and safe to be asked again with the same key."""
+"""Commands that change an account: safe to be given again with the same idempotency key."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import typer
@@ -16,12 +17,15 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.cli.failures import DONE
-from credit_mongo.cli.ledgers import plain, shown
+from credit_mongo.cli.ledgers import moment_of, plain, shown, shown_moment
 from credit_mongo.cli.output import show, show_facts
 from credit_mongo.config import AuditConfig, CreditConfig
 from credit_mongo.core.operations.charge import ChargeResult
 from credit_mongo.core.operations.grant import GrantResult
 from credit_mongo.core.operations.refund import RefundResult
+from credit_mongo.core.operations.tier_change import TierChangeResult
+from credit_mongo.core.results import User
+from credit_mongo.core.values import KEEP, Keep
 from credit_mongo.errors import CommitOutcomeUnknownError, StorageError
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.printing import printable
@@ -30,10 +34,13 @@ __all__ = [
     "Action",
     "Asked",
     "DryRun",
+    "ExpiresAt",
     "Key",
     "MetadataText",
+    "NoExpiry",
     "Operation",
     "do",
+    "expiry_of",
     "metadata_from",
     "variables_from",
 ]
@@ -47,7 +54,7 @@ Key = Annotated[
         "--idempotency-key",
         metavar="KEY",
         show_default=False,
-        help="Asked again with it, nothing happens twice. Default: a random one, which is printed.",
+        help="With the same key, nothing happens twice. Default: a random one, which is printed.",
     ),
 ]
 MetadataText = Annotated[
@@ -60,11 +67,17 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Write nothing, show what it would do or why it can't.")
 ]
 
-_Result: TypeAlias = ChargeResult | RefundResult | GrantResult
+ExpiresAt = Annotated[
+    str | None,
+    typer.Option(
+        "--expires-at", metavar="DATE", show_default=False, help="When the tier expires, UTC."
+    ),
+]
+NoExpiry = Annotated[bool, typer.Option("--no-expiry", help="The tier never expires.")]
+
+_Result: TypeAlias = ChargeResult | RefundResult | GrantResult | TierChangeResult | User
 Operation: TypeAlias = Callable[[CreditLedger, dict[str, Any]], Awaitable[_Result]]
 """Does it on a ledger, with the options that all of them have."""
-
-_VERBS: Final = {ChargeResult: "charged", RefundResult: "refunded", GrantResult: "granted"}
 
 
 class Asked(NamedTuple):
@@ -149,19 +162,57 @@ def _show(asked: Asked, result: _Result, key: str | None) -> None:
         facts |= {} if asked.dry_run else {"idempotency_key": key}
         show_facts({"database": asked.where.database, "dry_run": asked.dry_run, **facts})
         return
-    settings = asked.settings
-    amount = result.cost if isinstance(result, ChargeResult) else result.amount
-    verb = f"{'would be ' if asked.dry_run else ''}{_VERBS[type(result)]}"
-    balance = f"{shown(result.balance_before, settings)} → {shown(result.balance_after, settings)}"
-    show(
-        f"{result.user_id}: {verb} {shown(amount, settings)} for {result.action}, balance {balance}"
-    )
+    done = _words(result, asked.settings)
+    show(f"{result.user_id}: {'would be ' if asked.dry_run else ''}{done}")
+    name = "" if isinstance(result, User) else f"transaction {result.transaction_id}"
     if result.replayed:
-        show(f"transaction {result.transaction_id}, done before: this is what the key did then")
+        name = f"{name}, " if name else name
+        show(f"{name}done before: this is what the key did then")
     elif asked.dry_run:
         show("dry run: nothing was written")
+    elif name:
+        show(name)
+
+
+def _words(result: _Result, settings: CreditConfig) -> str:
+    """What was done to the user."""
+    if isinstance(result, User):
+        tier = result.membership_tier
+        membership = "" if tier is None else f", tier {tier}{_until(result.membership_expires_at)}"
+        return f"created with {shown(result.credits, settings)}{membership}"
+    if isinstance(result, TierChangeResult):
+        moved = (
+            f"renewed in tier {result.new_tier}"
+            if result.old_tier == result.new_tier
+            else f"moved from {result.old_tier or 'no tier'} to tier {result.new_tier}"
+        )
+        before, after = result.old_credits, result.new_credits
+        moved += _until(result.membership_expires_at)
     else:
-        show(f"transaction {result.transaction_id}")
+        amount = result.cost if isinstance(result, ChargeResult) else result.amount
+        verb = (
+            "charged"
+            if isinstance(result, ChargeResult)
+            else "refunded"
+            if isinstance(result, RefundResult)
+            else "granted"
+        )
+        moved = f"{verb} {shown(amount, settings)} for {result.action}"
+        before, after = result.balance_before, result.balance_after
+    return f"{moved}, balance {shown(before, settings)} → {shown(after, settings)}"
+
+
+def _until(expires_at: datetime | None) -> str:
+    return "" if expires_at is None else f" until {shown_moment(expires_at)}"
+
+
+def expiry_of(expires_at: str | None, *, never: bool) -> datetime | Keep | None:
+    """What --expires-at and --no-expiry say together; KEEP if neither is given."""
+    if expires_at is not None and never:
+        raise typer.BadParameter("--expires-at and --no-expiry exclude each other")
+    if never:
+        return None
+    return KEEP if expires_at is None else moment_of("--expires-at", expires_at)
 
 
 def metadata_from(text: str | None) -> dict[str, Any] | None:

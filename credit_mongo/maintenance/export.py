@@ -126,7 +126,7 @@ def _check_period(start: object, end: object) -> tuple[datetime | None, datetime
     begin = check_optional(check_moment, "start", start)
     until = check_optional(check_moment, "end", end)
     if begin is not None and until is not None and begin >= until:
-        raise InvalidRequestError("end", "must be later than start")
+        raise InvalidRequestError("end", "must be later than the start")
     return begin, until
 
 

@@ -69,6 +69,7 @@ COMMANDS = (
     ("grant", "user", "5", "--action=support", "--idempotency-key=k"),
     ("refund", "user", "5", "--action=support", "--idempotency-key=k"),
     ("charge", "user", "talk", "--amount=5", "--idempotency-key=k"),
+    ("create-user", "user", "--idempotency-key=k"),
     ("archive", "--older-than=6mo"),
     ("cleanup",),
     ("erase", "--user=user", "--requested-by=me", "--yes"),
@@ -145,20 +146,34 @@ def of_accounts() -> Iterator[Case]:
     posting = ("--action=support", "--idempotency-key=k")
     for wrong in BAD_IDENTIFIERS:
         for command in ("balance", "history", "audit"):
-            yield _asked(command, "--", wrong, names="user_id")
+            yield _asked(command, "--", wrong, names="USER")
         for command in ("grant", "refund"):
-            yield _asked(command, wrong, "5", *posting, names="user_id")
+            yield _asked(command, wrong, "5", *posting, names="USER")
             yield _asked(
                 command, "user", "5", f"--action={wrong}", "--idempotency-key=k", names="action"
             )
             yield _asked(
                 command, "user", "5", "--action=a", f"--idempotency-key={wrong}", names="key"
             )
-        yield _asked("charge", wrong, "talk", "--amount=5", "--idempotency-key=k", names="user_id")
-        yield _asked("charge", "user", wrong, "--amount=5", "--idempotency-key=k", names="action")
+        yield _asked("charge", wrong, "talk", "--amount=5", "--idempotency-key=k", names="USER")
+        yield _asked("charge", "user", wrong, "--amount=5", "--idempotency-key=k", names="ACTION")
         yield _asked("users", "--tier", wrong, names="tier")
         yield _asked("users", "--cursor", wrong, names="cursor")
         yield _asked("history", "user", "--action", wrong, names="action")
+
+
+def of_tiers() -> Iterator[Case]:
+    """Opening accounts and changing tiers."""
+    for wrong in BAD_IDENTIFIERS:
+        yield _asked("create-user", "--idempotency-key=k", "--", wrong, names="USER")
+    for wrong in BAD_COUNTS[1:]:
+        yield _asked("create-user", "user", f"--credits={wrong}", names="--credits")
+    for wrong in BAD_MOMENTS:
+        yield _asked("create-user", "user", f"--expires-at={wrong}", names="--expires-at")
+    yield _asked("create-user", "user", "--tier=gold", names="--config")
+    for command in (("upgrade", "user", "gold"), ("downgrade", "user", "free"), ("renew", "user")):
+        yield _asked(*command, names="--config")
+        yield _asked(*command, "--config=no-such-file", "--no-expiry", names="no-such-file")
 
 
 def of_amounts() -> Iterator[Case]:
@@ -173,14 +188,14 @@ def of_amounts() -> Iterator[Case]:
                 "--",
                 "user",
                 wrong,
-                names="amount" if wrong == "0" else "AMOUNT",
+                names="AMOUNT",
             )
         yield _asked(
             "charge", "user", "talk", f"--amount={wrong}", "--idempotency-key=k", names="amount"
         )
         for name, *of in (("users",), ("history", "user"), ("audit", "user")):
             yield _asked(name, *of, f"--limit={wrong}", names="limit")
-    yield _asked("grant", "user", str(2**53), *posting, names="amount")
+    yield _asked("grant", "user", str(2**53), *posting, names="AMOUNT")
     for wrong in BAD_COUNTS[1:]:
         yield _asked("users", f"--below={wrong}", names="below")
     for wrong in BAD_JSON:
@@ -191,9 +206,7 @@ def of_amounts() -> Iterator[Case]:
         )
     yield _asked("charge", "user", "talk", names="--amount")
     for wrong in BAD_IDENTIFIERS:
-        yield _asked(
-            "refund", "user", "5", *posting, "--transaction", wrong, names="transaction_id"
-        )
+        yield _asked("refund", "user", "5", *posting, "--transaction", wrong, names="--transaction")
     for status in ("", "ok", "SUCCESS", '{"$ne": "failed"}'):
         yield _asked("audit", "user", f"--status={status}", names="status")
     for cursor in ("", "bm9uZQ", "\udcff", "e30=", LONG):
@@ -205,10 +218,12 @@ def of_records() -> Iterator[Case]:
 
     for wrong in BAD_IDENTIFIERS:
         yield _asked("erase", f"--user={wrong}", "--requested-by=me", "--yes", names="user")
-        yield _asked("erase", "--user=u", f"--requested-by={wrong}", "--yes", names="requested_by")
+        yield _asked(
+            "erase", "--user=u", f"--requested-by={wrong}", "--yes", names="--requested-by"
+        )
         yield _asked("export", f"--user={wrong}", "--output=rows.csv", names="user")
     for age in ("", "6", "mo", "-6mo", "1.5y", "0x6d", "2999-01-01", "20250228", "1" * 500):
-        yield _asked("archive", f"--older-than={age}", names="older_than")
+        yield _asked("archive", f"--older-than={age}", names="--older-than")
     archive = ("archive", "--older-than=6mo")
     for wrong in ("", "csv", "BSON"):
         yield _asked(*archive, "--to=rows", f"--format={wrong}", names="format")
@@ -228,10 +243,10 @@ def of_files() -> Iterator[Case]:
     exported, reported = ("export", "--output=rows.csv"), ("report", "page.html")
     for command in (exported, reported, ("history", "user"), ("audit", "user")):
         for wrong in BAD_MOMENTS:
-            yield _asked(*command, f"--from={wrong}", names="from")
-            yield _asked(*command, f"--to={wrong}", names="to")
+            yield _asked(*command, f"--from={wrong}", names="--from")
+            yield _asked(*command, f"--to={wrong}", names="--to")
     for exports in (exported, reported):
-        yield _asked(*exports, "--from=2026-02-01", "--to=2026-01-01", names="end")
+        yield _asked(*exports, "--from=2026-02-01", "--to=2026-01-01", names="--to")
     for kind in ("", "xml", "CSV", "json", LONG):
         yield _asked(*exported, f"--format={kind}", names="--format")
     yield _asked("export", "--json", names="--output")
@@ -332,6 +347,7 @@ CASES = [
     *of_every_command(),
     *of_one_command(),
     *of_accounts(),
+    *of_tiers(),
     *of_amounts(),
     *of_records(),
     *of_files(),

@@ -165,6 +165,53 @@ async def test_a_dry_run_decides_and_writes_nothing(
     assert [await rows(database, name) for name in names] == before
 
 
+async def test_accounts_are_opened_and_tiers_changed(
+    call: Call, ledger: CreditLedger, database: Database, config_file: str
+) -> None:
+    """One transaction each, with its key, by the rules of the configuration."""
+    config = ("--config", config_file)
+    key = ("--idempotency-key", "k")
+    create = ("create-user", "ada", "--credits", "100", "--tier", "free", *config)
+    shown = "ada: created with 100 (1.00), tier free\n"
+    assert (await call(*create, *key))[1] == shown
+    assert (await call(*create, *key))[1] == f"{shown}done before: this is what the key did then\n"
+    upgrade = ("upgrade", "ada", "premium", "--expires-at", "2090-01-01", *config)
+    moved = "moved from free to tier premium until 2090-01-01T00:00:00Z"
+    balance = "balance 100 (1.00) → 5000 (50.00)"
+    _, output, _ = await call(*upgrade, "--dry-run")
+    assert output == f"ada: would be {moved}, {balance}\ndry run: nothing was written\n"
+    assert await ledger.get_balance("ada") == 100
+    _, output, _ = await call(*upgrade, "--idempotency-key", "up", "--metadata", '{"why": "paid"}')
+    assert output.startswith(f"ada: {moved}, {balance}\ntransaction ")
+    await ledger.charge("ada", "post", amount=1)
+    renewed = facts(await call("renew", "ada", "--no-expiry", "--no-refill", *config, "--json"))
+    assert (renewed["new_credits"], renewed["membership_expires_at"]) == (4999, None)
+    renewed = facts(await call("renew", "ada", "--expires-at", "2091-01-01", *config, "--json"))
+    assert renewed["new_credits"] == 5000
+    assert renewed["membership_expires_at"] == "2091-01-01T00:00:00.000Z"
+    lowered = facts(await call("downgrade", "ada", "free", "--no-expiry", *config, "--json"))
+    assert (lowered["new_tier"], lowered["new_credits"]) == ("free", 1000)
+    assert lowered["membership_expires_at"] is None
+    operations = [row.operation for row in await ledger.get_history("ada")]
+    assert operations == [
+        *("downgrade_tier", "renew_tier", "renew_tier", "charge", "upgrade_tier", "create_user")
+    ]
+    assert (await call("create-user", "bob"))[0] == 0
+    for wrong, told in (
+        (create, "exists already"),
+        (("upgrade", "ada", "free", *config), "'free'"),
+        (("upgrade", "ada", "premium"), "--config"),
+        (("renew", "ada", *config), "--expires-at"),
+        (("renew", "ada", "--no-expiry", "--expires-at", "2091-01-01", *config), "exclude"),
+        (("create-user", "eve", "--tier", "free"), "--config"),
+        (("create-user", "eve", "--credits", "-5"), "--credits"),
+        (("grant", "ada", "-5", "--action", "x"), "negative number"),
+    ):
+        code, _, errors = await call(*wrong)
+        assert (code, told in errors) == (2, True), errors
+    await check_promises(database)
+
+
 async def test_an_unknown_outcome_is_told_with_the_key(
     call: Call, client: Client, ledger: CreditLedger, replica_set_uri: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ async def test_help_names_the_commands_and_the_exit_codes() -> None:
         code, output, errors = await run(command, "--help")
         assert (code, errors) == (0, "")
         assert {"--uri", "--database", "--timeout", "--json"} <= set(output.split())
+
+
+async def test_the_program_tells_its_version() -> None:
+    """Also where it is not on PATH."""
+    for program in (PROGRAM, ("-m", "credit_mongo")):
+        code, output, errors = await run("--version", program=program)
+        assert (code, errors) == (0, "")
+        assert output == f"credit-mongo {version('credit-mongo')}\n"
 
 
 URI = "mongodb://ada:ge heim@127.0.0.1/"
@@ -186,7 +195,7 @@ async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Dat
     for wrong in (("--user", ""), ("--user", "a\nb")):
         code, output, errors = await run("verify", *where(replica_set_uri, database), *wrong)
         assert (code, output, errors.count("\n")) == (2, "", 1), errors
-        assert errors.startswith("error: user_ids: ")
+        assert errors.startswith("error: --user: ")
 
 
 async def test_the_library_needs_neither_typer_nor_rich() -> None:

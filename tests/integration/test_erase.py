@@ -704,7 +704,7 @@ async def test_the_command_erases_and_says_what(
         (("--user", ADA, "--requested-by", "Eve"), "no terminal to ask on"),
         (("--user", ADA, "--yes"), "--requested-by"),
         (("--requested-by", "Eve", "--yes"), "--user"),
-        (("--user", "", "--requested-by", "Eve", "--yes"), "user_id: must have 1"),
+        (("--user", "", "--requested-by", "Eve", "--yes"), "--user: must have 1"),
         (("--user", ADA, "--requested-by", "a\nb", "--yes"), "requested_by: must not contain"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

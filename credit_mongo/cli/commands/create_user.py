@@ -1,0 +1,55 @@
+"""``credit-mongo create-user``: open an account."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from credit_mongo.cli.application import app
+from credit_mongo.cli.configuration import ConfigFile, settings_of
+from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
+from credit_mongo.cli.ledgers import moment_of, whole_number
+from credit_mongo.cli.operations import Asked, DryRun, ExpiresAt, Key, MetadataText, do
+from credit_mongo.cli.output import AsJson
+
+
+@app.command("create-user", rich_help_panel="Accounts")
+def create_user(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
+    *,
+    opening_credits: Annotated[
+        str, typer.Option("--credits", metavar="N", help="To begin with, in smallest units.")
+    ] = "0",
+    tier: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Needs --config.")
+    ] = None,
+    expires_at: ExpiresAt = None,
+    idempotency_key: Key = None,
+    metadata: MetadataText = None,
+    dry_run: DryRun = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Open an account for a user, with the credits and in the tier that it begins with.
+
+    The idempotency key is printed before anything is sent. With the same key again, the answer is
+    the same, and nothing happens twice. With --json, give a key of your own to be sure of that.
+    """
+    if tier is not None and config is None:
+        raise typer.BadParameter("--tier needs --config, which says what tiers there are")
+    units, moment = (
+        whole_number("--credits", opening_credits),
+        moment_of("--expires-at", expires_at),
+    )
+    where = Connecting.to(uri, database, timeout)
+    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
+    return do(
+        asked,
+        lambda ledger, options: ledger.create_user(
+            user, credits=units, membership_tier=tier, membership_expires_at=moment, **options
+        ),
+    )
