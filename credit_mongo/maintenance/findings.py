@@ -43,6 +43,7 @@ Code: TypeAlias = Literal[
     "border-differs",
     "border-passed",
     "border-orphaned",
+    "rows-deleted",
 ]
 
 _WORDS: Final[dict[Code, str]] = {
@@ -81,6 +82,7 @@ _WORDS: Final[dict[Code, str]] = {
     "border-differs": "the archive's border says {found}, but what is before it sums to {expected}",
     "border-passed": "it is in the archive, but beyond its border",
     "border-orphaned": "the archive has a border for a user who is not there",
+    "rows-deleted": "the TTL index {index} has the server delete rows: drop it",
 }
 
 
@@ -95,11 +97,13 @@ class Finding:
     transaction_id: str | None = None
     expected: int | None = None
     found: int | None = None
+    index: str | None = None
+    """The index that is wrong, as ``collection.name``."""
 
     @property
     def detail(self) -> str:
         """In words, with the numbers; without metadata and idempotency keys."""
-        return _WORDS[self.code].format(expected=self.expected, found=self.found)
+        return _WORDS[self.code].format(expected=self.expected, found=self.found, index=self.index)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

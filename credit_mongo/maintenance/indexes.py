@@ -22,6 +22,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.documents import credit_documents, users_validator
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
+from credit_mongo.maintenance.ttl_indexes import deleting_indexes
 from credit_mongo.maintenance.unique_indexes import refuses_rows
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
@@ -46,6 +47,20 @@ _PAUSE_SECONDS: Final = 0.2
 _NO_OPTIONS: Final = frozenset({"v", "key", "name", "ns", "background"})
 # What collMod changes.
 _ADJUSTABLE: Final = frozenset({"expireAfterSeconds", "hidden"})
+
+_OF_PAID_REQUESTS: Final = (
+    IndexModel("expiresAt", expireAfterSeconds=0),
+    # Of runs that are not over alone: few, however many requests are remembered.
+    IndexModel("leaseUntil", sparse=True),
+    # For erasures, which are all that asks by user.
+    IndexModel("userId"),
+)
+_IN_PAID_REQUESTS: Final = frozenset(
+    {
+        *("_id", "fingerprint", "userId", "action", "amount", "variables", "state", "run"),
+        *("startedAt", "leaseUntil", "expiresAt", "transactionId", "cost"),
+    }
+)
 
 # "moderate", because "users" may be the application's own, with documents from before that have no
 # credits yet: "strict" would refuse every update of those, the application's as well. What was
@@ -137,8 +152,9 @@ async def ensure_indexes(
     It can be run again, and by several processes at once. An index that fits is kept whatever its
     name; one that differs in its TTL, or is hidden, is changed; nothing is ever dropped or
     overwritten: what is in the way is reported as a conflict with its remedy, and the rest is done.
-    A unique index of the application's that would refuse the ledger's rows is a conflict, too; its
-    other indexes are not looked at. With ``dry_run`` nothing is written.
+    A unique index of the application's that would refuse the ledger's rows is a conflict, too, and
+    so is a TTL index on a collection whose rows must stay; its other indexes are not looked at.
+    With ``dry_run`` nothing is written.
 
     The validator keeps ``credits`` a whole number ≥ 0, whoever writes it: users that have one keep
     one, and none can be inserted without, by the application neither. With ``users``, whose
@@ -156,7 +172,24 @@ async def ensure_indexes(
     for wanted in _all_wanted(names, users):
         each = wanted if validators else replace(wanted, validator=None)
         changes += await _ensure_collection(database, each, dry_run=dry_run)
+    known = {(change.collection, change.name) for change in changes if change.state == "conflict"}
+    for conflict in await _deleting_indexes(database, names, users):
+        if (conflict.collection, conflict.name) not in known:
+            changes.append(conflict)
     return IndexReport(tuple(changes))
+
+
+async def _deleting_indexes(
+    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
+) -> list[IndexChange]:
+    conflicts = []
+    for kind, name in {**names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
+        _, indexes = await _look(database, name)
+        for index in deleting_indexes(kind, indexes, users):
+            reason = "it is a TTL index, by which the server deletes what the ledger keeps"
+            change = IndexChange(name, index, "index", "conflict", reason, _drop_index(name, index))
+            conflicts.append(change)
+    return conflicts
 
 
 async def _keep_settings(
@@ -197,6 +230,14 @@ def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_
             validator={"$jsonSchema": document.validator} if document.validator else None,
             written=frozenset(field.alias or name for name, field in document.model_fields.items()),
         )
+    # Of the FastAPI integration, here because the role of an application creates no index: with
+    # that it could have the server delete rows.
+    yield _Wanted(
+        names.paid_requests,
+        indexes=[each.document for each in _OF_PAID_REQUESTS],
+        validator=None,
+        written=_IN_PAID_REQUESTS,
+    )
 
 
 async def _ensure_collection(

@@ -130,7 +130,11 @@ def credit_roles(
         ("creditRuntime", "for the application: all of CreditLedger but delete_user", _work(names)),
         ("creditArchiver", "for the job that moves old rows", _archiving(names)),
         ("creditEraser", "for delete_user, which takes all rows of a user", _erasing(names, users)),
-        ("creditSetup", "for ensure_indexes, before a deployment", _setup(names)),
+        (
+            "creditSetup",
+            "for ensure_indexes, before a deployment; it can delete rows by a TTL index",
+            _setup(names),
+        ),
         ("creditReader", "for reports and checks: writes nothing", _reading(names)),
     )
     return tuple(
@@ -212,8 +216,7 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.audit_logs: ("find", "insert"),
         names.idempotency_records: ("find", "insert", "remove"),
         names.turns: ("find", "insert", "update"),
-        # Of the FastAPI integration, which makes their indexes itself.
-        names.paid_requests: ("createIndex", "find", "insert", "update"),
+        names.paid_requests: ("find", "insert", "update"),
         # Whose erasure is under way: an old key or charge of theirs counts no longer.
         names.erasures: _READ,
         # For refunds of archived charges, for whoever reads on in the history, and for repairs.
@@ -262,10 +265,13 @@ def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     actions = ("collMod", "createCollection", "createIndex", "listIndexes")
     return {
         _DATABASE: ("listCollections",),
-        **dict.fromkeys(kept, actions),
-        SETTINGS_COLLECTION: ("createCollection", "createIndex", "find", "insert"),
+        # To find TTL indexes by which the server would delete what the ledger keeps.
+        **dict.fromkeys(names.model_dump().values(), ("listIndexes",)),
+        **dict.fromkeys((*kept, names.paid_requests), actions),
+        SETTINGS_COLLECTION: ("createCollection", "createIndex", "find", "insert", "listIndexes"),
     }
 
 
 def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
-    return {**dict.fromkeys(names.model_dump().values(), _READ), **_OPENING}
+    kept = (*names.model_dump().values(), SETTINGS_COLLECTION)
+    return dict.fromkeys(kept, (*_READ, "listIndexes"))

@@ -19,6 +19,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.user_mapping import UserMapping
@@ -66,6 +67,8 @@ class Status:
     collections: tuple[CollectionState, ...]
     indexes: IndexReport | None
     """What ``ensure_indexes`` would do."""
+    deleting_indexes: tuple[str, ...] | None
+    """TTL indexes where none belongs, as ``collection.index``: the server deletes rows by them."""
     oldest_transaction_at: datetime | None
     """Of those that are not archived, as their ids are ordered."""
     ttl_lag_seconds: float | None
@@ -75,6 +78,8 @@ class Status:
     def is_ready(self) -> bool:
         """Whether all that the ledger wants is there, as far as could be seen."""
         report = self.indexes
+        if self.deleting_indexes:
+            return False
         return report is None or not (report.created or report.changed or report.conflicts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +124,7 @@ async def status_of(
             indexes=await _if_allowed(
                 ensure_indexes(database, names, users, decimal_places=decimal_places, dry_run=True)
             ),
+            deleting_indexes=await _if_allowed(_deleting_indexes(database, names, users)),
             oldest_transaction_at=await _if_allowed(_oldest(database, names)),
             ttl_lag_seconds=await _if_allowed(_ttl_lag(database, names, hello["localTime"])),
         )
@@ -191,6 +197,12 @@ async def _oldest(database: AsyncDatabase[Raw], names: CollectionNames) -> datet
     )
     moment = None if row is None else row.get("createdAt")
     return moment if isinstance(moment, datetime) else None
+
+
+async def _deleting_indexes(
+    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
+) -> tuple[str, ...]:
+    return tuple(await find_deleting_indexes(database, names, users))
 
 
 async def _ttl_lag(

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Final, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, IdempotencyConfig
 from credit_mongo.drivers import AnyDatabase, as_database
@@ -31,6 +31,7 @@ from credit_mongo.maintenance.findings import Finding, Verification
 from credit_mongo.maintenance.reading import Reading, is_gone
 from credit_mongo.maintenance.records import RecordSweep
 from credit_mongo.maintenance.sweep import Sweep
+from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
@@ -40,6 +41,7 @@ OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of transactions that were looked at, and about how many there are."""
 
 _T = TypeVar("_T")
+_UNAUTHORIZED: Final = 13
 MOST_FINDINGS: Final = 10_000
 # Users with findings who are told apart, so that nobody is counted twice.
 _MOST_USERS: Final = 100_000
@@ -193,6 +195,7 @@ class _Verifying:
         if self._total or not sweep.has_seen_all_records:
             await _go_through(reading, RecordSweep(reading, self._examine_records))
         await self._count_unusable()
+        await self._find_deleting_indexes()
 
     async def _examine(self, user_id: str) -> tuple[bool, int]:
         reading = self._reading
@@ -223,6 +226,18 @@ class _Verifying:
         if found:
             self._total += 1
             self._findings.append(Finding("", "user-unusable", found=found))
+
+    async def _find_deleting_indexes(self) -> None:
+        reading = self._reading
+        users = reading.users.names if reading.users.are_the_applications else None
+        try:
+            found = await find_deleting_indexes(reading.database, reading.names, users)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            return  # to see indexes, a role needs listIndexes, as creditReader has it
+        self._total += len(found)
+        self._findings += [Finding("", "rows-deleted", index=index) for index in found]
 
 
 Look: TypeAlias = Callable[[AsyncClientSession, datetime], Awaitable[_T]]

@@ -52,9 +52,14 @@ INDEXES = {
         "expiresAt_1": [("expiresAt", 1)],
         "userId_1_createdAt_1": [("userId", 1), ("createdAt", 1)],
     },
+    "paid_requests": {
+        "expiresAt_1": [("expiresAt", 1)],
+        "leaseUntil_1": [("leaseUntil", 1)],
+        "userId_1": [("userId", 1)],
+    },
 }
-# 4 collections, 8 indexes and the users' validator.
-WANTED = 13
+# 5 collections, 11 indexes and the users' validator.
+WANTED = 17
 
 
 async def indexes_of(database: Database, collection: str) -> dict[str, dict[str, Any]]:
@@ -612,21 +617,21 @@ async def test_the_script_creates_all_shows_each_and_can_be_run_again(
     where = ("--uri", replica_set_uri, "--database", database.name)
     code, output, errors = await run_script(*where, "--dry-run")
     assert (code, errors) == (0, "")
-    assert f"{database.name}: 13 created, 0 kept" in output
+    assert f"{database.name}: 17 created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
     code, output, errors = await run_script(*where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created\tindex\tidempotency_records.expiresAt_1\n" in output
-    assert f"{database.name}: 12 created, 0 kept, 0 changed, 0 in conflict\n" in output
+    assert f"{database.name}: 16 created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     code, output, errors = await run_script("--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
-    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 12, [])
+    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 16, [])
 
 
 @pytest.mark.drivers("pymongo")  # in a process of its own

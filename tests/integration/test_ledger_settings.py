@@ -170,11 +170,15 @@ async def test_a_ledger_that_nobody_enters_is_refused_before_its_first_operation
     ):
         with pytest.raises(ConfigurationError, match=r"decimal_places: is 0, .* with 2"):
             await call()
-    async with client.start_session() as session, await session.start_transaction():
+    async with client.start_session() as session:
+        await session.start_transaction()
         with pytest.raises(ConfigurationError, match="decimal_places"):
             await wrong.get_balance("u", session=session)
+        await session.abort_transaction()
+        await session.start_transaction()
         with pytest.raises(ConfigurationError, match="decimal_places"):
             await wrong.charge("u", "post", session=session)
+        await session.abort_transaction()
     assert [await rows(database, name) for name in books] == before
 
 

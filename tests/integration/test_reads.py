@@ -146,7 +146,6 @@ async def test_nothing_is_read_from_a_secondary(
         await ledger.get_audit_log("ann", include_archived=True)
         await ledger.quote("ann", "generate-post")
         paid_requests = PaidRequests(ledger, config, lease_seconds=1)
-        await paid_requests.ensure_indexes()
         await paid_requests.settle_abandoned()
         await paid_requests.close()
         await ledger.delete_user("ann")

@@ -33,6 +33,7 @@ SKEW: Final = "tests/integration/test_clock_skew.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
+TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
 FINGERPRINTS: Final = "tests/unit/test_fingerprints.py"
@@ -669,6 +670,20 @@ PLANTED: Final = (
         "lambda: self._opened(self._committer.commit_in, request, session)",
         "lambda: self._committer.commit_in(request, session)",
         (SETTINGS,),
+    ),
+    Bug(
+        "a TTL index on the archive is overlooked",
+        "maintenance/ttl_indexes.py",
+        "        and not (kind in _ENDING and",
+        "        and 'archive' not in kind\n        and not (kind in _ENDING and",
+        (TTL_INDEXES,),
+    ),
+    Bug(
+        "keys may end by any date",
+        "maintenance/ttl_indexes.py",
+        'kind in _ENDING and list(index["key"].items()) == _OWN_KEYS',
+        "kind in _ENDING",
+        (TTL_INDEXES,),
     ),
     # Around it
     Bug(

@@ -88,7 +88,9 @@ def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
 def _wrong(found: Status) -> list[tuple[str, str, str]]:
     report = found.indexes
     if report is None:
-        return []
+        # Of what is seen, only these are known to be wrong.
+        deleting = found.deleting_indexes or ()
+        return [("in the way", "index", f"{each}: a TTL index, drop it") for each in deleting]
     states = (
         ("missing", report.created),
         ("different", report.changed),

@@ -77,7 +77,6 @@ def credit_lifespan(
             if indexes:
                 await ledger.ensure_indexes()
             paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
-            await paid_requests.ensure_indexes()
             stack.push_async_callback(paid_requests.close)
             await stack.enter_async_context(_going_on(paid_requests))
             app.state.credit_mongo = Credits(ledger, paid_requests, max_body_bytes, charged)

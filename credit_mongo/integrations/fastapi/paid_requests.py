@@ -102,14 +102,6 @@ class PaidRequests:
         self._runs: set[str] = set()
         self._work: set[asyncio.Task[Any]] = set()
 
-    async def ensure_indexes(self) -> None:
-        """The collection's three indexes. Raises StorageError."""
-        await self._keep(self._collection.create_index("expiresAt", expireAfterSeconds=0))
-        # Of runs that are not over alone: few, however many requests are remembered.
-        await self._keep(self._collection.create_index("leaseUntil", sparse=True))
-        # For erasures, which are all that asks by user.
-        await self._keep(self._collection.create_index("userId"))
-
     @asynccontextmanager
     async def paid(self, order: Order) -> AsyncIterator[Paid]:
         """Charge, and refund if the block fails or is cancelled.

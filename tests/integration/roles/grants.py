@@ -29,7 +29,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "audit_logs": {"find", "insert"},
         "idempotency_records": {"find", "insert", "remove"},
         "turns": {"find", "insert", "update"},
-        "paid_requests": {"find", "insert", "update", "createIndex"},
+        "paid_requests": {"find", "insert", "update"},
         "erasures": {"find"},
         "transactions_archive": {"find"},
         "audit_logs_archive": {"find"},
@@ -62,12 +62,22 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
     "creditSetup": {
         **{
             name: {"createCollection", "createIndex", "collMod", "listIndexes"}
-            for name in ("users", "transactions", "audit_logs", "idempotency_records")
+            for name in (
+                *("users", "transactions", "audit_logs", "idempotency_records"),
+                "paid_requests",
+            )
         },
-        SETTINGS: {"createCollection", "createIndex", "find", "insert"},
+        **{
+            name: {"listIndexes"}
+            for name in (
+                *("turns", "transactions_archive", "audit_logs_archive", "archive_manifests"),
+                *("archive_borders", "erasures"),
+            )
+        },
+        SETTINGS: {"createCollection", "createIndex", "find", "insert", "listIndexes"},
     },
     "creditReader": {
-        name: {"find"}
+        name: {"find", "listIndexes"}
         for name in (
             *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
             *("transactions_archive", "audit_logs_archive", "archive_manifests"),

@@ -1,0 +1,56 @@
+"""TTL indexes where none belongs: by these the server itself deletes rows of the books.
+
+Only idempotency records and paid requests end by themselves, at their ``expiresAt``. Whoever may
+create an index on another collection can empty it, with ``expireAfterSeconds: 0`` on any date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
+from credit_mongo.rows import Raw
+from credit_mongo.user_mapping import UserMapping
+
+__all__ = ["deleting_indexes", "find_deleting_indexes"]
+
+_ENDING: Final = frozenset({"idempotency_records", "paid_requests"})
+_OWN_KEYS: Final = [("expiresAt", 1)]
+_VIEW: Final = 166
+
+
+def deleting_indexes(
+    kind: str, indexes: Iterable[Mapping[str, Any]], users: UserMapping | None
+) -> list[str]:
+    """The names of the TTL indexes that must not be there.
+
+    ``kind`` is the field of CollectionNames. On users that are the application's, a partial TTL
+    index is its own matter: it says which of its documents end.
+    """
+    return [
+        index["name"]
+        for index in indexes
+        if "expireAfterSeconds" in index
+        and not (kind in _ENDING and list(index["key"].items()) == _OWN_KEYS)
+        and not (kind == "users" and users is not None and "partialFilterExpression" in index)
+    ]
+
+
+async def find_deleting_indexes(
+    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
+) -> list[str]:
+    """Those of all collections, each as ``collection.index``. Raises PyMongoError."""
+    found: list[str] = []
+    for kind, name in {**names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
+        try:
+            indexes = await (await database[name].list_indexes()).to_list(None)
+        except OperationFailure as error:
+            if error.code != _VIEW:
+                raise
+            continue
+        found += [f"{name}.{each}" for each in deleting_indexes(kind, indexes, users)]
+    return found
