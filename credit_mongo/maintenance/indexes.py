@@ -172,11 +172,10 @@ async def ensure_indexes(
     for wanted in _all_wanted(names, users):
         each = wanted if validators else replace(wanted, validator=None)
         changes += await _ensure_collection(database, each, dry_run=dry_run)
-    known = {(change.collection, change.name) for change in changes if change.state == "conflict"}
-    for conflict in await _deleting_indexes(database, names, users):
-        if (conflict.collection, conflict.name) not in known:
-            changes.append(conflict)
-    return IndexReport(tuple(changes))
+    # One that is in the way of an index of the ledger's is named already, with the same remedy.
+    known = {change.remedy for change in changes}
+    deleting = await _deleting_indexes(database, names, users)
+    return IndexReport((*changes, *(each for each in deleting if each.remedy not in known)))
 
 
 async def _deleting_indexes(

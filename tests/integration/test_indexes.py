@@ -336,6 +336,7 @@ async def test_collections_of_other_names_get_the_same(database: Database) -> No
         "a.b",
         "accounts",
         "credit-tx",
+        "paid_requests",
         "stats",
     ]
     assert (await indexes_of(database, "stats"))["expiresAt_1"]["expireAfterSeconds"] == 0
@@ -354,7 +355,10 @@ async def test_what_cannot_hold_the_ledger_s_rows_is_a_conflict(database: Databa
     assert "capped" in reasons["transactions"]
     assert "collation" in reasons["users"]
     assert all("collections=" in conflict.remedy for conflict in report.conflicts)
-    assert {change.collection for change in report.created} == {"idempotency_records"}
+    assert {change.collection for change in report.created} == {
+        "idempotency_records",
+        "paid_requests",
+    }
     assert await indexes_of(database, "users") == {}
 
 
