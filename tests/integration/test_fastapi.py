@@ -551,7 +551,7 @@ async def test_a_request_on_a_damaged_account_does_not_run_for_ever(
 
 
 async def test_a_charge_on_an_account_damaged_since_is_refunded_once_it_is_repaired(
-    site: Site, slow: PaidRequests
+    site: Site, slow: PaidRequests, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Until then the request stays, for its credits are owed."""
     await slow._charges.charge(await slow._open(ORDER))
@@ -561,9 +561,10 @@ async def test_a_charge_on_an_account_damaged_since_is_refunded_once_it_is_repai
     damage = {"$set": {"credits": 1.5}}
     await users.update_one({"_id": "ann"}, damage, bypass_document_validation=True)
     for _ in range(200):
-        if await site.states() == ["settling"]:
+        if "could not be settled: AccountDataError" in caplog.text:
             break
         await asyncio.sleep(0.05)
+    assert "could not be settled: AccountDataError" in caplog.text
     assert await site.states() == ["settling"]
     await users.replace_one({"_id": "ann"}, before)
     await _until_settled(site)
