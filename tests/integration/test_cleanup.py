@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
 
-from credit_mongo import CreditConfig, CreditLedger, InvalidRequestError
+from credit_mongo import CreditConfig, CreditError, CreditLedger, InvalidRequestError
 from credit_mongo.cli import main
 from credit_mongo.maintenance.cleanup import clean_up
 from tests.integration.dying import MOMENTS, Listener, die_at
@@ -187,6 +188,54 @@ async def test_a_bad_grace_is_refused(database: Database, grace: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         await clean_up(database, grace_seconds=grace)
     assert caught.value.field == "grace_seconds"
+    assert "old 0" in await keys(database)
+
+
+def _echo(moment: datetime) -> datetime:
+    return moment
+
+
+async def test_audit_rows_of_old_refusals_go_and_no_others(
+    replica_set_uri: str, database: Database, config: CreditConfig
+) -> None:
+    """What invented names and empty accounts leave is bounded; what was done stays on record."""
+    now = datetime.now(UTC)
+    for days in (40, 20, 0):
+        clock = partial(_echo, now - timedelta(days=days))
+        async with CreditLedger(database, config, clock=clock) as ledger:
+            await ledger.ensure_indexes()
+            await ledger.create_user(f"ann {days}", credits=10)
+            for user_id in (f"ann {days}", "nobody", "somebody"):
+                with pytest.raises(CreditError):
+                    await ledger.charge(user_id, "generate-post", amount=100)
+    everything = await rows(database, "audit_logs")
+    assert (await clean_up(database)).refusals_removed == 0
+    here = where(replica_set_uri, database)
+    code, output, errors = await run("cleanup", *here, "--refusals-older-than", "30", "--dry-run")
+    assert (code, errors) == (0, "")
+    assert f"{database.name}: 3 audit rows of refusals before " in output
+    assert await rows(database, "audit_logs") == everything
+    code, output, errors = await run("cleanup", *here, "--refusals-older-than", "30", "--json")
+    assert (code, errors) == (0, "")
+    assert json.loads(output)["refusals_removed"] == 3
+    stayed = await rows(database, "audit_logs")
+    assert len(stayed) == len(everything) - 3
+    old = [row for row in stayed if row["createdAt"] < now - timedelta(days=30)]
+    assert [row["status"] for row in old] == ["success"]
+    await check_promises(database)
+    day = timedelta(days=1).total_seconds()
+    assert (await clean_up(database, refusals_older_than_seconds=day)).refusals_removed == 3
+    assert await count(database, "audit_logs", status="failed") == 3
+    assert await count(database, "audit_logs", status="success") == 3
+
+
+@pytest.mark.parametrize("age", [0, 3599, float("nan"), 10**10, True, "60"])
+async def test_a_bad_age_of_refusals_is_refused(database: Database, age: Any) -> None:
+    """Before anything is removed: the refusals of an hour ago always stay."""
+    await fill(database, expired=1)
+    with pytest.raises(InvalidRequestError) as caught:
+        await clean_up(database, refusals_older_than_seconds=age)
+    assert caught.value.field == "refusals_older_than_seconds"
     assert "old 0" in await keys(database)
 
 

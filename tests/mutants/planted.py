@@ -857,10 +857,10 @@ PLANTED: Final = (
         (ERASE,),
     ),
     Bug(
-        "erasing finds keys by their transactions alone",
+        "keys without transactions are nothing that could be erased",
         "maintenance/erase.py",
-        "for others in (self._erase_records, self._erase_paid_requests):",
-        "for others in (self._erase_paid_requests,):",
+        "self._has_rows([*collections, self._names.idempotency_records], {}, session)",
+        "self._has_rows(collections, {}, session)",
         (ERASE,),
     ),
     Bug(

@@ -1,4 +1,4 @@
-"""``credit-mongo cleanup``: expired idempotency records go, where TTL is off."""
+"""``credit-mongo cleanup``: expired idempotency records go, and audit rows of old refusals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.cleanup import GRACE_SECONDS, Cleanup, clean_up
 from credit_mongo.printing import moment_to_seconds
 
+_DAY_SECONDS = 24 * 3600
+
 
 @app.command("cleanup")
 def cleanup(
@@ -22,6 +24,13 @@ def cleanup(
         float,
         typer.Option(metavar="SECONDS", help="Keep what has expired less than this long ago."),
     ] = GRACE_SECONDS,
+    refusals_older_than: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Also remove audit rows of attempts that were refused longer ago, for good.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing, show how many would be.")
     ] = False,
@@ -31,20 +40,22 @@ def cleanup(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Remove expired idempotency records: for those who turn the TTL index off.
+    """Remove expired idempotency records and, if asked for, audit rows of old refusals.
 
-    With it, the server does the same by itself. It can be interrupted and run again, and run while
-    the application is at work.
+    The TTL index, where it is on, removes the records by itself. This can be interrupted and run
+    again, and run while the application is at work.
     """
+    days = refusals_older_than
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config, reads_users=False)
 
     async def work(found: Database) -> Cleanup:
-        with progress("Removing", "records") as advance:
+        with progress("Removing", "documents") as advance:
             return await clean_up(
                 found,
                 collections=settings.collections,
                 grace_seconds=grace,
+                refusals_older_than_seconds=None if days is None else days * _DAY_SECONDS,
                 dry_run=dry_run,
                 on_progress=advance,
             )
@@ -56,4 +67,7 @@ def cleanup(
         what = f"{done.removed} records that expired before {moment_to_seconds(done.before)}"
         ending = "would be removed (dry run: nothing was written)" if dry_run else "removed"
         show(f"{where.database}: {what} {ending}")
+        if (before := done.refusals_before) is not None:
+            what = f"{done.refusals_removed} audit rows of refusals before"
+            show(f"{where.database}: {what} {moment_to_seconds(before)} {ending}")
     return DONE

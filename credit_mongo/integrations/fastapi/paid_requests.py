@@ -184,7 +184,9 @@ class PaidRequests:
                 if isinstance(error, CommitOutcomeUnknownError):
                     await self._settle(run)
                 elif isinstance(error, CreditError):
-                    await self._release(run)
+                    # Nothing was charged, so there is nothing to remember: callers without credits
+                    # and users that do not exist would fill the collection otherwise.
+                    await self._release(run, remembered_for=self._lease_seconds)
             raise
         if replayed:
             # Asked for the first time, it was there: somebody has taken this run for abandoned.
@@ -308,17 +310,23 @@ class PaidRequests:
             await self._charges.refund(charge)
         await self._release(run)
 
-    async def _release(self, run: Raw) -> None:
-        await self._end(run, "released", {})
+    async def _release(self, run: Raw, *, remembered_for: float | None = None) -> None:
+        await self._end(run, "released", {}, remembered_for=remembered_for)
 
     # The collection
 
-    async def _end(self, run: Raw, state: str, facts: Raw) -> bool:
-        """Whether the run was still in the state in which it was last seen."""
+    async def _end(
+        self, run: Raw, state: str, facts: Raw, *, remembered_for: float | None = None
+    ) -> bool:
+        """Whether the run was still in the state in which it was last seen.
+
+        It is remembered for as many seconds, by default for as long as keys are.
+        """
+        seconds = self._ttl_seconds if remembered_for is None else remembered_for
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
         fields |= {
             "state": state,
-            "expiresAt": {"$add": ["$$NOW", self._ttl_seconds * 1000]},
+            "expiresAt": {"$add": ["$$NOW", int(seconds * 1000)]},
             **dict.fromkeys(("leaseUntil", "amount", "variables"), "$$REMOVE"),
         }
         query = {name: run[name] for name in ("_id", "run", "state")}
