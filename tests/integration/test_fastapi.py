@@ -35,6 +35,7 @@ from credit_mongo.integrations.fastapi import (
 )
 from credit_mongo.integrations.fastapi.orders import Order
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
+from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.verify import verify
 from tests.integration.paid_site import CONFIG, Site, client_of, code_of, current_user
 from tests.integration.promises import Client, Database, Row, check_promises, failing, rows
@@ -172,6 +173,18 @@ async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
     await site.ledger.grant("ann", 5, action="gift")
     assert (await site.ask()).status_code == 200
     assert code_of(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
+
+
+async def test_what_refused_requests_leave_is_gone_soon(site: Site, database: Database) -> None:
+    """Nothing was charged, so only its lease is waited for; what was done lasts as keys do."""
+    assert (await site.ask()).status_code == 200
+    await site.ledger.charge("ann", "lesson", amount=90)
+    for user in ("ann", "nobody"):
+        assert (await site.ask(key=f"of-{user}", user=user)).status_code in (402, 404)
+    now = (await database.command("hello"))["localTime"]
+    hour = timedelta(hours=1)
+    for run in await rows(database, "paid_requests"):
+        assert (run["expiresAt"] < now + hour) == (run["state"] == "released"), run
 
 
 async def test_a_refusal_speaks_in_credits(database: Database) -> None:
@@ -587,4 +600,30 @@ async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
     await site.ledger.create_user("ann", credits=100)
     site.work = succeeds
     assert code_of(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert await site.states() == []
+
+
+@pytest.mark.parametrize("path", ["/posts", "/again"])
+async def test_a_key_of_an_erased_account_is_new_to_the_one_opened_anew(
+    site: Site, database: Database, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Also while the erasure is under way, and has not come to the paid requests yet."""
+    site.work = lambda paid: paid.transaction_id
+    first = await site.ask(path=path)
+    assert first.status_code == 200
+
+    async def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("credit_mongo.maintenance.erase._Erasing._erase_paid_requests", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        await site.ledger.delete_user("ann")
+    assert code_of(await site.ask(path=path)) == (404, "USER_NOT_FOUND")
+    await site.ledger.create_user("ann", credits=20)
+    again = await site.ask(path=path)
+    assert again.status_code == 200
+    assert again.json() != first.json()
+    assert await site.ledger.get_balance("ann") == 10
+    monkeypatch.undo()
+    await erase_user(database, "ann")
     assert await site.states() == []
