@@ -67,6 +67,7 @@ from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.pages import AuditPage, HistoryPage
 from credit_mongo.rows import copy_metadata, to_object_id
 from credit_mongo.stored_users import StoredUsers
+from credit_mongo.unreachable import not_in_time
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -718,6 +719,6 @@ class CreditLedger:
                 work = read(*arguments, **options)
                 return await self._deadlines.keep(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
-            raise StorageError("the database did not answer in time") from error
+            raise StorageError(not_in_time(self._database.client)) from error
         except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause

@@ -223,7 +223,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
             arguments.members, arguments.data, port=arguments.port
         ) as replica_set:
             print(replica_set.uri, flush=True)
-            print("It runs until Ctrl-C.", file=sys.stderr, flush=True)
+            print("It runs until Ctrl-C. In another terminal:", file=sys.stderr)
+            print(f"export MONGODB_URI='{replica_set.uri}'", file=sys.stderr, flush=True)
             await asyncio.Event().wait()
     except asyncio.CancelledError:
         if not stopping.is_set():

@@ -16,6 +16,7 @@ from pymongo.errors import (
 from typer import TyperException
 
 from credit_mongo.errors import CreditError, InvalidRequestError
+from credit_mongo.unreachable import no_usable_server
 
 __all__ = ["DONE", "EXPECTED", "FOUND", "INTERRUPTED", "NOT_DONE", "explain"]
 
@@ -77,13 +78,7 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
     if isinstance(error, OperationFailure) and not isinstance(error, CreditError):
         return _explain_refusal(error)
     if isinstance(error, ServerSelectionTimeoutError | NetworkTimeout | asyncio.TimeoutError):
-        # What follows is the driver's view of the whole topology.
-        found = str(error).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
-        return _in_one_line(
-            f"no usable server in time{': ' if found else ''}{found}. "
-            "Is the URI right, and does each mongod run with --replSet, once initiated? "
-            "For development: python -m credit_mongo.local"
-        )
+        return _in_one_line(no_usable_server(str(error)))
     if isinstance(error, OSError) and error.filename and error.strerror:
         # Without its number.
         return _in_one_line(f"{error.filename}: {error.strerror}")

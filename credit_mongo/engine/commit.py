@@ -45,6 +45,7 @@ from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
 from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
 from credit_mongo.log_redaction import Unlogged
+from credit_mongo.unreachable import not_in_time
 
 __all__ = ["HELD", "Committer", "Held", "More", "TakeMore"]
 
@@ -137,12 +138,12 @@ class _Batch:
         self.held_since = self.held_since or now
         return self.patience is not None and now - self.held_since >= self.patience
 
-    def not_done(self, error: BaseException) -> StorageError:
+    def not_done(self, error: BaseException, client: AsyncMongoClient[Any]) -> StorageError:
         """What to tell the callers when there will be no further try."""
         if self.unknown is not None:
             return caused_by(error, CommitOutcomeUnknownError())
         if isinstance(error, asyncio.TimeoutError):
-            late = StorageError("the database did not answer in time; nothing was written")
+            late = StorageError(f"{not_in_time(client)}; nothing was written")
             return caused_by(error, late)
         return as_storage_error(error)
 
@@ -362,7 +363,7 @@ class Committer:
     def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
         """How long to wait after a failure; raises if there is to be no next try."""
         if isinstance(error, asyncio.TimeoutError | ClockSkewError):
-            raise batch.not_done(error)
+            raise batch.not_done(error, self._client)
         if isinstance(error, DuplicateKeyError) and batch.duplicates < _MOST_DUPLICATES:
             batch.duplicates += 1
             self._repeats.begin(batch.clock())
@@ -375,10 +376,10 @@ class Committer:
             batch.failures += 1
             gives_up = not self._retry.enabled or batch.failures >= self._retry.max_attempts
             if gives_up and batch.unknown is None:
-                raise batch.not_done(error)
+                raise batch.not_done(error, self._client)
             seconds = self._retry.delay_seconds(batch.failures)
         if seconds >= batch.seconds_left():
-            raise batch.not_done(error)
+            raise batch.not_done(error, self._client)
         return seconds
 
     def _seconds_to_wait_for_others(self, batch: _Batch) -> float:

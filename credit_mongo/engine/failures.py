@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from bson.errors import BSONError
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import (
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
 
 from credit_mongo.errors import ReplicaSetRequiredError, StorageError
+from credit_mongo.unreachable import no_usable_server
 
 __all__ = ["as_storage_error", "caused_by", "is_conflict", "may_pass"]
 
@@ -71,4 +78,7 @@ def _as_ours(error: BaseException) -> StorageError:
         return StorageError(
             f"the server refused the operation: {name} (code {error.code})", error_labels=labels
         )
-    return StorageError(f"{type(error).__name__}: {error}", error_labels=labels)
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ServerSelectionTimeoutError):
+        text = no_usable_server(str(error))
+    return StorageError(text, error_labels=labels)

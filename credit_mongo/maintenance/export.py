@@ -73,6 +73,8 @@ async def export_transactions(
     include_archived: bool = False,
     overwrite: bool = False,
     guard_cells: bool = True,
+    byte_order_mark: bool = False,
+    decimal_places: int = 0,
     collections: CollectionNames | None = None,
     users: UserMapping | None = None,
     on_progress: OnProgress | None = None,
@@ -82,6 +84,8 @@ async def export_transactions(
     ``destination`` None is the standard output. A file is there as a whole or not at all, readable
     by its owner alone; one that is there already stays, unless ``overwrite``. ``guard_cells``: in
     CSV, a text that a spreadsheet would run as a formula gets an apostrophe before it.
+    ``byte_order_mark``: CSV begins with one, by which Excel knows UTF-8. With ``decimal_places``
+    (the configuration's), amounts are in credits as well, in columns of their own.
 
     It needs the ledger's indexes, and a role that can read. Raises InvalidRequestError,
     UserNotFoundError, OSError, and StorageError or PyMongoError if the database can't be read.
@@ -106,7 +110,13 @@ async def export_transactions(
     with Unlogged():
         has_files = await selection.check()
         with _opened(destination, overwrite=overwrite) as write:
-            encoder = encoder_of(format, write, guard_cells=guard_cells)
+            encoder = encoder_of(
+                format,
+                write,
+                guard_cells=guard_cells,
+                byte_order_mark=byte_order_mark,
+                decimal_places=decimal_places,
+            )
             async for rows in selection.rows():
                 encoder.add(rows)
                 done += len(rows)

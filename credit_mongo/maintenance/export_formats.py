@@ -12,12 +12,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from bson import Int64, ObjectId, json_util
 from bson.datetime_ms import DatetimeMS
 
+from credit_mongo.core.pricing import in_credits
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.extras import missing
 from credit_mongo.rows import Raw
@@ -50,6 +52,8 @@ COLUMNS: Final = {
 """The columns, and the fields that are stored."""
 
 _NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
+_AMOUNTS: Final = _NUMBERS - {"seq"}
+_IN_CREDITS: Final = "_credits"
 _TEXTS: Final = frozenset(COLUMNS) - _NUMBERS - {"metadata", "created_at"}
 _WHOLE: Final = frozenset({int, Int64})
 # The same ones come again and again.
@@ -79,34 +83,58 @@ class Encoder(Protocol):
         """Write what is left."""
 
 
-def encoder_of(kind: Format, write: Write, *, guard_cells: bool) -> Encoder:
-    """What writes this format. Raises InvalidRequestError if it is none or needs an extra."""
+def encoder_of(
+    kind: Format, write: Write, *, guard_cells: bool, byte_order_mark: bool, decimal_places: int
+) -> Encoder:
+    """What writes this format. Raises InvalidRequestError if it is none or needs an extra.
+
+    With ``decimal_places``, each column of amounts has one in credits beside it.
+    """
+    if byte_order_mark and kind != "csv":
+        raise InvalidRequestError("byte_order_mark", "is for CSV alone")
     if kind == "csv":
-        return _Csv(write, guard_cells=guard_cells)
+        return _Csv(write, decimal_places, guard_cells=guard_cells, byte_order_mark=byte_order_mark)
     if kind == "jsonl":
-        return _JsonLines(write)
+        return _JsonLines(write, decimal_places)
     if kind == "parquet":
-        return _Parquet(write)
+        return _Parquet(write, decimal_places)
     raise InvalidRequestError("format", f"must be one of {', '.join(FORMATS)}")
 
 
 class _Lines:
     """A line for each row: the cells of a column at once, and one format for all of a row's."""
 
-    def __init__(self, write: Write, line: str, *, quote: str, none: str) -> None:
+    def __init__(
+        self, write: Write, decimal_places: int, line: str, *, quote: str, none: str
+    ) -> None:
+        self._columns = _columns(decimal_places)
+        self._decimal_places = decimal_places
         self._write = write
         self._line = line
         self._quote = quote
         self._none = none
 
     def add(self, rows: Sequence[Raw]) -> None:
-        cells = zip(*(self._cells(name, rows) for name in COLUMNS), strict=True)
+        columns = (
+            self._cells_in_credits(name, rows)
+            if name.endswith(_IN_CREDITS)
+            else self._cells(name, rows)
+            for name in self._columns
+        )
+        cells = zip(*columns, strict=True)
         # Some hundred thousand rows a second: the loop over them is one of the interpreter's own.
         lines = "".join(map(self._line.__mod__, cells))
         self._write(lines.encode("utf-8", "backslashreplace"))
 
     def end(self) -> None:
         pass
+
+    def _cells_in_credits(self, name: str, rows: Sequence[Raw]) -> Iterable[object]:
+        quote, none = self._quote, self._none
+        return [
+            none if each is None else f"{quote}{each}{quote}"
+            for each in _credits(_values(name, rows), self._decimal_places)
+        ]
 
     def _cells(self, name: str, rows: Sequence[Raw]) -> Iterable[object]:
         values, quote, none = _values(name, rows), self._quote, self._none
@@ -152,11 +180,14 @@ class _Csv(_Lines):
     from an application's own callers.
     """
 
-    def __init__(self, write: Write, *, guard_cells: bool) -> None:
-        line = ",".join("%s" for _ in COLUMNS)
-        super().__init__(write, f"{line}\r\n", quote="", none="")
+    def __init__(
+        self, write: Write, decimal_places: int, *, guard_cells: bool, byte_order_mark: bool
+    ) -> None:
+        line = ",".join("%s" for _ in _columns(decimal_places))
+        super().__init__(write, decimal_places, f"{line}\r\n", quote="", none="")
         self._guards_cells = guard_cells
-        write((self._line % tuple(COLUMNS)).encode())
+        heading = self._line % self._columns
+        write(heading.encode("utf-8-sig" if byte_order_mark else "utf-8"))
 
     def _text(self, value: Any) -> str:
         if value is None:
@@ -176,9 +207,9 @@ class _Csv(_Lines):
 class _JsonLines(_Lines):
     """An object a line, in UTF-8."""
 
-    def __init__(self, write: Write) -> None:
-        fields = ",".join(f'"{name}":%s' for name in COLUMNS)
-        super().__init__(write, f"{{{fields}}}\n", quote='"', none="null")
+    def __init__(self, write: Write, decimal_places: int) -> None:
+        fields = ",".join(f'"{name}":%s' for name in _columns(decimal_places))
+        super().__init__(write, decimal_places, f"{{{fields}}}\n", quote='"', none="null")
 
     def _text(self, value: Any) -> str:
         text = _text(value)
@@ -192,9 +223,9 @@ class _JsonLines(_Lines):
 
 
 class _Parquet:
-    """Columns with types: text, int64, and milliseconds in UTC."""
+    """Columns with types: text, int64, decimals, and milliseconds in UTC."""
 
-    def __init__(self, write: Write) -> None:
+    def __init__(self, write: Write, decimal_places: int) -> None:
         try:
             import pyarrow as pa  # noqa: PLC0415 - it is an extra
             from pyarrow import parquet  # noqa: PLC0415
@@ -205,7 +236,12 @@ class _Parquet:
         self._pyarrow = pa
         types = {name: pa.int64() for name in _NUMBERS}
         types["created_at"] = pa.timestamp("ms", tz="UTC")
-        self._schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+        self._columns = _columns(decimal_places)
+        self._decimal_places = decimal_places
+        # More digits than an int64 has.
+        in_credits = pa.decimal128(38, decimal_places)
+        types |= {name: in_credits for name in self._columns if name.endswith(_IN_CREDITS)}
+        self._schema = pa.schema([(name, types.get(name, pa.string())) for name in self._columns])
         self._writer = parquet.ParquetWriter(_Sink(write), self._schema)
         self._parts: list[Any] = []
         self._count = 0
@@ -213,7 +249,7 @@ class _Parquet:
     def add(self, rows: Sequence[Raw]) -> None:
         columns = [
             self._pyarrow.array(self._column(name, rows), self._schema.field(name).type)
-            for name in COLUMNS
+            for name in self._columns
         ]
         self._parts.append(self._pyarrow.record_batch(columns, schema=self._schema))
         self._count += len(rows)
@@ -229,9 +265,11 @@ class _Parquet:
             self._writer.write_table(self._pyarrow.Table.from_batches(self._parts))
         self._parts, self._count = [], 0
 
-    @staticmethod
-    def _column(name: str, rows: Sequence[Raw]) -> list[Any]:
+    def _column(self, name: str, rows: Sequence[Raw]) -> list[Any]:
         values = _values(name, rows)
+        if name.endswith(_IN_CREDITS):
+            amounts = _credits(values, self._decimal_places)
+            return [None if each is None else Decimal(each) for each in amounts]
         if name == "metadata":
             return [None if each is None else _json(each) for each in values]
         if name in _TEXTS:
@@ -259,8 +297,26 @@ class _Sink(io.RawIOBase):
 
 
 def _values(name: str, rows: Sequence[Raw]) -> list[Any]:
-    field = COLUMNS[name]
+    field = COLUMNS[name.removesuffix(_IN_CREDITS)]
     return [row.get(field) for row in rows]
+
+
+def _columns(decimal_places: int) -> tuple[str, ...]:
+    """Their names, with those of amounts in credits beside those in smallest units."""
+    names: list[str] = []
+    for name in COLUMNS:
+        names.append(name)
+        if decimal_places and name in _AMOUNTS:
+            names.append(f"{name}{_IN_CREDITS}")
+    return tuple(names)
+
+
+def _credits(values: Sequence[Any], decimal_places: int) -> list[str | None]:
+    """Amounts of smallest units in credits: 13.50. None for what is no whole number."""
+    return [
+        in_credits(each, decimal_places).replace(",", "") if type(each) in _WHOLE else None
+        for each in values
+    ]
 
 
 # Cells

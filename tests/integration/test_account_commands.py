@@ -372,6 +372,13 @@ async def test_status_tells_what_is_there(
     assert (by_name["users"]["documents"], by_name["transactions"]["documents"]) == (1, 2)
     assert by_name["transactions"]["data_bytes"] > 0
     assert by_name["transactions_archive"]["exists"] is False
+    # One that was imported later than it happened.
+    imported = {"userId": "bob", "createdAt": datetime(2020, 5, 1, tzinfo=timezone.utc)}
+    await database["transactions"].insert_one(imported, bypass_document_validation=True)
+    found["oldest_transaction_at"] = facts(await call("status", "--json"))["oldest_transaction_at"]
+    assert found["oldest_transaction_at"] == "2020-05-01T00:00:00.000Z"
+    await database["transactions"].delete_one(imported)
+    found = facts(await call("status", "--json"))
     first = (await ledger.get_history("ada"))[-1]
     assert found["oldest_transaction_at"] == moment_to_milliseconds(first.created_at)
     # Unless the server has swept it meanwhile.

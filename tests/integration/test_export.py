@@ -281,6 +281,39 @@ async def test_a_terminal_is_sent_no_character_that_it_obeys(
     assert json.loads(piped)["user_id"] == name
 
 
+async def test_amounts_are_in_credits_as_well_if_credits_have_decimal_places(
+    ledger: CreditLedger, database: Database, tmp_path: Path
+) -> None:
+    """Beside the units, in each format; what is no whole number has none."""
+    await database["transactions"].insert_many(
+        [
+            transaction("ada", 2, BEGIN, amount=Int64(-123456), balanceBefore=1, balanceAfter=-5),
+            transaction("ada", 1, BEGIN, amount="x"),
+        ]
+    )
+    found = await every_format(database, tmp_path, decimal_places=2)
+    for kind, (row, odd) in found.items():
+        names = list(row)
+        assert len(names) == len(COLUMNS) + 3
+        amounts = [row[names[names.index(name) + 1]] for name in ("amount", "balance_after")]
+        assert [str(amount) for amount in amounts] == ["-1234.56", "-0.05"], kind
+        assert odd["amount_credits"] in (None, "")
+        assert int(row["amount"]) == -123456
+
+
+async def test_a_byte_order_mark_is_for_csv(
+    ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path
+) -> None:
+    """By it Excel knows UTF-8."""
+    path = tmp_path / "all.csv"
+    here = where(replica_set_uri, database)
+    code, _, errors = await run("export", *here, "--bom", "--output", str(path))
+    assert (code, errors) == (0, "")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbftransaction_id,")
+    code, _, errors = await run("export", *here, "--bom", "--format", "jsonl")
+    assert (code, errors) == (2, "error: --bom: is for CSV alone\n")
+
+
 async def test_rows_of_a_credit_sdk_are_exported_with_ours(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:

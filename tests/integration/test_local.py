@@ -205,6 +205,7 @@ def test_the_command_prints_the_uri_and_a_signal_ends_it_cleanly(
     assert command.returncode == 0
     assert output == ""
     assert "Ctrl-C" in explanation
+    assert f"\nexport MONGODB_URI='{uri.strip()}'\n" in explanation
     assert "Traceback" not in explanation
 
 

@@ -98,9 +98,23 @@ async def test_a_server_that_does_not_answer_is_told_on_entering() -> None:
         f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", database="app", config=CONFIG
     )
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=str(port)):
+    with pytest.raises(StorageError, match=f"no usable server in time: .*{port}.*--replSet"):
         await ledger.__aenter__()
     assert time.monotonic() - begun < 1 + LENIENCE_SECONDS
+
+
+async def test_an_applications_own_client_is_told_which_server_it_does_not_reach() -> None:
+    """And what to do: in the words of the command line, without the driver's whole topology."""
+    port = free_port()
+    # Which looks for a server longer than the ledger waits.
+    async with AsyncMongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
+        with pytest.raises(StorageError) as told:
+            await CreditLedger(client["app"], CONFIG).__aenter__()
+    assert str(told.value).startswith("no usable server in time: ")
+    assert f"127.0.0.1:{port}: " in str(told.value)
+    assert "--replSet" in str(told.value)
+    assert "Topology" not in str(told.value)
+    assert "timeouts" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", [*CALLS, *READS])

@@ -58,6 +58,9 @@ def export(
             "--verbatim", help="CSV for programs: no apostrophe before what looks like a formula."
         ),
     ] = False,
+    byte_order_mark: Annotated[
+        bool, typer.Option("--bom", help="CSV for Excel: begin with a byte order mark.")
+    ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
@@ -66,9 +69,10 @@ def export(
 ) -> int:
     """Export transactions, user by user, newest first.
 
-    Credits are in smallest units, moments in UTC, metadata is JSON. In CSV, text that begins with
-    =, +, - or @ gets an apostrophe before it, as a spreadsheet would run it as a formula. A file is
-    written as a whole or not at all. What was archived to files is not in it.
+    Amounts are in smallest units, and if the ledger has decimal places in credits as well. Moments
+    are in UTC, metadata is JSON. In CSV, an apostrophe goes before =, +, - and @ where a cell
+    starts, also after a semicolon, as a spreadsheet would run it as a formula. A file is written as
+    a whole or not at all. What was archived to files is not in it.
     """
     path = None if output == "-" else Path(output)
     options: dict[str, Any] = {
@@ -79,6 +83,7 @@ def export(
         "include_archived": include_archived,
         "overwrite": force,
         "guard_cells": not verbatim,
+        "byte_order_mark": byte_order_mark,
     }
     if path is None and as_json:
         raise typer.BadParameter("--json needs --output FILE")
@@ -86,7 +91,11 @@ def export(
         raise typer.BadParameter("Parquet is nothing for a terminal: --output FILE is needed")
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config, reads_users=False)
-    options |= {"collections": settings.collections, "users": settings.users}
+    options |= {
+        "collections": settings.collections,
+        "users": settings.users,
+        "decimal_places": settings.decimal_places,
+    }
 
     async def work(found: Database) -> Export:
         # Rows come and go by the million, none in a cycle.
