@@ -170,6 +170,7 @@ class _Database:
         *,
         session: _Session | None = None,
         codec_options: CodecOptions[Raw] | None = None,
+        read_preference: object = None,  # noqa: ARG002 - memory has one copy
     ) -> Raw:
         if isinstance(command, str):
             command = {command: 1}
