@@ -42,7 +42,11 @@ def why_unsafe(status: os.stat_result) -> str | None:
     if status.st_uid not in (os.geteuid(), 0):
         return "belongs to another user: run as its owner, or choose a directory of your own"
     if status.st_mode & _OTHERS_MAY_WRITE:
-        return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):o}): chmod go-w"
+        mode = f"{stat.S_IMODE(status.st_mode):o}"
+        return (
+            f"can be written by other users (mode {mode}): choose one that only you can write to, "
+            "or run chmod go-w on it"
+        )
     return None
 
 

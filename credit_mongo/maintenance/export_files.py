@@ -102,6 +102,8 @@ def _target_of(path: Path) -> Path:
             raise OSError(errno.EPERM, "is another user's link, which is not followed")
         if not path.exists():
             raise OSError(errno.EINVAL, "is a link to nothing, which is not followed")
+        if not path.is_file():  # /dev/stdout, say
+            raise OSError(errno.EINVAL, "is there and is no file")
         path = path.parent / path.readlink()
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 

@@ -491,7 +491,9 @@ async def test_a_data_directory_that_others_may_write_to_is_refused(
     data = tmp_path / "data"
     (data / "member-0").mkdir(parents=True)
     (tmp_path / name).chmod(mode)
-    with pytest.raises(StorageError, match=f"{name} can be written by other users .*chmod go-w"):
+    with pytest.raises(
+        StorageError, match=f"{name} can be written by other users .*chmod go-w on it"
+    ):
         await LocalReplicaSet(1, data).__aenter__()
     assert list((data / "member-0").iterdir()) == []
 

@@ -39,6 +39,9 @@ HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
 FINGERPRINTS: Final = "tests/unit/test_fingerprints.py"
 BODIES: Final = "tests/integration/test_fastapi_bodies.py"
 PAID: Final = "tests/integration/test_fastapi.py"
+FILES: Final = "tests/integration/test_archive_files.py"
+EXPORT: Final = "tests/integration/test_export.py"
+LOCAL: Final = "tests/integration/test_local.py"
 PARTS: Final = "tests/integration/test_fastapi_applications.py"
 
 
@@ -948,5 +951,62 @@ PLANTED: Final = (
         "if len(charges) > 1:",
         "if False:",
         (PARTS,),
+    ),
+    # Other users of the machine
+    Bug(
+        "rows are deleted though their file is another by now",
+        "maintenance/archive_files.py",
+        "if not (is_same and self._directory.holds(file.name, opened)):",
+        "if not is_same:",
+        (FILES,),
+    ),
+    Bug(
+        "the BSON file goes before the Parquet file was read",
+        "maintenance/archive_files.py",
+        "if digest_of(written) != file.sha256 or not self._opened.holds(target, written):",
+        "if not self._opened.holds(target, written):",
+        (FILES,),
+    ),
+    Bug(
+        "a manifest leads to any file",
+        "maintenance/archive_manifests.py",
+        "is_own = manifest_of(file.name) == str(manifest_id)",
+        "is_own = True",
+        (FILES,),
+    ),
+    Bug(
+        "a new file may be somebody's link",
+        "private_files.py",
+        "os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY",
+        "os.O_RDWR | os.O_CREAT | _BINARY",
+        (FILES,),
+    ),
+    Bug(
+        "an export takes another's unfinished file for a killed one's",
+        "maintenance/export_files.py",
+        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        (EXPORT,),
+    ),
+    Bug(
+        "a keeper takes a directory that somebody made before",
+        "local_keeper.py",
+        "os.mkdir(directory, 0o700)",
+        "os.makedirs(directory, exist_ok=True)",
+        (LOCAL,),
+    ),
+    Bug(
+        "the server's log is written through a link",
+        "local_keeper.py",
+        " | os.O_CREAT | os.O_NOFOLLOW",
+        " | os.O_CREAT",
+        (LOCAL,),
+    ),
+    Bug(
+        "a task shows what it came to",
+        "engine/tasks.py",
+        "return _Task(work, loop=asyncio.get_running_loop())",
+        "return asyncio.get_running_loop().create_task(work)",
+        (SECRECY,),
     ),
 )
