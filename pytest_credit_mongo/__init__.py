@@ -2,7 +2,8 @@
 
 - ``credit_ledger``: a `credit_mongo.CreditLedger` on an empty database, with its indexes.
 - ``credit_config``: its prices and tiers. Override it with your own.
-- ``credit_clock``: its clock, a `credit_mongo.testing.clocks.MovableClock`.
+- ``credit_clock``: its clock, a `credit_mongo.testing.clocks.MovableClock`. The ledger does not
+  compare it with the server's: ``max_clock_skew_seconds`` holds where no clock is given.
 - ``credit_database``: the test's own database, dropped after it.
 - ``credit_client``: the client that it is on, of PyMongo's async API.
 - ``credit_replica_set``: the URI of a replica set, for the whole run: MONGODB_URI, else a container

@@ -13,8 +13,11 @@ __all__ = ["MovableClock"]
 class MovableClock:
     """Stands still, at the time when it was made, until it is moved: ``CreditLedger(clock=…)``.
 
-    The server's own clock does not move with it, and it is the server that sweeps idempotency
-    records: a clock moved more than a day back makes keys that may be forgotten at any moment.
+    A ledger with a clock that is given to it never compares it with the server's, so it may be
+    moved by months; give ``verify`` and ``repair`` ``max_clock_skew_seconds=None`` then, to which
+    rows dated in the future are findings. The server's own clock does not move with it, and it is
+    the server that sweeps idempotency records: a clock moved more than a day back makes keys that
+    may be forgotten at any moment.
     """
 
     def __init__(self) -> None:
