@@ -42,7 +42,7 @@ from credit_mongo.rows import CODEC_OPTIONS, Raw
 from credit_mongo.stored_users import StoredUsers
 from credit_mongo.user_mapping import UserMapping
 
-__all__ = ["OnProgress", "erase_user"]
+__all__ = ["OnProgress", "erase_user", "in_files"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of rows that have gone, and about how many there were."""
@@ -110,7 +110,7 @@ async def erase_user(
             return await erasing.run(steps, total)
 
 
-def _in_files(border: Raw | None) -> int:
+def in_files(border: Raw | None) -> int:
     """How many of a user's transactions were archived to files, where nothing here reaches them."""
     found = (None if border is None else border_or_none(border)) or NO_BORDER
     return sum(
@@ -217,7 +217,7 @@ class _Erasing:
             self._histories[0], {"createdAt": not_after(until)}, session
         )
         return await self._keep(
-            {"users": int(has_gone), "transactionsInFiles": _in_files(border), **counts},
+            {"users": int(has_gone), "transactionsInFiles": in_files(border), **counts},
             session,
             {
                 # Of all accounts that this erasure takes.
@@ -273,7 +273,7 @@ class _Erasing:
                 "finishedAt": self._clock(),
                 **{name: begun.get(name, 0) for name in _COUNTS},
             }
-            record["transactionsInFiles"] += _in_files(border)
+            record["transactionsInFiles"] += in_files(border)
             await erasures.insert_one(record, session=session)
         return Erasure(
             erasure_id=str(record["_id"]),

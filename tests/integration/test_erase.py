@@ -30,6 +30,7 @@ from credit_mongo import (
 )
 from credit_mongo.cli import main
 from credit_mongo.maintenance import erase
+from credit_mongo.maintenance.archive import archive
 from credit_mongo.maintenance.archive_borders import NO_BORDER, Border
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.verify import verify
@@ -677,6 +678,34 @@ async def test_whoever_gives_up_leaves_nothing_open_and_can_go_on(
 # --- The command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("archived", [False, True])
+async def test_a_dry_run_counts_what_would_go(
+    ledger: CreditLedger, replica_set_uri: str, database: Database, *, archived: bool
+) -> None:
+    """Exactly that goes afterwards; until then everything stays."""
+    await live(ledger, ADA)
+    await live(ledger, "bob")
+    if archived:
+        await archive(database, older_than=datetime.now(timezone.utc))
+    before = {name: await rows(database, name) for name in await database.list_collection_names()}
+    here = where(replica_set_uri, database)
+    dry = (*here, "--dry-run", "--user", ADA)
+    code, output, errors = await run("erase", *dry)
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"{database.name}: would erase 1 users, ")
+    code, output, errors = await run("erase", *dry, "--json")
+    assert (code, errors) == (0, "")
+    counted = json.loads(output)
+    assert counted.pop("dry_run") is True
+    assert counted.pop("database") == database.name
+    for name, kept in before.items():
+        assert await rows(database, name) == kept
+    erasure = dataclasses.asdict(await erase_user(database, ADA))
+    assert {name: erasure[name] for name in counted} == counted
+    code, output, errors = await run("erase", *dry)
+    assert (code, output, errors) == (2, "", f"error: there is no user {ADA!r}\n")
+
+
 async def test_the_command_erases_and_says_what(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
@@ -705,7 +734,7 @@ async def test_the_command_erases_and_says_what(
         (("--user", ADA, "--yes"), "--requested-by"),
         (("--requested-by", "Eve", "--yes"), "--user"),
         (("--user", "", "--requested-by", "Eve", "--yes"), "--user: must have 1"),
-        (("--user", ADA, "--requested-by", "a\nb", "--yes"), "requested_by: must not contain"),
+        (("--user", ADA, "--requested-by", "a\nb", "--yes"), "--requested-by: must not contain"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

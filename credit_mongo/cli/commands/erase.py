@@ -13,8 +13,10 @@ from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, NOT_DONE
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.config import CreditConfig
 from credit_mongo.core.results import Erasure
 from credit_mongo.maintenance.erase import erase_user
+from credit_mongo.maintenance.erase_preview import ErasurePreview, preview_erasure
 from credit_mongo.printing import moment_to_milliseconds, printable
 
 
@@ -23,8 +25,16 @@ def erase(
     *,
     user: Annotated[str, typer.Option(metavar="ID", help="The user.")],
     requested_by: Annotated[
-        str, typer.Option(metavar="NAME", help="Who asks for it; stays in the record.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Who asks for it; stays in the record. Needed, but for --dry-run.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Erase nothing, show how much there is.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -38,7 +48,12 @@ def erase(
     many rows went, when, and who asked, without the user's name. Archive files, exports and backups
     are beyond its reach. The role creditEraser may do it, and the application's own may not.
     """
+    if requested_by is None and not dry_run:
+        raise typer.BadParameter("--requested-by NAME is needed: it stays in the record")
     where = Connecting.to(uri, database, timeout)
+    if dry_run:
+        _preview(where, settings_of(where, config), user, as_json=as_json)
+        return DONE
     if not yes and not _is_confirmed(user, where.database):
         return NOT_DONE
     settings = settings_of(where, config)
@@ -76,14 +91,35 @@ def _facts(erasure: Erasure) -> dict[str, Any]:
     return {**asdict(erasure), "erased_at": moment_to_milliseconds(erasure.erased_at)}
 
 
+def _preview(where: Connecting, settings: CreditConfig, user: str, *, as_json: bool) -> None:
+    async def work(found: Database) -> ErasurePreview:
+        return await preview_erasure(
+            found, user, collections=settings.collections, users=settings.users
+        )
+
+    preview = where.run_on_ledger(settings, work)
+    if as_json:
+        show_facts({"database": where.database, "dry_run": True, **asdict(preview)})
+        return
+    show(f"{where.database}: would erase {_counts(preview)} (dry run: nothing was written)")
+    _show_files(preview)
+
+
 def _show(erasure: Erasure, database: str) -> None:
-    show(
-        f"{database}: erased {erasure.users} users, {erasure.transactions} transactions, "
+    show(f"{database}: erased {_counts(erasure)} (record {erasure.erasure_id})")
+    _show_files(erasure)
+
+
+def _counts(erasure: Erasure | ErasurePreview) -> str:
+    return (
+        f"{erasure.users} users, {erasure.transactions} transactions, "
         f"{erasure.audit_logs} audit logs, {erasure.idempotency_records} idempotency records, "
         f"{erasure.archived_transactions} archived transactions, "
-        f"{erasure.archived_audit_logs} archived audit logs, {erasure.paid_requests} paid requests "
-        f"(record {erasure.erasure_id})"
+        f"{erasure.archived_audit_logs} archived audit logs, {erasure.paid_requests} paid requests"
     )
+
+
+def _show_files(erasure: Erasure | ErasurePreview) -> None:
     if erasure.transactions_in_files:
         show(
             f"{erasure.transactions_in_files} transactions of the user are in archive files, "

@@ -1,0 +1,103 @@
+"""What an erasure would take, counted in one snapshot; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.erasures import place_of
+from credit_mongo.errors import UserNotFoundError
+from credit_mongo.log_redaction import Unlogged
+from credit_mongo.maintenance.erase import in_files
+from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.stored_users import StoredUsers
+from credit_mongo.user_mapping import UserMapping
+
+__all__ = ["ErasurePreview", "preview_erasure"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasurePreview:
+    """How many rows of each kind would go; those ``transactions_in_files`` would stay there."""
+
+    user_id: str
+    users: int
+    transactions: int
+    audit_logs: int
+    idempotency_records: int
+    archived_transactions: int
+    archived_audit_logs: int
+    transactions_in_files: int
+    paid_requests: int
+
+
+async def preview_erasure(
+    database: AnyDatabase,
+    user_id: str,
+    *,
+    collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
+) -> ErasurePreview:
+    """Count what ``erase_user`` would take from a user.
+
+    Raises InvalidRequestError, PyMongoError, and UserNotFoundError as ``erase_user`` would.
+    """
+    database = as_database(database)
+    stored_users = StoredUsers.of(users, database)
+    user_id = stored_users.check_id("user_id", user_id)
+    database = database.with_options(
+        codec_options=CODEC_OPTIONS,
+        read_preference=ReadPreference.PRIMARY,
+        # A snapshot session brings its own.
+        read_concern=ReadConcern(),
+    )
+    names = collections or CollectionNames()
+    with Unlogged():
+        async with database.client.start_session(snapshot=True) as session:
+            return await _count(database, names, stored_users, user_id, session)
+
+
+async def _count(
+    database: AsyncDatabase[Raw],
+    names: CollectionNames,
+    users: StoredUsers,
+    user_id: str,
+    session: AsyncClientSession,
+) -> ErasurePreview:
+    async def count(collection: str, query: Raw) -> int:
+        return await database[collection].count_documents(query, session=session)
+
+    own: Raw = {"userId": user_id}
+    account = users.query_of(user_id)
+    if users.are_the_applications:
+        account = {**account, **users.opened}
+    border = await database[names.archive_borders].find_one({"_id": user_id}, session=session)
+    preview = ErasurePreview(
+        user_id=user_id,
+        users=await count(names.users, account),
+        transactions=await count(names.transactions, own),
+        audit_logs=await count(names.audit_logs, own),
+        idempotency_records=await count(names.idempotency_records, own),
+        archived_transactions=await count(names.transactions_archive, own),
+        archived_audit_logs=await count(names.audit_logs_archive, own),
+        transactions_in_files=in_files(border),
+        paid_requests=await count(names.paid_requests, own),
+    )
+    # Attempts on a name that has no account are no account.
+    has_account = border is not None or any(
+        (
+            preview.users,
+            preview.transactions,
+            preview.archived_transactions,
+            preview.idempotency_records,
+        )
+    )
+    if not has_account and not await count(names.erasures, {"_id": place_of(user_id)}):
+        raise UserNotFoundError(user_id)
+    return preview
