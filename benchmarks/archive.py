@@ -31,7 +31,7 @@ from benchmarks.load import COST, OPENING_CREDITS, Load, drive, user_ids
 from benchmarks.peers.mongodb import CONFIG
 from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 
 __all__ = ["main"]
 

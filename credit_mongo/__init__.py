@@ -10,7 +10,7 @@ from credit_mongo.config import (
     Settings,
     UserMapping,
 )
-from credit_mongo.config_inputs import (
+from credit_mongo.config.inputs import (
     AuditInput,
     CollectionsInput,
     CostsInput,
@@ -27,7 +27,6 @@ from credit_mongo.core.operations.refund import RefundResult
 from credit_mongo.core.operations.tier_change import TierChangeResult
 from credit_mongo.core.results import AuditLog, Erasure, Quote, Transaction, User
 from credit_mongo.core.values import KEEP
-from credit_mongo.documents import CREDIT_DOCUMENTS, CreditAccount, credit_documents
 from credit_mongo.errors import (
     AccountDataError,
     ClockSkewError,
@@ -55,7 +54,8 @@ from credit_mongo.errors import (
 )
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport
-from credit_mongo.pages import AuditPage, HistoryPage
+from credit_mongo.storage.documents import CREDIT_DOCUMENTS, CreditAccount, credit_documents
+from credit_mongo.storage.pages import AuditPage, HistoryPage
 
 __all__ = [
     "CREDIT_DOCUMENTS",

@@ -17,7 +17,6 @@ from pymongo.errors import PyMongoError
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
-from credit_mongo.connection import check_replica_set, connect
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
 from credit_mongo.core.operations.create_user import CreateUserRequest
@@ -41,16 +40,13 @@ from credit_mongo.core.values import (
 )
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
-from credit_mongo.engine.clocks import CheckedClock, Clock
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
-from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
-from credit_mongo.engine.store import Store
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     ConfigurationError,
@@ -59,15 +55,19 @@ from credit_mongo.errors import (
     LedgerBusyError,
     StorageError,
 )
-from credit_mongo.history import History
-from credit_mongo.ledger_settings import LedgerSettings
-from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
-from credit_mongo.pages import AuditPage, HistoryPage
-from credit_mongo.rows import copy_metadata, to_object_id
-from credit_mongo.stored_users import StoredUsers
-from credit_mongo.unreachable import not_in_time
+from credit_mongo.storage.clocks import CheckedClock, Clock
+from credit_mongo.storage.connection import check_replica_set, connect
+from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.pages import AuditPage, HistoryPage
+from credit_mongo.storage.reads import History
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import copy_metadata, to_object_id
+from credit_mongo.storage.settings import LedgerSettings
+from credit_mongo.storage.unit_of_work import Store
+from credit_mongo.storage.unreachable import not_in_time
+from credit_mongo.storage.users import StoredUsers
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,7 +1,7 @@
 """The configuration behind a command: what --config names, or what the database says of itself.
 
 Most commands need no prices. What they need besides, where the users are and how many decimal
-places a credit has, the ledger's database knows: see `credit_mongo.ledger_settings`.
+places a credit has, the ledger's database knows: see `credit_mongo.storage.settings`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.config import CollectionNames, CreditConfig
-from credit_mongo.config_json import MAX_JSON_LENGTH
+from credit_mongo.config.json_text import MAX_JSON_LENGTH
 from credit_mongo.errors import ConfigurationError, PriceRoundsToZeroWarning
-from credit_mongo.ledger_settings import LedgerSettings
 from credit_mongo.printing import printable
+from credit_mongo.storage.settings import LedgerSettings
 
 __all__ = ["ConfigFile", "load_config", "settings_of"]
 

@@ -12,10 +12,10 @@ import typer
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames, CreditConfig, Settings
-from credit_mongo.connection import check_replica_set, connect
 from credit_mongo.engine.opening import Opening
 from credit_mongo.errors import ConfigurationError
-from credit_mongo.ledger_settings import LedgerSettings
+from credit_mongo.storage.connection import check_replica_set, connect
+from credit_mongo.storage.settings import LedgerSettings
 
 __all__ = ["Connecting", "Database", "DatabaseName", "Timeout", "Uri", "seconds_up_to"]
 

@@ -16,7 +16,7 @@ from pymongo.errors import (
 from typer import TyperException
 
 from credit_mongo.errors import CreditError, InvalidRequestError
-from credit_mongo.unreachable import no_usable_server
+from credit_mongo.storage.unreachable import no_usable_server
 
 __all__ = ["DONE", "EXPECTED", "FOUND", "INTERRUPTED", "NOT_DONE", "explain"]
 

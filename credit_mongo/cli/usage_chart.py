@@ -25,8 +25,8 @@ from credit_mongo.cli.usage_words import (
     share,
     totals,
 )
-from credit_mongo.maintenance.usage_periods import zone_of
-from credit_mongo.maintenance.usage_results import Sums, Usage
+from credit_mongo.maintenance.usage.periods import zone_of
+from credit_mongo.maintenance.usage.results import Sums, Usage
 from credit_mongo.printing import printable
 
 __all__ = ["draw_over_time", "draw_report"]

@@ -19,7 +19,7 @@ from credit_mongo.cli.usage_words import (
     share,
     totals,
 )
-from credit_mongo.maintenance.usage_results import Usage
+from credit_mongo.maintenance.usage.results import Usage
 from credit_mongo.printing import printable
 
 __all__ = ["write_page"]

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Final, NamedTuple
 
 from credit_mongo.core.pricing import in_credits
-from credit_mongo.maintenance.usage_periods import zone_of
-from credit_mongo.maintenance.usage_results import Sums, Usage, UsedBy
+from credit_mongo.maintenance.usage.periods import zone_of
+from credit_mongo.maintenance.usage.results import Sums, Usage, UsedBy
 from credit_mongo.printing import moment_to_seconds, printable
 
 __all__ = [

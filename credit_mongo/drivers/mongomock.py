@@ -24,7 +24,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.results import InsertOneResult
 
 from credit_mongo.drivers.synchronous import AdaptedClient, AdaptedDatabase
-from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
 
 if TYPE_CHECKING:
     from mongomock_motor import AsyncMongoMockDatabase

@@ -35,17 +35,17 @@ from credit_mongo.core.batch import DecidedBatch, Outcome, decide_batch
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import Loaded
-from credit_mongo.engine.clocks import CheckedClock
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
-from credit_mongo.engine.latest import LatestWrite
 from credit_mongo.engine.session_reaper import SessionReaper
-from credit_mongo.engine.store import JOURNALED_MAJORITY, Store, Witness
-from credit_mongo.engine.turns import Turn, Turns, seconds_to_wait
+from credit_mongo.engine.turns import Turns, seconds_to_wait
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
-from credit_mongo.log_redaction import Unlogged
-from credit_mongo.unreachable import not_in_time
+from credit_mongo.storage.clocks import CheckedClock
+from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, Store, Turn, Witness
+from credit_mongo.storage.unreachable import not_in_time
 
 __all__ = ["HELD", "Committer", "Held", "More", "TakeMore"]
 

@@ -14,7 +14,7 @@ from pymongo.errors import (
 )
 
 from credit_mongo.errors import ReplicaSetRequiredError, StorageError
-from credit_mongo.unreachable import no_usable_server
+from credit_mongo.storage.unreachable import no_usable_server
 
 __all__ = ["as_storage_error", "caused_by", "is_conflict", "may_pass"]
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from credit_mongo.collations import check_collations
 from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.engine.failures import may_pass
-from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.collations import check_collations
+from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings
 
 __all__ = ["Opening"]
 

@@ -18,7 +18,7 @@ from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.server_transactions import ServerTransaction
+from credit_mongo.storage.server_transactions import ServerTransaction
 
 __all__ = ["SessionReaper"]
 

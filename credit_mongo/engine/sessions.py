@@ -20,11 +20,11 @@ from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.latest import LatestWrite
-from credit_mongo.engine.server_transactions import ServerTransaction
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.errors import InvalidRequestError, StorageError, TransactionAbortedError
-from credit_mongo.log_redaction import Unlogged
+from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.server_transactions import ServerTransaction
 
 __all__ = ["ApplicationSessions"]
 

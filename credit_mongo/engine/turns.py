@@ -20,11 +20,12 @@ has written, as it would have to anyway, and over no others.
 from __future__ import annotations
 
 import random
-from typing import Final, NamedTuple
+from typing import Final
 
 from credit_mongo.engine.cooldown import Cooldown
+from credit_mongo.storage.unit_of_work import Turn
 
-__all__ = ["Turn", "Turns", "seconds_to_wait"]
+__all__ = ["Turns", "seconds_to_wait"]
 
 # Then it is tried without, for in turns there is one commit at a time for all. A conflict soon
 # after is no chance: the next time begins at once, and is twice as long.
@@ -41,13 +42,6 @@ _LONGEST_RUN_SECONDS: Final = 0.05
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
 _MOST_GROWTH: Final = 10
-
-
-class Turn(NamedTuple):
-    """What the document says to those who take a turn: how often that was done, and waited for."""
-
-    taken: int
-    awaited: int
 
 
 class Turns:

@@ -22,11 +22,11 @@ from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.log_redaction import Unlogged
 from credit_mongo.printing import moment_to_milliseconds
-from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
 
 __all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
 

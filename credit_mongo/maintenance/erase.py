@@ -28,19 +28,19 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import ReturnDocument
 from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.collations import check_collations
 from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.results import Erasure
 from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.erasures import NEVER, after, not_after, place_of
 from credit_mongo.errors import StorageError, UserNotFoundError
-from credit_mongo.log_redaction import Unlogged
-from credit_mongo.maintenance.archive_borders import NO_BORDER, border_or_none
+from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
 from credit_mongo.maintenance.steps import Steps
-from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.stored_users import StoredUsers
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.collations import check_collations
+from credit_mongo.storage.erasures import NEVER, after, not_after, place_of
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["OnProgress", "erase_user", "in_files"]
 

@@ -10,14 +10,14 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.erasures import place_of
 from credit_mongo.errors import UserNotFoundError
-from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.erase import in_files
-from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.stored_users import StoredUsers
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.erasures import place_of
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["ErasurePreview", "preview_erasure"]
 

@@ -19,13 +19,13 @@ from pymongo.errors import OperationFailure
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.documents import credit_documents, users_validator
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.ledger_settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
 from credit_mongo.maintenance.ttl_indexes import deleting_indexes
 from credit_mongo.maintenance.unique_indexes import refuses_rows
-from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.documents import credit_documents, users_validator
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
 
 __all__ = ["IndexChange", "IndexReport", "ensure_indexes"]
 

@@ -15,10 +15,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
-from credit_mongo.connection import check_database
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.rows import Raw
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.connection import check_database
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
 

@@ -15,13 +15,13 @@ from pymongo.errors import OperationFailure
 from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.log_redaction import Unlogged
 from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.printing import moment_to_milliseconds
-from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
 
 __all__ = ["CollectionState", "Member", "Status", "status_of"]
 

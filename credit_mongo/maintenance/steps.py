@@ -21,8 +21,8 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
 from credit_mongo.engine.session_reaper import SessionReaper
-from credit_mongo.engine.store import JOURNALED_MAJORITY
 from credit_mongo.errors import StorageError
+from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
 
 if TYPE_CHECKING:
     from typing_extensions import Self

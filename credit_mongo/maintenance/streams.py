@@ -13,8 +13,8 @@ from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.maintenance.reading import Reading, Rows
-from credit_mongo.rows import Raw
+from credit_mongo.maintenance.verification.reading import Reading, Rows
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["Streams"]
 

@@ -13,8 +13,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
-from credit_mongo.rows import Raw
-from credit_mongo.user_mapping import UserMapping
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["deleting_indexes", "find_deleting_indexes"]
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError, User
 from credit_mongo.local import LocalReplicaSet
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.faults.asks import Ask, Outcome, Told, put_all
 from tests.integration.promises import Client, Database, Row, check_promises, rows
 

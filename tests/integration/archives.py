@@ -24,9 +24,9 @@ from pymongo.monitoring import (
 )
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
-from credit_mongo.maintenance import archive as archiving
-from credit_mongo.maintenance.archive import Archive, ArchiveRunningError, archive
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive import archiving
+from credit_mongo.maintenance.archive.archiving import Archive, ArchiveRunningError, archive
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, Row, end_all_transactions, rows
 
 UTC = timezone.utc

@@ -17,8 +17,8 @@ from credit_mongo import (
     CreditLedger,
     UserMapping,
 )
-from credit_mongo.maintenance.verify import verify
-from credit_mongo.stored_users import StoredUsers
+from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.users import StoredUsers
 from tests.integration.promises import Database, Row, rows
 from tests.integration.test_operations import (
     Clock,

@@ -17,7 +17,7 @@ from bson import Int64
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.cli import main
-from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.printing import moment_to_milliseconds
 from tests.integration.promises import (
     Client,

@@ -17,11 +17,11 @@ from credit_mongo import (
     RefundExceedsChargeError,
     TransactionNotFoundError,
 )
-from credit_mongo.maintenance.archive import (
+from credit_mongo.maintenance.archive.archiving import (
     archive,
 )
 from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.archives import (
     PLACES,
     PRICES,

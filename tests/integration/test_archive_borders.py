@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from bson import Int64
 
-from credit_mongo.maintenance.archive import (
+from credit_mongo.maintenance.archive.archiving import (
     archive,
 )
-from credit_mongo.maintenance.repair import repair
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.archives import (
     check_whole,
     kept,

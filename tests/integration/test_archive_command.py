@@ -18,9 +18,9 @@ from bson import ObjectId
 from credit_mongo import (
     CreditLedger,
 )
-from credit_mongo.maintenance.archive_runs import Lease
+from credit_mongo.maintenance.archive.runs import Lease
 from credit_mongo.maintenance.steps import Steps
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.printing import moment_to_milliseconds
 from tests.integration.archives import (
     PRICES,

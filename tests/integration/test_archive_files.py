@@ -17,12 +17,12 @@ from credit_mongo import (
     TransactionNotFoundError,
 )
 from credit_mongo.config import CollectionNames
-from credit_mongo.maintenance import archive_files
-from credit_mongo.maintenance.archive import (
+from credit_mongo.maintenance.archive import files as archive_files
+from credit_mongo.maintenance.archive.archiving import (
     archive,
 )
-from credit_mongo.maintenance.archive_places import ArchiveCopyError, ArchiveManifestError
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive.places import ArchiveCopyError, ArchiveManifestError
+from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.private_files import Directory
 from tests.integration.archives import (
     LEASE_SECONDS,

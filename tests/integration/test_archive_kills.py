@@ -18,18 +18,18 @@ from credit_mongo import (
     CreditError,
     CreditLedger,
 )
-from credit_mongo.maintenance.archive import (
+from credit_mongo.maintenance.archive.archiving import (
     Archive,
     ArchiveLostError,
     ArchiveRunningError,
     archive,
 )
-from credit_mongo.maintenance.archive_moves import Mover
-from credit_mongo.maintenance.archive_pace import Pace
-from credit_mongo.maintenance.archive_places import Collections
-from credit_mongo.maintenance.archive_runs import Lane
-from credit_mongo.maintenance.archive_spans import Span
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive.moves import Mover
+from credit_mongo.maintenance.archive.pace import Pace
+from credit_mongo.maintenance.archive.places import Collections
+from credit_mongo.maintenance.archive.runs import Lane
+from credit_mongo.maintenance.archive.spans import Span
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.archives import (
     LEASE_SECONDS,
     PLACES,
@@ -168,8 +168,8 @@ async def test_failures_at_each_kind_of_command(
     place: str,
 ) -> None:
     """It goes on, or ends with an error; and the next run makes it whole."""
-    monkeypatch.setattr("credit_mongo.maintenance.archive._STEP_SECONDS", 1.0)
-    monkeypatch.setattr("credit_mongo.maintenance.archive_moves._MOST_LATE", 1)
+    monkeypatch.setattr("credit_mongo.maintenance.archive.archiving._STEP_SECONDS", 1.0)
+    monkeypatch.setattr("credit_mongo.maintenance.archive.moves._MOST_LATE", 1)
     app = f"archive-{uuid4().hex[:8]}"
     # After a server that said it ends, the driver looks no earlier for the next.
     uri = with_options(replica_set_uri, appName=app, heartbeatFrequencyMS=500)
@@ -224,7 +224,7 @@ async def test_a_step_that_takes_too_long_is_begun_again(
     slow: str,
 ) -> None:
     """With fewer rows, or with the same ones where nobody knows whether it was committed."""
-    monkeypatch.setattr("credit_mongo.maintenance.archive._STEP_SECONDS", 0.3)
+    monkeypatch.setattr("credit_mongo.maintenance.archive.archiving._STEP_SECONDS", 0.3)
     monkeypatch.setattr(Pace, "slow_down", lambda _pace: slowed.append(None))
     slowed: list[None] = []
     app = f"archive-{uuid4().hex[:8]}"

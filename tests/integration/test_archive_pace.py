@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bson import ObjectId
 
-from credit_mongo.maintenance.archive_pace import Pace, _rest_after
+from credit_mongo.maintenance.archive.pace import Pace, _rest_after
 from tests.integration.promises import Database
 
 EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
@@ -14,8 +14,8 @@ EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
 @pytest.fixture
 def at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks after each batch, and does not rest."""
-    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._LOOK_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr("credit_mongo.maintenance.archive_pace._rest_after", lambda *_: 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.archive.pace._LOOK_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.archive.pace._rest_after", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize("full_speed", [False, True])

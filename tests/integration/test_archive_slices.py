@@ -12,10 +12,10 @@ from bson import Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 
 from credit_mongo import CreditLedger
-from credit_mongo.maintenance import archive as archiving
-from credit_mongo.maintenance.archive import archive
-from credit_mongo.maintenance.archive_slices import Slice, slices_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive import archiving
+from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.archive.slices import Slice, slices_of
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.archives import (
     PLACES,
     PRICES,

@@ -29,12 +29,12 @@ from credit_mongo import (
 )
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.maintenance.cleanup import clean_up
-from credit_mongo.maintenance.export import export_transactions
-from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.export.exporting import export_transactions
 from credit_mongo.maintenance.roles import ensure_roles
 from credit_mongo.maintenance.status import status_of
-from credit_mongo.maintenance.usage import usage_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.usage.measuring import usage_of
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.testing import mock_ledger
 
 LATER = datetime.now(timezone.utc) + timedelta(days=30)

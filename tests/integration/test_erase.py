@@ -30,10 +30,10 @@ from credit_mongo import (
 )
 from credit_mongo.cli import main
 from credit_mongo.maintenance import erase
-from credit_mongo.maintenance.archive import archive
-from credit_mongo.maintenance.archive_borders import NO_BORDER, Border
+from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.archive.borders import NO_BORDER, Border
 from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.dying import MOMENTS, Listener, die_at
 from tests.integration.promises import (
     Client,

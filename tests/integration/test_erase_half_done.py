@@ -22,7 +22,7 @@ from credit_mongo import (
 from credit_mongo.maintenance import erase
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.steps import Steps
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, check_promises, count, rows
 from tests.integration.test_erase import archive_some, check_nothing_is_left
 

@@ -23,7 +23,7 @@ from credit_mongo import (
     UserExistsError,
     UserNotFoundError,
 )
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.existing_users import (
     MAPPED,
     PROFILE,

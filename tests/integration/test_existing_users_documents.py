@@ -24,7 +24,7 @@ from credit_mongo import (
     UserMapping,
     credit_documents,
 )
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Client, Database, Row, check_promises, rows
 from tests.integration.test_operations import (
     one,

@@ -19,12 +19,12 @@ from credit_mongo import (
     UserNotFoundError,
 )
 from credit_mongo.cli import main
-from credit_mongo.maintenance.export import export_transactions
-from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.export.exporting import export_transactions
 from credit_mongo.maintenance.roles import credit_roles
 from credit_mongo.maintenance.status import status_of
-from credit_mongo.maintenance.verify import verify
-from credit_mongo.stored_users import StoredUsers
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.users import StoredUsers
 from tests.integration.existing_users import (
     NAMES,
     PROFILE,

@@ -21,10 +21,10 @@ from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditLedger, InvalidRequestError, StorageError, UserNotFoundError
 from credit_mongo.cli import main
-from credit_mongo.maintenance.archive_borders import NO_BORDER
-from credit_mongo.maintenance.export import Export, export_transactions
-from credit_mongo.maintenance.export_files import whole_file
-from credit_mongo.maintenance.export_formats import COLUMNS, FORMATS, Format
+from credit_mongo.maintenance.archive.borders import NO_BORDER
+from credit_mongo.maintenance.export.exporting import Export, export_transactions
+from credit_mongo.maintenance.export.files import whole_file
+from credit_mongo.maintenance.export.formats import COLUMNS, FORMATS, Format
 from credit_mongo.private_files import Directory
 from tests.integration.promises import Client, Database, Row, failing, rows, with_options
 from tests.integration.test_command_line import (
@@ -514,7 +514,7 @@ async def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) 
     """What a live one writes, and what only looks alike, stays."""
     program = (
         "import os, pathlib, signal, sys\n"
-        "from credit_mongo.maintenance.export_files import whole_file\n"
+        "from credit_mongo.maintenance.export.files import whole_file\n"
         "with whole_file(pathlib.Path(sys.argv[1]), overwrite=False) as write:\n"
         "    write(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -36,7 +36,7 @@ from credit_mongo.integrations.fastapi import (
 from credit_mongo.integrations.fastapi.orders import Order
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.paid_site import CONFIG, Site, client_of, code_of, current_user
 from tests.integration.promises import Client, Database, Row, check_promises, failing, rows
 

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from credit_mongo.local_members import _free_port
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.local.members import _free_port
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import (
     Client,
     Database,

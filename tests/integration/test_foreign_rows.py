@@ -19,10 +19,10 @@ from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 
 from credit_mongo import AccountDataError, CreditConfig, CreditLedger, StorageError, UserMapping
-from credit_mongo.maintenance.archive import archive
-from credit_mongo.maintenance.export import export_transactions
-from credit_mongo.maintenance.usage import usage_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.export.exporting import export_transactions
+from credit_mongo.maintenance.usage.measuring import usage_of
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, Row, count
 
 UTC = timezone.utc

@@ -20,8 +20,8 @@ import pymongo
 import pytest
 
 from benchmarks.__main__ import main as benchmarks
-from credit_mongo import local
 from credit_mongo.cli import main as credit_mongo
+from credit_mongo.local.__main__ import main as run_local
 from tests.integration.hostile import CASES, HERE, NOBODY, SECRET, Case
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "credit-mongo": credit_mongo,
     "replay": script("replay"),
     "build_test_image": script("build_test_image"),
-    "local": local.main,
+    "local": run_local,
     "benchmarks": benchmarks,
 }
 # Scripts that are one command of the command line.

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 import pytest
 from pymongo import AsyncMongoClient
 
-from credit_mongo import local_keeper, local_members
 from credit_mongo.errors import InvalidRequestError, StorageError
 from credit_mongo.local import LocalReplicaSet, find_mongod
+from credit_mongo.local import keeper as local_keeper
+from credit_mongo.local import members as local_members
 from credit_mongo.private_files import why_unsafe
 
 PATIENCE_SECONDS = 60.0

@@ -13,7 +13,7 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucc
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
-from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.archive.archiving import archive
 from tests.integration.motor_application import MotorApplication, begun
 from tests.integration.promises import Client, Database, failing, with_options
 

@@ -24,9 +24,9 @@ from credit_mongo.cli.usage_chart import draw_over_time, draw_report
 from credit_mongo.cli.usage_page import write_page
 from credit_mongo.cli.usage_words import Scale, change, compact, fold
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.maintenance.usage import usage_of
-from credit_mongo.maintenance.usage_periods import parts_of, period_before, width_for, zone_of
-from credit_mongo.maintenance.usage_results import Sums, Usage, UsageBefore, UsedBy, UsedIn
+from credit_mongo.maintenance.usage.measuring import usage_of
+from credit_mongo.maintenance.usage.periods import parts_of, period_before, width_for, zone_of
+from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
 from tests.integration.promises import Client, Database, Row, failing, with_options
 from tests.integration.test_command_line import run
 

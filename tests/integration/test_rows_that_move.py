@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from credit_mongo import CreditConfig, CreditLedger, RetryConfig
 from credit_mongo.engine.lanes import LANES
-from credit_mongo.maintenance.archive import archive
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, count, failing, with_options
 
 

@@ -39,14 +39,14 @@ from credit_mongo import (
 from credit_mongo.config import CollectionNames
 from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.engine import tasks
-from credit_mongo.maintenance.archive import archive
+from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.cleanup import clean_up
 from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.export import export_transactions
-from credit_mongo.maintenance.repair import repair
+from credit_mongo.maintenance.export.exporting import export_transactions
 from credit_mongo.maintenance.status import status_of
-from credit_mongo.maintenance.usage import usage_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.usage.measuring import usage_of
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.access_control import ADMINISTRATOR, GuardedReplicaSet
 from tests.integration.paid_site import CONFIG, Site
 from tests.integration.promises import Client, Database, failing, rows, with_options

@@ -10,7 +10,7 @@ import pytest
 from credit_mongo import CollectionNames, CreditConfig, CreditLedger, UserMapping
 from credit_mongo.maintenance.indexes import ensure_indexes
 from credit_mongo.maintenance.status import status_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import NAMES, Database
 from tests.integration.test_indexes import INDEXES
 

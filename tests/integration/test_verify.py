@@ -24,10 +24,10 @@ from credit_mongo import (
     StorageError,
     UserNotFoundError,
 )
-from credit_mongo.maintenance import reading
-from credit_mongo.maintenance.findings import Finding
-from credit_mongo.maintenance.repair import repair
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification import reading
+from credit_mongo.maintenance.verification.findings import Finding
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Client, Database, Row, check_promises, count, failing, rows
 
 WHO: dict[str, Any] = {"operator": "Ada", "reason": "a disk was lost"}
@@ -487,8 +487,8 @@ async def test_charges_that_go_on_meanwhile_make_no_finding(
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few rows need many commands; and no patience is lost with what fails by chance."""
     monkeypatch.setattr(reading, "_BATCH", 2)
-    monkeypatch.setattr("credit_mongo.maintenance.verify._PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("credit_mongo.maintenance.verify._MOST_TRIES", 1000)
+    monkeypatch.setattr("credit_mongo.maintenance.verification.verify._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.verification.verify._MOST_TRIES", 1000)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -534,7 +534,7 @@ async def test_a_server_that_keeps_no_snapshot_is_told(
 ) -> None:
     """It ends, with an error that says what to do."""
     await fill(ledger)
-    monkeypatch.setattr("credit_mongo.maintenance.verify._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.verification.verify._PAUSE_SECONDS", 0.0)
     async with AsyncMongoClient[Row](replica_set_uri, appname="no-snapshots") as other:
         async with failing(client, "no-snapshots", failCommands=["aggregate"], errorCode=239):
             with pytest.raises(StorageError, match="minSnapshotHistoryWindowInSeconds"):
@@ -700,8 +700,8 @@ async def test_findings_are_counted_beyond_those_that_are_listed(
     """And more than one record can hold are not settled by one."""
     await fill(ledger)
     await database["audit_logs"].delete_many({"status": "success"})
-    monkeypatch.setattr("credit_mongo.maintenance.verify.MOST_FINDINGS", 10)
-    monkeypatch.setattr("credit_mongo.maintenance.examination.MOST_FINDINGS", 6)
+    monkeypatch.setattr("credit_mongo.maintenance.verification.verify.MOST_FINDINGS", 10)
+    monkeypatch.setattr("credit_mongo.maintenance.verification.examination.MOST_FINDINGS", 6)
     found = await verify(database)
     assert (len(found.findings), found.findings_total, found.users_off) == (10, 21, 3)
     done = await repair(database, **WHO)

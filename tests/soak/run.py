@@ -17,7 +17,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import check_promises, rows, with_options
 from tests.soak.callers import Callers, Share
 from tests.soak.check import violations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from credit_mongo.connection import connect
 from credit_mongo.errors import ConfigurationError
+from credit_mongo.storage.connection import connect
 
 PASSWORD = "Ge-heim"  # noqa: S105 - nobody's
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from credit_mongo import InvalidRequestError
-from credit_mongo.maintenance.cut_off import check_cut_off, months_before, parse_cut_off
+from credit_mongo.maintenance.archive.cut_off import check_cut_off, months_before, parse_cut_off
 
 UTC = timezone.utc
 NOW = datetime(2025, 8, 31, 12, 30, 15, 250_000, tzinfo=UTC)

@@ -14,7 +14,7 @@ import pytest
         ("integrations.fastapi", "fastapi", "fastapi"),
         ("testing.containers", "docker", "containers"),
         ("testing.containers", "testcontainers", "containers"),
-        ("maintenance.export", "orjson", "cli"),
+        ("maintenance.export.exporting", "orjson", "cli"),
     ],
 )
 def test_an_extra_that_is_missing_is_named(module: str, lacks: str, extra: str) -> None:

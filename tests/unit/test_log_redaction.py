@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from credit_mongo.log_redaction import REDACTED, Unlogged
+from credit_mongo.storage.redaction import REDACTED, Unlogged
 
 SECRET = "the-secret"  # noqa: S105
 LOGGER = logging.getLogger("pymongo.command")
@@ -172,5 +172,5 @@ def test_without_debug_no_message_is_read(logged: Records) -> None:
 
 def test_the_filter_is_there_once() -> None:
     """However often the library is imported."""
-    ours = [f for f in LOGGER.filters if type(f).__module__ == "credit_mongo.log_redaction"]
+    ours = [f for f in LOGGER.filters if type(f).__module__ == "credit_mongo.storage.redaction"]
     assert len(ours) == 1

@@ -19,7 +19,7 @@ from credit_mongo import (
 )
 from credit_mongo.drivers import as_database
 from credit_mongo.maintenance.status import status_of
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.testing import mock_ledger
 
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, idempotency={"ttl_seconds": 60})

@@ -39,7 +39,7 @@ from credit_mongo.core.values import (
 )
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.rows import CODEC_OPTIONS, LARGEST_METADATA_BYTES, copy_metadata
+from credit_mongo.storage.rows import CODEC_OPTIONS, LARGEST_METADATA_BYTES, copy_metadata
 
 UTC = timezone.utc
 # Stands in wrong values, and must not come back in an error.

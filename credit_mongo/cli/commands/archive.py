@@ -14,8 +14,8 @@ from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Time
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
-from credit_mongo.maintenance.archive import Archive
-from credit_mongo.maintenance.archive import archive as move
+from credit_mongo.maintenance.archive.archiving import Archive
+from credit_mongo.maintenance.archive.archiving import archive as move
 from credit_mongo.printing import moment_to_seconds
 
 _LEFT: Final = ("user", "first transaction that stays")

@@ -12,8 +12,8 @@ from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Time
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, show, show_facts
 from credit_mongo.cli.tables import show_rows
-from credit_mongo.ledger_settings import LedgerSettings
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
+from credit_mongo.storage.settings import LedgerSettings
 
 _COLUMNS = ("state", "kind", "what")
 

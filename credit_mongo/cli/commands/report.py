@@ -24,11 +24,11 @@ from credit_mongo.cli.tables import show_rows
 from credit_mongo.cli.usage_words import Scale, change, period, period_before, totals
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
-from credit_mongo.maintenance.export_files import whole_file
-from credit_mongo.maintenance.export_formats import Write
-from credit_mongo.maintenance.usage import usage_of
-from credit_mongo.maintenance.usage_periods import zone_of
-from credit_mongo.maintenance.usage_results import Usage
+from credit_mongo.maintenance.export.files import whole_file
+from credit_mongo.maintenance.export.formats import Write
+from credit_mongo.maintenance.usage.measuring import usage_of
+from credit_mongo.maintenance.usage.periods import zone_of
+from credit_mongo.maintenance.usage.results import Usage
 
 _DEFAULT_DAYS: Final = 30
 _NEEDED: Final = ("jinja2", "markupsafe", "matplotlib")

@@ -18,10 +18,10 @@ from credit_mongo.cli.output import AsJson, note, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.log_redaction import Unlogged
-from credit_mongo.pages import LARGEST_LIMIT
-from credit_mongo.rows import CODEC_OPTIONS, Raw
-from credit_mongo.stored_users import StoredUsers
+from credit_mongo.storage.pages import LARGEST_LIMIT
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.users import StoredUsers
 
 _COLUMNS: Final = ("user", "balance", "tier", "tier expires", "seq")
 _NAMES: Final = ("credits", "membership_tier", "membership_expires_at", "seq")

@@ -21,9 +21,9 @@ from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.config import CreditConfig
-from credit_mongo.maintenance.findings import Finding, Verification
-from credit_mongo.maintenance.repair import Repair, repair
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.verification.findings import Finding, Verification
+from credit_mongo.maintenance.verification.repair import Repair, repair
+from credit_mongo.maintenance.verification.verify import verify
 
 # What a configuration can have.
 _LONGEST_TTL_SECONDS = 366 * 24 * 3600

@@ -17,7 +17,7 @@ from credit_mongo.errors import (
 )
 from credit_mongo.integrations.fastapi.orders import Order, Paid, variables_of
 from credit_mongo.ledger import CreditLedger
-from credit_mongo.rows import Raw
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["Charges"]
 

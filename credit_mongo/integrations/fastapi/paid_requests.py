@@ -39,8 +39,6 @@ from credit_mongo.config import CreditConfig
 from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
-from credit_mongo.engine.store import JOURNALED_MAJORITY
-from credit_mongo.erasures import erased_until
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,
@@ -57,8 +55,10 @@ from credit_mongo.integrations.fastapi.orders import (
     stored_variables,
 )
 from credit_mongo.ledger import CreditLedger
-from credit_mongo.log_redaction import Unlogged
-from credit_mongo.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.erasures import erased_until
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
 
 __all__ = ["PaidRequests"]
 

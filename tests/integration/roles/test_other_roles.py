@@ -11,9 +11,9 @@ import pytest
 from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo import CreditLedger, UserNotFoundError
-from credit_mongo.maintenance.archive import archive
-from credit_mongo.maintenance.repair import repair
-from credit_mongo.maintenance.verify import verify
+from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.verification.repair import repair
+from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet
 from tests.integration.promises import Client, check_promises, rows
 from tests.integration.roles.grants import APP, ROLES, check_unauthorized, config, dump

@@ -1,0 +1,29 @@
+"""The configuration: prices, tiers, limits, names, and where the database is."""
+
+from __future__ import annotations
+
+from credit_mongo.config.configuration import (
+    MAX_CLOCK_SKEW_SECONDS,
+    SETTINGS_COLLECTION,
+    AuditConfig,
+    CollectionNames,
+    CreditConfig,
+    IdempotencyConfig,
+    MembershipConfig,
+    RetryConfig,
+)
+from credit_mongo.config.environment import Settings
+from credit_mongo.config.user_mapping import UserMapping
+
+__all__ = [
+    "MAX_CLOCK_SKEW_SECONDS",
+    "SETTINGS_COLLECTION",
+    "AuditConfig",
+    "CollectionNames",
+    "CreditConfig",
+    "IdempotencyConfig",
+    "MembershipConfig",
+    "RetryConfig",
+    "Settings",
+    "UserMapping",
+]

@@ -1,0 +1,1 @@
+"""The archive: old transactions and audit logs move away, and the books stay provable."""

@@ -1,0 +1,373 @@
+"""Archive files: rows in a directory, as BSON like mongodump's, gzipped, or as Parquet.
+
+A file grows by one gzip member for each batch. The member is on the disk, and was read back, before
+the transaction that deletes its rows is committed; the manifest, which that transaction writes,
+says up to which byte the file counts. What a crash leaves behind that byte was not deleted and is
+cut off by the next run. Parquet has its index at its end and can't grow so: it is made of a whole
+BSON file, read back by its final name, and only then is the BSON file removed.
+
+The directory is held open during a run, and only this process's user can write to it. Before rows
+are deleted, the path that the manifest names leads to the very file that was read back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, ParamSpec, TypeAlias, TypeVar
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.engine import tasks
+from credit_mongo.errors import InvalidRequestError, StorageError
+from credit_mongo.maintenance.archive.borders import Place
+from credit_mongo.maintenance.archive.manifests import (
+    BSON,
+    PARQUET,
+    FileEntry,
+    files_of,
+    manifest_of,
+)
+from credit_mongo.maintenance.archive.parquet import check_pyarrow, digest_of, to_parquet
+from credit_mongo.maintenance.archive.places import ArchiveCopyError
+from credit_mongo.maintenance.archive.runs import Lane
+from credit_mongo.private_files import Directory, why_replaceable, why_unsafe
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["FILE_FORMATS", "FileFormat", "Files", "check_directory"]
+
+FileFormat: TypeAlias = Literal["bson", "parquet"]
+FILE_FORMATS: Final[tuple[FileFormat, ...]] = ("bson", "parquet")
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_ROWS_PER_FILE: Final = 1_000_000
+_LEVEL: Final = 3
+_BLOCK: Final = 1 << 20
+_UNFINISHED: Final = ".part"
+_NO_GZIP: Final = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def check_directory(directory: object) -> Path:
+    """The directory as a whole path. Raises InvalidRequestError if it can't be one."""
+    if not isinstance(directory, str | os.PathLike):
+        kind = type(directory).__name__
+        raise InvalidRequestError("directory", f"must be a str or a path, not {kind}")
+    try:
+        path = Path(directory).expanduser().resolve()
+        is_other = path.exists() and not path.is_dir()
+    except (OSError, RuntimeError, ValueError):
+        raise InvalidRequestError("directory", "is no path") from None
+    if is_other:
+        raise InvalidRequestError("directory", "is there and is no directory")
+    return path
+
+
+class Files:
+    """Files in a directory. Nothing else may be there than what this archive has put there."""
+
+    kind: Place = "files"
+    lanes = 1
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Raw],
+        names: CollectionNames,
+        directory: Path,
+        file_format: FileFormat,
+        *,
+        rows_per_file: int = _ROWS_PER_FILE,
+    ) -> None:
+        self._manifests = database[names.archive_manifests]
+        self._collections = {"transactions": names.transactions, "auditLogs": names.audit_logs}
+        self._path = directory
+        self._directory: Directory | None = None
+        self._format: FileFormat = file_format
+        self._rows_per_file = rows_per_file
+        self._done: list[FileEntry] = []
+        self._open: _Growing | None = None
+        self._lock = asyncio.Lock()
+
+    def describe(self) -> Raw:
+        return {"kind": "files", "directory": str(self._path), "format": self._format}
+
+    async def check(self) -> None:
+        """Raises InvalidRequestError if the directory has what is not this archive's; OSError."""
+        if self._format == "parquet":
+            check_pyarrow()
+        if not self._path.exists():
+            parent = self._path.parent
+            # Before anything is written anywhere.
+            if not parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+            return
+        with Directory(self._path) as directory:
+            _check_that_it_is_ours(directory)
+            names = directory.names()
+        own = {str(manifest["_id"]) async for manifest in self._manifests.find(self._here())}
+        for name in names:
+            if manifest_of(name) not in own:
+                raise InvalidRequestError(
+                    "directory", f"is not empty: {name!r} is none of this archive's files"
+                )
+
+    def _here(self) -> Raw:
+        return {"destination.kind": "files", "destination.directory": str(self._path)}
+
+    async def open(self) -> None:
+        await self.check()
+        self._directory = await _in_thread(self._make)
+        interrupted = self._manifests.find({"state": "interrupted", **self._here()})
+        async for manifest in interrupted:
+            await self._recover(manifest)
+
+    def _make(self) -> Directory:
+        self._path.mkdir(mode=0o700, exist_ok=True)
+        directory = Directory(self._path)
+        try:
+            # Somebody else may have been faster to make it.
+            _check_that_it_is_ours(directory)
+            # What is to be written can be: better known before anything is moved.
+            probe = f"{ObjectId()}.probe{BSON}"
+            directory.create(probe).close()
+            directory.remove(probe)
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    async def _recover(self, manifest: Raw) -> None:
+        """Cut off what a crash has left behind what counts, and complete the files."""
+        files = files_of(manifest)
+        known = {file.name for file in files}
+        mark = f".{manifest['_id']}."
+        for name in self._opened.names():
+            is_made = name.endswith(PARQUET) and name.removesuffix(PARQUET) + BSON in known
+            if mark in name and name not in known and not is_made:
+                self._opened.remove(name)
+        destination = manifest.get("destination", {})
+        for number, file in enumerate(files):
+            if not file.complete:
+                files[number] = await _in_thread(
+                    self._complete, file, destination.get("format", "bson")
+                )
+                changed = {"files": [each.model_dump() for each in files]}
+                await self._manifests.update_one({"_id": manifest["_id"]}, {"$set": changed})
+        state = {"$set": {"state": "recovered"}}
+        await self._manifests.update_one({"_id": manifest["_id"]}, state)
+
+    @property
+    def _opened(self) -> Directory:
+        assert self._directory is not None  # noqa: S101 - a run opens it first
+        return self._directory
+
+    def _complete(self, file: FileEntry, file_format: str) -> FileEntry:
+        directory = self._opened
+        target = file.name.removesuffix(BSON) + PARQUET
+        if file_format == "parquet" and not directory.has(file.name) and directory.has(target):
+            # Made, read back and named; only the manifest did not know yet.
+            if (completed := self._completed(file, target)) is None:
+                raise self._harmed(target, "differs from")
+            return completed
+        if not directory.has(file.name):
+            raise self._harmed(file.name, "is shorter than")
+        with directory.open(file.name, writable=True) as source:
+            if os.fstat(source.fileno()).st_size < file.bytes:
+                raise self._harmed(file.name, "is shorter than")
+            source.truncate(file.bytes)
+            os.fsync(source.fileno())
+            if _digest(source) != file.sha256 or not directory.holds(file.name, source):
+                raise self._harmed(file.name, "differs from")
+            if file_format != "parquet":
+                return file.with_facts(complete=True)
+            unfinished = target + _UNFINISHED
+            try:
+                with directory.create(unfinished) as written:
+                    source.seek(0)
+                    to_parquet(source, written, file.kind)
+                    written.flush()
+                    os.fsync(written.fileno())
+                directory.rename(unfinished, target)
+            finally:
+                directory.remove(unfinished, missing_ok=True)
+        directory.sync()
+        if (completed := self._completed(file, target)) is None:
+            raise ArchiveCopyError(str(self._path / target))
+        directory.remove(file.name)
+        return completed
+
+    def _completed(self, file: FileEntry, target: str) -> FileEntry | None:
+        """The file as Parquet, read by the name that the manifest gets; None if it differs."""
+        with self._opened.open(target) as written:
+            size = os.fstat(written.fileno()).st_size
+            if digest_of(written) != file.sha256 or not self._opened.holds(target, written):
+                return None
+        return file.with_facts(name=target, bytes=size, complete=True)
+
+    def _harmed(self, name: str, how: str) -> StorageError:
+        return StorageError(
+            f"{self._path / name} {how} what was archived there: bring it back first"
+        )
+
+    async def copy(
+        self,
+        lane: Lane,
+        kind: str,
+        rows: Sequence[bytes],
+        ids: Sequence[Any],  # noqa: ARG002 - a file has them in its rows
+        session: AsyncClientSession,
+    ) -> list[Raw]:
+        data = b"".join(rows)
+        async with self._lock:
+            grown = await _in_thread(self._append, lane, kind, data, len(rows))
+        if not session.in_transaction:
+            # Given up meanwhile; the next try writes over it.
+            raise asyncio.CancelledError
+        return [file.model_dump() for file in (*self._done, grown)]
+
+    def _append(self, lane: Lane, kind: str, data: bytes, count: int) -> FileEntry:
+        if self._open is None:
+            number = len(self._done) + 1
+            name = f"{self._collections[kind]}.{lane.manifest_id}.{number}{BSON}"
+            self._open = _Growing(
+                self._opened, FileEntry.model_validate({"name": name, "kind": kind})
+            )
+        return self._open.append(data, count)
+
+    def _close_file(self) -> None:
+        if self._open is None:
+            return
+        growing, self._open = self._open, None
+        growing.close()
+        if growing.file.count:
+            self._done.append(self._complete(growing.file, self._format))
+        else:
+            growing.remove()
+
+    async def confirm(self) -> None:
+        assert self._open is not None  # noqa: S101 - it was copied there
+        self._open.confirm()
+        if self._open.file.count >= self._rows_per_file:
+            await _in_thread(self._close_file)
+
+    async def finish(self, lane: Lane) -> list[Raw]:  # noqa: ARG002 - there is one
+        await _in_thread(self._close_file)
+        return [file.model_dump() for file in self._done]
+
+    async def close(self) -> None:
+        # A batch that was given up may still be writing.
+        async with self._lock:
+            if self._open is not None:
+                growing, self._open = self._open, None
+                with contextlib.suppress(OSError):
+                    await _in_thread(growing.leave)
+            if self._directory is not None:
+                self._directory.close()
+
+
+class _Growing:
+    """A file that batches are added to."""
+
+    def __init__(self, directory: Directory, file: FileEntry) -> None:
+        self._directory = directory
+        self._opened: BinaryIO = directory.create(file.name, buffering=0)
+        directory.sync()
+        self._sha256 = hashlib.sha256()
+        self.file = file
+        self._next: tuple[FileEntry, Any] = (file, self._sha256)
+
+    def append(self, data: bytes, count: int) -> FileEntry:
+        """Add a batch in place of one that was not confirmed, and read it back from the file."""
+        opened, file = self._opened, self.file
+        member = gzip.compress(data, _LEVEL, mtime=0)
+        opened.truncate(file.bytes)
+        opened.seek(file.bytes)
+        left = memoryview(member)
+        while left:
+            left = left[opened.write(left) :]
+        os.fsync(opened.fileno())
+        opened.seek(file.bytes)
+        is_same = _decompressed(_read(opened, len(member))) == data
+        if not (is_same and self._directory.holds(file.name, opened)):
+            raise ArchiveCopyError(str(self._directory.path / file.name))
+        digest = self._sha256.copy()
+        digest.update(data)
+        grown = file.with_facts(
+            count=file.count + count,
+            bytes=file.bytes + len(member),
+            sha256=digest.hexdigest(),
+        )
+        self._next = (grown, digest)
+        return grown
+
+    def confirm(self) -> None:
+        self.file, self._sha256 = self._next
+
+    def close(self) -> None:
+        self._opened.truncate(self.file.bytes)
+        self._opened.close()
+
+    def leave(self) -> None:
+        """As it is: the end of the last batch may not be known. The next run sees to that."""
+        self._opened.close()
+
+    def remove(self) -> None:
+        self._directory.remove(self.file.name, missing_ok=True)
+
+
+def _read(opened: BinaryIO, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size and (part := opened.read(size - len(parts))):
+        parts += part
+    return bytes(parts)
+
+
+async def _in_thread(
+    work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
+) -> _Result:
+    """Do work on files to its end: a thread can't be cancelled, and two must not write at once."""
+    working = tasks.start(asyncio.to_thread(work, *arguments, **options))
+    try:
+        return await tasks.result_of(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+        raise
+
+
+def _decompressed(member: bytes) -> bytes | None:
+    """What is in a gzip member; None if that can't be told."""
+    try:
+        return gzip.decompress(member)
+    except _NO_GZIP:
+        return None
+
+
+def _digest(opened: BinaryIO) -> str:
+    """Of the documents of a BSON file; empty if it can't be read."""
+    digest = hashlib.sha256()
+    opened.seek(0)
+    try:
+        with gzip.open(opened) as documents:
+            while block := documents.read(_BLOCK):
+                digest.update(block)
+    except _NO_GZIP:
+        return ""
+    return digest.hexdigest()
+
+
+def _check_that_it_is_ours(directory: Directory) -> None:
+    for reason in (why_unsafe(directory.status()), why_replaceable(directory.path.parent)):
+        if reason is not None:
+            raise InvalidRequestError("directory", reason)

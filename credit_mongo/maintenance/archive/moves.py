@@ -1,0 +1,228 @@
+"""Moves: a batch of rows goes in one transaction from its collection to its place.
+
+Copied, read back, deleted, counted in the manifest, and the borders moved: all of it or nothing.
+The users' accounts are read and never written, so no charge has to wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from bson import decode_all
+from bson.codec_options import CodecOptions, DatetimeConversion
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.archive.kinds import IS_BEING_ERASED, Batch, Kind
+from credit_mongo.maintenance.archive.pace import Pace
+from credit_mongo.maintenance.archive.places import ArchivePlace, in_session
+from credit_mongo.maintenance.archive.runs import Lane, Moved, Tally
+from credit_mongo.maintenance.archive.slices import Slice
+from credit_mongo.maintenance.archive.spans import Span
+from credit_mongo.maintenance.steps import LateStepError, Steps
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["NAIVE", "Left", "Mover"]
+
+_MOST_BYTES: Final = 4 << 20
+# How often a batch is begun again, each time with the whole time of a step.
+_MOST_LATE: Final = 3
+# Naive datetimes are made in half the time, and are written back as they were.
+NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+_MOST_NAMED: Final = 1000
+_NO_SEQ: Final = "has no seq"
+
+
+class Left:
+    """The users who were left alone, from some row on, and why; the first ones by name."""
+
+    def __init__(self) -> None:
+        self.total: int = 0
+        self.broken: int = 0
+        """Of them, those whose books a verification has something to say about."""
+        self.named: list[tuple[str, str]] = []
+
+    def add(self, user_id: str, reason: str) -> None:
+        """Each user once."""
+        self.total += 1
+        self.broken += reason not in (_NO_SEQ, IS_BEING_ERASED)
+        if len(self.named) < _MOST_NAMED:
+            self.named.append((user_id, reason))
+
+
+class Mover:
+    """Moves the rows of one kind and one slice, span by span."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        old: Slice,
+        place: ArchivePlace,
+        left: Left,
+        *,
+        steps: Steps,
+        pace: Pace,
+    ) -> None:
+        self._kind = kind
+        self._old = old
+        self._place = place
+        self._steps = steps
+        self._pace = pace
+        self._left = left
+
+    async def move(self, span: Span, lane: Lane) -> int:
+        """All of a span, as far as it goes; how many rows."""
+        loop = asyncio.get_running_loop()
+        query, moved, more = self._query(span, None, is_left=False), 0, True
+        while more:
+            begun = loop.time()
+            move = _Move(self._kind, self._old, query, self._place, lane=lane, pace=self._pace)
+            batch = await self._take(move)
+            if batch.tally is not None:
+                lane.confirm(self._kind.name, batch.tally)
+                await self._place.confirm()
+            moved += len(batch.rows)
+            for user_id, reason in batch.left:
+                if reason and self._old.begin is None:
+                    # The last slice meets all of them, each once.
+                    self._left.add(user_id, reason)
+            if more := batch.more:
+                assert batch.last is not None  # noqa: S101 - there were rows
+                is_left = batch.last[0] in {user_id for user_id, _ in batch.left}
+                query = self._query(span, batch.last, is_left=is_left)
+            await self._pace.rest(loop.time() - begun)
+        return moved
+
+    async def _take(self, move: _Move) -> Batch:
+        """A batch; one that is late is begun again, and is smaller if it can be."""
+        for _ in range(_MOST_LATE):
+            try:
+                return await self._steps.take(move.make)
+            except LateStepError:
+                self._pace.slow_down()
+        return await self._steps.take(move.make)
+
+    def _query(self, span: Span, last: tuple[str, Any] | None, *, is_left: bool) -> Raw:
+        """What a span still has after the last row, which is gone or was left alone."""
+        if last is None:
+            users: Raw = {"$gte": span.first, "$lte": span.last}
+            return {"userId": users, "createdAt": self._old.moments}
+        user_id, moment = last
+        if is_left:
+            users = {"$gte": span.first, "$lt": user_id}
+        else:
+            users = {"$gte": span.first, "$lte": user_id}
+        older = self._old.moments
+        if user_id == span.first and not is_left:
+            # So that the server need not pass over all that was deleted.
+            older["$gte"] = moment
+        return {"userId": users, "createdAt": older}
+
+
+class _Move:
+    """One batch, however often its transaction has to be tried."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        old: Slice,
+        query: Raw,
+        place: ArchivePlace,
+        *,
+        lane: Lane,
+        pace: Pace,
+    ) -> None:
+        self._kind = kind
+        self._old = old
+        self._query = query
+        self._place = place
+        self._lane = lane
+        self._pace = pace
+        self._most_rows = 0
+        self._tries = 0
+        self._recorded: tuple[Batch, Tally] | None = None
+
+    async def make(self, session: AsyncClientSession) -> Batch:
+        kind, lane = self._kind, self._lane
+        self._tries += 1
+        this_try = self._tries
+        if self._recorded is None:
+            self._most_rows = self._pace.rows
+        else:
+            # It may have been committed, or may be yet: so it has to be the same.
+            before, tally = self._recorded
+            if await lane.was_recorded(kind.name, tally, session):
+                return before
+        rows = await in_session(
+            kind.database,
+            kind.collection,
+            self._query,
+            session,
+            # One more tells whether there are more.
+            limit=self._most_rows + 1,
+            most_bytes=_MOST_BYTES,
+            sort=list(kind.index.oldest_first.items()),
+            hint=list(kind.index.keys.items()),
+        )
+        if not rows:
+            return Batch()
+        more = len(rows) > self._most_rows or sum(map(len, rows)) >= _MOST_BYTES
+        del rows[self._most_rows :]
+        read = decode_all(b"".join(rows), NAIVE)
+        chosen, batch = await kind.choose(read, self._old, self._place, session)
+        batch.more = more
+        batch.last = (read[-1]["userId"], read[-1]["createdAt"])
+        batch.rows = [rows[number] for number in chosen]
+        if chosen:
+            ids = [read[number]["_id"] for number in chosen]
+            self._check_that_it_is_the_last(this_try)
+            tally = await self._write(batch, ids, session)
+            self._check_that_it_is_the_last(this_try)
+            batch.tally = tally
+            self._recorded = (batch, tally)
+        return batch
+
+    def _check_that_it_is_the_last(self, this_try: int) -> None:
+        # One that was given up must not write to a file in which a smaller one has its rows.
+        if this_try != self._tries:
+            raise asyncio.CancelledError
+
+    async def _write(self, batch: Batch, ids: Sequence[Any], session: AsyncClientSession) -> Tally:
+        kind = self._kind
+        files = await self._place.copy(self._lane, kind.name, batch.rows, ids, session)
+        reply = await kind.database.command(
+            {
+                "delete": kind.collection,
+                "deletes": [{"q": {"_id": {"$in": list(ids)}}, "limit": 0}],
+            },
+            session=session,
+        )
+        if reply["n"] != len(ids):
+            # They were read in this very transaction.
+            raise StorageError(f"{reply['n']} of {len(ids)} rows were there to delete")
+        await self._write_borders(batch, session)
+        moved = Moved(kind.name, len(ids), batch.amount, batch.rows)
+        return await self._lane.record(moved, files, session)
+
+    async def _write_borders(self, batch: Batch, session: AsyncClientSession) -> None:
+        borders = self._kind.names.archive_borders
+        pairs = list(zip(batch.borders, batch.is_new, strict=True))
+        inserts = [border.to_row() for border, is_new in pairs if is_new]
+        updates = [_replacement(border.to_row()) for border, is_new in pairs if not is_new]
+        commands: list[Raw] = []
+        if inserts:
+            commands.append({"insert": borders, "documents": inserts})
+        if updates:
+            commands.append({"update": borders, "updates": updates})
+        for command in commands:
+            reply = await self._kind.database.command(command, session=session)
+            if reply["n"] != len(command.get("documents") or command.get("updates") or ()):
+                raise StorageError("a border of the archive could not be written")
+
+
+def _replacement(row: Mapping[str, Any]) -> Raw:
+    return {"q": {"_id": row["_id"]}, "u": dict(row)}

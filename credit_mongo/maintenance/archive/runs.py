@@ -1,0 +1,216 @@
+"""Runs of the archive: one at a time, and each with its manifests, which say what went where.
+
+A run has the lease for as long as it shows signs of life. One that has crashed loses it by itself,
+by the server's clock. Each transaction that moves rows writes the manifest of its lane, and only if
+that still says "running": whoever takes the lease over says "interrupted" there first. So a run
+that has only been slow can't move anything any more, and what a manifest counts is what was moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, ClassVar, Final
+
+from bson import Int64, ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from credit_mongo.engine import tasks
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.steps import Steps
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["ArchiveRunningError", "Lane", "Lease", "Moved", "Tally"]
+
+_LEASE: Final = "lease"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_BEATS: Final = 4
+
+
+class ArchiveRunningError(StorageError):
+    """Another run of the archive is at work, or was until ``alive_until``; nothing was written."""
+
+    code: ClassVar[str] = "ARCHIVE_RUNNING"
+
+    def __init__(self, alive_until: datetime) -> None:
+        super().__init__(
+            "another run of the archive is at work, with a lease until "
+            f"{alive_until.replace(tzinfo=None).isoformat(timespec='seconds')}Z, which it renews. "
+            "If it has crashed, run this again after that"
+        )
+        self.alive_until = alive_until
+
+
+class ArchiveLostError(StorageError):
+    """Another run has taken over, as this one showed no sign of life for too long."""
+
+    code: ClassVar[str] = "ARCHIVE_LOST"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another run of the archive has taken over, as this one was silent for too long; "
+            "what this one has moved is moved"
+        )
+
+
+class Lease:
+    """The right to archive, kept alive in the background until it is left."""
+
+    def __init__(
+        self, database: AsyncDatabase[Raw], manifests: str, run: ObjectId, seconds: float
+    ) -> None:
+        self._database = database
+        self._manifests = manifests
+        self._run = run
+        self._seconds = seconds
+        self._beating: asyncio.Task[None] | None = None
+
+    async def take(self, steps: Steps) -> None:
+        """Raises ArchiveRunningError if another run has it."""
+        with contextlib.suppress(DuplicateKeyError):
+            await self._database[self._manifests].insert_one({"_id": _LEASE, "aliveUntil": _EPOCH})
+        await steps.take(self._take)
+        self._beating = tasks.start(self._beat())
+
+    async def _take(self, session: AsyncClientSession) -> None:
+        manifests = self._database[self._manifests]
+        lease = await manifests.find_one({"_id": _LEASE}, session=session)
+        if lease is not None and lease.get("run") == self._run:
+            return
+        is_over = {"_id": _LEASE, "$expr": {"$lt": ["$aliveUntil", "$$NOW"]}}
+        taken = await manifests.update_one(is_over, self._renewal(), session=session)
+        if not taken.matched_count:
+            raise ArchiveRunningError(_EPOCH if lease is None else lease["aliveUntil"])
+        await manifests.update_many(
+            {"state": "running"}, {"$set": {"state": "interrupted"}}, session=session
+        )
+
+    def _renewal(self) -> list[Raw]:
+        until = {"$add": ["$$NOW", int(self._seconds * 1000)]}
+        return [{"$set": {"run": self._run, "aliveUntil": until}}]
+
+    async def _beat(self) -> None:
+        own = {"_id": _LEASE, "run": self._run}
+        while True:
+            await asyncio.sleep(self._seconds / _BEATS)
+            # An answer that does not come is no sign of life; the lanes notice what comes of it.
+            with contextlib.suppress(PyMongoError):
+                await self._database[self._manifests].update_one(own, self._renewal())
+
+    async def release(self) -> None:
+        """Let the next one begin."""
+        if self._beating is None:
+            return
+        self._beating.cancel()
+        await asyncio.gather(self._beating, return_exceptions=True)
+        # If it can't be told, it is over by itself.
+        with contextlib.suppress(PyMongoError, asyncio.TimeoutError):
+            own = {"_id": _LEASE, "run": self._run}
+            released = self._database[self._manifests].update_one(
+                own, {"$set": {"aliveUntil": _EPOCH}}
+            )
+            await asyncio.wait_for(released, self._seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Rows of one kind that a batch moves: their number, the sum of their amounts, their bytes."""
+
+    kind: str
+    count: int
+    amount: int
+    rows: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a lane has moved of one kind. ``amount`` is in smallest units."""
+
+    count: int = 0
+    amount: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256, repr=False)
+
+    def plus(self, moved: Moved) -> Tally:
+        """With a batch."""
+        digest = self.sha256.copy()
+        for row in moved.rows:
+            digest.update(row)
+        return Tally(self.count + moved.count, self.amount + moved.amount, digest)
+
+    def to_row(self) -> Raw:
+        """As a manifest has it."""
+        return {
+            "count": Int64(self.count),
+            "amount": Int64(self.amount),
+            "sha256": self.sha256.hexdigest(),
+        }
+
+
+class Lane:
+    """Batches one after the other, and their manifest. Several lanes of a run work at once."""
+
+    def __init__(self, database: AsyncDatabase[Raw], manifests: str, manifest_id: ObjectId) -> None:
+        self._manifests = database[manifests]
+        self.manifest_id = manifest_id
+        self.tallies: dict[str, Tally] = {"transactions": Tally(), "auditLogs": Tally()}
+        self._batches = 0
+
+    async def begin(self, facts: Raw) -> None:
+        """Write the manifest."""
+        tallies = {kind: tally.to_row() for kind, tally in self.tallies.items()}
+        await self._manifests.insert_one(
+            {
+                "_id": self.manifest_id,
+                "state": "running",
+                **facts,
+                "startedAt": datetime.now(timezone.utc),
+                "endedAt": None,
+                "batches": 0,
+                **tallies,
+                "files": [],
+            }
+        )
+
+    async def was_recorded(self, kind: str, tally: Tally, session: AsyncClientSession) -> bool:
+        """Whether the batch that leads to the tally was committed by an earlier try."""
+        found = await self._manifests.find_one({"_id": self.manifest_id}, session=session)
+        if found is None or found["batches"] != self._batches + 1:
+            return False
+        if found[kind] != tally.to_row():
+            raise StorageError("the rows were changed while they were archived: run it again")
+        return True
+
+    async def record(
+        self, moved: Moved, files: Sequence[Raw] | None, session: AsyncClientSession
+    ) -> Tally:
+        """Write down what the batch moves, as part of it. Raises ArchiveLostError."""
+        tally = self.tallies[moved.kind].plus(moved)
+        facts: Raw = {"batches": self._batches + 1, moved.kind: tally.to_row()}
+        if files is not None:
+            facts["files"] = list(files)
+        own = {"_id": self.manifest_id, "state": "running", "batches": self._batches}
+        written = await self._manifests.update_one(own, {"$set": facts}, session=session)
+        if not written.matched_count:
+            raise ArchiveLostError
+        return tally
+
+    def confirm(self, kind: str, tally: Tally) -> None:
+        """The batch was committed."""
+        self._batches += 1
+        self.tallies[kind] = tally
+
+    async def end(self, steps: Steps, state: str, facts: Raw) -> None:
+        """Close the manifest, unless another run has done so."""
+        await steps.take(partial(self._end, state, facts))
+
+    async def _end(self, state: str, facts: Raw, session: AsyncClientSession) -> None:
+        changed = {"state": state, "endedAt": datetime.now(timezone.utc), **facts}
+        own = {"_id": self.manifest_id, "state": "running"}
+        await self._manifests.update_one(own, {"$set": changed}, session=session)

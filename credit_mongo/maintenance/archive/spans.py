@@ -1,0 +1,123 @@
+"""Spans: which users have old rows, and how many at a time, found by an index alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, OperationFailure
+
+from credit_mongo.maintenance.archive.slices import Slice
+from credit_mongo.maintenance.verification.reading import Rows, check_index
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["Index", "Span", "Spans"]
+
+# A cursor that went with its server, or was not asked for too long.
+_GONE: Final = frozenset({43, 91, 175, 237, 239, 246, 10107, 11600, 11602, 13435, 189})
+_MOST_TRIES: Final = 20
+_PAUSE_SECONDS: Final = 0.5
+
+
+class Index(NamedTuple):
+    """An index of users' rows: newest first, the tie-breaker last."""
+
+    tie_breaker: str
+
+    @property
+    def keys(self) -> dict[str, int]:
+        return {"userId": 1, "createdAt": -1, self.tie_breaker: -1}
+
+    @property
+    def oldest_first(self) -> dict[str, int]:
+        """Its other direction: the last user first."""
+        return {field: -order for field, order in self.keys.items()}
+
+
+class Span(NamedTuple):
+    """All users from ``first`` to ``last``; together they have about ``rows`` old rows."""
+
+    first: str
+    last: str
+    rows: int
+
+
+class Spans:
+    """The spans of a slice, the last user first. Many users with few rows are one span."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Raw],
+        collection: str,
+        index: Index,
+        old: Slice,
+        most_rows: int,
+    ) -> None:
+        self._collection = database[collection]
+        self._index = index
+        self._old = old
+        self._most = most_rows
+        self._users: dict[str, None] = {}
+        self._rows = 0
+        self._end: str | None = None
+
+    def query(self) -> Raw:
+        """The old rows. Users that are no strings are left to the verification."""
+        upper: Raw = {} if self._end is None else {"$lt": self._end}
+        return {"userId": {"$gte": "", **upper}, "createdAt": self._old.moments}
+
+    async def count(self) -> int:
+        """How many old rows there are."""
+        try:
+            return await self._collection.count_documents(self.query(), hint=self._index.keys)
+        except OperationFailure as error:
+            check_index(error)
+            raise
+
+    async def all(self) -> AsyncGenerator[Span, None]:
+        """Each span. A cursor that is lost is replaced."""
+        tries = 0
+        while True:
+            place = self._end
+            try:
+                async for span in self._found():
+                    yield span
+            except (ConnectionFailure, OperationFailure) as error:
+                is_lost = isinstance(error, ConnectionFailure) or error.code in _GONE
+                tries = 1 if self._end != place else tries + 1
+                if not is_lost or tries == _MOST_TRIES:
+                    raise
+                self._users, self._rows = {}, 0
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return
+
+    async def _found(self) -> AsyncGenerator[Span, None]:
+        found = self._collection.find(self.query(), {"_id": 0, "userId": 1})
+        rows = Rows(found.sort(list(self._index.oldest_first.items())).hint(self._hint()))
+        user_of = itemgetter("userId")
+        try:
+            while batch := await rows.next():
+                for user_id, count in Counter(map(user_of, batch)).items():
+                    is_full = self._users and self._rows + count > self._most
+                    if is_full and user_id not in self._users:
+                        yield self._take()
+                    self._users[user_id] = None
+                    self._rows += count
+            if self._users:
+                yield self._take()
+        finally:
+            await rows.close()
+
+    def _hint(self) -> list[tuple[str, Any]]:
+        return list(self._index.keys.items())
+
+    def _take(self) -> Span:
+        users, rows = list(self._users), self._rows
+        self._users, self._rows = {}, 0
+        self._end = users[-1]
+        return Span(users[-1], users[0], rows)

@@ -1,0 +1,1 @@
+"""Exports: transactions and audit logs as CSV, JSON lines or Parquet."""

@@ -1,0 +1,1 @@
+"""Usage: credits granted, spent and refunded over time."""

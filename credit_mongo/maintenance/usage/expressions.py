@@ -1,0 +1,61 @@
+"""What the questions of a usage report are made of, in the server's language of aggregations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["either", "exact_sum", "looked_up", "part_of", "with_integers"]
+
+
+def exact_sum(amount: Any) -> Raw:
+    """A sum to the last unit: as a decimal of 34 digits, where an int64 would become a double."""
+    return {"$sum": {"$toDecimal": amount}}
+
+
+def either(condition: Raw, value: Any, otherwise: Any = 0) -> Raw:
+    """One value or the other."""
+    return {"$cond": [condition, value, otherwise]}
+
+
+def part_of(bounds: Sequence[datetime], first: int = 0) -> Any:
+    """Which of these parts a row is in, counted from 0: by halves, as there may be a hundred."""
+    if len(bounds) == 1:
+        return first
+    half = len(bounds) // 2
+    return either(
+        {"$lt": ["$createdAt", bounds[half]]},
+        part_of(bounds[:half], first),
+        part_of(bounds[half:], first + half),
+    )
+
+
+def looked_up(name: str, collections: Sequence[str], field: str) -> list[Raw]:
+    """The row of the charge that a refund names, as a list of one or none."""
+    lists = [f"{name}{number}" for number in range(len(collections))]
+    stages: list[Raw] = [
+        {
+            "$lookup": {
+                "from": collection,
+                "localField": "refundOf",
+                "foreignField": "_id",
+                "pipeline": [{"$project": {field: 1}}],
+                "as": each,
+            }
+        }
+        for each, collection in zip(lists, collections, strict=True)
+    ]
+    return [*stages, {"$set": {name: {"$concatArrays": [f"${each}" for each in lists]}}}]
+
+
+def with_integers(row: Raw) -> Raw:
+    """Decimals as the whole numbers that they are."""
+    for name, value in row.items():
+        if isinstance(value, list) and name != "_id":
+            row[name] = [with_integers(each) for each in value]
+        elif hasattr(value, "to_decimal"):
+            row[name] = int(value.to_decimal())
+    return row

@@ -1,0 +1,420 @@
+"""Usage in a period: credits granted and spent over time, by action, by tier, and by whom.
+
+The server makes all sums, from one snapshot: a transaction that is charged or archived meanwhile
+counts once or not at all. Rows in the archive collections count as well. Each question goes once
+through the rows, as no index has all of them by time; what comes back is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone, tzinfo
+from typing import Final, NamedTuple, TypeAlias
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.usage.expressions import (
+    either,
+    exact_sum,
+    looked_up,
+    part_of,
+    with_integers,
+)
+from credit_mongo.maintenance.usage.periods import (
+    check_period,
+    parts_of,
+    period_before,
+    width_for,
+)
+from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+
+__all__ = ["MOST_PLACES", "usage_of"]
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+
+MOST_PLACES: Final = 100
+"""How many actions, tiers or users are named at most."""
+_KINDS: Final[Mapping[str, tuple[str, str]]] = {
+    "create_user": ("granted", "other_taken"),
+    "grant": ("granted", "other_taken"),
+    "charge": ("other_added", "spent"),
+    "refund": ("refunded", "other_taken"),
+    "upgrade_tier": ("tier_changes_added", "tier_changes_taken"),
+    "downgrade_tier": ("tier_changes_added", "tier_changes_taken"),
+    "renew_tier": ("tier_changes_added", "tier_changes_taken"),
+    "correction": ("corrections_added", "corrections_taken"),
+    # Rows of the Credit SDK do not say what they are.
+    "": ("granted", "spent"),
+}
+_UNKNOWN: Final = ("other_added", "other_taken")
+# To a query, an array is of each type that one of its values has; to a sum, it is an error.
+_NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
+_WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
+_DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
+_IS_WHOLE: Final[Raw] = {"$in": [{"$type": "$amount"}, ["int", "long"]]}
+_SPENDS: Final[Raw] = {"amount": {"$lt": 0}, "operation": {"$in": ["charge", "", None]}}
+_GRANTS: Final[Raw] = {
+    "amount": {"$gt": 0},
+    "operation": {"$in": ["grant", "create_user", "", None]},
+}
+_REFUNDS: Final[Raw] = {"operation": "refund", "amount": {"$gt": 0}}
+_IS_SPENT: Final[Raw] = {"$lt": ["$amount", 0]}
+_STEPS: Final = 5
+
+
+async def usage_of(
+    database: AnyDatabase,
+    start: datetime,
+    end: datetime,
+    *,
+    places: int = 10,
+    zone: tzinfo = timezone.utc,
+    collections: CollectionNames | None = None,
+    on_progress: OnProgress | None = None,
+) -> Usage:
+    """Sum up a period of at most 100 years; ``places`` (1 to 100) is the length of each list.
+
+    ``zone`` is a ``ZoneInfo`` or UTC: days, weeks and months begin at its midnight.
+
+    It needs a role that can read the ledger's collections and its archives, no index, and a moment
+    for each million transactions. Rows that can't be summed up are counted as ``left_out``.
+    Raises InvalidRequestError and PyMongoError.
+    """
+    start, end = check_period(start, end)
+    if not 1 <= places <= MOST_PLACES:
+        raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
+    database = as_database(database).with_options(
+        codec_options=CODEC_OPTIONS,
+        read_preference=ReadPreference.PRIMARY,
+        # A snapshot session brings its own.
+        read_concern=ReadConcern(),
+    )
+    names = collections or CollectionNames()
+    with Unlogged():
+        async with database.client.start_session(snapshot=True) as session:
+            period = _Period(period_before(start, end, zone), start, end, zone)
+            asking = _Asking(database, names, session, period, places)
+            return await asking.all(on_progress or (lambda _done, _of: None))
+
+
+class _Period(NamedTuple):
+    before: datetime
+    start: datetime
+    end: datetime
+    zone: tzinfo
+
+    def rows_in(self, *, also_before: bool = False) -> Raw:
+        """The part of a query."""
+        start = self.before if also_before else self.start
+        return {"createdAt": {"$gte": start, "$lt": self.end, **_NO_ARRAY}}
+
+
+class _OverTime(NamedTuple):
+    parts: tuple[UsedIn, ...]
+    totals: Sums
+    transactions: int
+    totals_before: Sums
+    transactions_before: int
+    left_out: int
+
+
+class _Spenders(NamedTuple):
+    top: tuple[UsedBy, ...]
+    active: int
+    active_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """The questions, all of one snapshot."""
+
+    database: AsyncDatabase[Raw]
+    names: CollectionNames
+    session: AsyncClientSession
+    period: _Period
+    places: int
+
+    async def all(self, on_progress: OnProgress) -> Usage:
+        period = self.period
+        on_progress(0, _STEPS)
+        over_time = await self._over_time()
+        on_progress(1, _STEPS)
+        actions, granted = await self._by_action()
+        on_progress(2, _STEPS)
+        spenders = await self._spenders()
+        on_progress(3, _STEPS)
+        tiers = await self._by_tier()
+        on_progress(4, _STEPS)
+        actions, tiers = await self._with_refunds(actions, tiers)
+        on_progress(_STEPS, _STEPS)
+        totals = over_time.totals
+        return Usage(
+            start=period.start,
+            end=period.end,
+            timezone=getattr(period.zone, "key", "UTC"),
+            width=width_for(period.start, period.end),
+            transactions=over_time.transactions,
+            active_users=spenders.active,
+            totals=totals,
+            before=UsageBefore(
+                start=period.before,
+                end=period.start,
+                transactions=over_time.transactions_before,
+                active_users=spenders.active_before,
+                totals=over_time.totals_before,
+            ),
+            over_time=over_time.parts,
+            spent_by_action=actions,
+            spent_by_other_actions=_rest(totals.spent, actions),
+            refunded_of_other_actions=_rest(totals.refunded, actions, "refunded"),
+            granted_by_action=granted,
+            granted_by_other_actions=_rest(totals.granted, granted),
+            spent_by_tier=tiers,
+            spent_by_other_tiers=_rest(totals.spent, tiers),
+            refunded_of_other_tiers=_rest(totals.refunded, tiers, "refunded"),
+            top_spenders=spenders.top,
+            spent_by_other_users=_rest(totals.spent, spenders.top),
+            refunded_to_other_users=_rest(totals.refunded, spenders.top, "refunded"),
+            left_out=over_time.left_out,
+            has_files=await self._has_files(),
+        )
+
+    async def _over_time(self) -> _OverTime:
+        period = self.period
+        width = width_for(period.start, period.end)
+        starts = list(parts_of(period.start, period.end, width, period.zone))
+        # The period before is one more part, in front of the others.
+        bounds = [period.before, period.start, *starts[1:]]
+        group: Raw = {
+            "_id": {
+                "part": {
+                    "$cond": [{"$eq": [{"$type": "$createdAt"}, "date"]}, part_of(bounds), -1]
+                },
+                "operation": "$operation",
+                "taken": _IS_SPENT,
+                "whole": _IS_WHOLE,
+            },
+            "amount": exact_sum(either(_IS_WHOLE, "$amount")),
+            "count": {"$sum": 1},
+        }
+        undated: Raw = {"$nor": [{"createdAt": _DATE}]}
+        rows = await self._ask(
+            self.names.transactions, {"$or": [period.rows_in(also_before=True), undated]}, group, []
+        )
+        sums: list[dict[str, int]] = [{} for _ in bounds]
+        counts, left_out = [0 for _ in bounds], 0
+        for row in rows:
+            found = row["_id"]
+            part = found["part"]
+            if part < 0 or not found["whole"]:
+                # What cannot be counted in this period is told; that of the one before is not.
+                left_out += row["count"] if part else 0
+                continue
+            kind, amount = _kind_of(found), abs(row["amount"])
+            sums[part][kind] = sums[part].get(kind, 0) + amount
+            counts[part] += row["count"]
+        before, *parts = (Sums(**each) for each in sums)
+        return _OverTime(
+            tuple(UsedIn(moment, each) for moment, each in zip(starts, parts, strict=True)),
+            _total(parts),
+            sum(counts[1:]),
+            before,
+            counts[0],
+            left_out,
+        )
+
+    async def _by_action(self) -> tuple[tuple[UsedBy, ...], tuple[UsedBy, ...]]:
+        group: Raw = {
+            "_id": "$action",
+            "spent": exact_sum(either(_IS_SPENT, "$amount")),
+            "granted": exact_sum(either(_IS_SPENT, 0, "$amount")),
+            "charges": {"$sum": either(_IS_SPENT, 1)},
+            "grants": {"$sum": either(_IS_SPENT, 0, 1)},
+        }
+        lists = {
+            kind: [{"$match": {kind: {"$ne": 0}}}, *self._first(kind, order)]
+            for kind, order in (("spent", 1), ("granted", -1))
+        }
+        query = self._whole({"$or": [_SPENDS, _GRANTS]})
+        [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
+        return (
+            _used_by(found["spent"], "spent", "charges"),
+            _used_by(found["granted"], "granted", "grants"),
+        )
+
+    async def _spenders(self) -> _Spenders:
+        is_before: Raw = {"$lt": ["$createdAt", self.period.start]}
+        is_spent: Raw = {"$and": [_IS_SPENT, {"$not": [is_before]}]}
+        group: Raw = {
+            "_id": "$userId",
+            "spent": exact_sum(either(is_spent, "$amount")),
+            "refunded": exact_sum(either({"$or": [_IS_SPENT, is_before]}, 0, "$amount")),
+            "charges": {"$sum": either(is_spent, 1)},
+            "chargesBefore": {"$sum": either({"$and": [_IS_SPENT, is_before]}, 1)},
+        }
+        lists: Raw = {
+            "top": [{"$match": {"spent": {"$lt": 0}}}, *self._first("spent", 1)],
+            **{
+                field: [{"$match": {field: {"$gt": 0}}}, {"$count": "users"}]
+                for field in ("charges", "chargesBefore")
+            },
+        }
+        query = self._whole({"$or": [_SPENDS, _REFUNDS]}, also_before=True)
+        [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
+        active, active_before = (
+            sum(row["users"] for row in found[field]) for field in ("charges", "chargesBefore")
+        )
+        return _Spenders(_used_by(found["top"], "spent", "charges"), active, active_before)
+
+    async def _by_tier(self) -> tuple[UsedBy, ...]:
+        # The audit rows have it all: no transaction has to be looked up. Those of refused attempts
+        # have no amount.
+        group: Raw = {
+            "_id": {"$ifNull": ["$details.tier", None]},
+            "spent": exact_sum("$details.amount"),
+            "charges": {"$sum": 1},
+        }
+        query = {
+            "operation": "charge",
+            "details": _NO_ARRAY,
+            "details.amount": {**_WHOLE, "$lt": 0},
+        }
+        rows = await self._ask(
+            self.names.audit_logs,
+            {**self.period.rows_in(), **query},
+            group,
+            self._first("spent", 1),
+        )
+        return _used_by(rows, "spent", "charges")
+
+    async def _with_refunds(
+        self, actions: tuple[UsedBy, ...], tiers: tuple[UsedBy, ...]
+    ) -> tuple[tuple[UsedBy, ...], tuple[UsedBy, ...]]:
+        """The same with what was refunded of their charges.
+
+        A refund has an action of its own, such as "support". What it gives back was spent by its
+        charge. One that names no charge counts for its own action, and for no tier.
+        """
+        names = self.names
+        look_up = [
+            *looked_up("charge", (names.transactions, names.transactions_archive), "action"),
+            *looked_up("audit", (names.audit_logs, names.audit_logs_archive), "details.tier"),
+        ]
+        group: Raw = {
+            "_id": {
+                "action": {"$ifNull": [{"$first": "$charge.action"}, "$action"]},
+                # Without a tier, or without an audit row that would tell.
+                "tier": {"$ifNull": [{"$first": "$audit.details.tier"}, None]},
+                "known": {"$ne": ["$audit", []]},
+            },
+            "refunded": exact_sum("$amount"),
+        }
+        lists: Raw = {
+            "actions": [
+                {"$match": {"_id.action": {"$in": [each.name for each in actions]}}},
+                {"$group": {"_id": "$_id.action", "refunded": {"$sum": "$refunded"}}},
+            ],
+            "tiers": [
+                {"$match": {"_id.known": True, "_id.tier": {"$in": [t.name for t in tiers]}}},
+                {"$group": {"_id": "$_id.tier", "refunded": {"$sum": "$refunded"}}},
+            ],
+        }
+        query = self._whole(_REFUNDS)
+        pipeline = [{"$facet": lists}]
+        [found] = await self._ask(names.transactions, query, group, pipeline, look_up)
+
+        def refunded(used: tuple[UsedBy, ...], kind: str) -> tuple[UsedBy, ...]:
+            amounts = {row["_id"]: row["refunded"] for row in found[kind]}
+            return tuple(
+                UsedBy(each.name, each.amount, each.transactions, amounts.get(each.name, 0))
+                for each in used
+            )
+
+        return refunded(actions, "actions"), refunded(tiers, "tiers")
+
+    def _whole(self, query: Raw, *, also_before: bool = False) -> Raw:
+        # Twice "amount": in one object, the second would take the place of the first.
+        rows = self.period.rows_in(also_before=also_before)
+        return {"$and": [rows, {"amount": _WHOLE}, query]}
+
+    def _first(self, field: str, order: int) -> list[Raw]:
+        # By name among equals: the same period gives the same page.
+        return [{"$sort": {field: order, "_id": 1}}, {"$limit": self.places}]
+
+    async def _ask(
+        self,
+        collection: str,
+        query: Raw,
+        group: Raw,
+        pipeline: Sequence[Raw],
+        look_up: Sequence[Raw] = (),
+    ) -> list[Raw]:
+        """What the pipeline makes of the groups of a collection and its archive."""
+        grouped: list[Raw] = [{"$match": query}, *look_up, {"$group": group}]
+        archive = (
+            self.names.transactions_archive
+            if collection == self.names.transactions
+            else self.names.audit_logs_archive
+        )
+        # Each grouped on its own, for rows are slow to go through a union; then both together.
+        together = {name: "$_id" if name == "_id" else {"$sum": f"${name}"} for name in group}
+        union: Raw = {"$unionWith": {"coll": archive, "pipeline": grouped}}
+        found = await self.database[collection].aggregate(
+            [*grouped, union, {"$group": together}, *pipeline],
+            session=self.session,
+            allowDiskUse=True,
+            # An index would be entered for most of its entries, and each row fetched by it.
+            hint={"$natural": 1},
+        )
+        return [with_integers(row) for row in await found.to_list(None)]
+
+    async def _has_files(self) -> bool:
+        filed = {
+            "segments": {"$elemMatch": {"place": "files", "createdAt": {"$gte": self.period.start}}}
+        }
+        borders = self.database[self.names.archive_borders]
+        return await borders.find_one(filed, {"_id": 1}, session=self.session) is not None
+
+
+# What comes back
+
+
+def _kind_of(found: Raw) -> str:
+    operation = found.get("operation") or ""
+    kinds = _KINDS.get(operation, _UNKNOWN) if isinstance(operation, str) else _UNKNOWN
+    return kinds[found["taken"]]
+
+
+def _total(parts: Iterable[Sums]) -> Sums:
+    total: dict[str, int] = {}
+    for part in parts:
+        for field in Sums.__dataclass_fields__:
+            total[field] = total.get(field, 0) + getattr(part, field)
+    return Sums(**total)
+
+
+def _used_by(rows: Iterable[Raw], amount: str, count: str) -> tuple[UsedBy, ...]:
+    return tuple(
+        UsedBy(
+            name=None if row["_id"] is None else str(row["_id"]),
+            amount=abs(row[amount]),
+            transactions=row[count],
+            refunded=row.get("refunded", 0),
+        )
+        for row in rows
+    )
+
+
+def _rest(total: int, named: Iterable[UsedBy], field: str = "amount") -> int:
+    # Not below zero: audit rows may be kept longer than the transactions.
+    amounts: Iterable[int] = (getattr(each, field) for each in named)
+    return max(0, total - sum(amounts))

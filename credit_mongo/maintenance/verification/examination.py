@@ -1,0 +1,355 @@
+"""The examination: one user's books in one snapshot, and each thing that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.core.operations.correction import CorrectionRequest
+from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, Segment
+from credit_mongo.maintenance.verification.chain import Chain, whole
+from credit_mongo.maintenance.verification.findings import Code, Finding
+from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading
+from credit_mongo.maintenance.verification.records import RECORD_FIELDS, find_odd, is_ahead, is_live
+from credit_mongo.maintenance.verification.sweep import is_no_account
+from credit_mongo.storage.erasures import after, erased_until, is_erased
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["MOST_FINDINGS", "Examined", "accepted_by", "examine", "examine_records"]
+
+MOST_FINDINGS: Final = 1000
+"""What is kept of one user's findings, and what one correction can settle."""
+
+_FIELDS: Final = dict.fromkeys(
+    (
+        *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
+        *("idempotencyKey", "keyExpiresAt", "refundOf", "createdAt"),
+    ),
+    1,
+)
+_AUDIT_FIELDS: Final = dict.fromkeys(
+    ("userId", "operation", "action", "status", "details", "createdAt"), 1
+)
+
+
+@dataclass(slots=True)
+class Examined:
+    """What was found, without what corrections have settled; the first ones, and how many."""
+
+    user_id: str
+    exists: bool = False
+    balance: int | None = None
+    seq: int | None = None
+    """As the account has them; None if they are no whole numbers."""
+    sum: int = 0
+    """Of the amounts of all transactions."""
+    highest_seq: int = 0
+    transactions: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    total: int = 0
+
+    def tell(self, finding: Finding) -> None:
+        """Add a finding."""
+        self.total += 1
+        if len(self.findings) < MOST_FINDINGS:
+            self.findings.append(finding)
+
+
+class _Teller:
+    """Passes on what is not settled, and each thing once."""
+
+    def __init__(self, examined: Examined, accepted: frozenset[str]) -> None:
+        self._examined = examined
+        self._accepted = accepted
+        self._charges_told: set[str] = set()
+
+    def __call__(self, finding: Finding) -> None:
+        if signature(finding.as_record()) in self._accepted:
+            return
+        if finding.code == "refund-exceeds" and finding.transaction_id is not None:
+            if finding.transaction_id in self._charges_told:
+                return
+            if len(self._charges_told) < MOST_FINDINGS:
+                self._charges_told.add(finding.transaction_id)
+        self._examined.tell(finding)
+
+
+def signature(record: Raw) -> str:
+    """The same for what is the same thing, wrong in the same way."""
+    return repr(sorted((name, str(value)) for name, value in record.items()))
+
+
+async def accepted_by(
+    reading: Reading, user_id: str, border: Border, session: AsyncClientSession
+) -> frozenset[str]:
+    """What the user's corrections have settled."""
+    corrections = reading.database[reading.names.transactions].find(
+        {"userId": user_id, "action": CorrectionRequest.operation, "correction": {"$exists": True}},
+        {"correction.settles": 1},
+        session=session,
+    )
+    settled = [
+        signature(record)
+        async for correction in corrections
+        for record in correction["correction"].get("settles", ())
+    ]
+    return frozenset([*settled, *map(signature, border.settles)])
+
+
+async def examine(
+    reading: Reading, user_id: str, session: AsyncClientSession, now: datetime
+) -> Examined:
+    """A user's account, chain, audit rows, keys and refunds."""
+    examined = Examined(user_id)
+    users = reading.users
+    collection, query = reading.database[reading.names.users], users.query_of(user_id)
+    user = await collection.find_one(query, users.book_fields, session=session)
+    if user is not None:
+        user = users.by_own_names(user)
+        examined.exists = True
+        examined.balance = whole(user.get("credits"))
+        examined.seq = whole(user.get("seq", 0))
+    mine = await _rows_that_stay(reading, user_id, session)
+    found = await reading.border(user_id, session)
+    if "createdAt" in mine:
+        first = {**mine, "seq": 1}
+        if (
+            await reading.database[reading.names.transactions].find_one(first, session=session)
+            is None
+        ):
+            # No account was opened since, or by other software: what is left is to go.
+            return examined
+        found = NO_BORDER
+    border = found or NO_BORDER
+    tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
+    if found is None:
+        tell(Finding(user_id, "border-unusable"))
+    look_up = _LookUp(reading, mine, border, session, now=now, tell=tell)
+    chain = Chain(user_id, user, reading.key_expires, tell, reading.latest(now))
+    await _follow(reading, border, chain, look_up)
+    if not is_no_account(user, chain.rows + border.seq):
+        chain.end()
+    if user is None and not chain.rows and border.seq:
+        tell(Finding(user_id, "border-orphaned", seq=border.seq))
+    if reading.audits:
+        await look_up.orphaned_audits()
+    examined.transactions, examined.sum = chain.rows, chain.sum
+    examined.highest_seq = max(chain.seq, examined.seq or 0)
+    return examined
+
+
+async def _erased_until(
+    reading: Reading, user_id: str, session: AsyncClientSession
+) -> dict[str, datetime]:
+    return await erased_until(reading.database, reading.names, [user_id], session)
+
+
+async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSession) -> Raw:
+    """The query for a user's rows, without those of an account whose erasure is under way."""
+    until = (await _erased_until(reading, user_id, session)).get(user_id)
+    return {"userId": user_id, **({} if until is None else {"createdAt": after(until)})}
+
+
+async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _LookUp) -> None:
+    """The archived transactions and then the others, oldest first."""
+    segments = list(border.segments)
+    for collection in reversed(reading.transactions):
+        is_archive = collection == reading.names.transactions_archive
+        rows = reading.database[collection].find(
+            look_up.mine,
+            _FIELDS,
+            session=look_up.session,
+            batch_size=LOOK_UP,
+            allow_disk_use=True,
+        )
+        batch: list[Raw] = []
+        async for row in rows.sort([("seq", 1), ("createdAt", 1), ("_id", 1)]):
+            if is_archive:
+                _come_to(row, segments, border, chain)
+            chain.add(row)
+            batch.append(row)
+            if len(batch) == LOOK_UP:
+                await look_up.all_of(batch)
+                batch = []
+        await look_up.all_of(batch)
+        for segment in segments:
+            chain.reach(border, segment)
+        segments = []
+
+
+def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) -> None:
+    """An archived transaction, after the segments that end before it."""
+    seq = whole(row.get("seq"))
+    while segments and (segments[0].place == "files" or (seq or 0) > segments[0].seq):
+        chain.reach(border, segments.pop(0))
+    if not segments:
+        chain.pass_border(row)
+
+
+class _LookUp:
+    """What belongs to a user's transactions in the other collections, many at once."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        mine: Raw,
+        border: Border,
+        session: AsyncClientSession,
+        *,
+        now: datetime,
+        tell: _Teller,
+    ) -> None:
+        self._reading = reading
+        self.mine = mine
+        self._user_id: str = mine["userId"]
+        self._border = border
+        self.session = session
+        self._now = now
+        self._tell_finding = tell
+
+    def _tell(self, code: Code, row: Raw) -> None:
+        seq, row_id = whole(row.get("seq")), str(row["_id"])
+        self._tell_finding(Finding(self._user_id, code, seq=seq, transaction_id=row_id))
+
+    async def all_of(self, rows: Sequence[Raw]) -> None:
+        """Audit rows, keys and refunded charges of some transactions."""
+        if self._reading.audits and rows:
+            await self._audits_of(rows)
+        keyed = {row["idempotencyKey"]: row for row in rows if self._is_remembered(row)}
+        if keyed:
+            names, session = self._reading.names, self.session
+            ids = list(keyed)
+            records = await self._reading.by_ids(
+                names.idempotency_records, ids, {"_id": 1}, session
+            )
+            for key, row in keyed.items():
+                if key not in records:
+                    self._tell("key-missing", row)
+        refunds = [row for row in rows if row.get("refundOf") is not None]
+        if refunds:
+            await self._refunds_of(refunds)
+
+    async def _audits_of(self, rows: Sequence[Raw]) -> None:
+        ids = [row["_id"] for row in rows]
+        reading = self._reading
+        audits = await reading.by_ids_anywhere(reading.audit_logs, ids, _AUDIT_FIELDS, self.session)
+        for row in rows:
+            audit = audits.get(row["_id"])
+            if audit is None:
+                self._tell("audit-missing", row)
+            elif not _agree(row, audit):
+                self._tell("audit-differs", row)
+
+    def _is_remembered(self, row: Raw) -> bool:
+        key, moment = row.get("idempotencyKey"), row.get("createdAt")
+        if not isinstance(key, str) or not isinstance(moment, datetime):
+            return False
+        return self._reading.is_remembered(row, self._now)
+
+    async def _refunds_of(self, refunds: Sequence[Raw]) -> None:
+        charge_ids = list({row["refundOf"]: None for row in refunds})
+        charges = await self._reading.refunded(charge_ids, self.session)
+        for row in refunds:
+            refunded = charges[row["refundOf"]]
+            wrong = refunded.wrong_for(self._user_id)
+            if wrong == "refund-exceeds":
+                charge = refunded.charge or {}
+                amount = whole(charge.get("amount"))
+                self._tell_finding(
+                    Finding(
+                        self._user_id,
+                        wrong,
+                        seq=whole(charge.get("seq")),
+                        transaction_id=str(row["refundOf"]),
+                        expected=None if amount is None else -amount,
+                        found=refunded.refunded,
+                    )
+                )
+            elif wrong is not None and not (refunded.charge is None and self._border.has_files):
+                # Of a charge that is in a file, nothing is known.
+                self._tell(wrong, row)
+
+    async def orphaned_audits(self) -> None:
+        """Audit rows of successes that this user has no transaction for."""
+        reading = self._reading
+        for collection in reading.audit_logs:
+            audits = reading.database[collection].find(
+                {**self.mine, "status": "success"},
+                {"createdAt": 1},
+                session=self.session,
+                batch_size=LOOK_UP,
+            )
+            some: list[Raw] = []
+            async for audit in audits:
+                some.append(audit)
+                if len(some) == LOOK_UP:
+                    await self._orphans_of(some)
+                    some = []
+            if some:
+                await self._orphans_of(some)
+
+    async def _orphans_of(self, audits: Sequence[Raw]) -> None:
+        reading, ids = self._reading, [audit["_id"] for audit in audits]
+        rows = await reading.by_ids_anywhere(reading.transactions, ids, {"userId": 1}, self.session)
+        for audit in audits:
+            row = rows.get(audit["_id"])
+            is_filed = row is None and self._border.is_filed(audit.get("createdAt"))
+            if not is_filed and (row or {}).get("userId") != self._user_id:
+                self._tell("audit-orphaned", {"_id": audit["_id"]})
+
+
+def _agree(row: Raw, audit: Raw) -> bool:
+    details = audit.get("details")
+    return (
+        isinstance(details, dict)
+        and audit.get("status") == "success"
+        and all(
+            audit.get(name) == row.get(name)
+            for name in ("userId", "operation", "action", "createdAt")
+        )
+        and all(
+            details.get(name) == row.get(name)
+            for name in ("amount", "balanceBefore", "balanceAfter")
+        )
+    )
+
+
+async def examine_records(
+    reading: Reading,
+    user_id: str,
+    keys: Sequence[str],
+    session: AsyncClientSession,
+    now: datetime,
+) -> Examined:
+    """Idempotency records of a user's that may be odd."""
+    examined = Examined(user_id)
+    until = (await _erased_until(reading, user_id, session)).get(user_id)
+    border = await reading.border(user_id, session) or NO_BORDER
+    tell = _Teller(examined, await accepted_by(reading, user_id, border, session))
+    for part in _parts(keys):
+        names = reading.names
+        records = await reading.by_ids(names.idempotency_records, part, RECORD_FIELDS, session)
+        live = [r for r in records.values() if is_live(r, now) and not is_erased(r, until)]
+        if any(is_ahead(record, reading.latest(now)) for record in live):
+            tell(Finding(user_id, "key-in-future"))
+        for record, row in await find_odd(reading, live, session):
+            if row is None and border.is_filed(record.get("createdAt")):
+                continue
+            code: Code = "key-differs"
+            if row is None or row.get("userId") != user_id:
+                code = "key-orphaned"
+            result = record.get("result")
+            row_id = result.get("transaction_id") if isinstance(result, dict) else None
+            if row_id is None and row is not None:
+                row_id = row["_id"]
+            tell(Finding(user_id, code, transaction_id=None if row_id is None else str(row_id)))
+    return examined
+
+
+def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(keys), LOOK_UP):
+        yield keys[begin : begin + LOOK_UP]

@@ -1,0 +1,280 @@
+"""How a verification reads: snapshots that last as long as the server keeps them, rows in bulk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions, DatetimeConversion
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine import tasks
+from credit_mongo.errors import StorageError
+from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, border_or_none
+from credit_mongo.maintenance.verification.findings import Code
+from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.users import StoredUsers
+
+__all__ = ["LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
+
+# Naive datetimes are made in half the time; here they are only compared with each other. A date
+# that Python has no form for is no reason to stop.
+_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+LOOK_UP: Final = 1000
+"""How many documents are asked for by their ids at once."""
+_BATCH: Final = 2000
+_SAMPLE: Final = 1000
+_LAST_YEAR: Final = 9996
+_PATIENCE_SECONDS: Final = 1.0
+# SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
+_GONE: Final = frozenset({239, 246, 43})
+_BAD_HINT: Final = 2
+# An expired record is swept by the clock of the server, and was judged by those of the processes.
+CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether the snapshot is gone, or the server; a fresh one can go on."""
+    return isinstance(error, ConnectionFailure) or (
+        isinstance(error, OperationFailure) and error.code in _GONE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The collections to read, and how they were written."""
+
+    database: AsyncDatabase[Raw]
+    names: CollectionNames
+    audits: bool
+    """Whether each transaction is to have its audit row."""
+    key_ttl: timedelta
+    """How long keys were remembered, of transactions that do not say it."""
+    users: StoredUsers
+    """How to read the documents of users."""
+    clock_skew: timedelta | None = None
+    """How far ahead of the server's a clock may have been; None: as far as it liked."""
+
+    @classmethod
+    def of(
+        cls,
+        database: AnyDatabase,
+        names: CollectionNames,
+        *,
+        audits: bool,
+        key_ttl: timedelta,
+        users: UserMapping | None = None,
+        clock_skew: timedelta | None = None,
+    ) -> Reading:
+        """Of the database as the primary has it."""
+        database = as_database(database)
+        stored_users = StoredUsers.of(users, database)
+        database = database.with_options(
+            codec_options=_CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            # A snapshot session brings its own.
+            read_concern=ReadConcern(),
+        )
+        return cls(database, names, audits, key_ttl, stored_users, clock_skew)
+
+    async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
+        """The same, with the time that some of the records have, if it is shorter."""
+        records = self.database[self.names.idempotency_records]
+        fields = {"createdAt": 1, "expiresAt": 1}
+        ttl = self.key_ttl
+        async for record in records.find({}, fields, limit=_SAMPLE, session=session):
+            created_at, expires_at = record.get("createdAt"), record.get("expiresAt")
+            if isinstance(created_at, datetime) and isinstance(expires_at, datetime):
+                ttl = min(ttl, expires_at - created_at)
+        return replace(self, key_ttl=ttl)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncClientSession]:
+        """One moment, until ``is_gone``.
+
+        Several cursors of the session may be read at once: no transaction is in progress, and after
+        its first command nothing in the session changes that they need.
+        """
+        async with self.database.client.start_session(snapshot=True) as session:
+            # This fixes the moment. An empty collection has one as well.
+            await self.database[self.names.users].find_one({"_id": ""}, session=session)
+            yield session
+
+    async def now(self) -> datetime:
+        """The time by the clock that removes expired records."""
+        hello = await self.database.command("hello")
+        now: datetime = hello["localTime"]
+        return now
+
+    def latest(self, now: datetime) -> datetime:
+        """What is dated later was dated by a clock that was wrong."""
+        skew = self.clock_skew
+        return now.replace(year=_LAST_YEAR) if skew is None else now + skew
+
+    def key_expires(self, row: Raw) -> datetime:
+        """When the key of a transaction is forgotten. Its ``createdAt`` is a date."""
+        stored = row.get("keyExpiresAt")
+        if isinstance(stored, datetime):
+            return stored
+        created_at: datetime = row["createdAt"]
+        try:
+            return created_at + self.key_ttl
+        except OverflowError:
+            return datetime.max  # noqa: DTZ901 - here, all dates are naive
+
+    def is_remembered(self, row: Raw, now: datetime) -> bool:
+        """Whether the record of a transaction's key has to be there."""
+        return self.key_expires(row) > now + CLOCKS_DIFFER_BY
+
+    async def by_ids(
+        self,
+        collection: str,
+        ids: Sequence[Any],
+        fields: Mapping[str, Any],
+        session: AsyncClientSession,
+    ) -> dict[Any, Raw]:
+        """Documents by ``_id``; those that are not there are left out."""
+        found = await (
+            self.database[collection]
+            .find({"_id": {"$in": list(ids)}}, fields, session=session, batch_size=LOOK_UP + 1)
+            .to_list(None)
+        )
+        return {document["_id"]: document for document in found}
+
+    async def by_ids_anywhere(
+        self,
+        collections: Sequence[str],
+        ids: Sequence[Any],
+        fields: Mapping[str, Any],
+        session: AsyncClientSession,
+    ) -> dict[Any, Raw]:
+        """The same, from the first of the collections that has them."""
+        found: dict[Any, Raw] = {}
+        for collection in collections:
+            left = [row_id for row_id in ids if row_id not in found]
+            if left:
+                found |= await self.by_ids(collection, left, fields, session)
+        return found
+
+    @property
+    def transactions(self) -> tuple[str, str]:
+        """Where transactions are."""
+        return self.names.transactions, self.names.transactions_archive
+
+    @property
+    def audit_logs(self) -> tuple[str, str]:
+        """Where audit rows are."""
+        return self.names.audit_logs, self.names.audit_logs_archive
+
+    async def border(self, user_id: str, session: AsyncClientSession) -> Border | None:
+        """How far the user is archived; None if that can't be read."""
+        found = await self.database[self.names.archive_borders].find_one(
+            {"_id": user_id}, session=session
+        )
+        return NO_BORDER if found is None else border_or_none(found)
+
+    async def refunded(
+        self, charge_ids: Sequence[Any], session: AsyncClientSession
+    ) -> dict[Any, RefundedCharge]:
+        """Charges that were refunded, with all that was given back for them."""
+        sums: Counter[Any] = Counter()
+        for collection in self.transactions:
+            refunds = await self.database[collection].aggregate(
+                [
+                    {"$match": {"refundOf": {"$in": list(charge_ids)}}},
+                    {"$group": {"_id": "$refundOf", "refunded": {"$sum": "$amount"}}},
+                ],
+                session=session,
+            )
+            sums.update({row["_id"]: row["refunded"] async for row in refunds})
+        fields = {"userId": 1, "operation": 1, "amount": 1}
+        charges = await self.by_ids_anywhere(self.transactions, charge_ids, fields, session)
+        return {
+            charge_id: RefundedCharge(charges.get(charge_id), sums[charge_id])
+            for charge_id in charge_ids
+        }
+
+
+class RefundedCharge(NamedTuple):
+    """A charge as it is stored (None: it is not there), and the sum of its refunds."""
+
+    charge: Raw | None
+    refunded: int
+
+    def wrong_for(self, user_id: str) -> Code | None:
+        """What is wrong with a refund of it that this user got."""
+        charge = self.charge
+        if charge is None or charge.get("operation", "charge") != "charge":
+            return "refund-orphaned"
+        if charge.get("userId") != user_id:
+            return "refund-foreign"
+        amount = charge.get("amount")
+        if not isinstance(amount, int) or self.refunded > -amount:
+            return "refund-exceeds"
+        return None
+
+
+def check_index(error: OperationFailure) -> None:
+    """Raises StorageError, which says what to do, if the server has missed an index."""
+    if error.code == _BAD_HINT:
+        # Without the cause, whose code says less.
+        raise StorageError("an index is missing: run credit-mongo init first") from None
+
+
+class Rows:
+    """Documents of one collection in order; the next ones are fetched while these are looked at."""
+
+    def __init__(
+        self, cursor: AsyncCursor[Raw], read_as: Callable[[Raw], Raw] | None = None
+    ) -> None:
+        self._cursor = cursor.batch_size(_BATCH)
+        self._read_as = read_as
+        self._next: asyncio.Task[list[Raw]] | None = tasks.start(self._fetch())
+
+    async def _fetch(self) -> list[Raw]:
+        rows = await self._cursor.to_list(_BATCH)
+        return rows if self._read_as is None else [self._read_as(row) for row in rows]
+
+    async def next(self) -> list[Raw]:
+        """The next ones; empty at the end. Raises StorageError if an index is missing."""
+        if self._next is None:
+            return []
+        try:
+            rows = await self._next
+        except OperationFailure as error:
+            check_index(error)
+            raise
+        if rows:
+            self._next = tasks.start(self._fetch())
+            # So that it is sent at once: whoever looks at these may not wait for anything.
+            await asyncio.sleep(0)
+        else:
+            self._next = None
+        return rows
+
+    async def close(self) -> None:
+        """Whether all was read or not."""
+        if self._next is not None:
+            # Cancelled under way, the driver drops the connection.
+            await asyncio.wait({self._next}, timeout=_PATIENCE_SECONDS)
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        try:
+            await self._cursor.close()
+        except PyMongoError:
+            return  # the server ends it

@@ -1,0 +1,169 @@
+"""Idempotency records beside the transactions that they remember."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading, Rows
+from credit_mongo.storage.rows import Raw, to_object_id
+
+__all__ = [
+    "RECORD_FIELDS",
+    "OnOddRecords",
+    "RecordSweep",
+    "agree",
+    "find_odd",
+    "is_ahead",
+    "is_live",
+]
+
+OnOddRecords: TypeAlias = Callable[[str, list[str]], Awaitable[None]]
+"""Called with a user and keys of his."""
+
+# Without what callers gave: metadata may be large.
+RECORD_FIELDS: Final[Raw] = {"result.metadata": 0}
+_TRANSACTION_FIELDS: Final = dict.fromkeys(
+    (
+        *("userId", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
+        *("idempotencyKey", "createdAt"),
+    ),
+    1,
+)
+# Each is a plan of its own to the server.
+_CREATIONS: Final = 100
+_CREATE_USER: Final = "create_user"
+
+
+class RecordSweep:
+    """All records that have not expired, or of them those of some users."""
+
+    def __init__(
+        self, reading: Reading, on_odd: OnOddRecords, user_ids: Sequence[str] | None = None
+    ) -> None:
+        self._reading = reading
+        self._on_odd = on_odd
+        self._user_ids = user_ids
+        self.place: str | None = None
+        """The last key that is through."""
+
+    async def run(self, session: AsyncClientSession, now: datetime) -> None:
+        """Go through the records after the last one. Raises what ended it; then it can go on."""
+        query: Raw = {"_id": {"$gte": ""} if self.place is None else {"$gt": self.place}}
+        if self._user_ids is not None:
+            query["userId"] = {"$in": list(self._user_ids)}
+        reading = self._reading
+        collection = reading.database[reading.names.idempotency_records]
+        found = collection.find(query, RECORD_FIELDS, session=session)
+        rows = Rows(found.sort("_id", 1).hint([("_id", 1)]))
+        try:
+            while batch := await rows.next():
+                odd: dict[str, list[str]] = {}
+                live = [record for record in batch if is_live(record, now)]
+                ahead = [record for record in live if is_ahead(record, reading.latest(now))]
+                for record in ahead + [r for r, _ in await find_odd(reading, live, session)]:
+                    odd.setdefault(str(record.get("userId")), []).append(record["_id"])
+                self.place = batch[-1]["_id"]
+                for user_id, keys in odd.items():
+                    await self._on_odd(user_id, keys)
+        finally:
+            await rows.close()
+
+    async def go_on(self, *, is_stuck: bool) -> None:
+        """Nothing is left open between two batches."""
+
+
+def is_live(record: Raw, now: datetime) -> bool:
+    """Whether it is a record of the ledger's that still counts."""
+    expires_at = record.get("expiresAt")
+    return "fingerprint" in record and isinstance(expires_at, datetime) and expires_at > now
+
+
+def is_ahead(record: Raw, latest: datetime) -> bool:
+    """Whether it was made by a clock that was wrong."""
+    created_at = record.get("createdAt")
+    return isinstance(created_at, datetime) and created_at > latest
+
+
+async def find_odd(
+    reading: Reading, records: Sequence[Raw], session: AsyncClientSession
+) -> list[tuple[Raw, Raw | None]]:
+    """The records that do not agree with their transactions, each with its own (None: gone)."""
+    by_id: dict[Any, Raw] = {}
+    creations: list[Raw] = []
+    for record in records:
+        if record.get("operation") == _CREATE_USER:
+            creations.append(record)
+        else:
+            by_id[to_object_id(str(_result(record).get("transaction_id")))] = record
+    pairs: list[tuple[Raw, Raw | None]] = []
+    ids = list(by_id)
+    for begin in range(0, len(ids), LOOK_UP):
+        part = ids[begin : begin + LOOK_UP]
+        found = await reading.by_ids_anywhere(
+            reading.transactions, part, _TRANSACTION_FIELDS, session
+        )
+        pairs += [(by_id[row_id], found.get(row_id)) for row_id in part]
+    for begin in range(0, len(creations), _CREATIONS):
+        some = creations[begin : begin + _CREATIONS]
+        pairs += await _find_creations(reading, some, session)
+    return [(record, row) for record, row in pairs if row is None or not agree(record, row)]
+
+
+async def _find_creations(
+    reading: Reading, records: Sequence[Raw], session: AsyncClientSession
+) -> list[tuple[Raw, Raw | None]]:
+    # Their results do not have the id of the transaction. It is the user's first.
+    places = [
+        {"userId": record.get("userId"), "createdAt": record.get("createdAt"), "seq": 1}
+        for record in records
+    ]
+    rows: dict[Any, Raw] = {}
+    for collection in reversed(reading.transactions):
+        cursor = reading.database[collection].find(
+            {"$or": places}, _TRANSACTION_FIELDS, session=session
+        )
+        rows |= {row["userId"]: row for row in await cursor.to_list(None)}
+    return [(record, rows.get(record.get("userId"))) for record in records]
+
+
+def agree(record: Raw, row: Raw) -> bool:
+    """Whether a record remembers this transaction, and as it is."""
+    result = _result(record)
+    # The result of a creation has no such id.
+    row_id = result.get("transaction_id")
+    return (
+        (row_id is None or row_id == str(row["_id"]))
+        and record["_id"] == row.get("idempotencyKey")
+        and record.get("userId") == row.get("userId")
+        and record.get("operation") == row.get("operation")
+        and record.get("createdAt") == row.get("createdAt")
+        and _tells(result, row)
+    )
+
+
+def _result(record: Raw) -> Raw:
+    result = record.get("result")
+    return result if isinstance(result, dict) else {}
+
+
+def _tells(result: Raw, row: Raw) -> bool:
+    """Whether the result has the numbers of the transaction, by whatever names."""
+    amount, before, after = row.get("amount"), row.get("balanceBefore"), row.get("balanceAfter")
+    if not isinstance(amount, int):
+        return False
+    told: tuple[Any, ...]
+    if "cost" in result:
+        cost = result["cost"]
+        cost = -cost if isinstance(cost, int) else None
+        told = (result.get("balance_before"), cost, result.get("balance_after"))
+    elif "amount" in result:
+        told = (result.get("balance_before"), result["amount"], result.get("balance_after"))
+    elif "credits_delta" in result:
+        told = (result.get("old_credits"), result["credits_delta"], result.get("new_credits"))
+    else:
+        told = (0, result.get("credits"), result.get("credits"))
+    return told == (before, amount, after)

@@ -1,0 +1,269 @@
+"""The repair: what a verification found is settled by a record, never by editing the history.
+
+A correction is a transaction of the user's. It leaves the balance as it is, and its amount makes up
+for what the other amounts lack, so that they sum up to the balance again. It names who added it and
+why, and lists the findings that it settles: a later verification passes over these, and over
+nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, Literal, TypeAlias
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+
+from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.operations.correction import CorrectionRequest, CorrectionResult
+from credit_mongo.core.values import check_identifier, to_milliseconds
+from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine.commit import Committer
+from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.session_reaper import SessionReaper
+from credit_mongo.engine.turns import Turns
+from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.verification.examination import Examined
+from credit_mongo.maintenance.verification.reading import Reading
+from credit_mongo.maintenance.verification.verify import (
+    OnProgress,
+    Verification,
+    examine_user,
+    open_reading,
+    verify,
+)
+from credit_mongo.storage.clocks import CheckedClock
+from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.rows import CODEC_OPTIONS
+from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, Store
+
+__all__ = ["Correction", "Repair", "repair"]
+
+State: TypeAlias = Literal["added", "would-be-added", "not-possible"]
+
+_TIMEOUT_SECONDS: Final = 10.0
+# Others may charge the user while it is verified.
+_MOST_TRIES: Final = 5
+# With metadata, a message of a few MB.
+_KEYS_AT_ONCE: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What became of one user's findings (in a dry run: what would)."""
+
+    user_id: str
+    state: State
+    amount: int = 0
+    """Of the correction, in smallest units and of either sign."""
+    findings: int = 0
+    """How many it settles."""
+    transaction_id: str | None = None
+    reason: str = ""
+    """Why it is not possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was found, and what became of it."""
+
+    verification: Verification
+    """From before."""
+    corrections: tuple[Correction, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be done. A dry run leaves all that it shows."""
+        listed = len(self.verification.findings) == self.verification.findings_total
+        return listed and all(correction.state == "added" for correction in self.corrections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "is_complete": self.is_complete,
+            "corrections": [asdict(correction) for correction in self.corrections],
+            "verification": self.verification.to_dict(),
+        }
+
+
+async def repair(
+    database: AnyDatabase,
+    *,
+    operator: str,
+    reason: str,
+    user_ids: Iterable[str] | None = None,
+    collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
+    audits: bool = True,
+    key_ttl_seconds: float | None = None,
+    max_clock_skew_seconds: float | None = MAX_CLOCK_SKEW_SECONDS,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Repair:
+    """Verify, and add a correction for each user that it finds something of.
+
+    ``operator`` and ``reason`` (1 to 255 characters each) are kept with each correction. Users
+    whose balance is below zero or no whole number can't be corrected so, nor can transactions
+    without a user: those remain, and are named. Where a clock was wrong, the correction and with it
+    the account are dated now, and keys that are dated in the future live as long from now as any.
+    With ``dry_run``, nothing is written. The other arguments, and what is raised, are those of
+    ``verify``.
+    """
+    operator = check_identifier("operator", operator)
+    reason = check_identifier("reason", reason)
+    names = collections or CollectionNames()
+    verification = await verify(
+        database,
+        user_ids=user_ids,
+        collections=names,
+        users=users,
+        audits=audits,
+        key_ttl_seconds=key_ttl_seconds,
+        max_clock_skew_seconds=max_clock_skew_seconds,
+        on_progress=on_progress,
+    )
+    with Unlogged():
+        reading = await open_reading(
+            database,
+            names,
+            users,
+            audits=audits,
+            key_ttl_seconds=key_ttl_seconds,
+            max_clock_skew_seconds=max_clock_skew_seconds,
+        )
+    work = _Repairing(reading, as_database(database), operator, reason, dry_run=dry_run)
+    user_ids = dict.fromkeys(finding.user_id for finding in verification.findings)
+    try:
+        corrections = [await work.of(user_id) for user_id in user_ids]
+    finally:
+        await work.close()
+    return Repair(verification, tuple(found for found in corrections if found is not None))
+
+
+class _Repairing:
+    """A repair under way."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        database: AsyncDatabase[Any],
+        operator: str,
+        reason: str,
+        *,
+        dry_run: bool,
+    ) -> None:
+        config, skew = CreditConfig(costs={}), reading.clock_skew
+        ttl = timedelta(seconds=config.idempotency.ttl_seconds)
+        store = Store(
+            database, reading.names, reading.users, audits=reading.audits, remembers_for=ttl
+        )
+        deadlines = Deadlines(database.client)
+        self._committer = Committer(
+            database.client,
+            store,
+            replace(config.policy, follows=None if skew is None else 2 * skew),
+            retry=config.retry,
+            turns=Turns(),
+            latest_write=LatestWrite(database.client),
+            deadlines=deadlines,
+            reaper=SessionReaper(database.client, deadlines),
+            clock=CheckedClock(
+                database.client, lambda: to_milliseconds(datetime.now(timezone.utc)), skew
+            ),
+        )
+        self._reading = reading
+        self._database = database.with_options(codec_options=CODEC_OPTIONS)
+        self._operator = operator
+        self._reason = reason
+        self._dry_run = dry_run
+
+    async def close(self) -> None:
+        """Leave no transaction open."""
+        await self._committer.close(_TIMEOUT_SECONDS)
+
+    async def of(self, user_id: str) -> Correction | None:
+        """A user's correction; None if nothing is wrong (any more)."""
+        for _ in range(_MOST_TRIES):
+            with Unlogged():
+                examined = await examine_user(self._reading, user_id)
+            if not examined.total:
+                return None
+            if obstacle := _obstacle(examined):
+                return Correction(user_id, "not-possible", reason=obstacle)
+            request = self._request(examined)
+            amount, findings = request.credits - request.total, len(request.settles)
+            if self._dry_run:
+                return Correction(user_id, "would-be-added", amount, findings)
+            if any(finding.code == "key-in-future" for finding in examined.findings):
+                # Before the correction, which settles the finding.
+                await self._shorten_keys(user_id)
+            deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
+            [outcome] = await self._committer.commit_patiently([request], deadline)
+            if isinstance(outcome, CorrectionResult):
+                row_id = outcome.transaction_id
+                return Correction(user_id, "added", amount, findings, row_id)
+            # It has moved meanwhile: what is wrong with it now?
+            if isinstance(outcome, Exception) and not isinstance(outcome, InvalidRequestError):
+                raise outcome
+        busy = "the account is in use all the time: repair it when it is not"
+        return Correction(user_id, "not-possible", reason=busy)
+
+    async def _shorten_keys(self, user_id: str) -> None:
+        """Keys that a wrong clock has dated are remembered as long from now as any."""
+        now = (await self._reading.now()).replace(tzinfo=timezone.utc)
+        records = self._database[self._reading.names.idempotency_records]
+        latest = self._reading.latest(now)
+        expires_at = now + self._reading.key_ttl
+        ahead = {"userId": user_id, "createdAt": {"$gt": latest}, "expiresAt": {"$gt": expires_at}}
+
+        async def replace_some(session: AsyncClientSession) -> int:
+            # The role that may repair can't update them.
+            found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list(None)
+            if found:
+                ids = {"_id": {"$in": [record["_id"] for record in found]}}
+                await records.delete_many(ids, session=session)
+                rows = [{**record, "expiresAt": expires_at} for record in found]
+                await records.insert_many(rows, session=session)
+            return len(found)
+
+        async with self._database.client.start_session() as session:
+            while await session.with_transaction(
+                replace_some, ReadConcern("snapshot"), JOURNALED_MAJORITY, ReadPreference.PRIMARY
+            ):
+                pass
+
+    def _request(self, examined: Examined) -> CorrectionRequest:
+        assert examined.balance is not None  # noqa: S101 - it has no obstacle
+        assert examined.seq is not None  # noqa: S101
+        return CorrectionRequest(
+            user_id=examined.user_id,
+            transaction_id=str(ObjectId()),
+            credits=examined.balance,
+            seq=examined.seq,
+            total=examined.sum,
+            highest_seq=examined.highest_seq,
+            operator=self._operator,
+            reason=self._reason,
+            settles=tuple(finding.as_record() for finding in examined.findings),
+        )
+
+
+def _obstacle(examined: Examined) -> str:
+    """Why no correction can settle it; "" if one can."""
+    if not examined.exists:
+        return "there is no such user: restore the account, or erase the rest of it"
+    if examined.balance is None or examined.balance < 0:
+        return "the balance is below zero or no whole number: set it to what it should be first"
+    if examined.seq is None or examined.seq < 0:
+        return "the account's seq is below zero or no whole number: set it to the highest one first"
+    if examined.total > len(examined.findings):
+        return f"{examined.total} findings are too many for one record: restore a backup"
+    return ""

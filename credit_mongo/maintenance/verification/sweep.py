@@ -1,0 +1,349 @@
+"""The sweep: all users side by side with their transactions and audit rows, quickly.
+
+It tells only whose books need a closer look (``examination.py``), and must not miss any. So it may
+give up on a user whenever it can't go on (a snapshot that is gone, rows that do not fit in memory),
+and whatever is odd in any way is left to the closer look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from bson import Int64
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from credit_mongo.maintenance.archive.borders import Border, border_or_none
+from credit_mongo.maintenance.streams import Streams
+from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading
+from credit_mongo.maintenance.verification.records import RECORD_FIELDS, agree, is_live
+from credit_mongo.storage.rows import Raw
+
+__all__ = ["OnProgress", "OnSuspect", "Sweep", "is_no_account"]
+
+OnSuspect: TypeAlias = Callable[[str], Awaitable[tuple[bool, int]]]
+"""Called with a user; gives whether there is such an account, and its number of transactions."""
+OnProgress: TypeAlias = Callable[[int], None]
+
+# What one user's two streams may be apart, in rows.
+_MOST_UNMATCHED: Final = 20_000
+_MOST_KEYS: Final = 50_000
+_MOST_SUSPECTS: Final = 100
+_WHOLE: Final = frozenset({int, Int64})
+
+
+class _User:
+    """One user's chain from its end to its beginning, and its audit rows beside it."""
+
+    def __init__(self, user_id: str, account: Raw | None, border: Border | None) -> None:
+        self.user_id = user_id
+        self.is_odd = account is None
+        self.rows = 0
+        self._account = account or {}
+        self._seq: int | None = self._account.get("seq")
+        self._balance: int | None = self._account.get("credits")
+        if type(self._balance) not in _WHOLE or type(self._seq) not in _WHOLE:
+            self.is_odd = True
+        self._border = border
+        self._is_at_border = False
+        self._unmatched: dict[Any, Raw] = {}
+        self._unmatched_audits: dict[Any, Raw] = {}
+        self._keys: dict[str, datetime] = {}
+        self._later_keys: dict[str, datetime] = {}
+
+    def look_at_its_time(self, latest: datetime) -> None:
+        """Odd if a clock that was wrong has dated it; a date of another type says nothing."""
+        updated_at = self._account.get("updatedAt")
+        if isinstance(updated_at, datetime) and updated_at > latest:
+            self.is_odd = True
+
+    def take(self, rows: list[Raw]) -> None:
+        """The next transactions, newest first."""
+        self.rows += len(rows)
+        if self.is_odd:
+            return
+        seq, balance = self._seq, self._balance
+        for row in rows:
+            amount, before, after = row["amount"], row["balanceBefore"], row["balanceAfter"]
+            if row["seq"] != seq:
+                seq, balance = self._before_files(seq, balance)
+            if (
+                after != balance
+                or before + amount != after
+                or row["seq"] != seq
+                or after < 0
+                or not {type(amount), type(before), type(after), type(seq)} <= _WHOLE
+                or type(row["createdAt"]) is not datetime
+            ):
+                self.is_odd = True
+                return
+            balance = before
+            seq -= 1  # type: ignore[operator]
+        self._seq, self._balance = seq, balance
+
+    def come_to_border(self) -> None:
+        """All that is not archived was taken."""
+        if not self._is_at_border:
+            self._is_at_border = True
+            border = self._border
+            if border is None or (self._seq, self._balance) != (border.seq, border.balance):
+                self.is_odd = True
+
+    def _before_files(self, seq: int | None, balance: int | None) -> tuple[int | None, int | None]:
+        """Where the chain goes on if the transactions up to ``seq`` are in files."""
+        border = self._border
+        segment = border.filed_up_to(seq) if border is not None and self._is_at_border else None
+        if border is None or segment is None or segment.balance != balance:
+            return seq, balance
+        return border.opening_of(segment)
+
+    def take_key(self, key: str, moment: datetime, expires_at: datetime) -> None:
+        """A key; odd if another of the latest transactions had it while it was remembered."""
+        later = self._keys.get(key) or self._later_keys.get(key)
+        if later is not None and later < expires_at:
+            self.is_odd = True
+        self._keys[key] = moment
+        if len(self._keys) == _MOST_KEYS:
+            self._later_keys, self._keys = self._keys, {}
+
+    def match(self, rows: list[Raw]) -> None:
+        """Put transactions beside the audit rows that were there before them."""
+        audits, unmatched = self._unmatched_audits, self._unmatched
+        for row in rows:
+            audit = audits.pop(row["_id"], None)
+            if audit is None:
+                unmatched[row["_id"]] = row
+            elif not _agree(row, audit):
+                self.is_odd = True
+        self._bound()
+
+    def match_audits(self, audits: list[Raw]) -> None:
+        """The same the other way round."""
+        unmatched = self._unmatched
+        for audit in audits:
+            row = unmatched.pop(audit["_id"], None)
+            if row is None:
+                self._unmatched_audits[audit["_id"]] = audit
+            elif not _agree(row, audit):
+                self.is_odd = True
+        self._bound()
+
+    def _bound(self) -> None:
+        if self.is_odd or len(self._unmatched) + len(self._unmatched_audits) > _MOST_UNMATCHED:
+            self.is_odd = True
+            self._unmatched.clear()
+            self._unmatched_audits.clear()
+
+    def safely(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Fields that are missing or of other types are odd."""
+        try:
+            step(*arguments)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            self.is_odd = True
+
+    def end(self) -> None:
+        """All was taken."""
+        if self._border is not None:
+            self.come_to_border()
+        beginning = self._before_files(self._seq, self._balance)
+        self.is_odd = self.is_odd or bool(
+            beginning != (0, 0)
+            or self._unmatched
+            or self._unmatched_audits
+            or (self.rows == 0 and self._border is None)
+        )
+
+
+def _agree(row: Raw, audit: Raw) -> bool:
+    details = audit["details"]
+    return bool(
+        details["amount"] == row["amount"]
+        and details["balanceAfter"] == row["balanceAfter"]
+        and details["balanceBefore"] == row["balanceBefore"]
+        and audit["createdAt"] == row["createdAt"]
+        and audit["action"] == row["action"]
+        and audit["operation"] == row["operation"]
+    )
+
+
+class Sweep:
+    """All users of one snapshot, or those after one of them."""
+
+    def __init__(self, reading: Reading, on_suspect: OnSuspect, on_progress: OnProgress) -> None:
+        self._reading = reading
+        self._on_suspect = on_suspect
+        self._on_progress = on_progress
+        self._suspects: dict[str, None] = {}
+        # What is still to be looked up: by key, the user and the transaction; by charge,
+        # the users who have refunds of it.
+        self._keys: dict[str, tuple[str, Raw]] = {}
+        self._refunds: dict[Any, set[str]] = {}
+        self.place: str | None = None
+        """The last user who is through."""
+        self._open_user: str | None = None
+        self._passed_over: set[str] = set()
+        self.users: int = 0
+        self.transactions: int = 0
+        self.has_seen_all_records: bool = False
+        """Whether each live idempotency record was seen to agree with its transaction."""
+        self._seen_records = 0
+        self._is_one_snapshot = True
+
+    async def run(self, session: AsyncClientSession, now: datetime) -> None:
+        """Go through the users after the last one. Raises what ended it; then it can go on."""
+        self._session = session
+        self._now = now
+        self._latest = self._reading.latest(now)
+        streams = Streams.open(self._reading, self.place, session)
+        try:
+            await streams.begin()
+            while (user_id := streams.user_id) is not None:
+                self._open_user = user_id
+                await self._go_through(user_id, streams)
+                self.place, self._open_user = user_id, None
+                if self._is_time_to_settle():
+                    await self._settle()
+            await self._settle()
+            if self._is_one_snapshot:
+                self.has_seen_all_records = await self._count_records() == self._seen_records
+        finally:
+            await streams.close()
+
+    async def go_on(self, *, is_stuck: bool) -> None:
+        """Settle without the snapshot, which is gone; ``is_stuck``, also pass over a user."""
+        if is_stuck and self._open_user is not None:
+            self._suspects[self._open_user] = None
+            self._passed_over.add(self._open_user)
+            self.place, self._open_user = self._open_user, None
+        self._is_one_snapshot = False
+        for user_id, _ in self._keys.values():
+            self._suspects[user_id] = None
+        for user_ids in self._refunds.values():
+            self._suspects.update(dict.fromkeys(user_ids))
+        self._keys.clear()
+        self._refunds.clear()
+        if self._open_user is not None:
+            # Comes again, from the beginning.
+            self._suspects.pop(self._open_user, None)
+            self._open_user = None
+        await self._tell_suspects()
+
+    async def _go_through(self, user_id: str, streams: Streams) -> None:
+        transactions, audits = streams.transactions, streams.audits
+        account = await streams.users.take_one_of(user_id)
+        stored = await streams.borders.take_one_of(user_id)
+        user = _User(user_id, account, None if stored is None else border_or_none(stored))
+        user.safely(user.look_at_its_time, self._latest)
+        newest: Any = None
+        newest_audit: Any = None
+        while True:
+            has_rows = transactions.user_id == user_id
+            if audits is not None and audits.user_id == user_id:
+                # Whichever is behind: so their rows meet, however many there are.
+                if not has_rows or _is_behind(newest_audit, newest):
+                    taken = await audits.take()
+                    newest_audit = taken[-1].get("createdAt")
+                    user.safely(user.match_audits, taken)
+                    continue
+            elif not has_rows:
+                break
+            if transactions.is_archived:
+                user.come_to_border()
+            taken = await transactions.take()
+            newest = taken[-1].get("createdAt")
+            user.safely(self._take, user, taken)
+            self._on_progress(self.transactions + user.rows)
+            if len(self._keys) >= 2 * LOOK_UP:
+                await self._look_up_keys()
+        user.safely(user.end)
+        self.users += account is not None
+        self.transactions += user.rows
+        if user.is_odd and (stored is not None or not is_no_account(account, user.rows)):
+            self._suspects[user_id] = None
+
+    def _take(self, user: _User, rows: list[Raw]) -> None:
+        if rows[0]["createdAt"] > self._latest:
+            user.is_odd = True
+        user.take(rows)
+        keys = self._keys
+        for row in rows:
+            key = row.get("idempotencyKey")
+            if key is not None:
+                expires_at = self._reading.key_expires(row)
+                user.take_key(key, row["createdAt"], expires_at)
+                if expires_at > self._now:
+                    if key in keys:
+                        self._suspects[keys[key][0]] = None
+                    keys[key] = (user.user_id, row)
+            if "refundOf" in row:
+                self._refunds.setdefault(row["refundOf"], set()).add(user.user_id)
+        if self._reading.audits:
+            user.match(rows)
+
+    # What is looked up for many users at once
+
+    def _is_time_to_settle(self) -> bool:
+        many = len(self._keys) >= LOOK_UP or len(self._refunds) >= LOOK_UP
+        return many or len(self._suspects) >= _MOST_SUSPECTS
+
+    async def _settle(self) -> None:
+        await self._look_up_keys()
+        await self._look_up_refunds()
+        await self._tell_suspects()
+
+    async def _tell_suspects(self) -> None:
+        # Only now: whoever is told of is through with all look-ups, and not told of again.
+        suspects, self._suspects = self._suspects, {}
+        for user_id in suspects:
+            exists, transactions = await self._on_suspect(user_id)
+            if user_id in self._passed_over:
+                self._passed_over.remove(user_id)
+                self.users += exists
+                self.transactions += transactions
+
+    async def _look_up_keys(self) -> None:
+        names, keys = self._reading.names, self._keys
+        records = await self._reading.by_ids(
+            names.idempotency_records, list(keys), RECORD_FIELDS, self._session
+        )
+        for key, (user_id, row) in keys.items():
+            record = records.get(key)
+            if record is None:
+                if self._reading.is_remembered(row, self._now):
+                    self._suspects[user_id] = None
+            elif not agree(record, row):
+                self._suspects[user_id] = None
+            elif is_live(record, self._now):
+                self._seen_records += 1
+        keys.clear()
+
+    async def _count_records(self) -> int:
+        records = self._reading.database[self._reading.names.idempotency_records]
+        live = {"expiresAt": {"$gt": self._now}}
+        return await records.count_documents(live, session=self._session)
+
+    async def _look_up_refunds(self) -> None:
+        refunds = self._refunds
+        while refunds:
+            part = [charge_id for charge_id, _ in zip(refunds, range(LOOK_UP), strict=False)]
+            charges = await self._reading.refunded(part, self._session)
+            for charge_id in part:
+                for user_id in refunds.pop(charge_id):
+                    if charges[charge_id].wrong_for(user_id) is not None:
+                        self._suspects[user_id] = None
+
+
+def is_no_account(account: Raw | None, rows: int) -> bool:
+    """Whether it is a user of the application's who has no credits yet."""
+    return account is not None and not rows and "credits" not in account and "seq" not in account
+
+
+def _is_behind(moment: Any, than: Any) -> bool:
+    """Newest first, who has later moments to come is behind."""
+    if moment is None or than is None:
+        return than is not None
+    try:
+        return bool(moment > than)
+    except TypeError:
+        return True

@@ -1,0 +1,288 @@
+"""The verification: whether the books keep their promises, for all users or some.
+
+A user's credits are the sum of its transactions (1), which follow from each other without a gap
+(5); each transaction has its audit row and its idempotency record, and they have their transaction
+(6); no charge was refunded beyond what it took (8).
+
+All is read in one snapshot for as long as the server keeps it (five minutes unless configured
+otherwise), and then in a fresh one from the next user on: each promise is about one user at one
+moment. It holds up nobody who writes, and what is written meanwhile makes no false finding. Its
+memory does not grow with the number of users or transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Final, TypeAlias, TypeVar
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+
+from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, IdempotencyConfig
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.engine.failures import as_storage_error
+from credit_mongo.errors import StorageError, UserNotFoundError
+from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
+from credit_mongo.maintenance.verification.examination import Examined, examine, examine_records
+from credit_mongo.maintenance.verification.findings import Finding, Verification
+from credit_mongo.maintenance.verification.reading import Reading, is_gone
+from credit_mongo.maintenance.verification.records import RecordSweep
+from credit_mongo.maintenance.verification.sweep import Sweep
+from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.storage.users import StoredUsers
+
+__all__ = ["Finding", "OnProgress", "Verification", "examine_user", "open_reading", "verify"]
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the number of transactions that were looked at, and about how many there are."""
+
+_T = TypeVar("_T")
+_UNAUTHORIZED: Final = 13
+MOST_FINDINGS: Final = 10_000
+# Users with findings who are told apart, so that nobody is counted twice.
+_MOST_USERS: Final = 100_000
+_MOST_TRIES: Final = 5
+_PAUSE_SECONDS: Final = 0.5
+
+
+async def verify(
+    database: AnyDatabase,
+    *,
+    user_ids: Iterable[str] | None = None,
+    collections: CollectionNames | None = None,
+    users: UserMapping | None = None,
+    audits: bool = True,
+    key_ttl_seconds: float | None = None,
+    max_clock_skew_seconds: float | None = MAX_CLOCK_SKEW_SECONDS,
+    on_progress: OnProgress | None = None,
+) -> Verification:
+    """Look for everything that is wrong with the books of all users, or of ``user_ids``.
+
+    ``audits``: False where auditing is disabled. A transaction says until when its key is
+    remembered. ``key_ttl_seconds`` is how long that is for transactions that do not say it, those
+    of older versions: left out, a day, or what the records have if that is shorter. What is dated
+    further ahead of the server's clock than ``max_clock_skew_seconds`` is a finding; None where
+    tests have moved the ledger's clock. ``collections`` and ``users`` are the configuration's. It
+    needs the indexes of the ledger, and a role that can read. Nothing is written.
+
+    Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
+    and StorageError or PyMongoError if the database can't be read.
+    """
+    only = None
+    if user_ids is not None:
+        check = StoredUsers.of(users, as_database(database)).check_id
+        only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
+    with Unlogged():
+        reading = await open_reading(
+            database,
+            collections,
+            users,
+            audits=audits,
+            key_ttl_seconds=key_ttl_seconds,
+            max_clock_skew_seconds=max_clock_skew_seconds,
+        )
+        work = _Verifying(reading, on_progress or (lambda _done, _total: None))
+        if only is None:
+            await work.all_users()
+        else:
+            await work.some_users(only)
+    return work.result()
+
+
+async def open_reading(
+    database: AnyDatabase,
+    collections: CollectionNames | None,
+    users: UserMapping | None,
+    *,
+    audits: bool,
+    key_ttl_seconds: float | None,
+    max_clock_skew_seconds: float | None,
+) -> Reading:
+    """How to read; without a TTL, a day, or that of the records if it is shorter."""
+    default = IdempotencyConfig().ttl_seconds
+    seconds = default if key_ttl_seconds is None else key_ttl_seconds
+    names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
+    skew = max_clock_skew_seconds
+    reading = Reading.of(
+        database,
+        names,
+        audits=audits,
+        key_ttl=key_ttl,
+        users=users,
+        clock_skew=None if skew is None else timedelta(seconds=skew),
+    )
+    if key_ttl_seconds is not None:
+        return reading
+    return await in_snapshot(reading, lambda session, _now: reading.with_ttl_of_records(session))
+
+
+async def examine_user(reading: Reading, user_id: str) -> Examined:
+    """All that is wrong with one user's books, records included."""
+    examined = await in_snapshot(
+        reading, lambda session, now: examine(reading, user_id, session, now)
+    )
+
+    async def add(owner: str, keys: list[str]) -> None:
+        found = await in_snapshot(
+            reading, lambda session, now: examine_records(reading, owner, keys, session, now)
+        )
+        for finding in found.findings:
+            if finding.code != "key-in-future" or finding not in examined.findings:
+                examined.tell(finding)
+        examined.total += found.total - len(found.findings)
+
+    await _go_through(reading, RecordSweep(reading, add, [user_id]))
+    return examined
+
+
+class _Verifying:
+    """A verification under way."""
+
+    def __init__(self, reading: Reading, on_progress: OnProgress) -> None:
+        self._reading = reading
+        self._on_progress = on_progress
+        self._users = 0
+        self._transactions = 0
+        self._users_off = 0
+        self._known_off: set[str] = set()
+        self._findings: list[Finding] = []
+        self._total = 0
+
+    def result(self) -> Verification:
+        return Verification(
+            users=self._users,
+            transactions=self._transactions,
+            users_off=self._users_off,
+            findings_total=self._total,
+            findings=tuple(self._findings),
+        )
+
+    def _add(self, examined: Examined) -> None:
+        if not examined.total:
+            return
+        if examined.user_id not in self._known_off:
+            self._users_off += 1
+            if len(self._known_off) < _MOST_USERS:
+                self._known_off.add(examined.user_id)
+        self._total += examined.total
+        self._findings += examined.findings[: MOST_FINDINGS - len(self._findings)]
+
+    async def some_users(self, user_ids: Sequence[str]) -> None:
+        for user_id in user_ids:
+            examined = await examine_user(self._reading, user_id)
+            if not (examined.exists or examined.transactions or examined.total):
+                raise UserNotFoundError(user_id)
+            self._add(examined)
+            self._users += examined.exists
+            self._transactions += examined.transactions
+            self._on_progress(self._transactions, None)
+
+    async def all_users(self) -> None:
+        reading = self._reading
+        total = sum(
+            [
+                await reading.database[collection].estimated_document_count()
+                for collection in reading.transactions
+            ]
+        )
+        sweep = Sweep(reading, self._examine, lambda done: self._on_progress(done, total))
+        await _go_through(reading, sweep)
+        self._users, self._transactions = sweep.users, sweep.transactions
+        if self._total or not sweep.has_seen_all_records:
+            await _go_through(reading, RecordSweep(reading, self._examine_records))
+        await self._count_unusable()
+        await self._find_deleting_indexes()
+
+    async def _examine(self, user_id: str) -> tuple[bool, int]:
+        reading = self._reading
+        examined = await in_snapshot(reading, lambda s, now: examine(reading, user_id, s, now))
+        self._add(examined)
+        return examined.exists, examined.transactions
+
+    async def _examine_records(self, user_id: str, keys: list[str]) -> None:
+        reading = self._reading
+        self._add(
+            await in_snapshot(
+                reading, lambda session, now: examine_records(reading, user_id, keys, session, now)
+            )
+        )
+
+    async def _count_unusable(self) -> None:
+        """Documents with an id of another type, which no walk through the users meets."""
+        names, database = self._reading.names, self._reading.database
+        users = self._reading.users
+        no_id = {"_id": {"$not": users.ids_above(None)}, users.names.credits: {"$ne": None}}
+        found = 0
+        no_string = {"$not": {"$type": "string"}}
+        for collection, query in (
+            (names.users, no_id),
+            (names.transactions, {"userId": no_string}),
+        ):
+            found += await database[collection].count_documents(query)
+        if found:
+            self._total += 1
+            self._findings.append(Finding("", "user-unusable", found=found))
+
+    async def _find_deleting_indexes(self) -> None:
+        reading = self._reading
+        users = reading.users.names if reading.users.are_the_applications else None
+        try:
+            found = await find_deleting_indexes(reading.database, reading.names, users)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            return  # to see indexes, a role needs listIndexes, as creditReader has it
+        self._total += len(found)
+        self._findings += [Finding("", "rows-deleted", index=index) for index in found]
+
+
+Look: TypeAlias = Callable[[AsyncClientSession, datetime], Awaitable[_T]]
+
+
+@asynccontextmanager
+async def _fresh(reading: Reading) -> AsyncIterator[tuple[AsyncClientSession, datetime]]:
+    async with reading.snapshot() as session:
+        # After the snapshot's moment: what had expired then has expired now.
+        yield session, await reading.now()
+
+
+async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
+    """Look at something in one snapshot; if that is gone, from the beginning in a fresh one."""
+    for number in range(1, _MOST_TRIES + 1):
+        try:
+            async with _fresh(reading) as (session, now):
+                return await look(session, now)
+        except PyMongoError as error:
+            if not is_gone(error):
+                raise
+            # Not as it is: whoever walks from user to user would go on with the next.
+            if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
+                raise as_storage_error(error)  # noqa: B904 - with its cause
+            if number == _MOST_TRIES:
+                raise StorageError(
+                    "the server gives up its snapshots before one user's books are read: "
+                    "raise its parameter minSnapshotHistoryWindowInSeconds"
+                ) from error
+            await asyncio.sleep(_PAUSE_SECONDS)
+    raise AssertionError
+
+
+async def _go_through(reading: Reading, walk: Sweep | RecordSweep) -> None:
+    """Walk to the end, going on in a fresh snapshot where the one before was gone."""
+    tries, place = 0, walk.place
+    while True:
+        try:
+            async with _fresh(reading) as (session, now):
+                await walk.run(session, now)
+                return
+        except PyMongoError as error:
+            tries = tries + 1 if walk.place == place else 1
+            if not is_gone(error) or tries > _MOST_TRIES:
+                raise
+            place = walk.place
+            await walk.go_on(is_stuck=tries > 1)
+            await asyncio.sleep(_PAUSE_SECONDS if tries > 1 else 0)

@@ -1,0 +1,1 @@
+"""What is stored: names, rows, users, documents, reads, and the commands that write a batch."""

@@ -1,0 +1,233 @@
+"""What is stored: the Beanie documents of the four collections, their indexes and validators.
+
+They are for an application's own queries and for ``init_beanie``. The ledger itself never goes
+through them: it reads and writes plain rows (``rows.py``), for Beanie binds a class to one database
+in a process, and has no place for two ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from datetime import datetime
+from typing import Any, ClassVar, Final, cast
+
+import pymongo
+from beanie import Document, PydanticObjectId
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pymongo import IndexModel
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.storage.rows import Raw
+
+__all__ = [
+    "CREDIT_DOCUMENTS",
+    "CreditAccount",
+    "CreditAuditLog",
+    "CreditIdempotencyRecord",
+    "CreditTransaction",
+    "CreditUser",
+    "credit_documents",
+    "users_validator",
+]
+
+_WHOLE_NUMBER: Final = ["int", "long"]
+
+
+class _Common(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
+
+    # A $jsonSchema that the server checks. Only the users have one: applications write to them as
+    # well, and it costs nothing that can be measured. Those of the other three took 4 to
+    # 5 % of the throughput, to check rows that only the ledger writes.
+    validator: ClassVar[Raw | None] = None
+
+
+class _CreditDocument(_Common, Document):
+    pass
+
+
+class CreditUser(_CreditDocument):
+    """A user's account. Read it freely; its credits are written by the ledger alone."""
+
+    id: str = Field(alias="_id")  # type: ignore[assignment]
+    credits: int
+    membership_tier: str | None = Field(default=None, alias="membershipTier")
+    membership_expires_at: datetime | None = Field(default=None, alias="membershipExpiresAt")
+    seq: int = 0
+    created_at: datetime = Field(alias="createdAt")
+    updated_at: datetime = Field(alias="updatedAt")
+
+    validator: ClassVar[Raw | None] = {
+        "bsonType": "object",
+        "required": ["_id", "credits"],
+        "properties": {
+            "credits": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+            "seq": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
+        },
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "users"
+        indexes: ClassVar[list[IndexModel]] = [IndexModel("membershipTier")]
+
+
+def _the_ledgers(alias: str | None = None) -> Any:
+    # Excluded: Beanie leaves the field out of all that it writes, and so a balance that was read
+    # some time ago never overwrites the one there is.
+    return Field(default=None, alias=alias, exclude=True)
+
+
+class CreditAccount(BaseModel):
+    """For the application's own document: ``class User(Document, CreditAccount)``.
+
+    Its fields are what ``CreditConfig(users=UserMapping())`` names; where the mapping has another
+    name, so must the field have it, as its alias and with ``exclude=True``. They are to be read:
+    ``insert``, ``save`` and ``save_changes`` of the document leave them out. ``replace`` does not
+    know them and removes them: use the others. They are None as long as the user has no account,
+    and are left out of ``model_dump``, too.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
+
+    credits: int | None = _the_ledgers()
+    seq: int | None = _the_ledgers()
+    membership_tier: str | None = _the_ledgers("membershipTier")
+    membership_expires_at: datetime | None = _the_ledgers("membershipExpiresAt")
+
+
+class CreditTransaction(_CreditDocument):
+    """One change of one balance; never updated, never deleted but by the archive."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    user_id: str = Field(alias="userId")
+    seq: int
+    operation: str
+    action: str
+    amount: int
+    balance_before: int = Field(alias="balanceBefore")
+    balance_after: int = Field(alias="balanceAfter")
+    metadata: Raw | None = Field(default=None, repr=False)
+    idempotency_key: str | None = Field(default=None, alias="idempotencyKey", repr=False)
+    key_expires_at: datetime | None = Field(default=None, alias="keyExpiresAt")
+    refund_of: PydanticObjectId | str | None = Field(default=None, alias="refundOf")
+    created_at: datetime = Field(alias="createdAt")
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "transactions"
+        indexes: ClassVar[list[IndexModel]] = [
+            IndexModel(
+                [
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("seq", pymongo.DESCENDING),
+                ]
+            ),
+            IndexModel("action"),
+            # Only refunds of a charge have an entry: the cap of a refund is a look-up, not a scan.
+            IndexModel("refundOf", sparse=True),
+        ]
+
+
+class CreditAuditLog(_CreditDocument):
+    """One attempt, successful or refused. It has the ``_id`` of its transaction."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    user_id: str = Field(alias="userId")
+    operation: str
+    action: str
+    status: str
+    details: Raw
+    metadata: Raw | None = Field(default=None, repr=False)
+    error_message: str | None = Field(default=None, alias="errorMessage")
+    created_at: datetime = Field(alias="createdAt")
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "audit_logs"
+        indexes: ClassVar[list[IndexModel]] = [
+            # With _id, pages are cut exactly and read in index order, however long the log.
+            IndexModel(
+                [
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("_id", pymongo.DESCENDING),
+                ]
+            ),
+            IndexModel("status"),
+        ]
+
+
+class CreditIdempotencyRecord(_CreditDocument):
+    """What a key did, until it expires."""
+
+    id: str = Field(alias="_id", repr=False)  # type: ignore[assignment]
+    operation: str
+    user_id: str = Field(alias="userId")
+    fingerprint: str
+    result: Raw = Field(repr=False)
+    created_at: datetime = Field(alias="createdAt")
+    expires_at: datetime = Field(alias="expiresAt")
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "idempotency_records"
+        indexes: ClassVar[list[IndexModel]] = [
+            IndexModel("expiresAt", expireAfterSeconds=0),
+            # For erasures: a key may outlive its transaction in the database, which goes to files.
+            IndexModel([("userId", pymongo.ASCENDING), ("createdAt", pymongo.ASCENDING)]),
+        ]
+
+
+CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (
+    CreditUser,
+    CreditTransaction,
+    CreditAuditLog,
+    CreditIdempotencyRecord,
+)
+"""For the application's one ``init_beanie(document_models=[*CREDIT_DOCUMENTS, …])``."""
+
+
+def users_validator(users: UserMapping) -> Raw:
+    """The validator of documents that are the application's, with accounts or without."""
+    amount: Raw = {"bsonType": [*_WHOLE_NUMBER, "null"], "minimum": 0}
+    return {"bsonType": "object", "properties": {users.credits: amount, users.seq: amount}}
+
+
+def credit_documents(
+    names: CollectionNames, users: UserMapping | None = None
+) -> tuple[type[_CreditDocument], ...]:
+    """The documents, bound to collections of other names.
+
+    They are four, or with ``users`` three: the application has the one of its users itself.
+    """
+    wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
+    return tuple(
+        document if document.Settings.name == name else _bound_to(document, name)
+        for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)
+        if document is not CreditUser or users is None
+    )
+
+
+def _bound_to(document: type[_CreditDocument], name: str) -> type[_CreditDocument]:
+    """A class of its own: Beanie would bind that which it is derived from to the same database."""
+    fields: dict[str, Any] = {
+        field: (info.annotation, copy(info))
+        for field, info in document.model_fields.items()
+        if field in document.__annotations__
+    }
+    # As any callable: mypy would take the result for a class that it knows.
+    create: Callable[..., Any] = create_model
+    bound = create(document.__name__, __base__=(_Common, Document), __module__=__name__, **fields)
+    bound.__doc__, bound.__qualname__ = document.__doc__, document.__qualname__
+    bound.validator = document.validator
+    settings: Any = document
+    bound.Settings = type("Settings", (settings.Settings,), {"name": name})
+    return cast("type[_CreditDocument]", bound)

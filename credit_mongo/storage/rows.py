@@ -1,0 +1,278 @@
+"""Rows: postings and results as the plain documents that are stored, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from datetime import timedelta, timezone
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Final, TypeAlias
+
+from bson import DBRef, Int64, ObjectId, decode, encode
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+
+from credit_mongo.core.batch import KeyRecord, Refusal
+from credit_mongo.core.decision import Posting
+from credit_mongo.core.operations import OPERATIONS
+from credit_mongo.core.results import AuditLog, Transaction
+from credit_mongo.core.state import Remembered
+from credit_mongo.core.values import RefundableCharge
+from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.storage.fields import StoredFields, described, exact_whole
+
+__all__ = [
+    "CODEC_OPTIONS",
+    "Raw",
+    "audit_log_from",
+    "copy_metadata",
+    "idempotency_row",
+    "posting_rows",
+    "refundable_from",
+    "refusal_row",
+    "remembered_from",
+    "to_int64",
+    "to_object_id",
+    "transaction_from",
+]
+
+Raw: TypeAlias = dict[str, Any]
+
+_FOR_METADATA: Final[CodecOptions[Raw]] = CodecOptions(
+    tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
+)
+# A date beyond the years that Python has comes as a DatetimeMS: one in a field that the ledger
+# never looks at must not stop it, and one that it needs is told by name.
+CODEC_OPTIONS: Final[CodecOptions[Raw]] = _FOR_METADATA.with_options(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+# 16 KiB: three copies of it (transaction, audit log, idempotency record) for each of a batch of
+# hundreds must fit a message of 48 MB, and the records of a batch a reply of 16 MB.
+LARGEST_METADATA_BYTES: Final = 16 * 1024
+# MongoDB refuses documents nested deeper than 180; this leaves room for what metadata is put into.
+DEEPEST_METADATA: Final = 100
+
+# Metadata
+
+
+def copy_metadata(metadata: object) -> Raw | None:
+    """The caller's metadata as the database would give it back; never the caller's own object.
+
+    Raises InvalidRequestError unless it is a mapping with string keys that BSON can hold in 16 KiB.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InvalidRequestError("metadata", f"must be a mapping, not {type(metadata).__name__}")
+    try:
+        encoded = encode(metadata, codec_options=_FOR_METADATA)
+        decoded = decode(encoded, codec_options=_FOR_METADATA)
+    except RecursionError:
+        raise InvalidRequestError("metadata", "is nested too deeply or contains itself") from None
+    except Exception:
+        # The codec's own message would quote what it could not encode.
+        raise InvalidRequestError("metadata", "cannot be stored as BSON") from None
+    if len(encoded) > LARGEST_METADATA_BYTES:
+        raise InvalidRequestError(
+            "metadata", f"takes {len(encoded)} bytes of at most {LARGEST_METADATA_BYTES}"
+        )
+    copied: Raw = _plain(decoded, DEEPEST_METADATA)
+    return copied
+
+
+def _plain(value: Any, depth_left: int) -> Any:
+    """Mappings that look like a DBRef come back as one; here they stay what the caller gave."""
+    if depth_left == 0:
+        raise InvalidRequestError("metadata", "is nested too deeply or contains itself")
+    if isinstance(value, DBRef):
+        value = value.as_doc()
+    if isinstance(value, Mapping):
+        return {name: _plain(item, depth_left - 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, depth_left - 1) for item in value]
+    return value
+
+
+# Ids
+
+
+def to_object_id(transaction_id: str) -> ObjectId | str:
+    """How a transaction id is stored. Rows of other software may have ids of another form."""
+    return ObjectId(transaction_id) if ObjectId.is_valid(transaction_id) else transaction_id
+
+
+# To the database
+
+# The same few numbers stand in several rows. An Int64 is looked at by the garbage collector, and a
+# dozen for each charge would be a third of what it has to look at.
+to_int64: Final = lru_cache(maxsize=8192)(Int64)
+
+
+def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]:
+    """The ledger's record of a posting, and its audit row: they share what they say."""
+    row_id, user_id = ObjectId(posting.transaction_id), posting.account.user_id
+    operation, action, metadata = posting.operation, posting.action, posting.metadata
+    created_at = posting.account.updated_at
+    changes = {
+        "amount": to_int64(posting.amount),
+        "balanceBefore": to_int64(posting.balance_before),
+        "balanceAfter": to_int64(posting.account.credits),
+    }
+    transaction: Raw = {
+        "_id": row_id,
+        "userId": user_id,
+        "seq": to_int64(posting.account.seq),
+        "operation": operation,
+        "action": action,
+        **changes,
+        "metadata": metadata,
+        "idempotencyKey": posting.key,
+        "createdAt": created_at,
+    }
+    if posting.key is not None:
+        # For verification: the configuration may have another time by then.
+        transaction["keyExpiresAt"] = created_at + remembered_for
+    if posting.refund_of is not None:
+        transaction["refundOf"] = to_object_id(posting.refund_of)
+    if posting.facts is not None:
+        transaction.update(posting.facts)
+    if posting.written_at is not None:
+        transaction["writtenAt"] = posting.written_at
+    audit_log: Raw = {
+        "_id": row_id,
+        "userId": user_id,
+        "operation": operation,
+        "action": action,
+        "status": "success",
+        "details": {**changes, **posting.details},
+        "metadata": metadata,
+        "errorMessage": None,
+        "createdAt": created_at,
+    }
+    return transaction, audit_log
+
+
+def refusal_row(refusal: Refusal) -> Raw:
+    """The audit row of a refused attempt."""
+    request, error = refusal.request, refusal.error
+    return {
+        "_id": ObjectId(request.transaction_id),
+        "userId": request.user_id,
+        "operation": request.operation,
+        "action": request.action,
+        "status": "failed",
+        "details": {"code": error.code},
+        "metadata": request.metadata,
+        "errorMessage": str(error),
+        "createdAt": refusal.at,
+    }
+
+
+# asdict() would copy metadata deeply, on the way of every charge with a key.
+_REMEMBERED_FIELDS: Final = {
+    name: tuple(field.name for field in fields(operation.result_type) if field.name != "replayed")
+    for name, operation in OPERATIONS.items()
+}
+_REMEMBERED_VALUES: Final = {name: attrgetter(*of) for name, of in _REMEMBERED_FIELDS.items()}
+
+
+def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
+    """What is remembered of a keyed request."""
+    request, operation = record.request, record.request.operation
+    values = _REMEMBERED_VALUES[operation](record.remembered.result)
+    return {
+        "_id": request.key,
+        "operation": operation,
+        "userId": request.user_id,
+        "fingerprint": record.remembered.fingerprint,
+        "result": {
+            name: to_int64(value) if isinstance(value, int) else value
+            for name, value in zip(_REMEMBERED_FIELDS[operation], values, strict=True)
+        },
+        "createdAt": record.at,
+        "expiresAt": record.at + remembered_for,
+    }
+
+
+# From the database
+
+
+def remembered_from(document: Mapping[str, Any]) -> Remembered:
+    """What a key did. A record of other software is a key that was used for something else.
+
+    Raises AccountDataError for a record with a fingerprint whose result the ledger did not write.
+    """
+    if "fingerprint" not in document:
+        return Remembered("", None)
+    try:
+        stored = {
+            name: int(value) if isinstance(value, int) else value
+            for name, value in document["result"].items()
+        }
+        result = OPERATIONS[document["operation"]].result_type(**stored)
+    except (AttributeError, KeyError, TypeError):
+        reason = "of an idempotency record is not what the ledger writes: remove that record"
+        raise AccountDataError(str(document.get("userId")), "result", reason) from None
+    if getattr(result, "metadata", None) is not None:
+        result = replace(result, metadata=_plain(result.metadata, -1))
+    return Remembered(str(document["fingerprint"]), result)
+
+
+def refundable_from(
+    row: Mapping[str, Any], refunds: Iterable[Mapping[str, Any]]
+) -> RefundableCharge | AccountDataError:
+    """A charge and what is left of it; or what is wrong with its amount or with a refund's.
+
+    ``refunds`` are the amounts that were given back, each with how often (``count``).
+    """
+    charge_id, user_id, refunded = str(row["_id"]), str(row.get("userId")), 0
+    try:
+        charged = -StoredFields(row, user_id).whole_number("amount")
+    except AccountDataError as error:
+        return error
+    for refund in refunds:
+        stored = refund["_id"].get("amount")
+        amount = exact_whole(stored)
+        if amount is None:
+            reason = f"was refunded by a row whose amount {described(stored)}: correct that row"
+            return AccountDataError(user_id, "amount", reason, row_id=charge_id)
+        refunded += amount * refund["count"]
+    return RefundableCharge(charge_id, user_id, charged, refunded)
+
+
+def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
+    """A record of the ledger as callers see it. Raises AccountDataError."""
+    fields = StoredFields(document, user_id)
+    refund_of = document.get("refundOf")
+    return Transaction(
+        transaction_id=fields.row_id,
+        user_id=fields.text("userId"),
+        # Rows of the Credit SDK have neither of these two.
+        seq=fields.optional_count("seq"),
+        operation=fields.optional_text("operation") or "",
+        action=fields.text("action"),
+        amount=fields.whole_number("amount"),
+        balance_before=fields.whole_number("balanceBefore"),
+        balance_after=fields.whole_number("balanceAfter"),
+        metadata=_plain(document.get("metadata"), -1),
+        idempotency_key=fields.optional_text("idempotencyKey"),
+        refund_of=None if refund_of is None else str(refund_of),
+        created_at=fields.moment("createdAt"),
+    )
+
+
+def audit_log_from(document: Mapping[str, Any], user_id: str) -> AuditLog:
+    """An attempt as callers see it. Raises AccountDataError."""
+    fields = StoredFields(document, user_id)
+    return AuditLog(
+        audit_id=fields.checked_id(),
+        user_id=fields.text("userId"),
+        operation=fields.optional_text("operation") or "",
+        action=fields.text("action"),
+        status=fields.text("status"),
+        details=fields.mapping("details"),
+        metadata=_plain(document.get("metadata"), -1),
+        error_message=fields.optional_text("errorMessage"),
+        created_at=fields.moment("createdAt"),
+    )

@@ -1,0 +1,425 @@
+"""The four collections: what a batch reads, and the one command a collection that writes it.
+
+Commands are sent as such: no objects are built for hundreds of rows that are plain documents
+already. Nothing here starts, ends or repeats a transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from bson import Int64, ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure, WriteError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from credit_mongo.config import CollectionNames
+from credit_mongo.core.batch import DecidedBatch, Refusal
+from credit_mongo.core.decision import AnyRequest
+from credit_mongo.core.membership import is_past
+from credit_mongo.core.operations import OPERATIONS
+from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.operations.create_user import CreateUserRequest
+from credit_mongo.core.state import Loaded
+from credit_mongo.core.values import Account, RefundableCharge, Unopened
+from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
+from credit_mongo.storage.erasures import erased_until, is_erased
+from credit_mongo.storage.rows import (
+    CODEC_OPTIONS,
+    Raw,
+    idempotency_row,
+    posting_rows,
+    refundable_from,
+    refusal_row,
+    remembered_from,
+    to_object_id,
+)
+from credit_mongo.storage.server_transactions import fields_of
+from credit_mongo.storage.users import StoredUsers
+
+__all__ = ["JOURNALED_MAJORITY", "MAJORITY", "Store", "Turn", "Witness"]
+
+JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)
+MAJORITY: Final[ReadConcern] = ReadConcern("majority")
+
+_DUPLICATE_KEY: Final = 11000
+_IN_THE_WAY: Final = (
+    "the unique index on {} of the collection {!r} has these values already (a field that is "
+    "missing counts as null); nothing was written"
+)
+_LARGEST_REPLY: Final = 100_000
+_TURN: Final = "turn"
+_WAIT_MILLISECONDS: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Rows that a commit writes: if one is there, all was committed.
+
+    Not one row alone: its user may be erased before it is looked for.
+    """
+
+    collection: str
+    archive: str
+    row_ids: tuple[ObjectId, ...]
+
+
+class Turn(NamedTuple):
+    """What the document says to those who take a turn: how often that was done, and waited for."""
+
+    taken: int
+    awaited: int
+
+
+class Store:
+    """The ledger's collections in one database."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase[Raw],
+        names: CollectionNames,
+        users: StoredUsers,
+        *,
+        audits: bool,
+        remembers_for: timedelta,
+    ) -> None:
+        self._database = database.with_options(
+            codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=JOURNALED_MAJORITY,
+            read_concern=MAJORITY,
+        )
+        self._names = names
+        self._users = users
+        self._audits = audits
+        self._remembers_for = remembers_for
+        self._has_turn = False
+
+    # What a batch reads
+
+    async def load(
+        self,
+        requests: Sequence[AnyRequest],
+        now: datetime,
+        session: AsyncClientSession,
+        *,
+        with_keys: bool,
+    ) -> Loaded:
+        """What a batch needs, as the session's transaction sees it; ``with_keys``, those too.
+
+        Without, a key that was used shows itself as a duplicate when it is written.
+        """
+        accounts, unreadable, unopened = await self._load_accounts(requests, session)
+        needs = [OPERATIONS[request.operation].needs(request) for request in requests]
+        charge_ids = {charge_id for needed in needs for charge_id in needed.charges}
+        charges = await self._load_charges(charge_ids, session) if charge_ids else {}
+        created = {r.user_id for r in requests if isinstance(r, CreateUserRequest)}
+        erased = await self._erased_until(created - accounts.keys(), session)
+        loaded = Loaded(
+            accounts, unreadable, charges, {}, frozenset(), unopened=unopened, erased_until=erased
+        )
+        return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
+
+    async def load_keys(
+        self,
+        loaded: Loaded,
+        requests: Sequence[AnyRequest],
+        now: datetime,
+        session: AsyncClientSession,
+    ) -> Loaded:
+        """The same with what the keys did, and with the keys whose records no longer count.
+
+        These are the ones that have expired, though TTL has not yet come, and those of erased
+        accounts.
+        """
+        keys = [request.key for request in requests if request.key is not None]
+        if not keys:
+            return loaded
+        documents = await self._find(
+            self._names.idempotency_records, {"_id": {"$in": keys}}, {}, session
+        )
+        live = [d for d in documents if not _is_over(d, now)]
+        remembered = {
+            d["_id"]: remembered_from(d) for d in await self._without_erased(live, session)
+        }
+        forgotten = frozenset(d["_id"] for d in documents) - remembered.keys()
+        return replace(loaded, remembered=remembered, forgotten_keys=forgotten)
+
+    async def _erased_until(
+        self, user_ids: Collection[str], session: AsyncClientSession
+    ) -> dict[str, datetime]:
+        return await erased_until(self._database, self._names, user_ids, session)
+
+    async def _without_erased(self, rows: list[Raw], session: AsyncClientSession) -> list[Raw]:
+        """The rows or records, but for those of accounts whose erasure is under way."""
+        # Records of other software may be of nobody.
+        owners = {row["userId"] for row in rows if isinstance(row.get("userId"), str)}
+        erased = await self._erased_until(owners, session)
+        return [row for row in rows if not is_erased(row, erased.get(str(row.get("userId"))))]
+
+    async def _load_accounts(
+        self, requests: Sequence[AnyRequest], session: AsyncClientSession
+    ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, Unopened]]:
+        users = self._users
+        ids = [users.id_of(user_id) for user_id in {request.user_id for request in requests}]
+        documents = await self._find(
+            self._names.users, {"_id": {"$in": ids}}, users.fields, session
+        )
+        accounts: dict[str, Account] = {}
+        unreadable: dict[str, AccountDataError] = {}
+        unopened: dict[str, Unopened] = {}
+        for document in documents:
+            try:
+                account = users.account_from(document)
+                accounts[account.user_id] = account
+            except AccountDataError as error:
+                unreadable[error.user_id] = error
+                if error.field == users.names.credits and (found := users.unopened_from(document)):
+                    unopened[error.user_id] = found
+        return accounts, unreadable, unopened
+
+    async def _load_charges(
+        self, charge_ids: Iterable[str], session: AsyncClientSession
+    ) -> dict[str, RefundableCharge | AccountDataError]:
+        stored_ids = [to_object_id(charge_id) for charge_id in charge_ids]
+        transactions, archive = self._names.transactions, self._names.transactions_archive
+        refunds = await self._find_refunds(transactions, stored_ids, session)
+        charges = await self._find_charges(transactions, stored_ids, session)
+        archived_ids = {*stored_ids} - {row["_id"] for row in charges}
+        if archived_ids:
+            # The oldest of a user's transactions are archived first: refunds of a charge that is
+            # not archived are not either, and of one that is, some may be.
+            archived = await self._find_charges(archive, archived_ids, session)
+            refunds += await self._find_refunds(archive, [row["_id"] for row in archived], session)
+            charges += archived
+        charges = await self._without_erased(charges, session)
+        by_charge: dict[Any, list[Raw]] = {}
+        for refund in refunds:
+            by_charge.setdefault(refund["_id"]["charge"], []).append(refund)
+        return {
+            str(row["_id"]): refundable_from(row, by_charge.get(row["_id"], ())) for row in charges
+        }
+
+    async def _find_refunds(
+        self, collection: str, charge_ids: Sequence[Any], session: AsyncClientSession
+    ) -> list[Raw]:
+        """The amounts that were given back: each once for a charge, with how often."""
+        if not charge_ids:
+            return []
+        # Not summed up by the server, which passes over amounts that are no numbers.
+        refunds = await self._database[collection].aggregate(
+            [
+                {"$match": {"refundOf": {"$in": list(charge_ids)}}},
+                {
+                    "$group": {
+                        "_id": {"charge": "$refundOf", "amount": "$amount"},
+                        "count": {"$sum": 1},
+                    }
+                },
+            ],
+            session=session,
+        )
+        return await refunds.to_list(None)
+
+    async def _find_charges(
+        self, collection: str, charge_ids: Iterable[Any], session: AsyncClientSession
+    ) -> list[Raw]:
+        return await self._find(
+            collection,
+            {
+                "_id": {"$in": list(charge_ids)},
+                # None: rows of the Credit SDK do not say what they are.
+                "operation": {"$in": [ChargeRequest.operation, None]},
+                "amount": {"$lte": 0},
+            },
+            {"userId": 1, "amount": 1, "createdAt": 1},
+            session,
+        )
+
+    async def _find(
+        self,
+        collection: str,
+        query: Mapping[str, Any],
+        fields: Mapping[str, int],
+        session: AsyncClientSession,
+    ) -> list[Raw]:
+        # In one reply: the largest batch's records, with their metadata, are half of 16 MB.
+        reply = await self._command(
+            {
+                "find": collection,
+                "filter": query,
+                "projection": fields,
+                "batchSize": _LARGEST_REPLY,
+                "singleBatch": True,
+            },
+            session,
+        )
+        found: list[Raw] = reply["cursor"]["firstBatch"]
+        return found
+
+    async def contains(self, witness: Witness, session: AsyncClientSession) -> bool:
+        """Whether the session's transaction sees any of the rows."""
+        query = {"_id": {"$in": witness.row_ids}}
+        for collection in (witness.collection, witness.archive):
+            if await self._find(collection, query, {"_id": 1}, session):
+                return True
+        return False
+
+    # Whose turn it is
+
+    async def wait_for_turn(self) -> int | None:
+        """Wait for a moment until nobody has the turn: such a write waits on the server.
+
+        Returns None if the turn is free, else how often it has been taken. The server looks ever
+        more seldom, so it is asked anew each time: whoever has waited for long is not to come last.
+        """
+        update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
+        command = {
+            "update": self._names.turns,
+            "updates": [update],
+            "maxTimeMS": _WAIT_MILLISECONDS,
+            # It is written in order to wait; nobody needs to know it again.
+            "writeConcern": {"w": 1, "j": False},
+        }
+        try:
+            await self._database.command(command)
+        except ExecutionTimeout:
+            return await self._times_taken()
+        except OperationFailure:
+            return None  # Nothing was lost but the wait: who takes the turn is told what is wrong.
+        return None
+
+    async def _times_taken(self) -> int:
+        """Without the one who has it now: that is written when his transaction commits."""
+        query = {"find": self._names.turns, "filter": {"_id": _TURN}, "singleBatch": True}
+        found = (await self._database.command(query))["cursor"]["firstBatch"]
+        return int(found[0].get("taken", 0)) if found else 0
+
+    async def take_turn(self, session: AsyncClientSession) -> Turn:
+        """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
+        if not self._has_turn:
+            # Made outside of the transaction: there, others could not see it until it ends.
+            with contextlib.suppress(DuplicateKeyError):  # another process has just made it
+                await self._database[self._names.turns].update_one(
+                    {"_id": _TURN}, {"$setOnInsert": {"awaited": Int64(0)}}, upsert=True
+                )
+        reply = await self._command(
+            {
+                "findAndModify": self._names.turns,
+                "query": {"_id": _TURN},
+                "update": {"$inc": {"taken": Int64(1)}},
+            },
+            session,
+        )
+        # Somebody may remove the document: then there are no turns until the next.
+        turn = reply["value"]
+        self._has_turn = turn is not None
+        return Turn(int(turn.get("taken", 0)), int(turn["awaited"])) if turn else Turn(0, 0)
+
+    # What a batch writes
+
+    async def write(
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
+    ) -> Witness | None:
+        """Write what was decided; returns rows of it, None if there was nothing to write.
+
+        The users come first: whoever else writes them is met before any other work is done.
+        """
+        names = self._names
+        await self._write_accounts(decided, loaded, session)
+        transactions: list[Raw] = []
+        audit_logs: list[Raw] = []
+        for posting in decided.postings:
+            transaction, audit_log = posting_rows(posting, self._remembers_for)
+            transactions.append(transaction)
+            if self._audits:
+                audit_logs.append(audit_log)
+        if self._audits:
+            audit_logs += [refusal_row(r) for r in decided.refusals if is_audited(r)]
+        await self._insert(names.transactions, transactions, session)
+        await self._insert(names.audit_logs, audit_logs, session)
+        await self._write_keys(decided, loaded, session)
+        written, places = transactions, (names.transactions, names.transactions_archive)
+        if not transactions:
+            written, places = audit_logs, (names.audit_logs, names.audit_logs_archive)
+        return Witness(*places, tuple(row["_id"] for row in written)) if written else None
+
+    async def _write_accounts(
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
+    ) -> None:
+        updates: list[Raw] = []
+        inserts: list[Raw] = []
+        for user_id in dict.fromkeys(p.account.user_id for p in decided.postings):
+            before, after = loaded.accounts.get(user_id), decided.state.accounts[user_id]
+            found = before or loaded.unopened.get(user_id)
+            if found is None:
+                inserts.append(self._users.row(after))
+            else:
+                updates.append(self._users.update(found, after))
+        if updates:
+            reply = await self._command({"update": self._names.users, "updates": updates}, session)
+            if reply["n"] != len(updates):
+                # They were read in this very transaction.
+                raise OperationFailure(f"{reply['n']} of {len(updates)} users were there to update")
+        await self._insert(self._names.users, inserts, session)
+
+    async def _write_keys(
+        self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
+    ) -> None:
+        keys = [record.request.key for record in decided.keys]
+        replaced = [key for key in keys if key in loaded.forgotten_keys]
+        if replaced:
+            query = {"_id": {"$in": replaced}}
+            await self._command(
+                {
+                    "delete": self._names.idempotency_records,
+                    "deletes": [{"q": query, "limit": 0}],
+                },
+                session,
+            )
+        records = [idempotency_row(record, self._remembers_for) for record in decided.keys]
+        await self._insert(self._names.idempotency_records, records, session)
+
+    async def write_refusal(self, refusal: Refusal) -> None:
+        """Audit a refusal in an application's transaction outside of it: it survives the abort."""
+        if self._audits and is_audited(refusal):
+            await self._database[self._names.audit_logs].insert_one(refusal_row(refusal))
+
+    async def _insert(
+        self, collection: str, documents: list[Raw], session: AsyncClientSession
+    ) -> None:
+        if documents:
+            await self._command({"insert": collection, "documents": documents}, session)
+
+    async def _command(self, command: Raw, session: AsyncClientSession) -> Raw:
+        reply = await self._database.command(
+            {**command, **fields_of(session)}, codec_options=CODEC_OPTIONS, session=session
+        )
+        if errors := reply.get("writeErrors"):
+            # The server's own text would quote the document's values.
+            code = errors[0]["code"]
+            if code == _DUPLICATE_KEY:
+                fields = ", ".join(errors[0].get("keyPattern", ["_id"]))
+                if fields != "_id":
+                    raise StorageError(_IN_THE_WAY.format(fields, next(iter(command.values()))))
+                raise DuplicateKeyError("the server has a document with this key", code)
+            raise WriteError("the server refused a document", code)
+        return reply
+
+
+def _is_over(record: Mapping[str, Any], now: datetime) -> bool:
+    """Whether a key may be forgotten. What is no date, or none of this calendar, never expires."""
+    expires_at = record.get("expiresAt")
+    return isinstance(expires_at, datetime) and is_past(expires_at, now)
+
+
+def is_audited(refusal: Refusal) -> bool:
+    """Bad input leaves no trace, also where only the account could show that it is bad."""
+    return not isinstance(refusal.error, InvalidRequestError)

@@ -1,0 +1,267 @@
+"""Users as they are stored: a mapping's names and ids, worked out once for a ledger or a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final
+from uuid import UUID
+
+from bson import Binary, ObjectId
+from bson.binary import UuidRepresentation
+from bson.datetime_ms import DatetimeMS
+from pymongo.asynchronous.database import AsyncDatabase
+
+from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.values import Account, Unopened, check_identifier
+from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
+from credit_mongo.storage.fields import described
+from credit_mongo.storage.rows import Raw, to_int64
+
+__all__ = ["StoredUsers"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class StoredUsers:
+    """Reads and writes users' documents by the names of a mapping, and by the type of their ids."""
+
+    def __init__(self, mapping: UserMapping | None, representation: int) -> None:
+        self.are_the_applications: bool = mapping is not None
+        """Whether the documents have other purposes, and stay when an account is erased."""
+        names = mapping or UserMapping()
+        self.names: UserMapping = names
+        self.fields: Final = dict.fromkeys(names.model_dump(exclude={"id_type"}).values(), 1)
+        """For a projection."""
+        self.book_fields: Final = {names.credits: 1, names.seq: 1, names.updated_at: 1}
+        """Only what the history has to agree with, and when it was changed last."""
+        self._credits, self._seq = names.credits, names.seq
+        self._tier, self._expires_at = names.membership_tier, names.membership_expires_at
+        self._created_at, self._updated_at = names.created_at, names.updated_at
+        self._ids = _ids(names, representation)
+
+    @classmethod
+    def of(cls, mapping: UserMapping | None, database: AsyncDatabase[Any]) -> StoredUsers:
+        """With UUIDs as the client of the database represents them."""
+        return cls(mapping, database.codec_options.uuid_representation)
+
+    # Ids
+
+    def check_id(self, field: str, value: object) -> str:
+        """A user id of the API. Raises InvalidRequestError if no document can have it."""
+        user_id = check_identifier(field, value)
+        if self._ids is not None and not self._ids.pattern.fullmatch(user_id):
+            raise InvalidRequestError(field, f"must be {self._ids.form}")
+        return user_id
+
+    def id_of(self, user_id: str) -> Any:
+        """How the id is stored. It was checked."""
+        return user_id if self._ids is None else self._ids.stored(user_id)
+
+    def query_of(self, user_id: str) -> Raw:
+        """The document of a user; of none, if the string is no such id."""
+        if self._ids is not None and not self._ids.pattern.fullmatch(user_id):
+            return {"_id": {"$in": []}}
+        return {"_id": self.id_of(user_id)}
+
+    def stored_ids(self, user_ids: Iterable[str]) -> list[Any]:
+        """As they are stored, without those that are no such ids."""
+        ids = self._ids
+        if ids is None:
+            return list(user_ids)
+        return [ids.stored(each) for each in user_ids if ids.pattern.fullmatch(each)]
+
+    def user_id_of(self, document: Mapping[str, Any]) -> str:
+        """What the API calls the user of a document."""
+        stored = document["_id"]
+        user_id: str = stored if self._ids is None else self._ids.text(stored)
+        return user_id
+
+    def ids_above(self, place: str | None) -> Raw:
+        """The condition on the ids of this type (None: all), or of them those after a string."""
+        if self._ids is None:
+            return {"$gte": ""} if place is None else {"$gt": place}
+        return self._ids.above(place)
+
+    # From the database
+
+    def account_from(self, document: Mapping[str, Any]) -> Account:
+        """A user's account. Raises AccountDataError if a field is not what the ledger writes."""
+        # First, as these can also be in the way of opening an account.
+        tier, expires_at = self._membership(document)
+        created_at, updated_at = document.get(self._created_at), document.get(self._updated_at)
+        if not isinstance(created_at, datetime):
+            created_at = _EPOCH
+        return Account(
+            user_id=self.user_id_of(document),
+            credits=self._whole_number(document, self._credits),
+            seq=0 if document.get(self._seq) is None else self._whole_number(document, self._seq),
+            membership_tier=tier,
+            membership_expires_at=expires_at,
+            created_at=created_at,
+            updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
+        )
+
+    def unopened_from(self, document: Mapping[str, Any]) -> Unopened | None:
+        """What create_user finds in a document without an account; None if it has one."""
+        if not self.is_unopened(document):
+            return None
+        created_at = document.get(self._created_at)
+        if created_at is not None and not isinstance(created_at, datetime):
+            # The application's own way to keep it: it stays as it is.
+            created_at = _EPOCH
+        return Unopened(*self._membership(document), created_at)
+
+    def is_unopened(self, document: Mapping[str, Any]) -> bool:
+        """Whether it has neither credits nor a count of transactions. Null is nothing."""
+        return document.get(self._credits) is None and document.get(self._seq) is None
+
+    def by_own_names(self, document: Raw) -> Raw:
+        """Id and ``book_fields`` by the names that the ledger's own documents have."""
+        found = {"_id": self.user_id_of(document)}
+        own = {"credits": self._credits, "seq": self._seq, "updatedAt": self._updated_at}
+        for name, field in own.items():
+            if document.get(field) is not None:
+                found[name] = document[field]
+        return found
+
+    def _membership(self, document: Mapping[str, Any]) -> tuple[str | None, datetime | None]:
+        tier, expires_at = document.get(self._tier), document.get(self._expires_at)
+        if tier is not None and not isinstance(tier, str):
+            raise self._wrong(document, self._tier, "is not a str: store the tier's name")
+        if isinstance(expires_at, DatetimeMS):
+            # "Never", as some write it. Which it means, and until when, is not ours to guess.
+            reason = f"{described(expires_at)}: store null for a membership without an end"
+            raise self._wrong(document, self._expires_at, reason)
+        if expires_at is not None and not isinstance(expires_at, datetime):
+            raise self._wrong(document, self._expires_at, "is not a datetime: store a date")
+        return tier, expires_at
+
+    def _whole_number(self, document: Mapping[str, Any], field: str) -> int:
+        value = document.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value >= 0:
+                return int(value)
+            raise self._wrong(document, field, "is below zero: set it to what it should be")
+        if value is not None:
+            reason = "is not a whole number: store it as an int64, in smallest units"
+        elif self.is_unopened(document):
+            reason = "is missing: create_user opens an account on the document"
+        else:
+            reason = "is missing: set it to the balanceAfter of the user's last transaction"
+        raise self._wrong(document, field, reason)
+
+    def _wrong(self, document: Mapping[str, Any], field: str, reason: str) -> AccountDataError:
+        if self.are_the_applications:
+            reason = f"{reason} (the field is named in CreditConfig(users=…))"
+        return AccountDataError(self.user_id_of(document), field, reason)
+
+    # To the database
+
+    def row(self, account: Account) -> Raw:
+        """A new user."""
+        return {
+            "_id": self.id_of(account.user_id),
+            self._credits: to_int64(account.credits),
+            self._tier: account.membership_tier,
+            self._expires_at: account.membership_expires_at,
+            self._seq: to_int64(account.seq),
+            self._created_at: account.created_at,
+            self._updated_at: account.updated_at,
+        }
+
+    def update(self, before: Account | Unopened, after: Account) -> Raw:
+        """One update statement: the fields that changed, and none of the application's own."""
+        changed: Raw = {
+            self._credits: to_int64(after.credits),
+            self._seq: to_int64(after.seq),
+            self._updated_at: after.updated_at,
+        }
+        if after.membership_tier != before.membership_tier:
+            changed[self._tier] = after.membership_tier
+        if after.membership_expires_at != before.membership_expires_at:
+            changed[self._expires_at] = after.membership_expires_at
+        if before.created_at is None:
+            changed[self._created_at] = after.created_at
+        return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}
+
+    @property
+    def opened(self) -> Raw:
+        """The condition that a document has an account."""
+        return {"$or": [{self._credits: {"$ne": None}}, {self._seq: {"$ne": None}}]}
+
+    @property
+    def removal(self) -> Raw:
+        """The update that takes the account from a document of the application's.
+
+        The two dates stay: they may well be the application's, too.
+        """
+        gone = (self._credits, self._seq, self._tier, self._expires_at)
+        return {"$unset": dict.fromkeys(gone, "")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    """Ids that are numbers of a fixed width; their texts are in the same order."""
+
+    pattern: re.Pattern[str]
+    form: str
+    bits: int
+    numbered: Callable[[int], str]
+    """The text of a number."""
+    stored: Callable[[str], Any]
+    text: Callable[[Any], str]
+
+    def above(self, place: str | None) -> Raw:
+        """The condition on the ids after a string, which need not be one."""
+        low, end = 0, 1 << self.bits
+        high = end if place is not None else 0
+        while place is not None and low < high:
+            middle = (low + high) // 2
+            if self.numbered(middle) > place:
+                high = middle
+            else:
+                low = middle + 1
+        if low == end:
+            return {"$in": []}
+        # From both sides: a server takes binary data of other lengths and kinds for smaller, or
+        # for larger.
+        first, last = self.numbered(low), self.numbered(end - 1)
+        return {"$gte": self.stored(first), "$lte": self.stored(last)}
+
+
+_OBJECT_IDS: Final = _Ids(
+    pattern=re.compile("[0-9a-f]{24}"),
+    form="an ObjectId: 24 hexadecimal digits in lower case, as str() gives them",
+    bits=96,
+    numbered=lambda number: f"{number:024x}",
+    stored=ObjectId,
+    text=str,
+)
+
+
+def _ids(mapping: UserMapping, representation: int) -> _Ids | None:
+    if mapping.id_type == "string":
+        return None
+    if mapping.id_type == "objectId":
+        return _OBJECT_IDS
+    # As Beanie stores them, where the client leaves it open.
+    if representation == UuidRepresentation.UNSPECIFIED:
+        representation = UuidRepresentation.STANDARD
+    if representation not in (UuidRepresentation.STANDARD, UuidRepresentation.PYTHON_LEGACY):
+        # In these the bytes have another order than the text.
+        raise ConfigurationError(
+            "users.id_type",
+            "UUIDs can't be ids with the client's uuidRepresentation javaLegacy or csharpLegacy: "
+            "store them as the standard has it (uuidRepresentation=standard)",
+        )
+    return _Ids(
+        pattern=re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"),
+        form="a UUID: its canonical text in lower case, as str() gives it",
+        bits=128,
+        numbered=lambda number: str(UUID(int=number)),
+        stored=lambda text: Binary.from_uuid(UUID(text), representation),
+        text=lambda stored: str(stored if isinstance(stored, UUID) else UUID(bytes=bytes(stored))),
+    )
