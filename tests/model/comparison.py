@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar, TypeVar
@@ -30,11 +30,14 @@ BEGINNING = datetime(2060, 2, 28, 23, 59, 59, 999_000, tzinfo=timezone.utc)
 
 @dataclass
 class World:
-    """What all histories share: a database, a ledger of each configuration, a clock, a loop."""
+    """What all histories share: databases, a ledger of each configuration, a clock, a loop.
+
+    Configurations with the same number of decimal places share a database.
+    """
 
     loop: asyncio.AbstractEventLoop
     client: AsyncMongoClient[dict[str, Any]]
-    database: AsyncDatabase[dict[str, Any]]
+    databases: Mapping[int, AsyncDatabase[dict[str, Any]]]
     ledgers: dict[str, CreditLedger] = field(default_factory=dict)
     now: datetime = BEGINNING
     histories: int = 0
@@ -44,9 +47,12 @@ class World:
         """Make the ledgers."""
         for name, configuration in CONFIGURATIONS.items():
             self.ledgers[name] = CreditLedger(
-                self.database, configuration.for_the_library(), clock=lambda: self.now
+                self.databases[configuration.decimal_places],
+                configuration.for_the_library(),
+                clock=lambda: self.now,
             )
-        await self.ledgers["whole"].ensure_indexes()
+        for name in ("whole", "cents"):
+            await self.ledgers[name].ensure_indexes()
 
     def run(self, work: Awaitable[_T]) -> _T:
         """Wait for it."""
@@ -190,9 +196,8 @@ class SideBySide(RuleBasedStateMachine):
                 self.compare_rows("history", self.books.chain(user_id), history)
             audit_log = await self.ledger.get_audit_log(user_id, limit=1000)
             self.compare_rows("audit_log", self.books.audit_log(user_id), audit_log)
-        stored = self.world.database["idempotency_records"].find(
-            {"_id": {"$regex": f"^{self.prefix}"}}
-        )
+        database = self.world.databases[self.configuration.decimal_places]
+        stored = database["idempotency_records"].find({"_id": {"$regex": f"^{self.prefix}"}})
         expiries = {row["_id"]: row["expiresAt"] async for row in stored}
         assert expiries == {key: known.expires_at for key, known in self.books.keys.items()}
 

@@ -127,6 +127,14 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
             decimal_places=2,
             remembers_for_seconds=60,
         ),
+        Configuration(
+            "cents without partners",
+            CENTS,
+            _TIERS,
+            {"generate-post": "premium"},
+            {"free": "0.5", "premium": "20", "enterprise": "7.25"},
+            decimal_places=2,
+        ),
         Configuration("without tiers", PRICES, {}, {}, {}, remembers_for_seconds=1),
         Configuration(
             "without records",

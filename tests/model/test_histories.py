@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from pymongo import AsyncMongoClient
 
+from tests.model.configurations import CONFIGURATIONS
 from tests.model.machine import LedgerMachine, World
 
 HISTORIES_UNLESS_TOLD = 80
@@ -25,6 +26,7 @@ HISTORIES = int(os.environ.get("CREDIT_MONGO_HISTORIES", HISTORIES_UNLESS_TOLD))
 # By chance, one may not come to everything.
 MOST_RUNS = 4
 STEPS = 30
+PLACES = {configuration.decimal_places for configuration in CONFIGURATIONS.values()}
 SEED = int(os.environ.get("CREDIT_MONGO_SEED", secrets.randbelow(2**32)))
 TO_BE_MET = {
     "create_user",
@@ -55,16 +57,17 @@ TO_BE_MET = {
 
 @pytest.fixture
 def world(replica_set_uri: str) -> Iterator[World]:
-    """An empty database, on a loop that no test runs in."""
+    """Empty databases, on a loop that no test runs in."""
     loop = asyncio.new_event_loop()
-    name = f"test_{uuid4().hex[:12]}"
     client = AsyncMongoClient[dict[str, Any]](replica_set_uri, tz_aware=True)
-    world = World(loop, client, client[name])
+    names = {places: f"test_{uuid4().hex[:12]}" for places in PLACES}
+    world = World(loop, client, {places: client[name] for places, name in names.items()})
     loop.run_until_complete(world.open())
     yield world
     for ledger in world.ledgers.values():
         loop.run_until_complete(ledger.close())
-    loop.run_until_complete(client.drop_database(name))
+    for name in names.values():
+        loop.run_until_complete(client.drop_database(name))
     loop.run_until_complete(client.close())
     loop.close()
 
