@@ -55,8 +55,7 @@ from credit_mongo.errors import (
     LedgerBusyError,
     StorageError,
 )
-from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.maintenance.ledger_methods import IndexReport, ensure_indexes, erase_user
 from credit_mongo.storage.clocks import CheckedClock, Clock
 from credit_mongo.storage.connection import check_replica_set, connect
 from credit_mongo.storage.latest_write import LatestWrite

@@ -1681,6 +1681,13 @@ def test_imports_go_one_way(name: str) -> None:
         assert layer_of(top) < layer_of(own), f"{name} imports {imported}"
 
 
+def test_the_ledger_reaches_maintenance_through_one_door() -> None:
+    """What it needs of the jobs beside it is listed in one small module."""
+    door = "credit_mongo.maintenance.ledger_methods"
+    reached = [name for name in imports_of(MODULES["ledger"]) if ".maintenance" in name]
+    assert reached == [door]
+
+
 def test_the_errors_import_nothing_of_ours() -> None:
     """The lowest layer stands on its own."""
     assert not [name for name in imports_of(MODULES["errors"]) if name.startswith("credit_mongo")]
