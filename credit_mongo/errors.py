@@ -7,7 +7,7 @@ attributes. Messages never contain idempotency keys, metadata, variables' values
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pymongo.errors import PyMongoError
 
@@ -36,6 +36,12 @@ __all__ = [
     "UserExistsError",
     "UserNotFoundError",
 ]
+
+
+_REPEAT_WITH_KEY: Final = (
+    "repeat it with the same idempotency key, which settles it. Without a key, look into the "
+    "user's history before repeating it"
+)
 
 
 class PriceRoundsToZeroWarning(UserWarning):
@@ -230,8 +236,28 @@ class RefundExceedsChargeError(CreditError):
         self.requested = requested
 
 
+class CommitOutcomeUnknownError(CreditError):
+    """The operation may or may not have happened: the commit was sent, and no answer came.
+
+    With an idempotency key, repeat the call with the same key: it returns the result of the first
+    call, or happens now. Without a key, look into the user's history before repeating it: a second
+    call would be a second charge. So this is no StorageError and no PyMongoError, and code that
+    repeats a call after those does not repeat it after this. ``__cause__`` is the driver's error.
+    """
+
+    code = "COMMIT_OUTCOME_UNKNOWN"
+
+    def __init__(self, remedy: str = _REPEAT_WITH_KEY) -> None:
+        super().__init__(f"the operation may or may not have happened: {remedy}")
+
+
 class StorageError(CreditError, PyMongoError):
-    """The database could not do it; the driver's error is the ``__cause__``. Nothing was written.
+    """The database could not do it, and nothing was written. ``__cause__`` is the driver's error.
+
+    The call can be repeated, with an idempotency key or without one. (A call that may have been
+    written raises CommitOutcomeUnknownError, which is no StorageError.) ``delete_user`` and
+    ``ensure_indexes`` work in many steps: those that were done stay done, and another call goes on
+    from there.
 
     It is also a ``PyMongoError`` that keeps the driver's error labels: inside the application's own
     ``with_transaction``, the driver must still see which failures are worth another try.
@@ -260,18 +286,6 @@ class LedgerBusyError(StorageError):
     """The queue is full or the ledger is closed; the request was not accepted. Try again later."""
 
     code = "LEDGER_BUSY"
-
-
-class CommitOutcomeUnknownError(StorageError):
-    """The operation may have happened. Retry with the same idempotency key to learn which."""
-
-    code = "COMMIT_OUTCOME_UNKNOWN"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the operation may or may not have happened: "
-            "retry it with the same idempotency key, which settles it"
-        )
 
 
 class TransactionAbortedError(StorageError):

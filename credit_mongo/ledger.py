@@ -112,7 +112,10 @@ class CreditLedger:
 
     Besides the errors that its docstring names, any method can raise InvalidRequestError, and any
     that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
-    CommitOutcomeUnknownError, ClockSkewError and AccountDataError).
+    ClockSkewError and AccountDataError): nothing was written then, and the call can be repeated.
+    One that writes can also raise CommitOutcomeUnknownError: the operation may have happened.
+    Repeat it with the same idempotency key, which settles it; without a key, look into the history
+    before repeating it.
 
     With ``session``, an operation becomes part of the application's own transaction: it takes
     effect when the application commits, and retries are the application's. A refused operation

@@ -121,9 +121,10 @@ def do(asked: Asked, operation: Operation) -> int:
     try:
         result = asked.where.run_on_ledger(asked.settings, work)
     except CommitOutcomeUnknownError:
-        raise StorageError(
-            "it may or may not have happened: ask again"
-            + (f" with --idempotency-key {key}, which settles it" if key else ", after a look")
+        raise CommitOutcomeUnknownError(
+            f"run the command again with --idempotency-key {key}, which settles it"
+            if key
+            else "look into credit-mongo history before running the command again"
         ) from None
     except KeyboardInterrupt:
         if key is not None and not asked.dry_run:

@@ -138,7 +138,7 @@ class _Batch:
         self.held_since = self.held_since or now
         return self.patience is not None and now - self.held_since >= self.patience
 
-    def not_done(self, error: BaseException, client: AsyncMongoClient[Any]) -> StorageError:
+    def not_done(self, error: BaseException, client: AsyncMongoClient[Any]) -> CreditError:
         """What to tell the callers when there will be no further try."""
         if self.unknown is not None:
             return caused_by(error, CommitOutcomeUnknownError())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from bson.errors import BSONError
 from pymongo.errors import (
@@ -13,10 +13,12 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
 )
 
-from credit_mongo.errors import ReplicaSetRequiredError, StorageError
+from credit_mongo.errors import CreditError, ReplicaSetRequiredError, StorageError
 from credit_mongo.storage.unreachable import no_usable_server
 
 __all__ = ["as_storage_error", "caused_by", "is_conflict", "may_pass"]
+
+_AnyError = TypeVar("_AnyError", bound=CreditError)
 
 _TRANSIENT: Final = "TransientTransactionError"
 _RETRYABLE: Final = "RetryableWriteError"
@@ -46,7 +48,7 @@ def as_storage_error(error: BaseException) -> StorageError:
     return error if isinstance(error, StorageError) else caused_by(error, _as_ours(error))
 
 
-def caused_by(error: BaseException, ours: StorageError) -> StorageError:
+def caused_by(error: BaseException, ours: _AnyError) -> _AnyError:
     """Our error with the driver's as its cause, without the server's text: it can quote keys."""
     if isinstance(error, OperationFailure):
         details = {name: value for name, value in (error.details or {}).items() if name in _KEPT}

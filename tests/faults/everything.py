@@ -102,7 +102,7 @@ async def settle(asks: list[Ask], ledger: CreditLedger) -> list[Outcome]:
     answers: dict[str, Outcome] = {}
     while open_ones := [ask for ask in asks if ask.mark not in answers]:
         for told in await put_all(open_ones, ledger):
-            if not isinstance(told.outcome, StorageError):
+            if not isinstance(told.outcome, StorageError | CommitOutcomeUnknownError):
                 answers[told.ask.mark] = told.outcome
             elif loop.time() > deadline:
                 raise AssertionError(

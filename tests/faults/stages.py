@@ -96,7 +96,7 @@ async def in_a_stubborn_transaction(ask: Ask, ledger: CreditLedger, database: Da
         await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
         try:
             outcome = await ask.of(ledger, session)
-        except (StorageError, asyncio.CancelledError) as error:
+        except (StorageError, CommitOutcomeUnknownError, asyncio.CancelledError) as error:
             with pytest.raises((TransactionAbortedError, asyncio.CancelledError)):
                 await session.commit_transaction()
             raise error from None

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 from pymongo.errors import PyMongoError
 
-from credit_mongo import CreditLedger, StorageError
+from credit_mongo import CommitOutcomeUnknownError, CreditLedger, StorageError
 from credit_mongo.local import LocalReplicaSet, Member
 from tests.faults.asks import Told, outcome_of
 from tests.faults.callers import Callers
@@ -162,7 +162,8 @@ class Scene:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RECOVERY_SECONDS
         while isinstance(
-            outcome := await outcome_of(charge_of("user-0").of(self.ledger)), StorageError
+            outcome := await outcome_of(charge_of("user-0").of(self.ledger)),
+            StorageError | CommitOutcomeUnknownError,
         ):
             assert loop.time() < deadline, repr(outcome)
 

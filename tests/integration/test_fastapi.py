@@ -438,6 +438,29 @@ async def test_what_the_database_refuses_is_settled_later(
     await check_promises(database)
 
 
+async def test_a_settlement_whose_outcome_is_unknown_is_no_refusal(
+    replica_set_uri: str, database: Database, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The charge may have been made, so the request stays open, and is refunded later."""
+    config = CONFIG.model_copy(update={"operation_timeout_seconds": 1})
+    applied: dict[str, Any] = {"writeConcernError": {"code": 100, "errmsg": "x"}}
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname="unsettled") as own:
+        site = Site(own[database.name], config)
+        async with site.app.router.lifespan_context(site.app):
+            await site.ledger.create_user("ann", credits=100)
+            async with failing(client, "unsettled", failCommands=["commitTransaction"], **applied):
+                dead = PaidRequests(site.ledger, site.config, lease_seconds=1)
+                await dead._open(ORDER)
+                for _ in range(200):
+                    if "could not be settled: CommitOutcomeUnknownError" in caplog.text:
+                        break
+                    await asyncio.sleep(0.05)
+            assert "could not be settled: CommitOutcomeUnknownError" in caplog.text
+            await _until_settled(site)
+            assert await site.charges() == [-10, 10]
+    await check_promises(database)
+
+
 async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
     """Also when the ledger may have forgotten the key: then the history tells."""
     runs = [await slow._open(replace(ORDER, key=key)) for key in ("charged", "not charged")]

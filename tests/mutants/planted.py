@@ -933,9 +933,23 @@ PLANTED: Final = (
     Bug(
         "a damaged account's request is settled for ever",
         "integrations/fastapi/paid_requests.py",
-        "            charge = await self._charges.find(run)\n        except StorageError",
-        "            raise\n        except StorageError",
+        "            charge = await self._charges.find(run)\n        except (Storage",
+        "            raise\n        except (Storage",
         (PAID,),
+    ),
+    Bug(
+        "a settlement whose outcome is unknown is a refusal",
+        "integrations/fastapi/paid_requests.py",
+        "except (StorageError, CommitOutcomeUnknownError):\n            raise",
+        "except StorageError:\n            raise",
+        (PAID,),
+    ),
+    Bug(
+        "an unknown outcome is told as a failure that wrote nothing",
+        "errors.py",
+        "class CommitOutcomeUnknownError(CreditError):",
+        "class CommitOutcomeUnknownError(CreditError, PyMongoError):",
+        (ERRORS,),
     ),
     Bug(
         "a charge on an account damaged since is forgotten",

@@ -180,7 +180,8 @@ class PaidRequests:
             charge, replayed = await self._charges.charge(run)
         except BaseException as error:
             self._runs.discard(run["run"])
-            with contextlib.suppress(StorageError):  # then when its lease is over
+            # If that fails, it is settled when its lease is over.
+            with contextlib.suppress(StorageError, CommitOutcomeUnknownError):
                 if isinstance(error, CommitOutcomeUnknownError):
                     await self._settle(run)
                 elif isinstance(error, CreditError):
@@ -302,7 +303,7 @@ class PaidRequests:
         except AccountDataError:
             # The account cannot be charged now. It may have been charged before it was damaged.
             charge = await self._charges.find(run)
-        except StorageError:
+        except (StorageError, CommitOutcomeUnknownError):
             raise
         except CreditError:
             charge = None  # refused: nothing was charged
