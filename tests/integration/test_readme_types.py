@@ -21,7 +21,6 @@ SURROUNDINGS = {
     "client": "AsyncMongoClient[dict[str, Any]] = AsyncMongoClient()",
     "config": "CreditConfig = CreditConfig(costs={})",
     "ledger": 'CreditLedger = CreditLedger(client["app"], config)',
-    "MONGODB_URI": 'str = "mongodb://127.0.0.1:27017/?replicaSet=rs0"',
 }
 IMPORTS = """\
 from typing import Any
