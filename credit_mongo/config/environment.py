@@ -1,4 +1,4 @@
-"""Where the database is, from the environment or a ``.env`` file."""
+"""Where the database is, from the environment."""
 
 from __future__ import annotations
 

@@ -37,9 +37,13 @@ async def test_the_code_of_a_page_runs(
     text = (ROOT / name).read_text(encoding="utf-8")
     page = Page(Path(name), tmp_path, dict(os.environ), names={"MONGODB_URI": replica_set_uri})
 
+    # Its databases: "app" and "app_…".
+    code = re.sub(r'"app(_\w+)?"', rf'"{database.name}\1"', text)
     # In a thread, where a page may have an event loop of its own, as its readers have.
-    ran = await asyncio.to_thread(page.run, text.replace('"app"', f'"{database.name}"'))
+    ran = await asyncio.to_thread(page.run, code)
     assert ran == len(blocks_of(text))
+    for other in re.findall(r'"app(_\w+)"', text):
+        await database.client.drop_database(f"{database.name}{other}")
 
 
 def test_the_runner_finds_what_is_wrong(tmp_path: Path) -> None:

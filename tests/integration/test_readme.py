@@ -10,7 +10,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig
@@ -82,9 +81,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     """The tests that show the promises, the scripts, and the pages that it links."""
     paths = re.findall(r"`((?:tests|scripts|benchmarks)/[\w/.]+)`", README)
     links = [
-        link
-        for link in re.findall(r"\]\(([^)#]+)\)", README)
-        if not link.startswith("https://")
+        link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https://")
     ]
     assert paths
     assert links
