@@ -1,8 +1,9 @@
 """Runs a page of the documentation: its Python from top to bottom, its commands in between.
 
 Code blocks of one page share their names and may ``await``. What ``print(…)  # says``, up to a
-comma and what explains it, must be what it prints. A block with a title is a file of that name. In
-a block of shell, ``credit-mongo`` and ``python`` are run, and whatever else it names is known here.
+comma and what explains it, must be what it prints. A block with a title is a file of that name,
+which other blocks can import. In a block of shell, ``credit-mongo`` and ``python`` are run, and
+whatever else it names is known here.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Page:
         """Run all blocks, in order; how many there were."""
         self.names |= {"__name__": "__page__", "print": self._print}
         blocks = blocks_of(text)
-        with closing(asyncio.new_event_loop()) as loop:
+        with _importable(self.directory), closing(asyncio.new_event_loop()) as loop:
             try:
                 for block in blocks:
                     self._run_block(block, loop)
@@ -130,6 +131,20 @@ class Page:
             )
             output = done.stdout + done.stderr
             assert done.returncode == 0, f"{self.path}:{block.line}: {command}\n{output}"
+
+
+@contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """Modules of the directory can be imported, and are forgotten afterwards."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file is not None and Path(file).parent == directory:
+                del sys.modules[name]
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:

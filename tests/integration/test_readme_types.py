@@ -1,4 +1,4 @@
-"""The README's code satisfies strict type checkers as an application has them, without plugins."""
+"""The README's code, and the pages' files, satisfy strict type checkers without plugins."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from inspect import CO_COROUTINE
 from pathlib import Path
 
 import pytest
+
+from tests.integration.pages import blocks_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,6 +55,18 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def files_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python files that the documentation has its readers write."""
+    directory = tmp_path_factory.mktemp("files")
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for block in blocks_of(page.read_text(encoding="utf-8")):
+            if block.language == "python" and block.title is not None:
+                assert not (directory / block.title).exists(), f"two pages have a {block.title}"
+                (directory / block.title).write_text(block.text, encoding="utf-8")
+    return directory
+
+
 def _check(command: list[str], directory: Path) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", *command],
@@ -72,6 +86,17 @@ def test_the_readme_passes_strict_mypy_without_plugins(application: Path) -> Non
     assert _check(["mypy", *options, "."], application) == (
         0,
         f"Success: no issues found in {len(BLOCKS) + 1} source files\n",
+    )
+
+
+def test_the_files_of_the_pages_pass_strict_mypy_without_plugins(files_of_the_pages: Path) -> None:
+    """An application on FastAPI, and its tests with the fixtures."""
+    options = ["--strict", "--config-file=", f"--cache-dir={ROOT / '.mypy_cache' / 'readme'}"]
+    count = len(list(files_of_the_pages.iterdir()))
+    assert count >= 4
+    assert _check(["mypy", *options, "."], files_of_the_pages) == (
+        0,
+        f"Success: no issues found in {count} source files\n",
     )
 
 
