@@ -1,4 +1,4 @@
-"""The ledger: arguments in, results out. What happens in between is in ``core`` and ``engine``."""
+"""The ledger: it takes arguments and returns results. ``core`` decides, ``engine`` writes."""
 
 from __future__ import annotations
 
@@ -73,9 +73,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CreditLedger"]
 
-_HASTE_SECONDS = 0.2
-# The driver looks whether its client was closed twice a second.
-_LATE_SECONDS = 1.0
+# How long a ledger that could not open waits for its client to close.
+_QUICK_CLOSE_SECONDS = 0.2
+# How long a closed ledger waits for driver calls that outlived their deadline. The driver checks
+# twice a second whether its client was closed.
+_LATE_CALLS_SECONDS = 1.0
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
@@ -84,7 +86,7 @@ def _now() -> datetime:
     return to_milliseconds(datetime.now(timezone.utc))
 
 
-def _reading(clock: Clock) -> Clock:
+def _checked(clock: Clock) -> Clock:
     def read() -> datetime:
         try:
             return check_moment("clock", clock())
@@ -94,21 +96,33 @@ def _reading(clock: Clock) -> Clock:
     return read
 
 
+def _check_config(config: object) -> None:
+    if not isinstance(config, CreditConfig):
+        kind = type(config).__name__
+        raise ConfigurationError("", f"config must be a CreditConfig, not {kind}")
+
+
 def _check_expiry(value: object) -> datetime | None:
     return check_optional(check_moment, "membership_expires_at", value)
 
 
 def _check_transaction_id(field: str, value: object) -> str:
-    # As it is stored: an id of the ledger's may be written in capitals.
+    # In the form that is stored: callers may write the hexadecimal digits in capitals.
     return str(to_object_id(check_identifier(field, value)))
 
 
 class CreditLedger:
-    """Keeps the credits of an application's users.
+    """Keeps the credits of an application's users in MongoDB.
 
-    All amounts are whole numbers of the smallest unit. Every operation takes effect wholly or not
-    at all, ends within the configuration's ``operation_timeout_seconds``, and can be repeated with
-    the same ``idempotency_key`` without a second effect for as long as keys are remembered.
+    Every operation takes effect completely or not at all, and ends within the configuration's
+    ``operation_timeout_seconds``. A call repeated with the same ``idempotency_key`` returns the
+    first call's result and has no second effect, as long as the ledger remembers the key
+    (``idempotency.ttl_seconds``, a day by default).
+
+    Amounts and balances are ``int``, in the smallest unit. A datetime argument needs a time zone;
+    the ledger keeps it in UTC, to the millisecond. User ids, actions, tiers and idempotency keys
+    are ``str`` of 1 to 255 characters, without control characters. ``metadata`` is a mapping with
+    string keys that takes at most 16 KiB as BSON and nests at most 100 levels deep.
 
     Besides the errors that its docstring names, any method can raise InvalidRequestError, and any
     that reaches the database StorageError (with its kinds LedgerBusyError, ReplicaSetRequiredError,
@@ -117,18 +131,19 @@ class CreditLedger:
     Repeat it with the same idempotency key, which settles it; without a key, look into the history
     before repeating it.
 
-    With ``session``, an operation becomes part of the application's own transaction: it takes
-    effect when the application commits, and retries are the application's. A refused operation
-    raises and leaves the transaction usable; its audit row stays, whatever becomes of the rest.
+    With ``session``, an operation becomes part of the application's own transaction. It takes
+    effect when the application commits, and the ledger doesn't retry it. A refused operation raises
+    its error and leaves the transaction usable. The ledger writes the refusal's audit row outside
+    the transaction, so the row stays even if the application aborts.
 
     If such a call ends in any other way (it is cancelled, its deadline passes, the database fails),
-    the transaction is aborted: the commit and later calls in it raise TransactionAbortedError.
-    PyMongo's ``with_transaction`` repeats the transaction where the failure may pass. The session
-    itself stays usable.
+    the ledger aborts the transaction. The commit and later calls in this transaction raise
+    TransactionAbortedError. PyMongo's ``with_transaction`` runs the transaction again if the
+    failure may pass. The session itself stays usable.
 
-    The durability of the application's transaction is that of its own write concern; MongoDB's
-    default is ``majority``. After a commit with ``w=1`` the ledger's reads still show what was
-    committed: they wait until a majority has it.
+    The write concern of the application's transaction decides how durable the operation is.
+    MongoDB's default is ``majority``. After a commit with ``w=1``, the ledger's reads still show
+    the committed data: they wait until a majority of the members has it.
     """
 
     def __init__(
@@ -138,28 +153,32 @@ class CreditLedger:
         *,
         clock: Clock | None = None,
     ) -> None:
-        """A ledger on a database of the application's own client, which it never closes.
+        """Create a ledger on a database of the application's client.
 
-        The client is PyMongo's AsyncMongoClient, or Motor's AsyncIOMotorClient.
+        The client is PyMongo's AsyncMongoClient or Motor's AsyncIOMotorClient. The ledger never
+        closes it.
 
-        Operations are decided at the time of this machine's clock, which may differ from the
-        server's by the configuration's ``max_clock_skew_seconds``: beyond, they raise
-        ClockSkewError. ``clock``, for tests, gives another time (with a time zone). It may lie
-        months from the server's: nothing compares them, and time then follows a user's rows however
-        far ahead they are.
+        The ledger takes the time from this machine's clock. If that differs from the server's
+        clock by more than the configuration's ``max_clock_skew_seconds``, operations raise
+        ClockSkewError.
+
+        ``clock`` is for tests: a function that returns the time, with a time zone. It may differ
+        from the server's clock by months, because the ledger doesn't compare the two. If a user's
+        last transaction is dated after ``clock``, the user's next operation takes that later date.
+
+        Raises ConfigurationError if ``config`` is not a CreditConfig.
         """
-        if not isinstance(config, CreditConfig):
-            raise ConfigurationError("", "config must be a CreditConfig")
+        _check_config(config)
         database = as_database(database)
         database = database.with_options(read_preference=ReadPreference.PRIMARY)
         self._config = config
         self._database = database
-        # Two clocks may be off by as much in opposite directions.
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
-        apart = None if skew is None else 2 * skew
-        self._policy = replace(config.policy, follows=apart)
+        # The clocks of two processes may be wrong by ``skew`` in opposite directions.
+        gap = None if skew is None else 2 * skew
+        self._policy = replace(config.policy, max_lead=gap)
         self._clock = CheckedClock(
-            database.client, _reading(_now if clock is None else clock), skew
+            database.client, _checked(_now if clock is None else clock), skew
         )
         self._owns_client = False
         self._users = StoredUsers.of(config.users, database)
@@ -170,9 +189,8 @@ class CreditLedger:
             config.collections,
             self._users,
             audits=config.audit.enabled,
-            # So that each process remembers a key for as long as it should, whoever's clock is off.
-            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds)
-            + (apart or timedelta()),
+            # The gap makes sure that a process with a fast clock doesn't forget a key too early.
+            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds) + (gap or timedelta()),
         )
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(database.client)
@@ -213,18 +231,21 @@ class CreditLedger:
     def connect(
         cls, uri: str, *, database: str, config: CreditConfig, clock: Clock | None = None
     ) -> CreditLedger:
-        """A ledger on a client of its own, which closes with it; ``clock`` as for the class.
+        """Create a ledger with a client of its own. Closing the ledger closes the client.
 
-        Raises ConfigurationError for an URI with an option that MongoDB's driver would ignore.
+        ``uri`` is a MongoDB connection string, ``database`` the name of the database. ``clock`` is
+        for tests, as in the constructor.
+
+        Raises ConfigurationError if ``config`` is not a CreditConfig, or if the URI is invalid or
+        contains an option that MongoDB's driver would ignore.
         """
-        if not isinstance(config, CreditConfig):
-            raise ConfigurationError("", "config must be a CreditConfig")
+        _check_config(config)
         ledger = cls(connect(uri, database, config.operation_timeout_seconds), config, clock=clock)
         ledger._owns_client = True
         return ledger
 
     def __repr__(self) -> str:
-        """Where its credits are, and whether it is open; nothing of the URI."""
+        """Show where the credits are and whether the ledger is open, but nothing of the URI."""
         names = self._config.collections
         return (
             f"<CreditLedger database={self._database.name!r} users={names.users!r} "
@@ -233,17 +254,17 @@ class CreditLedger:
         )
 
     async def __aenter__(self) -> Self:
-        """Check that the server can do what the ledger needs, and that its settings are the same.
+        """Check that the server is a replica set, and compare the settings with the database's.
 
-        Raises ReplicaSetRequiredError, ConfigurationError if the ledger in the database was set up
-        with other settings, and StorageError if nothing answers in time. A ledger that is not
-        entered compares its settings before its first operation.
+        Raises ReplicaSetRequiredError; ConfigurationError if the ledger in the database was set up
+        with other settings; and StorageError if no server answers in time. A ledger used without
+        ``async with`` compares the settings before its first operation.
         """
         try:
             await self._run_in_time(None, self._open)
         except BaseException:
-            # Nothing was begun that would have to be finished, and the deadline is near or over.
-            await self._close_client(_HASTE_SECONDS)
+            # No operation has begun, and the deadline may have passed: don't wait for the client.
+            await self._close_client(_QUICK_CLOSE_SECONDS)
             raise
         return self
 
@@ -260,21 +281,22 @@ class CreditLedger:
         await self.close()
 
     async def close(self) -> None:
-        """Accept no more operations, finish those accepted, and close an own client.
+        """Stop accepting operations, finish the accepted ones, and close the ledger's own client.
 
-        Takes no longer than three operations may.
+        Finishes within three times ``operation_timeout_seconds``. A client that the application
+        passed in stays open. Later calls raise LedgerBusyError.
         """
         self._is_closed = True
         seconds = self._config.operation_timeout_seconds
         await self._lanes.close()
         await self._committer.close(seconds)
         await self._close_client(seconds)
-        await self._deadlines.close(min(seconds, _LATE_SECONDS))
+        await self._deadlines.close(min(seconds, _LATE_CALLS_SECONDS))
 
     async def _close_client(self, seconds: float) -> None:
         if self._owns_client:
-            # The driver would wait half a minute for a frozen server to end its sessions. Asked a
-            # second time, it has no sessions any more, and closes its connections.
+            # The driver would wait half a minute for a frozen server to end its sessions. On the
+            # second call it has no sessions left, and just closes its connections.
             for _ in range(2):
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._database.client.close(), seconds / 2)
@@ -293,12 +315,17 @@ class CreditLedger:
         idempotency_key: str | None = None,
         session: AnySession | None = None,
     ) -> User:
-        """Open an account. Its opening credits (0 to 2**53 - 1) are its first transaction.
+        """Open an account. The opening ``credits`` are its first transaction.
 
-        Where the application has a document of the user without credits, the account is opened on
-        it: other fields stay, and so does its tier if none is given. Raises UserExistsError if the
-        user has an account, and UndefinedTierError for a ``membership_tier`` that the configuration
-        lacks, be it because ``membership`` is not configured at all.
+        ``credits`` is 0 to 2**53 - 1 smallest units. ``membership_expires_at`` must lie in the
+        future; None means no expiry.
+
+        If the application already has a document for the user, without credits, the ledger opens
+        the account on that document. Its other fields stay, and so does its tier unless
+        ``membership_tier`` gives another.
+
+        Raises UserExistsError if the user has an account, UndefinedTierError if the configuration
+        doesn't define ``membership_tier``, and IdempotencyConflictError.
         """
         request = CreateUserRequest(
             **self._common(user_id, idempotency_key, metadata),
@@ -308,26 +335,35 @@ class CreditLedger:
                 check_moment, "membership_expires_at", membership_expires_at
             ),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def get_user(self, user_id: str, *, session: AnySession | None = None) -> User:
-        """A user's account. Raises UserNotFoundError."""
+        """Return a user's account: balance in smallest units, tier, and number of transactions.
+
+        Raises UserNotFoundError.
+        """
         user_id = self._users.check_id("user_id", user_id)
         own = as_session(session, self._database)
         return user_of(await self._read(own, self._history.account, user_id, own))
 
     async def get_balance(self, user_id: str, *, session: AnySession | None = None) -> int:
-        """A user's credits, in smallest units. Raises UserNotFoundError."""
+        """Return a user's balance, in smallest units. Raises UserNotFoundError."""
         return (await self.get_user(user_id, session=session)).credits
 
     async def delete_user(self, user_id: str, *, requested_by: str | None = None) -> Erasure:
-        """Erase the user with all transactions, audit logs and idempotency records, for good.
+        """Erase a user for good: account, transactions, audit logs and idempotency records.
 
-        Archived ones go, too, but for those in files. From the first moment on there is no such
-        user for any operation, and one that is opened anew meanwhile is another, which stays. Rows
-        go by at most 1,000 at once, each time within ``operation_timeout_seconds``. If it fails or
-        is killed, call it again to complete it. A record stays of how much went, when, and
-        ``requested_by`` whom; the database role of the ledger's other work may not do this.
+        Archived rows are erased too, except those archived to files. As soon as the erasure has
+        begun, no operation finds the user. If somebody opens an account with the same id before the
+        erasure ends, that new account stays.
+
+        The ledger erases at most 1,000 rows at a time. ``operation_timeout_seconds`` limits each
+        such step, not the whole call. If the call fails or the process dies, call it again to
+        complete the erasure.
+
+        A record of the erasure stays: how many rows, when, and who asked for it (``requested_by``,
+        1 to 255 characters). The database role for normal operations isn't allowed to erase: use
+        the role for erasing.
 
         Raises UserNotFoundError.
         """
@@ -355,30 +391,31 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> ChargeResult:
-        """Take what ``action`` costs the user's tier, or ``amount`` units if given.
+        """Take the price of ``action`` for the user's tier, or ``amount`` units if given.
 
-        ``variables`` are for formulas: at most 200 names with numbers of any exact kind, within
-        ±10**18. What the price's formula does not use is ignored, whatever it holds, so that a
-        provider's whole usage object can be given; a used one that is no number raises
-        InvalidRequestError, which names it. Without variables, a formula that needs some falls back
-        to the action's ``default`` if that is a fixed price. An ``amount`` needs no price for the
-        action, but the same access.
+        ``amount`` is 1 to 2**53 - 1 smallest units. The action then needs no price, but the user
+        still needs access to it. ``amount`` and ``variables`` cannot be combined.
+
+        ``variables`` are the numbers for a price formula, by name: at most 200, within ±10**18.
+        ``int``, ``float``, ``Decimal``, ``Fraction`` and NumPy's numbers will do. The formula
+        ignores names that it doesn't use, whatever their values, so you can pass a provider's
+        whole usage object. If a variable that it uses isn't a number, the call raises
+        InvalidRequestError with the variable's name. A formula that needs variables and gets none
+        falls back to the action's ``default`` price if that is a fixed one.
 
         Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError,
         MissingVariableError, FormulaEvaluationError, InsufficientCreditsError and
         IdempotencyConflictError.
         """
         if amount is not None and variables is not None:
-            raise InvalidRequestError(
-                "amount", "cannot be combined with variables: it is the price"
-            )
+            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
         request = ChargeRequest(
             **self._common(user_id, idempotency_key, metadata),
             action=check_identifier("action", action),
             amount=None if amount is None else check_amount("amount", amount),
             variables=None if variables is None else exact_variables(variables),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def refund(
         self,
@@ -391,10 +428,14 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> RefundResult:
-        """Give ``amount`` units back; with ``transaction_id``, of what that charge still holds.
+        """Give back ``amount`` units (1 to 2**53 - 1).
 
-        Raises UserNotFoundError, TransactionNotFoundError, RefundExceedsChargeError and
-        IdempotencyConflictError.
+        ``transaction_id`` links the refund to that charge of the user: all refunds of a charge
+        together never exceed it. Without it, the refund has no limit but the largest balance,
+        2**63 - 1 units.
+
+        Raises UserNotFoundError, TransactionNotFoundError if the user has no such charge,
+        RefundExceedsChargeError, and IdempotencyConflictError.
         """
         request = RefundRequest(
             **self._common(user_id, idempotency_key, metadata),
@@ -402,7 +443,7 @@ class CreditLedger:
             action=check_identifier("action", action),
             charge_id=check_optional(_check_transaction_id, "transaction_id", transaction_id),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def grant(
         self,
@@ -414,13 +455,16 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> GrantResult:
-        """Give ``amount`` units. Raises UserNotFoundError and IdempotencyConflictError."""
+        """Give the user ``amount`` units (1 to 2**53 - 1), up to a balance of 2**63 - 1.
+
+        Raises UserNotFoundError and IdempotencyConflictError.
+        """
         request = GrantRequest(
             **self._common(user_id, idempotency_key, metadata),
             amount=check_amount("amount", amount),
             action=check_identifier("action", action),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     # Tiers
 
@@ -434,10 +478,14 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Move to a higher tier and set the balance to its cap (in credits in the configuration).
+        """Move the user to a higher tier and set the balance to that tier's cap.
 
-        ``KEEP`` keeps a future expiry and clears a past one; None means no expiry. Raises
-        UserNotFoundError, UndefinedTierError, InvalidTierChangeError and IdempotencyConflictError.
+        A balance above the cap is cut to it. A datetime in ``membership_expires_at`` is the new
+        expiry, which must lie in the future; None means no expiry. ``KEEP`` keeps an expiry in the
+        future and clears one that has passed.
+
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the target isn't
+        higher than the current tier, and IdempotencyConflictError.
         """
         expires_at = membership_expires_at
         request = UpgradeTierRequest(
@@ -447,7 +495,7 @@ class CreditLedger:
             if isinstance(expires_at, Keep)
             else _check_expiry(expires_at),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def downgrade_tier(
         self,
@@ -459,17 +507,20 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Move to a lower tier and set the balance to its cap; more than that is lost.
+        """Move the user to a lower tier and set the balance to that tier's cap.
 
-        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError and
-        IdempotencyConflictError.
+        A balance above the cap is cut to it. The membership keeps its expiry unless
+        ``clear_expiration`` removes it.
+
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the target isn't
+        lower than the current tier, and IdempotencyConflictError.
         """
         request = DowngradeTierRequest(
             **self._common(user_id, idempotency_key, metadata),
             target_tier=check_identifier("target_tier", target_tier),
             clear_expiration=check_flag("clear_expiration", clear_expiration),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def renew_tier(
         self,
@@ -482,14 +533,14 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Stay in the tier until a new expiry; with ``refill``, set the balance to its cap.
+        """Give the user's tier a new expiry and, with ``refill``, set the balance to its cap.
 
-        None is no end, and a membership without one takes any. An end before the present one is
-        refused, so that a late webhook changes nothing; ``allow_earlier`` lets it shorten the
-        membership.
+        ``membership_expires_at`` must lie in the future; None means no expiry. An expiry before the
+        current one is refused, so that a late webhook changes nothing. ``allow_earlier=True``
+        permits it. A membership without an expiry accepts any.
 
-        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError (there is no tier, or
-        the end is an earlier one) and IdempotencyConflictError.
+        Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the user has no tier
+        or the new expiry is earlier, and IdempotencyConflictError.
         """
         request = RenewTierRequest(
             **self._common(user_id, idempotency_key, metadata),
@@ -499,14 +550,15 @@ class CreditLedger:
             refill=check_flag("refill", refill),
             allow_earlier=check_flag("allow_earlier", allow_earlier),
         )
-        return await self._do(request, session)
+        return await self._submit(request, session)
 
     async def validate_access(
         self, user_id: str, action: str, *, session: AnySession | None = None
     ) -> bool:
-        """True if the user's tier may do the action, whatever it costs.
+        """Return True if the user's tier has access to the action, or else raise.
 
-        Raises UserNotFoundError, UndefinedActionError, UndefinedTierError, MembershipRequiredError.
+        The balance doesn't matter. Raises UserNotFoundError, UndefinedActionError,
+        UndefinedTierError, and MembershipRequiredError if the tier has no access.
         """
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
@@ -522,7 +574,11 @@ class CreditLedger:
         *,
         variables: Mapping[str, object] | None = None,
     ) -> Quote:
-        """What the action would cost the user now. Writes nothing; raises what a charge would."""
+        """Return what the action would cost the user now. Writes nothing.
+
+        ``variables`` are those of ``charge``. The call raises the same errors as ``charge``, except
+        InsufficientCreditsError: the result's ``affordable`` says whether the balance is enough.
+        """
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
         exact = None if variables is None else exact_variables(variables)
@@ -544,12 +600,15 @@ class CreditLedger:
         include_archived: bool = False,
         session: AnySession | None = None,
     ) -> HistoryPage:
-        """Transactions, newest first, from ``start_date`` up to but not including ``end_date``.
+        """Return a page of the user's transactions, newest first.
 
-        ``limit`` is 1 to 1,000, ``offset`` at most 100,000; ``cursor`` is a page's ``next_cursor``
-        and goes on exactly where that page ended, whatever was written since.
-        ``include_archived`` reads on in the archive collection; what was archived to files is not
-        there. Raises UserNotFoundError.
+        ``start_date`` is included, ``end_date`` is not. ``limit`` is 1 to 1,000 rows, ``offset`` 0
+        to 100,000 rows. ``cursor`` takes a page's ``next_cursor`` and continues exactly where that
+        page ended, whatever was written since; it cannot be combined with an ``offset``.
+
+        ``include_archived`` also reads the archive collections, but not what was archived to files.
+
+        Raises UserNotFoundError.
         """
         own = as_session(session, self._database)
         return await self._read(
@@ -580,9 +639,10 @@ class CreditLedger:
         include_archived: bool = False,
         session: AnySession | None = None,
     ) -> AuditPage:
-        """Attempts (``status`` "success" or "failed"), newest first, also on unknown users.
+        """Return a page of the attempted operations on a user, newest first.
 
-        Limits, and ``include_archived``, are those of ``get_history``.
+        ``status`` is "success" or "failed"; None returns both. The log also has the attempts on
+        users who don't exist. All other arguments are those of ``get_history``.
         """
         own = as_session(session, self._database)
         return await self._read(
@@ -601,14 +661,16 @@ class CreditLedger:
         )
 
     async def ensure_indexes(self) -> IndexReport:
-        """Create the collections and indexes that are missing; what fits is kept.
+        """Create the collections and indexes that are missing, and store the ledger's settings.
 
-        The ledger's settings are written down as well. Takes as long
-        as the server does, which for many rows is long. Raises nothing for an index that is in the
-        way: the report names it with its remedy. Raises ConfigurationError, and creates nothing, if
-        the ledger in the database was set up with other settings.
+        Indexes that fit are kept, whatever their names. An index that conflicts doesn't raise: the
+        report names it and says what to do. ``operation_timeout_seconds`` doesn't limit this call,
+        because the server may need long to build an index on many rows.
+
+        Raises ConfigurationError, and creates nothing, if the ledger in the database was set up
+        with other settings.
         """
-        self._check_that_it_is_open()
+        self._check_open()
         config = self._config
         try:
             return await ensure_indexes(
@@ -621,27 +683,28 @@ class CreditLedger:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
     def format(self, units: int) -> str:
-        """An amount of smallest units in credits, for people.
+        """Return an amount of smallest units as credits, for people to read.
 
-        With ``decimal_places=2``, ``format(135_000)`` is ``"1,350.00"``.
+        With ``decimal_places=2``, ``format(135_000)`` is ``"1,350.00"``. Raises InvalidRequestError
+        if ``units`` is not an ``int``.
         """
         if isinstance(units, bool) or not isinstance(units, int):
             raise InvalidRequestError("units", f"must be an int, not {type(units).__name__}")
         return in_credits(int.__int__(units), self._config.decimal_places)
 
-    # The way in
+    # From the public methods to the engine
 
-    def _check_that_it_is_open(self) -> None:
-        """Raise LedgerBusyError after close, ConfigurationError on another event loop."""
+    def _check_open(self) -> None:
+        """Raise LedgerBusyError if closed, ConfigurationError on another event loop."""
         if self._is_closed:
-            raise LedgerBusyError("the ledger is closed: make another")
+            raise LedgerBusyError("the ledger is closed: create a new one")
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
                 raise ConfigurationError(
                     "",
-                    "the ledger belongs to the event loop that it was first used on: make another "
-                    "for this one, on a client of its own",
+                    "the ledger belongs to the event loop that first used it: create a new ledger "
+                    "for this loop, with a client of its own",
                 )
             self._loop = loop
 
@@ -654,23 +717,23 @@ class CreditLedger:
             "metadata": copy_metadata(metadata),
         }
 
-    def _do(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
-        self._check_that_it_is_open()
+    def _submit(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
+        self._check_open()
         own = as_session(session, self._database)
         if own is not None:
-            return self._do_in(request, own)
-        return self._lanes.submit(request) if self._opening.is_done else self._do_first(request)
+            return self._submit_in_session(request, own)
+        return self._lanes.submit(request) if self._opening.is_done else self._submit_first(request)
 
-    async def _do_first(self, request: Request[_R]) -> _R:
+    async def _submit_first(self, request: Request[_R]) -> _R:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._read(None, self._opening.check)
         return await self._lanes.submit(request, spent_seconds=loop.time() - began)
 
-    async def _do_in(self, request: Request[_R], session: AsyncClientSession) -> _R:
+    async def _submit_in_session(self, request: Request[_R], session: AsyncClientSession) -> _R:
         try:
             outcome = await self._sessions.write(
-                session, lambda: self._opened(self._committer.commit_in, request, session)
+                session, lambda: self._after_opening(self._committer.commit_in, request, session)
             )
         except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
@@ -678,14 +741,14 @@ class CreditLedger:
             raise outcome
         return outcome
 
-    def _opened(
+    def _after_opening(
         self,
         work: Callable[_P, Coroutine[Any, Any, _R]],
         /,
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> Coroutine[Any, Any, _R]:
-        """The work, before which the settings are compared if they were not yet."""
+        """Return the work, preceded by the check of the settings if that hasn't happened yet."""
         if self._opening.is_done:
             return work(*arguments, **options)
 
@@ -703,7 +766,7 @@ class CreditLedger:
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> _R:
-        return await self._run_in_time(session, self._opened, read, *arguments, **options)
+        return await self._run_in_time(session, self._after_opening, read, *arguments, **options)
 
     async def _run_in_time(
         self,
@@ -713,7 +776,7 @@ class CreditLedger:
         *arguments: _P.args,
         **options: _P.kwargs,
     ) -> _R:
-        self._check_that_it_is_open()
+        self._check_open()
         try:
             if session is not None:
                 return await self._sessions.read(session, lambda: read(*arguments, **options))

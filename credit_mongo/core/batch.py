@@ -79,7 +79,7 @@ def _decide(
         return _refuse(batch, request, IdempotencyConflictError(request.key), at)
     try:
         if account is None:
-            now = state.moment_to_open(request.user_id, now, policy.follows)
+            now = state.moment_to_open(request.user_id, now, policy.max_lead)
         else:
             now = policy.time_for(account, now)
             for posting in advance(due_on, request, account, now):

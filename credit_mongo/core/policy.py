@@ -25,7 +25,7 @@ class Policy:
 
     tariff: Tariff
     membership: Membership
-    follows: timedelta | None = None
+    max_lead: timedelta | None = None
     """How far ahead of the present a user's last change may lie and still be believed.
 
     None: as far as it likes.
@@ -39,7 +39,7 @@ class Policy:
         differ is a mistake, and decides nothing.
         """
         last = account.updated_at
-        if last <= now or (self.follows is not None and last - now > self.follows):
+        if last <= now or (self.max_lead is not None and last - now > self.max_lead):
             return now
         return last
 

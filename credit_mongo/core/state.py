@@ -64,17 +64,17 @@ class State:
         self.unopened: Mapping[str, Unopened] = loaded.unopened
 
     def moment_to_open(
-        self, user_id: str, now: datetime, follows: timedelta | None = None
+        self, user_id: str, now: datetime, max_lead: timedelta | None = None
     ) -> datetime:
         """When an account of the user can begin: now, or after one whose erasure is under way.
 
-        No further ahead than what happens to the account next will follow (``Policy.follows``).
+        No further ahead than what happens to the account next will follow (``Policy.max_lead``).
         Raises AccountDataError if that one is dated too far ahead.
         """
         until = self._erased_until.get(user_id)
         if until is None:
             return now
-        if until - now >= min(_MOST_AHEAD, follows or _MOST_AHEAD):
+        if until - now >= min(_MOST_AHEAD, max_lead or _MOST_AHEAD):
             raise AccountDataError(user_id, "history", _DATED_AHEAD)
         return max(now, until + _MILLISECOND)
 

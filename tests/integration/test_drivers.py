@@ -236,7 +236,7 @@ async def test_a_closed_ledger_does_nothing_more(config: CreditConfig, name: str
     """It says so, whatever is asked of it."""
     async with mock_ledger(config) as ledger:
         await ledger.create_user("u", credits=100, membership_tier="premium")
-    with pytest.raises(LedgerBusyError, match="closed: make another"):
+    with pytest.raises(LedgerBusyError, match="closed: create a new one"):
         await {**CALLS, **WITHOUT_SESSION}[name](ledger, None)
 
 
@@ -262,7 +262,7 @@ def test_a_ledger_on_another_event_loop_is_refused(
         return ledger, motor
 
     async def go_on(ledger: CreditLedger) -> None:
-        with pytest.raises(ConfigurationError, match="make another for this one"):
+        with pytest.raises(ConfigurationError, match="create a new ledger for this loop"):
             await call(ledger, None)
 
     with closing(asyncio.new_event_loop()) as first, closing(asyncio.new_event_loop()) as second:

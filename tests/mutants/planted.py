@@ -434,7 +434,7 @@ PLANTED: Final = (
     Bug(
         "a date far in the future is believed",
         "core/policy.py",
-        "self.follows is not None and last - now > self.follows",
+        "self.max_lead is not None and last - now > self.max_lead",
         "False",
         (SKEW,),
     ),
@@ -462,7 +462,7 @@ PLANTED: Final = (
     Bug(
         "a key lives for less where clocks differ",
         "ledger.py",
-        "            + (apart or timedelta()),\n",
+        " + (gap or timedelta()),\n",
         ",\n",
         (SKEW,),
     ),
@@ -670,7 +670,7 @@ PLANTED: Final = (
     Bug(
         "an operation in a session is done whatever the settings are",
         "ledger.py",
-        "lambda: self._opened(self._committer.commit_in, request, session)",
+        "lambda: self._after_opening(self._committer.commit_in, request, session)",
         "lambda: self._committer.commit_in(request, session)",
         (SETTINGS,),
     ),

@@ -169,7 +169,7 @@ class _Repairing:
         self._committer = Committer(
             database.client,
             store,
-            replace(config.policy, follows=None if skew is None else 2 * skew),
+            replace(config.policy, max_lead=None if skew is None else 2 * skew),
             retry=config.retry,
             turns=Turns(),
             latest_write=LatestWrite(database.client),
