@@ -37,7 +37,7 @@ from credit_mongo.local import LocalReplicaSet
 CONFIG = CreditConfig(
     costs={
         "generate-post": {"default": 10, "premium": 8},
-        "translate": {"default": "{words} / 10"},
+        "translate": {"default": "ceil({words} / 10)"},
     },
     membership={"tiers": {"free": 0, "premium": 1}, "credits_caps": {"free": 100, "premium": 2000}},
 )

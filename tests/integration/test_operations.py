@@ -362,6 +362,7 @@ async def test_a_success_stores_exactly_what_is_documented(
         **numbers,
         "metadata": METADATA,
         "idempotencyKey": key,
+        "keyExpiresAt": NOW + KEY_LIFETIME,
         "createdAt": NOW,
     }
     audit_log = await one(shared, "audit_logs", userId=user)
