@@ -189,12 +189,25 @@ async def test_accounts_are_opened_and_tiers_changed(
     renewed = facts(await call("renew", "ada", "--expires-at", "2091-01-01", *config, "--json"))
     assert renewed["new_credits"] == 5000
     assert renewed["membership_expires_at"] == "2091-01-01T00:00:00.000Z"
+    earlier = ("renew", "ada", "--expires-at", "2090-06-01", *config)
+    code, _, errors = await call(*earlier)
+    assert (code, "2091-01-01" in errors) == (2, True)
+    renewed = facts(await call(*earlier, "--allow-earlier", "--json"))
+    assert renewed["membership_expires_at"] == "2090-06-01T00:00:00.000Z"
     lowered = facts(await call("downgrade", "ada", "free", "--no-expiry", *config, "--json"))
     assert (lowered["new_tier"], lowered["new_credits"]) == ("free", 1000)
     assert lowered["membership_expires_at"] is None
     operations = [row.operation for row in await ledger.get_history("ada")]
     assert operations == [
-        *("downgrade_tier", "renew_tier", "renew_tier", "charge", "upgrade_tier", "create_user")
+        *(
+            "downgrade_tier",
+            "renew_tier",
+            "renew_tier",
+            "renew_tier",
+            "charge",
+            "upgrade_tier",
+            "create_user",
+        )
     ]
     assert (await call("create-user", "bob"))[0] == 0
     for wrong, told in (

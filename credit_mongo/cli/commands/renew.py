@@ -32,6 +32,10 @@ def renew(
     no_refill: Annotated[
         bool, typer.Option("--no-refill", help="Leave the balance as it is.")
     ] = False,
+    allow_earlier: Annotated[
+        bool,
+        typer.Option("--allow-earlier", help="Also to an expiry before the present one."),
+    ] = False,
     idempotency_key: Key = None,
     metadata: MetadataText = None,
     dry_run: DryRun = False,
@@ -56,6 +60,10 @@ def renew(
     return do(
         asked,
         lambda ledger, options: ledger.renew_tier(
-            user, membership_expires_at=moment, refill=not no_refill, **options
+            user,
+            membership_expires_at=moment,
+            refill=not no_refill,
+            allow_earlier=allow_earlier,
+            **options,
         ),
     )
