@@ -6,8 +6,9 @@ of that SDK, saved as JSON, loads unchanged.
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
@@ -159,8 +160,12 @@ _Mapping = Annotated[dict[_K, _V], AfterValidator(_FrozenDict)]
 class RetryConfig(Part):
     """Tries after a failure of the database (a lost connection, an election, …).
 
-    A write conflict is no failure, only a turn to wait for: it is retried until the operation's
-    deadline, whatever stands here. Delays are in milliseconds.
+    A write conflict does not count as a failure: the ledger retries it until the operation's
+    deadline, whatever these settings are.
+
+    Delays are in milliseconds. Each delay is drawn at random, from 0 up to a bound that begins at
+    ``initial_delay_ms`` and grows by ``backoff_multiplier`` up to ``max_delay_ms``: after an
+    election, processes do not all try again at the same moment.
     """
 
     enabled: bool = True
@@ -192,8 +197,14 @@ class RetryConfig(Part):
             raise wrong("must not be smaller than initial_delay_ms", "max_delay_ms")
         return self
 
-    def delay_seconds(self, failures: int) -> float:
-        """How long to wait after the ``failures``-th failure, in seconds."""
+    def delay_seconds(
+        self, failures: int, draw: Callable[[float, float], float] = random.uniform
+    ) -> float:
+        """How long to wait after the ``failures``-th failure, in seconds: drawn from 0 to most."""
+        return draw(0.0, self.longest_delay_seconds(failures))
+
+    def longest_delay_seconds(self, failures: int) -> float:
+        """The longest wait after the ``failures``-th failure, in seconds."""
         # Capped before the power is taken: 100 ** 1000 is no float.
         exponent = min(failures - 1, 64)
         delay = self.initial_delay_ms * self.backoff_multiplier**exponent

@@ -38,9 +38,13 @@ def _users_of_one_lane(number: int) -> list[str]:
 
 @pytest_asyncio.fixture
 async def patient(
-    replica_set_uri: str, config: CreditConfig, database: Database
+    replica_set_uri: str,
+    config: CreditConfig,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[CreditLedger]:
     """It waits for two seconds before it looks what became of a commit."""
+    monkeypatch.setattr(RetryConfig, "delay_seconds", RetryConfig.longest_delay_seconds)
     retry = RetryConfig(initial_delay_ms=2000, max_delay_ms=2000)
     uri = with_options(replica_set_uri, appName="patient")
     async with CreditLedger.connect(

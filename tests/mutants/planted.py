@@ -945,6 +945,13 @@ PLANTED: Final = (
         (PAID,),
     ),
     Bug(
+        "all processes try again in step",
+        "config/configuration.py",
+        "return draw(0.0, self.longest_delay_seconds(failures))",
+        "return self.longest_delay_seconds(failures)",
+        (CONFIG,),
+    ),
+    Bug(
         "an unknown outcome is told as a failure that wrote nothing",
         "errors.py",
         "class CommitOutcomeUnknownError(CreditError):",

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import pickle
+import random
 import time
 import warnings
 from collections.abc import Callable
@@ -901,10 +902,30 @@ def test_without_membership_the_rules_have_no_tiers() -> None:
 @pytest.mark.parametrize(
     ("failures", "milliseconds"), [(1, 20), (2, 40), (3, 80), (6, 640), (7, 1000), (10_000, 1000)]
 )
-def test_delays_grow_up_to_the_longest(failures: int, milliseconds: float) -> None:
-    """The n-th delay is the first times the multiplier n - 1 times, and never above the longest."""
+def test_the_longest_delay_grows_up_to_max_delay_ms(failures: int, milliseconds: float) -> None:
+    """The n-th is the first times the multiplier n - 1 times, and never above the longest."""
     retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
-    assert retry.delay_seconds(failures) == pytest.approx(milliseconds / 1000)
+    assert retry.longest_delay_seconds(failures) == pytest.approx(milliseconds / 1000)
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 0.02), (3, 0.08), (10_000, 1.0)])
+def test_a_delay_is_drawn_from_zero_to_the_longest(failures: int, longest: float) -> None:
+    """Full jitter: processes that failed together do not try again together."""
+    retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
+    assert retry.delay_seconds(failures, lambda least, _most: least) == 0
+    assert retry.delay_seconds(failures, lambda _least, most: most) == pytest.approx(longest)
+    chance = random.Random(1)  # noqa: S311 - the same each time
+    drawn = sorted(retry.delay_seconds(failures, chance.uniform) for _ in range(400))
+    assert drawn[0] >= 0
+    assert drawn[-1] <= longest
+    for part in range(1, 4):
+        assert drawn[part * 100] == pytest.approx(part * longest / 4, abs=longest / 10)
+
+
+def test_two_processes_wait_for_different_times() -> None:
+    """Without being told to: the draw is random by default."""
+    retry = RetryConfig()
+    assert len({retry.delay_seconds(5) for _ in range(20)}) > 10
 
 
 def test_settings_are_read_by_their_own_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
