@@ -7,27 +7,38 @@ attributes. Messages never contain idempotency keys, metadata, variables' values
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, ClassVar, Final
 
 from pymongo.errors import PyMongoError
 
 __all__ = [
     "AccountDataError",
+    "ArchiveCopyError",
+    "ArchiveLostError",
+    "ArchiveManifestError",
+    "ArchiveRunningError",
     "ClockSkewError",
     "CommitOutcomeUnknownError",
     "ConfigurationError",
     "CreditError",
     "FormulaEvaluationError",
     "IdempotencyConflictError",
+    "IdempotencyKeyError",
     "InsufficientCreditsError",
     "InvalidRequestError",
     "InvalidTierChangeError",
+    "JobTimeoutError",
     "LedgerBusyError",
     "MembershipRequiredError",
+    "MissingIdempotencyKeyError",
     "MissingVariableError",
     "PriceRoundsToZeroWarning",
     "RefundExceedsChargeError",
     "ReplicaSetRequiredError",
+    "RequestCompletedError",
+    "RequestInProgressError",
+    "RequestTooLargeError",
     "StorageError",
     "TransactionAbortedError",
     "TransactionNotFoundError",
@@ -254,10 +265,11 @@ class CommitOutcomeUnknownError(CreditError):
 class StorageError(CreditError, PyMongoError):
     """The database could not do it, and nothing was written. ``__cause__`` is the driver's error.
 
-    The call can be repeated, with an idempotency key or without one. (A call that may have been
-    written raises CommitOutcomeUnknownError, which is no StorageError.) ``delete_user`` and
-    ``ensure_indexes`` work in many steps: those that were done stay done, and another call goes on
-    from there.
+    The call can be repeated, with an idempotency key or without one. (Where something may have been
+    written, the error is CommitOutcomeUnknownError, which is no StorageError.)
+
+    ``delete_user``, ``ensure_indexes`` and the archive work in many steps. The step that failed
+    wrote nothing; the steps before it stay done, and another call goes on from there.
 
     It is also a ``PyMongoError`` that keeps the driver's error labels: inside the application's own
     ``with_transaction``, the driver must still see which failures are worth another try.
@@ -341,3 +353,122 @@ class AccountDataError(StorageError):
         self.field = field
         self.reason = reason
         self.row_id = row_id
+
+
+class JobTimeoutError(CreditError):
+    """A step of ``delete_user``, or of the archive, did not end in time.
+
+    The steps before it are done, and this one may be. Call it again: it goes on from there.
+    """
+
+    code = "JOB_TIMEOUT"
+
+
+class ArchiveRunningError(StorageError):
+    """Another archive run is at work, or was until ``alive_until`` (UTC); nothing was written."""
+
+    code = "ARCHIVE_RUNNING"
+
+    def __init__(self, alive_until: datetime) -> None:
+        until = alive_until.replace(tzinfo=None).isoformat(timespec="seconds")
+        super().__init__(
+            f"another archive run is at work. Its lease lasts until {until}Z, and it renews the "
+            "lease while it runs. If that run has crashed, start this one again after that time"
+        )
+        self.alive_until = alive_until
+
+
+class ArchiveLostError(StorageError):
+    """Another archive run took over, because this one did not renew its lease in time."""
+
+    code = "ARCHIVE_LOST"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another archive run took over, because this one did not renew its lease in time. The "
+            "rows that this run has archived stay archived"
+        )
+
+
+class ArchiveCopyError(StorageError):
+    """A copy differs from the rows that were copied. No row of the batch was deleted."""
+
+    code = "ARCHIVE_COPY"
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"the rows read back from {place} differ from the rows that were written there. "
+            "They were not deleted from the database"
+        )
+
+
+class ArchiveManifestError(StorageError):
+    """A manifest holds a value that no archive run has written; no row was moved or deleted.
+
+    ``manifest_id`` is its ``_id``, ``field`` the path of the value.
+    """
+
+    code = "ARCHIVE_MANIFEST"
+
+    def __init__(self, manifest_id: object, field: str, value: object) -> None:
+        super().__init__(
+            f"the archive's manifest {manifest_id} has a wrong {field}: {value!r:.200}. "
+            "Restore the value that was changed, then run this again"
+        )
+        self.manifest_id: str = str(manifest_id)
+        self.field = field
+
+
+class IdempotencyKeyError(CreditError):
+    """The ``Idempotency-Key`` header is malformed, or was sent twice; nothing was done."""
+
+    code = "INVALID_IDEMPOTENCY_KEY"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Idempotency-Key must be sent once: a quoted string, or visible ASCII characters "
+            "without quotes, of 1 to 255 characters"
+        )
+
+
+class MissingIdempotencyKeyError(CreditError):
+    """A request without the ``Idempotency-Key`` header that it needs; nothing was done."""
+
+    code = "IDEMPOTENCY_KEY_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this request needs an Idempotency-Key header, with a new key for each new request"
+        )
+
+
+class RequestInProgressError(CreditError):
+    """A request with this key is still in progress. Retry it later with the same key."""
+
+    code = "REQUEST_IN_PROGRESS"
+
+    def __init__(self) -> None:
+        super().__init__("a request with this idempotency key is in progress: retry it later")
+
+
+class RequestCompletedError(CreditError):
+    """The request was completed before, and paid by ``transaction_id``. It is not done again."""
+
+    code = "REQUEST_COMPLETED"
+
+    def __init__(self, transaction_id: str) -> None:
+        super().__init__(
+            "the request with this idempotency key was completed before, and paid by the "
+            f"transaction {transaction_id!r}"
+        )
+        self.transaction_id = transaction_id
+
+
+class RequestTooLargeError(CreditError):
+    """The request's body has more than ``largest`` bytes; nothing was charged."""
+
+    code = "REQUEST_TOO_LARGE"
+
+    def __init__(self, largest: int) -> None:
+        super().__init__(f"the body of this request may have at most {largest} bytes")
+        self.largest = largest

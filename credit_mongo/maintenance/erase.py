@@ -89,8 +89,8 @@ async def erase_user(
 
     What is left of an account whose document was removed by somebody else goes as well. Raises
     InvalidRequestError, UserNotFoundError if there is no such account, no transaction or
-    idempotency record of one and no erasure of it under way, and StorageError: then call it again
-    to complete it.
+    idempotency record of one and no erasure of it under way, JobTimeoutError, and StorageError:
+    then call it again to complete it.
     """
     database = as_database(database)
     stored_users = StoredUsers.of(users, database)

@@ -21,13 +21,13 @@ from pymongo.read_preferences import ReadPreference
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
 from credit_mongo.engine.session_reaper import SessionReaper
-from credit_mongo.errors import StorageError
+from credit_mongo.errors import CreditError, JobTimeoutError, StorageError
 from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LateStepError", "Step", "Steps"]
+__all__ = ["Step", "Steps"]
 
 _T = TypeVar("_T")
 Step: TypeAlias = Callable[[AsyncClientSession], Awaitable[_T]]
@@ -36,10 +36,6 @@ Step: TypeAlias = Callable[[AsyncClientSession], Awaitable[_T]]
 _SHORTEST_PAUSE_SECONDS: Final = 0.002
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 2.0
-
-
-class LateStepError(StorageError):
-    """The server is there, and a step was not done in time. The same one can be taken again."""
 
 
 class Steps:
@@ -65,10 +61,11 @@ class Steps:
     async def take(self, step: Step[_T]) -> _T:
         """One step, in a transaction that is committed.
 
-        Raises what the step does, LateStepError if it is not done in time, and StorageError.
+        Raises what the step does, JobTimeoutError if it is not done in time or nobody knows whether
+        it is, and StorageError.
         """
         clock = asyncio.get_running_loop().time
-        deadline, tries = clock() + self._seconds, 0
+        deadline, tries, may_be_written = clock() + self._seconds, 0, False
         while True:
             attempt = _Attempt(self._client.start_session())
             try:
@@ -76,10 +73,11 @@ class Steps:
             except (PyMongoError, asyncio.TimeoutError) as error:
                 tries += 1
                 pause = _pause(tries)
+                may_be_written = may_be_written or attempt.is_sent
                 if not attempt.can_be_repeated_after(error):
                     raise as_storage_error(error)  # noqa: B904 - with its cause
                 if clock() + pause >= deadline:
-                    raise _not_in_time(error)  # noqa: B904 - with its cause
+                    raise _not_in_time(error, may_be_written)  # noqa: B904 - with its cause
                 await asyncio.sleep(pause)
 
     async def _make(self, attempt: _Attempt, step: Step[_T], seconds: float) -> _T:
@@ -102,7 +100,7 @@ class _Attempt:
     def __init__(self, session: AsyncClientSession) -> None:
         self.session = session
         self.is_given_up = False
-        self._is_sent = False
+        self.is_sent = False
 
     async def make(self, step: Step[_T]) -> _T:
         await self.session.start_transaction(
@@ -114,13 +112,13 @@ class _Attempt:
         if self.is_given_up:
             # Nobody waits for it; another try may be at the same.
             raise asyncio.CancelledError
-        self._is_sent = True
+        self.is_sent = True
         await self.session.commit_transaction()
         return done
 
     def can_be_repeated_after(self, error: Exception) -> bool:
         return (
-            self._is_sent
+            self.is_sent
             or isinstance(error, asyncio.TimeoutError | DuplicateKeyError)
             or may_pass(error)
         )
@@ -131,10 +129,10 @@ def _pause(tries: int) -> float:
     return random.uniform(longest / 2, longest)  # noqa: S311 - so that two do not meet again
 
 
-def _not_in_time(error: Exception) -> StorageError:
+def _not_in_time(error: Exception, may_be_written: bool) -> CreditError:
     if isinstance(error, asyncio.TimeoutError):
         text = "the database did not answer in time"
-        return caused_by(error, LateStepError(f"{text}: call it again to complete it"))
-    kind = StorageError if isinstance(error, ConnectionFailure) else LateStepError
-    ours = as_storage_error(error)
-    return caused_by(error, kind(f"{ours}; it was tried until its time was over"))
+        return caused_by(error, JobTimeoutError(f"{text}: call it again to complete it"))
+    is_down = isinstance(error, ConnectionFailure) and not may_be_written
+    kind = StorageError if is_down else JobTimeoutError
+    return caused_by(error, kind(f"{as_storage_error(error)}; it was tried until time ran out"))

@@ -24,8 +24,9 @@ from pymongo.monitoring import (
 )
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
+from credit_mongo.errors import ArchiveRunningError
 from credit_mongo.maintenance.archive import archiving
-from credit_mongo.maintenance.archive.archiving import Archive, ArchiveRunningError, archive
+from credit_mongo.maintenance.archive.archiving import Archive, archive
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, Row, end_all_transactions, rows
 

@@ -17,11 +17,11 @@ from credit_mongo import (
     TransactionNotFoundError,
 )
 from credit_mongo.config import CollectionNames
+from credit_mongo.errors import ArchiveCopyError, ArchiveManifestError
 from credit_mongo.maintenance.archive import files as archive_files
 from credit_mongo.maintenance.archive.archiving import (
     archive,
 )
-from credit_mongo.maintenance.archive.places import ArchiveCopyError, ArchiveManifestError
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.private_files import Directory
 from tests.integration.archives import (

@@ -18,12 +18,8 @@ from credit_mongo import (
     CreditError,
     CreditLedger,
 )
-from credit_mongo.maintenance.archive.archiving import (
-    Archive,
-    ArchiveLostError,
-    ArchiveRunningError,
-    archive,
-)
+from credit_mongo.errors import ArchiveLostError, ArchiveRunningError
+from credit_mongo.maintenance.archive.archiving import Archive, archive
 from credit_mongo.maintenance.archive.moves import Mover
 from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import Collections

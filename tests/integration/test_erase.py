@@ -25,6 +25,7 @@ from credit_mongo import (
     CreditLedger,
     Erasure,
     InsufficientCreditsError,
+    JobTimeoutError,
     StorageError,
     UserNotFoundError,
 )
@@ -602,7 +603,7 @@ async def test_a_user_whom_an_application_s_transaction_holds_is_not_erased_in_h
         await ledger.create_user(ADA, credits=10)
         await session.start_transaction()
         await ledger.charge(ADA, "translate", session=session)
-        with pytest.raises(StorageError):
+        with pytest.raises(JobTimeoutError):
             await ledger.delete_user(ADA)
         assert await ledger.get_balance(ADA) == 10
         erasing = asyncio.create_task(ledger.delete_user(ADA))

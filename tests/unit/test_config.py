@@ -914,7 +914,7 @@ def test_a_delay_is_drawn_from_zero_to_the_longest(failures: int, longest: float
     retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
     assert retry.delay_seconds(failures, lambda least, _most: least) == 0
     assert retry.delay_seconds(failures, lambda _least, most: most) == pytest.approx(longest)
-    chance = random.Random(1)  # noqa: S311 - the same each time
+    chance = random.Random(1)
     drawn = sorted(retry.delay_seconds(failures, chance.uniform) for _ in range(400))
     assert drawn[0] >= 0
     assert drawn[-1] <= longest

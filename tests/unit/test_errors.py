@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -17,20 +18,30 @@ from credit_mongo import errors
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import (
     AccountDataError,
+    ArchiveCopyError,
+    ArchiveLostError,
+    ArchiveManifestError,
+    ArchiveRunningError,
     ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
     CreditError,
     FormulaEvaluationError,
     IdempotencyConflictError,
+    IdempotencyKeyError,
     InsufficientCreditsError,
     InvalidRequestError,
     InvalidTierChangeError,
+    JobTimeoutError,
     LedgerBusyError,
     MembershipRequiredError,
+    MissingIdempotencyKeyError,
     MissingVariableError,
     RefundExceedsChargeError,
     ReplicaSetRequiredError,
+    RequestCompletedError,
+    RequestInProgressError,
+    RequestTooLargeError,
     StorageError,
     TransactionAbortedError,
     TransactionNotFoundError,
@@ -44,6 +55,7 @@ TRANSIENT = "TransientTransactionError"
 # The words of the driver, which code outside of it reads as well.
 LABELS = [TRANSIENT, "UnknownTransactionCommitResult", "RetryableWriteError"]
 KEY = "the-key-of-a-request"
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 # Each error with its code and its facts. The codes are the Credit SDK's where it has one.
 ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
@@ -108,6 +120,20 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
         "CLOCK_SKEW",
         {"skew_seconds": -90.5, "allowed_seconds": 60},
     ),
+    (JobTimeoutError("the database did not answer in time"), "JOB_TIMEOUT", {}),
+    (ArchiveRunningError(MOMENT), "ARCHIVE_RUNNING", {"alive_until": MOMENT}),
+    (ArchiveLostError(), "ARCHIVE_LOST", {}),
+    (ArchiveCopyError("transactions_archive"), "ARCHIVE_COPY", {}),
+    (
+        ArchiveManifestError("m", "files.0.name", "../x"),
+        "ARCHIVE_MANIFEST",
+        {"manifest_id": "m", "field": "files.0.name"},
+    ),
+    (IdempotencyKeyError(), "INVALID_IDEMPOTENCY_KEY", {}),
+    (MissingIdempotencyKeyError(), "IDEMPOTENCY_KEY_MISSING", {}),
+    (RequestInProgressError(), "REQUEST_IN_PROGRESS", {}),
+    (RequestCompletedError("t"), "REQUEST_COMPLETED", {"transaction_id": "t"}),
+    (RequestTooLargeError(10), "REQUEST_TOO_LARGE", {"largest": 10}),
     (
         AccountDataError("u", "credits", "is below zero"),
         "ACCOUNT_DATA",
@@ -115,6 +141,8 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
     ),
 ]
 KINDS = [type(error) for error, _, _ in ERRORS]
+# Facts that stand in the text.
+TOLD = {"user_id", "field", "action", "tier", "transaction_id", "formula", "reason"}
 each_error = pytest.mark.parametrize(
     ("error", "code", "expected"), ERRORS, ids=[kind.__name__ for kind in KINDS]
 )
@@ -160,9 +188,21 @@ def test_every_error_is_here_and_public() -> None:
     assert classes == {kind.__name__ for kind in KINDS} | {"CreditError"} | warnings
     assert set(errors.__all__) == classes
     assert classes <= set(credit_mongo.__all__)
+    elsewhere = {
+        kind
+        for kind in _kinds_under(CreditError)
+        if kind.__module__.startswith("credit_mongo.") and kind.__module__ != errors.__name__
+    }
+    assert {kind.__name__ for kind in elsewhere if not kind.__name__.startswith("_")} == set()
     for name in classes:
         assert getattr(credit_mongo, name) is getattr(errors, name)
         assert getattr(errors, name).__doc__
+
+
+def _kinds_under(kind: type[CreditError]) -> set[type[CreditError]]:
+    """All of its subclasses, of modules that are loaded."""
+    subclasses = set(kind.__subclasses__())
+    return subclasses.union(*(_kinds_under(subclass) for subclass in subclasses))
 
 
 @each_error
@@ -170,7 +210,7 @@ def test_an_error_says_something(error: CreditError, code: str, expected: dict[s
     """Every text is a sentence for people, with the names that it is about."""
     assert len(str(error)) > 10
     for name, value in expected.items():
-        if name in {"user_id", "field", "action", "tier", "transaction_id", "formula", "reason"}:
+        if name in TOLD:
             assert str(value) in str(error)
 
 
@@ -286,6 +326,10 @@ def test_errors_of_the_database_are_of_one_kind() -> None:
         TransactionAbortedError,
         ClockSkewError,
         AccountDataError,
+        ArchiveRunningError,
+        ArchiveLostError,
+        ArchiveCopyError,
+        ArchiveManifestError,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import httpx
@@ -13,6 +14,10 @@ from fastapi import Depends, FastAPI
 from credit_mongo import errors
 from credit_mongo.errors import (
     AccountDataError,
+    ArchiveCopyError,
+    ArchiveLostError,
+    ArchiveManifestError,
+    ArchiveRunningError,
     ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -22,6 +27,7 @@ from credit_mongo.errors import (
     InsufficientCreditsError,
     InvalidRequestError,
     InvalidTierChangeError,
+    JobTimeoutError,
     LedgerBusyError,
     MembershipRequiredError,
     MissingVariableError,
@@ -94,6 +100,11 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (TransactionAbortedError(), 503, {}),
     (ClockSkewError(2, 1), 503, {}),
     (CommitOutcomeUnknownError(), 503, {}),
+    (JobTimeoutError(SECRET), 503, {}),
+    (ArchiveRunningError(datetime(2026, 1, 1, tzinfo=timezone.utc)), 503, {}),
+    (ArchiveLostError(), 503, {}),
+    (ArchiveCopyError(SECRET), 503, {}),
+    (ArchiveManifestError(SECRET, SECRET, SECRET), 503, {}),
 )
 
 

@@ -10,21 +10,18 @@
 from credit_mongo.extras import missing
 
 try:
-    from credit_mongo.integrations.fastapi.bodies import RequestTooLargeError
-    from credit_mongo.integrations.fastapi.charging import Charge
-    from credit_mongo.integrations.fastapi.encoders import teach_fastapi_bson
-    from credit_mongo.integrations.fastapi.header import (
+    from credit_mongo.errors import (
         IdempotencyKeyError,
         MissingIdempotencyKeyError,
-        idempotency_key,
-        required_idempotency_key,
-    )
-    from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
-    from credit_mongo.integrations.fastapi.orders import (
-        Paid,
         RequestCompletedError,
         RequestInProgressError,
+        RequestTooLargeError,
     )
+    from credit_mongo.integrations.fastapi.charging import Charge
+    from credit_mongo.integrations.fastapi.encoders import teach_fastapi_bson
+    from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
+    from credit_mongo.integrations.fastapi.lifespan import credit_lifespan, get_ledger
+    from credit_mongo.integrations.fastapi.orders import Paid
     from credit_mongo.integrations.fastapi.problems import add_credit_handlers
 except ModuleNotFoundError as _error:
     raise missing(_error, "fastapi") from None

@@ -18,11 +18,11 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
-from credit_mongo.errors import ConfigurationError, CreditError
+from credit_mongo.errors import ConfigurationError, RequestTooLargeError
 from credit_mongo.integrations.fastapi.fingerprints import BodyDigest
 from credit_mongo.integrations.fastapi.header import NAME
 
-__all__ = ["Body", "RequestTooLargeError"]
+__all__ = ["Body"]
 
 _SCOPE_KEY: Final = "credit_mongo.body"
 _IN_MEMORY_BYTES: Final = 1 << 20
@@ -31,19 +31,14 @@ _CHUNK_BYTES: Final = 64 * 1024
 _SMALL_BODY_BYTES: Final = 64 * 1024
 
 
-class RequestTooLargeError(CreditError, HTTPException):
-    """The request's body has more than ``largest`` bytes; nothing was charged.
-
-    Also an HTTPException: FastAPI hides any other error that comes while it reads a body.
-    """
-
-    code = "REQUEST_TOO_LARGE"
+class _RefusedBodyError(RequestTooLargeError, HTTPException):
+    """Also an HTTPException: FastAPI hides any other error that comes while it reads a body."""
 
     def __init__(self, largest: int) -> None:
-        text = f"the body of this request may have at most {largest} bytes"
+        RequestTooLargeError.__init__(self, largest)
+        text = str(self.args[0])
         HTTPException.__init__(self, 413, text)
         self.args: tuple[str, ...] = (text,)
-        self.largest = largest
 
     def __str__(self) -> str:
         return self.detail
@@ -163,7 +158,7 @@ class Body:
         if self._is_charged or id(self._scope.get("endpoint")) in self._charged_endpoints:
             announced = 0 if math.isinf(self._announced) else self._announced
             if max(self._size, announced) > self._largest:
-                self.refusal = RequestTooLargeError(self._largest)
+                self.refusal = _RefusedBodyError(self._largest)
                 raise self.refusal
 
 

@@ -8,41 +8,15 @@ from typing import Annotated, Final
 from fastapi import Depends, Header
 from starlette.requests import Request
 
-from credit_mongo.errors import CreditError
+from credit_mongo.errors import IdempotencyKeyError, MissingIdempotencyKeyError
 
-__all__ = [
-    "IdempotencyKeyError",
-    "MissingIdempotencyKeyError",
-    "idempotency_key",
-    "required_idempotency_key",
-]
+__all__ = ["idempotency_key", "required_idempotency_key"]
 
 NAME: Final = "Idempotency-Key"
 _LONGEST: Final = 255
 # A string of RFC 8941, or, as most clients send it, the same without its quotes.
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
 _BARE: Final = re.compile(r"[\x21\x23-\x7e]+")
-
-
-class IdempotencyKeyError(CreditError):
-    """The ``Idempotency-Key`` header is malformed, or was sent twice; nothing was done."""
-
-    code = "INVALID_IDEMPOTENCY_KEY"
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"{NAME} must be sent once: a quoted string, or visible ASCII characters without "
-            f"quotes, of 1 to {_LONGEST} characters"
-        )
-
-
-class MissingIdempotencyKeyError(CreditError):
-    """There is no ``Idempotency-Key`` header where one is required; nothing was done."""
-
-    code = "IDEMPOTENCY_KEY_MISSING"
-
-    def __init__(self) -> None:
-        super().__init__(f"this request needs the header {NAME}, new for each new request")
 
 
 # Declared for the OpenAPI document. The value is read from the request, which shows whether the

@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from credit_mongo.integrations.fastapi.bodies import Body, RequestTooLargeError
+from credit_mongo.errors import RequestTooLargeError
+from credit_mongo.integrations.fastapi.bodies import Body
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.ledger import CreditLedger
 

@@ -8,37 +8,15 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from credit_mongo.core.variables import Unusable, Variables
-from credit_mongo.errors import CreditError
 
 __all__ = [
     "Order",
     "Paid",
-    "RequestCompletedError",
-    "RequestInProgressError",
     "stored_variables",
     "variables_of",
 ]
 
 Stored: TypeAlias = Mapping[str, str | Mapping[str, str]]
-
-
-class RequestInProgressError(CreditError):
-    """A request with this key is being worked on, or settled; retry when it may have ended."""
-
-    code = "REQUEST_IN_PROGRESS"
-
-    def __init__(self) -> None:
-        super().__init__("a request with this idempotency key is in progress: retry it later")
-
-
-class RequestCompletedError(CreditError):
-    """The request was done, and paid by this transaction; it is not done again."""
-
-    code = "REQUEST_COMPLETED"
-
-    def __init__(self, transaction_id: str) -> None:
-        super().__init__("the request with this idempotency key was completed before")
-        self.transaction_id = transaction_id
 
 
 @dataclass(frozen=True, slots=True)

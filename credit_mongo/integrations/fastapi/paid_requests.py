@@ -44,16 +44,12 @@ from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     CreditError,
     IdempotencyConflictError,
+    RequestCompletedError,
+    RequestInProgressError,
     StorageError,
 )
 from credit_mongo.integrations.fastapi.charges import Charges
-from credit_mongo.integrations.fastapi.orders import (
-    Order,
-    Paid,
-    RequestCompletedError,
-    RequestInProgressError,
-    stored_variables,
-)
+from credit_mongo.integrations.fastapi.orders import Order, Paid, stored_variables
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.redaction import Unlogged

@@ -21,12 +21,18 @@ from credit_mongo.errors import (
     CreditError,
     FormulaEvaluationError,
     IdempotencyConflictError,
+    IdempotencyKeyError,
     InsufficientCreditsError,
     InvalidRequestError,
     InvalidTierChangeError,
+    JobTimeoutError,
     MembershipRequiredError,
+    MissingIdempotencyKeyError,
     MissingVariableError,
     RefundExceedsChargeError,
+    RequestCompletedError,
+    RequestInProgressError,
+    RequestTooLargeError,
     StorageError,
     TransactionNotFoundError,
     UndefinedActionError,
@@ -34,14 +40,8 @@ from credit_mongo.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from credit_mongo.integrations.fastapi.bodies import RequestTooLargeError
-from credit_mongo.integrations.fastapi.header import IdempotencyKeyError, MissingIdempotencyKeyError
 from credit_mongo.integrations.fastapi.middleware import Credits, credits_of
 from credit_mongo.integrations.fastapi.openapi import describe_problems
-from credit_mongo.integrations.fastapi.orders import (
-    RequestCompletedError,
-    RequestInProgressError,
-)
 from credit_mongo.integrations.fastapi.routes import mounted_in
 
 __all__ = ["add_credit_handlers", "share_credit_handlers"]
@@ -100,6 +100,9 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
         503, "Credits unavailable", detail="The credits can't be reached now.", may_pass=True
     ),
     CommitOutcomeUnknownError: _Kind(503, "Outcome unknown", may_pass=True),
+    JobTimeoutError: _Kind(
+        503, "Not completed", detail="Not all of it is done yet: send it again.", may_pass=True
+    ),
     AccountDataError: _Kind(500, "Unusable account", detail="The account has to be repaired."),
 }
 

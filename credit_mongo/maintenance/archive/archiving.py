@@ -30,7 +30,12 @@ from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag
 from credit_mongo.drivers import AnyDatabase, as_database
 from credit_mongo.engine import tasks
-from credit_mongo.errors import InvalidRequestError
+from credit_mongo.errors import (
+    ArchiveCopyError,
+    ArchiveLostError,
+    ArchiveRunningError,
+    InvalidRequestError,
+)
 from credit_mongo.maintenance.archive.cut_off import check_cut_off
 from credit_mongo.maintenance.archive.files import (
     FILE_FORMATS,
@@ -41,8 +46,8 @@ from credit_mongo.maintenance.archive.files import (
 from credit_mongo.maintenance.archive.kinds import AuditLogs, Kind, Transactions
 from credit_mongo.maintenance.archive.moves import NAIVE, Left, Mover
 from credit_mongo.maintenance.archive.pace import Pace
-from credit_mongo.maintenance.archive.places import ArchiveCopyError, ArchivePlace, Collections
-from credit_mongo.maintenance.archive.runs import ArchiveLostError, ArchiveRunningError, Lane, Lease
+from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
+from credit_mongo.maintenance.archive.runs import Lane, Lease
 from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.archive.spans import Span, Spans
 from credit_mongo.maintenance.steps import Steps

@@ -29,7 +29,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.engine import tasks
-from credit_mongo.errors import InvalidRequestError, StorageError
+from credit_mongo.errors import ArchiveCopyError, InvalidRequestError, StorageError
 from credit_mongo.maintenance.archive.borders import Place
 from credit_mongo.maintenance.archive.manifests import (
     BSON,
@@ -39,7 +39,6 @@ from credit_mongo.maintenance.archive.manifests import (
     manifest_of,
 )
 from credit_mongo.maintenance.archive.parquet import check_pyarrow, digest_of, to_parquet
-from credit_mongo.maintenance.archive.places import ArchiveCopyError
 from credit_mongo.maintenance.archive.runs import Lane
 from credit_mongo.private_files import Directory, why_replaceable, why_unsafe
 from credit_mongo.storage.rows import Raw

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from credit_mongo.maintenance.archive.places import ArchiveManifestError
+from credit_mongo.errors import ArchiveManifestError
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["BSON", "PARQUET", "FileEntry", "files_of", "manifest_of"]

@@ -14,14 +14,14 @@ from bson import decode_all
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.errors import StorageError
+from credit_mongo.errors import JobTimeoutError, StorageError
 from credit_mongo.maintenance.archive.kinds import IS_BEING_ERASED, Batch, Kind
 from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import ArchivePlace, in_session
 from credit_mongo.maintenance.archive.runs import Lane, Moved, Tally
 from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.archive.spans import Span
-from credit_mongo.maintenance.steps import LateStepError, Steps
+from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["NAIVE", "Left", "Mover"]
@@ -102,7 +102,7 @@ class Mover:
         for _ in range(_MOST_LATE):
             try:
                 return await self._steps.take(move.make)
-            except LateStepError:
+            except JobTimeoutError:
                 self._pace.slow_down()
         return await self._steps.take(move.make)
 

@@ -12,42 +12,16 @@ from pymongo.asynchronous.cursor import AsyncRawBatchCursor
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.errors import StorageError
+from credit_mongo.errors import ArchiveCopyError, StorageError
 from credit_mongo.maintenance.archive.borders import Place
 from credit_mongo.maintenance.archive.runs import Lane
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["ArchiveCopyError", "ArchiveManifestError", "ArchivePlace", "Collections", "in_session"]
+__all__ = ["ArchivePlace", "Collections", "in_session"]
 
 _READ_AT_ONCE: Final = 500
 # BSON begins with its size in bytes.
 _SIZE: Final = Struct("<i")
-
-
-class ArchiveCopyError(StorageError):
-    """A copy is not what was copied. The batch was taken back: nothing was deleted for it."""
-
-    code = "ARCHIVE_COPY"
-
-    def __init__(self, place: str) -> None:
-        super().__init__(
-            f"what was read back from {place} differs from what was written there; "
-            "the rows stay where they were"
-        )
-
-
-class ArchiveManifestError(StorageError):
-    """A manifest has what no archive has written there; nothing was moved, cut or removed."""
-
-    code = "ARCHIVE_MANIFEST"
-
-    def __init__(self, manifest_id: object, field: str, value: object) -> None:
-        super().__init__(
-            f"the archive's manifest {manifest_id} has a wrong {field}: {value!r:.200}. "
-            "Put right what was changed there, then run this again"
-        )
-        self.manifest_id: str = str(manifest_id)
-        self.field = field
 
 
 class ArchivePlace(Protocol):

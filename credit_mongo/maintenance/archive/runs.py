@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -23,41 +23,15 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from credit_mongo.engine import tasks
-from credit_mongo.errors import StorageError
+from credit_mongo.errors import ArchiveLostError, ArchiveRunningError, StorageError
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["ArchiveRunningError", "Lane", "Lease", "Moved", "Tally"]
+__all__ = ["Lane", "Lease", "Moved", "Tally"]
 
 _LEASE: Final = "lease"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _BEATS: Final = 4
-
-
-class ArchiveRunningError(StorageError):
-    """Another run of the archive is at work, or was until ``alive_until``; nothing was written."""
-
-    code: ClassVar[str] = "ARCHIVE_RUNNING"
-
-    def __init__(self, alive_until: datetime) -> None:
-        super().__init__(
-            "another run of the archive is at work, with a lease until "
-            f"{alive_until.replace(tzinfo=None).isoformat(timespec='seconds')}Z, which it renews. "
-            "If it has crashed, run this again after that"
-        )
-        self.alive_until = alive_until
-
-
-class ArchiveLostError(StorageError):
-    """Another run has taken over, as this one showed no sign of life for too long."""
-
-    code: ClassVar[str] = "ARCHIVE_LOST"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "another run of the archive has taken over, as this one was silent for too long; "
-            "what this one has moved is moved"
-        )
 
 
 class Lease:
