@@ -234,7 +234,7 @@ async def test_a_configuration_may_be_a_python_object(
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    "wrong",
     [
         (
             "shop.credits:nothing",
