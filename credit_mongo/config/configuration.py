@@ -320,12 +320,14 @@ class CollectionNames(Part):
         return self
 
     @classmethod
-    def with_prefix(cls, prefix: str) -> Self:
+    def with_prefix(cls, prefix: str, **names: str) -> Self:
         """All default names with ``prefix`` before them, for one of several ledgers in a database.
 
-        Raises ConfigurationError for a prefix that no collection can have.
+        ``names`` are taken as they are: ``CollectionNames.with_prefix("shop_", users="members")``.
+        Raises ConfigurationError for a prefix, or a name, that no collection can have.
         """
-        return cls(**{name: f"{prefix}{info.default}" for name, info in cls.model_fields.items()})
+        defaults = {name: f"{prefix}{info.default}" for name, info in cls.model_fields.items()}
+        return cls(**{**defaults, **names})
 
 
 class CreditConfig(Part):

@@ -275,6 +275,8 @@ def test_a_prefix_stands_before_every_name(prefix: str) -> None:
     """One that no collection can have is refused."""
     for field, name in CollectionNames.with_prefix(prefix).model_dump().items():
         assert name == f"{prefix}{field}"
+    named = CollectionNames.with_prefix(prefix, users="people").model_dump()
+    assert (named["users"], named["erasures"]) == ("people", f"{prefix}erasures")
     for wrong in ("$", "system.", "1"):
         with pytest.raises(ConfigurationError):
             CollectionNames.with_prefix(wrong)
