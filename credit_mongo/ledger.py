@@ -92,6 +92,8 @@ def _checked(clock: Clock) -> Clock:
             return check_moment("clock", clock())
         except InvalidRequestError as error:
             raise ConfigurationError("clock", error.reason) from None
+        except Exception as error:
+            raise ConfigurationError("clock", f"raised {type(error).__name__}") from error
 
     return read
 

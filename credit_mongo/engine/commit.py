@@ -203,7 +203,11 @@ class Committer:
         patience: float | None,
     ) -> list[Outcome | Held]:
         failed: CreditError
-        batch = _Batch(requests, take_more, self._clock(), deadline, patience)
+        try:
+            now = self._clock()
+        except CreditError as error:  # the application's clock tells no time: nothing was sent
+            return [_copy(error) for _ in requests]
+        batch = _Batch(requests, take_more, now, deadline, patience)
         try:
             with Unlogged():
                 return list(await self._commit_together(batch))

@@ -846,8 +846,9 @@ async def test_a_ledger_needs_a_database_of_an_asynchronous_client(
         lambda: "2026-01-01",
         lambda: 1_770_000_000,
         lambda: None,
+        lambda: datetime.fromisoformat("never"),
     ],
-    ids=["naive", "string", "seconds", "none"],
+    ids=["naive", "string", "seconds", "none", "broken"],
 )
 async def test_a_clock_that_tells_no_time_is_refused_before_anything_is_sent(
     database: Database, config: CreditConfig, clock: Any
