@@ -31,9 +31,9 @@ from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.price_checks import (
-    MOST_DECIMAL_PLACES,
-    why_it_can_be_free,
-    why_not_usable,
+    MAX_DECIMAL_PLACES,
+    price_problem,
+    rounding_warning,
 )
 from credit_mongo.core.pricing import DEFAULT_TIER, Price, Tariff, to_units
 from credit_mongo.core.values import LARGEST_AMOUNT, check_identifier
@@ -355,7 +355,7 @@ class CreditConfig(Part):
     decimal_places: Annotated[int, _Number] = Field(
         default=0,
         ge=0,
-        le=MOST_DECIMAL_PLACES,
+        le=MAX_DECIMAL_PLACES,
         validation_alias=AliasChoices("decimal_places", "decimalPlaces"),
     )
     operation_timeout_seconds: Annotated[float, _Number] = Field(
@@ -418,11 +418,11 @@ class CreditConfig(Part):
         return self
 
     def _check_amount(self, amount: Fraction | Formula, *field: str) -> None:
-        reason = why_not_usable(amount, self.decimal_places)
+        reason = price_problem(amount, self.decimal_places)
         if reason is not None:
             raise wrong(reason, *field)
         if isinstance(amount, Formula):
-            doubt = why_it_can_be_free(amount, self.decimal_places)
+            doubt = rounding_warning(amount, self.decimal_places)
             if doubt is not None:
                 message = f"{'.'.join(field)}: {doubt}"
                 warnings.warn(message, PriceRoundsToZeroWarning, stacklevel=2)

@@ -1,1 +1,1 @@
-"""Decisions: what a request does to an account. No driver, no clock, no input or output."""
+"""Decisions: what a request does to an account. Pure: no driver, no clock, no input or output."""

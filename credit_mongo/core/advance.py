@@ -1,8 +1,8 @@
-"""Advance: post what time alone has decided about an account, before anything else touches it.
+"""Advance: post what became due on an account, before any request changes it.
 
-Nothing is scheduled. Whoever next works on an account first posts what became due since, dated as
-it was due; reads do the same without writing. No kind of account has anything due yet; credits that
-expire and holds that end will.
+There is no scheduler. The next operation on an account first posts what has become due, dated at
+the moment it was due. Reads do the same without writing. Nothing becomes due yet: expiring credits
+and holds will use this.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from credit_mongo.core.decision import Posting, Request
 from credit_mongo.core.values import Account
 
-__all__ = ["MOST_DUE", "Advance", "Due", "advance", "derived_id", "nothing_due"]
+__all__ = ["MAX_DUE_ROWS", "Advance", "Due", "advance", "derived_id", "nothing_due"]
 
-MOST_DUE: Final = 128
-"""How many rows of this kind one commit writes at most."""
+MAX_DUE_ROWS: Final = 128
+"""The most rows of this kind that one commit writes."""
 
 _TIME_DIGITS: Final = 8
 _ID_BYTES: Final = 12
 
 
 class Due(NamedTuple):
-    """What became due at ``at``: an amount, and whatever else changes about the account.
+    """Something that became due at ``at``: an amount, and the account with its other changes.
 
-    ``advance`` itself sets the account's balance, ``seq`` and time.
+    ``advance`` sets the account's balance, ``seq`` and time.
     """
 
     operation: str
@@ -38,21 +38,21 @@ class Due(NamedTuple):
 
 
 Advance: TypeAlias = Callable[[Account, datetime], Sequence[Due]]
-"""What is due on an account by a moment, oldest first, at most ``MOST_DUE`` of it."""
+"""Returns what is due on an account by a moment, oldest first, at most ``MAX_DUE_ROWS``."""
 
 
 def nothing_due(account: Account, now: datetime) -> Sequence[Due]:  # noqa: ARG001 - an Advance
-    """What is due on an account that time does not change."""
+    """Return nothing, because time alone doesn't change accounts yet."""
     return ()
 
 
 def advance(
     due_on: Advance, request: Request[Any], account: Account, now: datetime
 ) -> tuple[Posting, ...]:
-    """Post what is due on the account by ``now``.
+    """Return the postings for what is due on the account by ``now``.
 
-    The ids follow from that of the request that led to it. Two processes never make the same ones,
-    so a row that is found proves whose commit wrote it.
+    Their ids are derived from the id of the request being decided. Two processes never derive the
+    same id, so a row found under such an id proves which commit wrote it.
     """
     postings = []
     for ordinal, due in enumerate(due_on(account, now)):
@@ -78,10 +78,10 @@ def advance(
 
 
 def derived_id(transaction_id: str, ordinal: int) -> str:
-    """Derive the id of a row that a request led to: 24 hex digits, as sortable by time as its own.
+    """Derive the id of a row that was due before a request: 24 hexadecimal digits.
 
-    The first four bytes are the time, as in every ObjectId; the rest is a hash of the request's id
-    and the ordinal, so that no two requests derive the same.
+    The first four bytes are the time of the request's own id, as in every ObjectId, so both sort
+    alike. The rest is a hash of that id and the ordinal, so no two requests derive the same id.
     """
     digest = hashlib.blake2b(f"{transaction_id}/{ordinal}".encode(), digest_size=_ID_BYTES)
     return transaction_id[:_TIME_DIGITS] + digest.hexdigest()[_TIME_DIGITS:]

@@ -1,6 +1,6 @@
-"""Decide a batch: each request on the state that those before it left.
+"""Decide a batch of requests, each on the state that the requests before it left.
 
-The outcome is as if each request had come in a transaction of its own, one after the other.
+The outcomes are the same as if each request had its own transaction, one after the other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from credit_mongo.errors import CreditError, IdempotencyConflictError
 __all__ = ["DecidedBatch", "KeyRecord", "Outcome", "Refusal", "decide_batch"]
 
 Outcome: TypeAlias = Any
-"""What one caller gets: a result, or the CreditError to raise."""
+"""What one caller gets: a result, or a CreditError to raise."""
 
 
 class Refusal(NamedTuple):
-    """Why a request was not granted. Its error goes to the caller, its text to the audit log."""
+    """A refused request. The caller gets the error; the audit log gets its message."""
 
     request: Request[Any]
     error: CreditError
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 
 class KeyRecord(NamedTuple):
-    """What is to be remembered of a request that has a key."""
+    """What the ledger will remember under a request's idempotency key."""
 
     request: Request[Any]
     remembered: Remembered
@@ -42,7 +42,7 @@ class KeyRecord(NamedTuple):
 
 @dataclass(slots=True)
 class DecidedBatch:
-    """What a batch comes to: outcomes in the order of its requests, and what is to be written."""
+    """A decided batch: the outcomes in the order of the requests, and everything to write."""
 
     state: State
     outcomes: list[Outcome] = field(default_factory=list)
@@ -59,7 +59,7 @@ def decide_batch(
     *,
     due_on: Advance = nothing_due,
 ) -> DecidedBatch:
-    """Decide all requests as of one moment."""
+    """Decide all requests at one moment, in their order."""
     batch = DecidedBatch(State(loaded))
     for request in requests:
         batch.outcomes.append(_decide(batch, request, policy, now, due_on))
@@ -73,7 +73,7 @@ def _decide(
     account = state.accounts.get(request.user_id)
     if request.key is not None and (known := state.remembered.get(request.key)) is not None:
         if known.result is not None and known.fingerprint == request.fingerprint:
-            # A copy: each caller may do with its metadata what it likes.
+            # A copy, because callers may change the metadata of their results.
             return replace(deepcopy(known.result), replayed=True)
         at = now if account is None else policy.time_for(account, now)
         return _refuse(batch, request, IdempotencyConflictError(request.key), at)

@@ -1,7 +1,7 @@
-"""What an operation is: a request, what it needs, and the decision that it comes to.
+"""The parts of an operation: its request, what the request needs, and the decision.
 
-Everything here is pure. A decision says which rows to write and what the caller gets; nothing is
-read or written until the commit takes it from there.
+Everything here is pure. A decision says which rows to write and what the caller gets. The engine
+loads what the request needs before, and writes the rows after.
 """
 
 from __future__ import annotations
@@ -48,36 +48,38 @@ Q = TypeVar("Q", bound="Request[Any]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Generic[R]):
-    """What a caller asks for, checked when it is built and never changed after.
+    """What a caller asks for. It is checked when it is built, and never changes.
 
-    ``R`` is the type of its result. ``transaction_id`` is made before the first attempt, so that an
-    attempt whose outcome is unknown can be looked up. ``metadata`` is a copy of the caller's.
+    ``R`` is the type of the result. The ledger makes ``transaction_id`` before the first attempt,
+    so that it can look up an attempt whose outcome is unknown. ``metadata`` is a copy of the
+    caller's mapping.
     """
 
     operation: ClassVar[str] = ""
-    """The operation's name, for good: it is stored in every row."""
+    """The operation's name. It is stored in every row, so it must never change."""
 
     user_id: str
     transaction_id: str
     action: str
-    """What the records call it. A tier change or a creation is its own action."""
-    # Keys and metadata are not shown: reprs land in logs.
+    """The action in the rows. An operation that takes no action uses its own name."""
+    # Keys and metadata stay out of the repr, because reprs end up in logs.
     key: str | None = field(default=None, repr=False)
     metadata: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def effect(self) -> tuple[object, ...]:
-        """Everything that decides what the request does, its user and metadata left out.
+        """Everything that decides what the request does, except its user.
 
-        Only strings, numbers, bools, None, and lists of those: their ``repr`` is unambiguous.
+        Contains only strings, numbers, bools, None, and lists of those, whose ``repr`` is
+        unambiguous. Metadata is not part of it.
         """
         raise NotImplementedError
 
     @property
     def fingerprint(self) -> str:
-        """The same for two requests if, and only if, they have the same effect on the same user."""
+        """Equal for two requests if and only if they have the same effect on the same user."""
         effect = (self.operation, self.user_id, *self.effect)
-        # 160 bits: nobody finds two requests that share one.
+        # 160 bits: nobody can find two different requests with the same fingerprint.
         return hashlib.blake2b(repr(effect).encode(), digest_size=20).hexdigest()
 
 
@@ -85,20 +87,22 @@ AnyRequest: TypeAlias = Request[Any]
 
 
 class Needs(NamedTuple):
-    """What a request must see beside its user's account and its idempotency key."""
+    """What must be loaded for a request besides its user's account and its idempotency key."""
 
     charges: tuple[str, ...] = ()
-    """Ids of charges, with what was refunded of each so far."""
+    """Ids of charges. Each is loaded with the sum of its refunds so far."""
 
 
 NOTHING_MORE: Final = Needs()
+"""The needs of a request for which the account and the key are enough."""
 
 
 class Posting(NamedTuple):
     """A transaction to write, and the account after it.
 
-    ``details`` are the library's own facts for the audit log: the formula and its variables, the
-    tier before and after. ``amount`` is in smallest units, negative where credits are taken.
+    ``amount`` is in smallest units, negative if credits are taken. ``details`` are the library's
+    own facts for the audit log, such as the formula and its variables, or the tiers before and
+    after.
     """
 
     transaction_id: str
@@ -112,25 +116,25 @@ class Posting(NamedTuple):
     metadata: Mapping[str, Any] | None = None
     refund_of: str | None = None
     facts: Mapping[str, Any] | None = None
-    """Details that belong to the transaction's row as well."""
+    """Facts for the transaction's own row."""
     written_at: datetime | None = None
-    """For what ``advance`` posts, which is dated as it was due; None for all else."""
+    """When ``advance`` posted this, since it dates postings when they were due. Otherwise None."""
 
 
 class Change(Protocol):
-    """Something beside the accounts that a decision changes, for the decisions after it."""
+    """A change that a decision makes to something other than the accounts."""
 
     def apply(self, state: State) -> None:
-        """Change the state of the batch."""
+        """Change the batch's state, for the requests that follow."""
         ...
 
 
 @dataclass(slots=True)
 class Decision(Generic[R]):
-    """What a request comes to: rows in order, each on one account, and what the caller gets.
+    """What was decided for a request: rows in order, each on one account, and the caller's outcome.
 
-    An outcome that is an error is a refusal. It may still have postings: what time has decided is
-    written whether or not the request itself goes through.
+    An outcome that is an error is a refusal. A refusal may still have postings, because what became
+    due is written whether or not the request succeeds.
     """
 
     postings: tuple[Posting, ...]
@@ -139,28 +143,28 @@ class Decision(Generic[R]):
 
 
 class UsageKinds(NamedTuple):
-    """Under which names a usage report counts an operation's amounts."""
+    """The names under which a usage report counts what an operation adds and takes."""
 
     added: str = "other_added"
     taken: str = "other_taken"
 
 
 class Operation(Generic[Q, R]):
-    """One kind of request: subclass it, and add an instance to ``OPERATIONS``."""
+    """One kind of operation. Subclass it, and add an instance to ``OPERATIONS``."""
 
     request_type: ClassVar[type[AnyRequest]]
     result_type: ClassVar[type[Any]]
     usage: ClassVar[UsageKinds] = UsageKinds()
 
-    def needs(self, request: Q) -> Needs:  # noqa: ARG002 - for those that need more
-        """What must be loaded for the request, beside its user's account."""
+    def needs(self, request: Q) -> Needs:  # noqa: ARG002 - some subclasses use it
+        """Return what must be loaded for the request besides its user's account."""
         return NOTHING_MORE
 
     def decide(self, request: Q, state: State, policy: Policy, now: datetime) -> Decision[R]:
         """Decide the request on the state that the requests before it left.
 
-        ``now`` is the moment for this user, never before its last transaction. Raises a CreditError
-        to refuse: one caller's missing credits never disturb another's charge.
+        ``now`` is the time for this user, never before the user's last transaction. Raise a
+        CreditError to refuse the request. Other requests of the batch are not affected.
         """
         raise NotImplementedError
 
@@ -174,13 +178,13 @@ def post(
     *,
     refund_of: str | None = None,
     facts: Mapping[str, Any] | None = None,
-    moved: Account | None = None,
+    changed: Account | None = None,
 ) -> Posting:
-    """Post on an existing account: balance, ``seq`` and time move together, here and nowhere else.
+    """Post on an existing account. Its balance, ``seq`` and time change together.
 
-    ``moved`` is the account with what changes beside them, a new tier for example.
+    ``changed`` is the account with its other changes, such as a new tier.
     """
-    base = moved or account
+    base = changed or account
     after = Account(
         base.user_id,
         account.credits + amount,

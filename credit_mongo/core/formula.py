@@ -1,15 +1,15 @@
-"""Price formulas: ``{token} * 1.5e-07 + 10``, parsed once, evaluated exactly. Pure.
+"""Price formulas such as ``{token} * 1.5e-07 + 10``: parsed once, evaluated exactly. Pure.
 
-The language is the Credit SDK's, with the precedence of JavaScript, tightest first::
+The language is the Credit SDK's, with JavaScript's precedence, tightest first::
 
     ( )  number  {variable}  function( )     ! - +     * / %     + -     < <= > >=     == !=
     &&     ||     ? :
 
-Everything is a number. Comparisons and ``!`` give 1 or 0, a condition holds when it is not 0,
-``&&`` and ``||`` give the operand that decided, and ``&&``, ``||`` and ``?:`` evaluate only what
-they need. The functions are ``abs``, ``ceil``, ``floor``, ``max``, ``min`` and ``round`` (half up,
-to a whole number). ``%`` has the sign of the dividend: ``-7 % 3`` is -1. Arithmetic is exact:
-``0.1 + 0.2`` is 0.3 and ``1 / 3 * 3`` is 1.
+Every value is a number. Comparisons and ``!`` give 1 or 0. A condition holds if it isn't 0.
+``&&`` and ``||`` give the operand that decided. ``&&``, ``||`` and ``?:`` evaluate only what they
+need. The functions are ``abs``, ``ceil``, ``floor``, ``max``, ``min`` and ``round`` (half up, to a
+whole number). ``%`` takes the sign of the dividend: ``-7 % 3`` is -1. Arithmetic is exact:
+``0.1 + 0.2`` is 0.3, and ``1 / 3 * 3`` is 1.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ __all__ = ["Formula", "FormulaSyntaxError"]
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A parsed price formula; immutable, and safe to share between threads. Use :meth:`parse`.
+    """A parsed price formula. Use :meth:`parse` to create one.
 
-    ``text`` is the formula as written, ``variables`` the names in it, each once, in order of
-    appearance. Formulas are equal when their texts are; a pickle holds the text alone.
+    Formulas are immutable and safe to share between threads. ``text`` is the formula as written.
+    ``variables`` are the names in it, each once, in order of appearance. Two formulas are equal if
+    their texts are. A pickle contains only the text.
     """
 
     text: str
@@ -40,11 +41,12 @@ class Formula:
 
     @classmethod
     def parse(cls, text: str) -> Formula:
-        """Parse a formula of at most 1,000 characters, 32 levels deep, with 50 variables.
+        """Parse a formula.
 
-        A number has at most 40 digits, and an exponent from -400 to 400.
+        A formula has at most 1,000 characters, 32 levels and 50 different variables. A number has
+        at most 40 digits, and an exponent from -400 to 400.
 
-        Raises FormulaSyntaxError if the text is not a formula, or beyond these limits.
+        Raises FormulaSyntaxError if the text is not a formula or exceeds these limits.
         """
         root, variables = parse(text)
         return cls(text, variables, root)
@@ -53,15 +55,16 @@ class Formula:
         return Formula.parse, (self.text,)
 
     def evaluate(self, variables: Variables) -> Fraction:
-        """The exact value, in credits: not rounded, possibly negative, within ±10**18.
+        """Return the exact value in credits: not rounded, possibly negative, within ±10**18.
 
-        ``variables`` comes from ``exact_variables``; names that the formula lacks are ignored.
+        ``variables`` comes from ``exact_variables``. Names that the formula doesn't use are
+        ignored.
 
-        Raises MissingVariableError if any variable of the formula is not given, be it in a branch
-        not taken, InvalidRequestError (of the field ``variables.NAME``) if one is no number, and
-        FormulaEvaluationError for a division by zero, a result beyond ±10**18 or an intermediate
-        one of more than 4,096 bits. That error's ``variables`` are those of the formula, as
-        ``int``, or ``Decimal`` (to 34 digits) where they are not whole.
+        Raises MissingVariableError if any variable of the formula is missing, even in a branch not
+        taken. Raises InvalidRequestError (field ``variables.NAME``) if one isn't a number. Raises
+        FormulaEvaluationError for a division by zero, a result beyond ±10**18, or an intermediate
+        result of more than 4,096 bits. That error's ``variables`` are those of the formula, each an
+        ``int`` if whole, otherwise a ``Decimal`` with up to 34 digits.
         """
         used = self._used(variables)
         try:
@@ -74,7 +77,7 @@ class Formula:
             if abs(value.numerator) <= MAX_MAGNITUDE * value.denominator:
                 return value
             cause = "the result is beyond ±10**18"
-        # Raised here, not above: ZeroDivisionError's message has values, and would be the context.
+        # Raised here, so that ZeroDivisionError, whose message has values, is not its context.
         raise FormulaEvaluationError(self.text, readable_variables(used, self.variables), cause)
 
     def _used(self, variables: Variables) -> dict[str, Fraction]:

@@ -1,4 +1,4 @@
-"""What a parsed formula is made of: a tree whose nodes evaluate themselves, exactly. Pure."""
+"""The nodes of a parsed formula: a tree that evaluates itself, exactly. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "Variable",
 ]
 
-# Fractions grow with each operation; bounded so, the slowest formula takes about 20 milliseconds.
+# Fractions grow with each operation. With this limit, the slowest formula takes about 20 ms.
 MAX_INTERMEDIATE_BITS: Final = 4096
 _HALF: Final = Fraction(1, 2)
 
@@ -34,12 +34,12 @@ _Binary: TypeAlias = Callable[[Any, Any], Any]
 
 
 def _remainder(dividend: Fraction, divisor: Fraction) -> Fraction:
-    """What JavaScript's ``%`` gives: it has the sign of the dividend."""
+    """The remainder as JavaScript's ``%`` defines it, with the sign of the dividend."""
     return dividend - divisor * trunc(dividend / divisor)
 
 
 class Function(NamedTuple):
-    """A function of formulas: what it does, and whether it takes one number or any, but one."""
+    """A function for formulas. It takes exactly one number or, with ``takes_many``, any number."""
 
     apply: Callable[..., Fraction]
     takes_many: bool = False
@@ -66,18 +66,18 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
     "floor": Function(lambda number: Fraction(floor(number))),
     "max": Function(lambda *numbers: max(numbers), takes_many=True),
     "min": Function(lambda *numbers: min(numbers), takes_many=True),
-    # Half up, as prices are rounded, and as JavaScript's Math.round does.
+    # Half up, like the rounding of prices and like JavaScript's Math.round.
     "round": Function(lambda number: Fraction(floor(number + _HALF))),
 }
 
 
 class Number(NamedTuple):
-    """A number, as it is written in the formula."""
+    """A number written in the formula."""
 
     value: Fraction
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:  # noqa: ARG002
-        """The number."""
+        """Return the number."""
         return self.value
 
 
@@ -87,36 +87,39 @@ class Variable(NamedTuple):
     name: str
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """What the call gives for it."""
+        """Return the value that the call gave for this variable."""
         return variables[self.name]
 
 
 class Arithmetic(NamedTuple):
-    """A chain such as ``a + b - c``, kept flat so that its length is no depth."""
+    """A chain such as ``a + b - c``, kept flat so that a long chain isn't a deep tree."""
 
     first: Node
     rest: tuple[tuple[_Binary, Node], ...]
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """From left to right. Raises ZeroDivisionError, and OverflowError for too many bits."""
+        """Evaluate from left to right.
+
+        Raises ZeroDivisionError, and OverflowError for a result with too many bits.
+        """
         value = self.first.evaluate(variables)
         for apply, operand in self.rest:
             value = apply(value, operand.evaluate(variables))
-            # One test for both: the union of their bits is as long as the longer one.
+            # One test for both: their bitwise "or" is as long as the longer one.
             if (abs(value.numerator) | value.denominator).bit_length() > MAX_INTERMEDIATE_BITS:
                 raise OverflowError
         return value
 
 
 class Comparison(NamedTuple):
-    """Two operands, compared."""
+    """A comparison of two operands."""
 
     compare: _Binary
     left: Node
     right: Node
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """1 if it holds, else 0."""
+        """Return 1 if the comparison holds, else 0."""
         holds = self.compare(self.left.evaluate(variables), self.right.evaluate(variables))
         return ONE.value if holds else ZERO.value
 
@@ -128,7 +131,7 @@ class Logical(NamedTuple):
     operands: tuple[Node, ...]
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """The deciding operand's value; those after it are not evaluated."""
+        """Return the deciding operand's value, without evaluating the operands after it."""
         for operand in self.operands[:-1]:
             value = operand.evaluate(variables)
             if bool(value) is self.decides:
@@ -144,19 +147,19 @@ class Conditional(NamedTuple):
     otherwise: Node
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """The chosen branch's value; the other is not evaluated."""
+        """Return the chosen branch's value, without evaluating the other branch."""
         chosen = self.holds if self.condition.evaluate(variables) else self.otherwise
         return chosen.evaluate(variables)
 
 
 class Call(NamedTuple):
-    """A function of one or more arguments. No function makes longer numbers than it gets."""
+    """A function call. No function returns a number with more bits than its arguments."""
 
     function: Function
     arguments: tuple[Node, ...]
 
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
-        """What the function gives for all arguments."""
+        """Return the function's value for its evaluated arguments."""
         return self.function.apply(*[each.evaluate(variables) for each in self.arguments])
 
 

@@ -1,9 +1,9 @@
-"""From the text of a formula to its tree. Pure.
+"""Parses the text of a formula into a tree. Pure.
 
-The parser is written by hand, as it must neither hang nor overflow the stack on any text. With
-pyparsing, ``infix_notation`` of these eight levels takes minutes for ``((1))`` without
-``enable_packrat()``, which alters every user of pyparsing in the process; a grammar of one rule per
-level needs more than Python's default stack at 16 nested parentheses.
+The parser is written by hand because no text may make it hang or overflow the stack. pyparsing's
+``infix_notation`` with these eight levels takes minutes for ``((1))`` unless ``enable_packrat()``
+is called, which affects every user of pyparsing in the process. A pyparsing grammar with one rule
+per level overflows Python's default stack at 16 nested parentheses.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from credit_mongo.core.formula_nodes import (
 
 __all__ = ["NAME", "NAME_RULE", "FormulaSyntaxError", "parse"]
 
-# More than a price needs, and still readable in an error message.
+# More than a price needs, yet still readable in an error message.
 MAX_TEXT_LENGTH: Final = 1000
-# A level takes eleven stack frames at most, so that two thirds of Python's 1,000 are the caller's.
+# A level takes at most eleven stack frames, so two thirds of Python's 1,000 remain for the caller.
 MAX_DEPTH: Final = 32
-# Room for every decimal that one writes by hand (BSON's Decimal128 has 34 digits).
+# Room for every decimal that people write by hand (BSON's Decimal128 has 34 digits).
 MAX_NUMBER_DIGITS: Final = 40
-# Of 1.5e-07 it is -7. Floats go from 5e-324 to 1.8e308; what is longer would fill the memory.
+# The exponent of 1.5e-07 is -7. Floats range from 5e-324 to 1.8e308. A huge exponent would fill
+# the memory with zeros.
 MAX_EXPONENT: Final = 400
-# A call gives tokens, seconds, bytes: a handful. A formula that names more could never be priced.
+# A price depends on a handful of variables, such as tokens, seconds and bytes.
 MAX_VARIABLES: Final = 50
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-NAME_RULE: Final = "1 to 64 letters, digits and underscores, no digit first"
+NAME_RULE: Final = "1 to 64 letters, digits and underscores, not starting with a digit"
 _EXPONENT = r"(?:[eE][-+]?[0-9]+)?"
-# Matches at every position, so that finditer passes over nothing.
+# Matches at every position, so that finditer never skips text.
 _TOKEN = re.compile(
     rf"[ \t\r\n]*(?:(?P<number>(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+){_EXPONENT})"
     rf"|(?P<variable>\{{{NAME.pattern}\}})"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)"
     r"|(?P<symbol>&&|\|\||[<>=!]=|[-+*/%<>!?:(),])|(?P<end>\Z)|(?P<unknown>.))"
 )
-# Loosest first; operators of one level associate to the left.
+# Loosest first. Operators of the same level associate to the left.
 _LEVELS: Final = (
     ("||",),
     ("&&",),
@@ -64,7 +65,7 @@ _LEVELS: Final = (
 
 
 class FormulaSyntaxError(ValueError):
-    """The text is not a formula: ``reason`` says why, ``position`` (an index, from 0) where.
+    """The text is not a formula. ``reason`` says why, ``position`` where (an index from 0).
 
     The message counts characters from 1, as people do.
     """
@@ -79,7 +80,7 @@ class FormulaSyntaxError(ValueError):
 
 
 def parse(text: str) -> tuple[Node, tuple[str, ...]]:
-    """The tree of a formula, and its variables in order of appearance.
+    """Return the tree of a formula, and its variables in order of appearance.
 
     Raises FormulaSyntaxError.
     """
@@ -93,7 +94,10 @@ def parse(text: str) -> tuple[Node, tuple[str, ...]]:
 
 
 class _Parser:
-    """Recursive descent over one text, one token ahead; never goes back, so time is linear."""
+    """A recursive descent parser for one text.
+
+    It looks one token ahead and never goes back, so its time is linear in the text's length.
+    """
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.finditer(text)
@@ -102,14 +106,14 @@ class _Parser:
         self.advance()
 
     def advance(self) -> None:
-        """Read the next token; nothing asks for one after the end."""
+        """Read the next token. Never called after the end."""
         match = next(self.tokens)
         self.kind = match.lastgroup or ""
         self.word = match[self.kind]
         self.position = match.start(self.kind)
         if self.kind == "unknown":
             if self.word == "{":
-                raise self.refusal(f"a variable is {{name}}: {NAME_RULE}")
+                raise self.refusal(f"a variable is {{name}}, with a name of {NAME_RULE}")
             raise self.refusal(f"unexpected {self.word!r}")
 
     def refusal(self, reason: str) -> FormulaSyntaxError:
@@ -120,7 +124,7 @@ class _Parser:
         return self.refusal(f"expected {what}, but {found}")
 
     def nested(self, parse: Callable[[], Node]) -> Node:
-        """What ``parse`` gives after this token, one level deeper."""
+        """Skip this token and parse what follows, one level deeper."""
         if self.depth == MAX_DEPTH:
             raise self.refusal(
                 f"more than {MAX_DEPTH} levels of parentheses, functions, conditions and signs"
@@ -132,7 +136,7 @@ class _Parser:
         return node
 
     def conditional(self) -> Node:
-        """A chain of operators, or ``condition ? holds : otherwise``."""
+        """Parse a chain of operators, or ``condition ? holds : otherwise``."""
         condition = self.chain(0)
         if self.word != "?":
             return condition
@@ -142,7 +146,7 @@ class _Parser:
         return Conditional(condition, holds, self.nested(self.conditional))
 
     def chain(self, level: int) -> Node:
-        """Operators of this level between operands of the tighter ones."""
+        """Parse operators of this level and their operands, which are of tighter levels."""
         if level == len(_LEVELS):
             return self.operand()
         first = self.chain(level + 1)
@@ -150,7 +154,7 @@ class _Parser:
         while self.word in _LEVELS[level]:
             symbol = self.word
             if rest and symbol in COMPARISONS:
-                # In JavaScript 3 > 2 > 1 is false: it compares the 1 of 3 > 2 with 1.
+                # In JavaScript, 3 > 2 > 1 is false: 3 > 2 gives 1, and 1 > 1 is false.
                 raise self.refusal("comparisons cannot be chained: write {a} < {b} && {b} < {c}")
             self.advance()
             rest.append((symbol, self.chain(level + 1)))
@@ -164,7 +168,7 @@ class _Parser:
         return Logical(symbol == "||", (first, *(node for _, node in rest)))
 
     def operand(self) -> Node:
-        """A number, a variable, a function or parentheses, perhaps with ``! - +`` before it."""
+        """Parse a number, variable, function or parentheses, with any ``! - +`` before it."""
         node: Node
         if self.word == "!":
             return Comparison(eq, self.nested(self.operand), ZERO)
@@ -191,23 +195,23 @@ class _Parser:
         return node
 
     def number(self) -> Node:
-        """A number as people and programs write it: ``10``, ``.5``, ``1.``, ``1.5e-07``."""
+        """Parse a number such as ``10``, ``.5``, ``1.`` or ``1.5e-07``."""
         digits, _, exponent = self.word.lower().partition("e")
         if len(digits.replace(".", "")) > MAX_NUMBER_DIGITS:
             raise self.refusal(f"a number has at most {MAX_NUMBER_DIGITS} digits")
-        # Before the conversion, which would write out all the zeros of 1e999999999.
+        # Check before the conversion, which would write out all the zeros of 1e999999999.
         if exponent and abs(int(exponent)) > MAX_EXPONENT:
-            raise self.refusal(f"an exponent is from -{MAX_EXPONENT} to {MAX_EXPONENT}")
+            raise self.refusal(f"an exponent must be from -{MAX_EXPONENT} to {MAX_EXPONENT}")
         return Number(Fraction(self.word))
 
     def call(self) -> Node:
-        """A function and its arguments, up to the closing parenthesis."""
+        """Parse a function and its arguments, up to the closing parenthesis."""
         name = self.word
         function = FUNCTIONS.get(name)
         if function is None:
             raise self.refusal(
-                f"unknown name {name[:20]!r}: a variable stands in braces, as in {{token}}, "
-                f"and the functions are {', '.join(FUNCTIONS)}"
+                f"unknown name {name[:20]!r}: write variables in braces, such as {{token}}; "
+                f"the functions are {', '.join(FUNCTIONS)}"
             )
         self.advance()
         if self.word != "(":

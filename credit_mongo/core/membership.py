@@ -1,4 +1,4 @@
-"""Tiers: which is in force, what it gives access to, where a change of tier leads."""
+"""Tiers: which one is in force, which actions it gives access to, and which cap it sets."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ __all__ = ["Membership"]
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The tiers of a configuration. ``levels`` is empty when it has none; caps are in units."""
+    """The tiers of a configuration. ``levels`` is empty if it has no tiers. Caps are in units."""
 
     levels: Mapping[str, int]
     requirements: Mapping[str, str]
     caps: Mapping[str, int]
 
     def level(self, tier: str) -> int:
-        """How high a tier stands. Raises UndefinedTierError."""
+        """Return the level of a tier. Raises UndefinedTierError."""
         try:
             return self.levels[tier]
         except KeyError:
             raise UndefinedTierError(tier) from None
 
     def cap(self, tier: str) -> int:
-        """The balance that a change to this tier sets. Raises UndefinedTierError."""
+        """Return the balance that a change to this tier sets. Raises UndefinedTierError."""
         try:
             return self.caps[tier]
         except KeyError:
             raise UndefinedTierError(tier) from None
 
     def tier_in_force(self, account: Account, now: datetime) -> str | None:
-        """The account's tier, or None without one and when it has expired.
+        """Return the account's tier, or None if the account has none or its tier has expired.
 
-        A stored tier that the configuration does not know raises UndefinedTierError: charging its
-        members the default price would be a silent mistake with money.
+        Raises UndefinedTierError if the configuration has tiers but not the stored one. Charging
+        its members the default price instead would lose money silently.
         """
         tier = account.membership_tier
         if tier is None or is_past(account.membership_expires_at, now):
@@ -54,10 +54,10 @@ class Membership:
             raise MembershipRequiredError(account.user_id, required, tier)
 
     def lowest(self, tiers: Mapping[str, object]) -> str | None:
-        """Of the tiers named, the one that stands lowest; None if there are none."""
+        """Return the tier with the lowest level among ``tiers``, or None if there are none."""
         return min(tiers, key=lambda tier: self.levels.get(tier, 0), default=None)
 
 
 def is_past(expires_at: datetime | None, now: datetime) -> bool:
-    """Whether an expiry has come. The moment itself counts as past."""
+    """Return whether an expiry has passed. The moment itself counts as past."""
     return expires_at is not None and expires_at <= now

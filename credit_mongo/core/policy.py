@@ -1,4 +1,4 @@
-"""The policy: what a configuration says of prices, tiers and access."""
+"""The policy: what a configuration says about prices, tiers and access."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Policy:
     tariff: Tariff
     membership: Membership
     max_lead: timedelta | None = None
-    """How far ahead of the present a user's last change may lie and still be believed.
+    """How far after ``now`` a user's last change may be dated and still be believed.
 
-    None: as far as it likes.
+    None means any distance.
     """
 
     def time_for(self, account: Account, now: datetime) -> datetime:
-        """When something happens to a user: now, or at the last change if that is later.
+        """Return the time of the user's next change: now, or the last change if that is later.
 
-        Time never goes back for a user, though clocks may. So newest first is also highest ``seq``
-        first, and what has expired stays expired. A change that lies further ahead than clocks may
-        differ is a mistake, and decides nothing.
+        Clocks may go back, but the time of a user's rows never does. So ordering rows by time also
+        orders them by ``seq``, and what has expired stays expired. If the last change is dated more
+        than ``max_lead`` after ``now``, its date is wrong, and the method returns ``now``.
         """
         last = account.updated_at
         if last <= now or (self.max_lead is not None and last - now > self.max_lead):
@@ -44,7 +44,7 @@ class Policy:
         return last
 
     def require_access(self, account: Account, action: str, now: datetime) -> None:
-        """Raise UndefinedActionError or MembershipRequiredError unless the user may do it."""
+        """Raise UndefinedActionError or MembershipRequiredError unless the user has access."""
         tier = self.membership.tier_in_force(account, self.time_for(account, now))
         if action not in self.tariff.prices and action not in self.membership.requirements:
             raise UndefinedActionError(action)
@@ -53,15 +53,18 @@ class Policy:
     def quote(
         self, account: Account, action: str, variables: Variables | None, now: datetime
     ) -> Quote:
-        """What the action would cost the user now. Raises what a charge would, but for credits."""
+        """Return what the action would cost the user now.
+
+        Raises the errors of a charge, except InsufficientCreditsError.
+        """
         tier = self.membership.tier_in_force(account, self.time_for(account, now))
         cost = self.price(account, action, tier, variables).cost
         return Quote(action, tier, cost, account.credits, cost <= account.credits)
 
     def find_price(self, account: Account, action: str, tier: str | None) -> Price | None:
-        """The action's price for a user who may do it; None if the action has no prices.
+        """Return the action's price for the user, or None if the action has no prices.
 
-        Raises MembershipRequiredError.
+        Raises MembershipRequiredError if the user has no access to the action.
         """
         self.membership.check_requirement(account, action, tier)
         prices = self.tariff.prices.get(action)
@@ -80,15 +83,18 @@ class Policy:
         tier: str | None,
         variables: Variables | None,
     ) -> Priced:
-        """The action's cost. Raises UndefinedActionError, MembershipRequiredError and the like."""
+        """Return the action's cost.
+
+        Raises UndefinedActionError, MembershipRequiredError, and the errors of ``Tariff.evaluate``.
+        """
         if action not in self.tariff.prices:
             raise UndefinedActionError(action)
         price = self.find_price(account, action, tier)
-        assert price is not None  # noqa: S101 - the action has prices
+        assert price is not None  # noqa: S101 - checked above: the action has prices
         return self.tariff.evaluate(action, price, variables)
 
 
 def refuse_past(expires_at: datetime | None, now: datetime) -> None:
-    """Raise InvalidRequestError for an end of membership that has passed."""
+    """Raise InvalidRequestError if ``membership_expires_at`` has passed."""
     if is_past(expires_at, now):
         raise InvalidRequestError("membership_expires_at", "is in the past")

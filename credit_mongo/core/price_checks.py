@@ -1,4 +1,4 @@
-"""What makes a price unusable, or doubtful, before anybody is charged. Pure."""
+"""Finds prices that are unusable or doubtful, before anybody is charged. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from credit_mongo.core.pricing import to_units
 from credit_mongo.core.values import LARGEST_AMOUNT
 from credit_mongo.errors import FormulaEvaluationError
 
-__all__ = ["MOST_DECIMAL_PLACES", "why_it_can_be_free", "why_not_usable"]
+__all__ = ["MAX_DECIMAL_PLACES", "price_problem", "rounding_warning"]
 
-MOST_DECIMAL_PLACES: Final = 9
-# A formula of more is tried with one of everything only: checks must not take long.
-_TRIED_ALONE: Final = 5
+MAX_DECIMAL_PLACES: Final = 9
+# Formulas with more variables are only tried with all of them at once, to keep the check fast.
+_MAX_TRIED_ALONE: Final = 5
 
 
-def why_not_usable(amount: Fraction | Formula, decimal_places: int) -> str | None:
-    """Why no charge could take this number of credits, or this formula; None if one can.
+def price_problem(amount: Fraction | Formula, decimal_places: int) -> str | None:
+    """Return why no charge could take this price, a number of credits or a formula; else None.
 
-    Of formulas with variables nothing is known before they are given.
+    A formula with variables always passes, because its value depends on them.
     """
     if isinstance(amount, Formula):
         if amount.variables:
@@ -41,10 +41,11 @@ def why_not_usable(amount: Fraction | Formula, decimal_places: int) -> str | Non
     return None
 
 
-def why_it_can_be_free(formula: Formula, decimal_places: int) -> str | None:
-    """How a formula with variables rounds a price above 0 to 0 units; None if it is not seen to.
+def rounding_warning(formula: Formula, decimal_places: int) -> str | None:
+    """Return for which small values a formula rounds a price above 0 to 0 units; None if for none.
 
-    It is tried with 1 for all variables, and with 1 for each of a few and 0 for the others.
+    The check tries 1 for all variables. If there are only a few, it also tries 1 for each of them
+    with 0 for the others.
     """
     for variables in _smallest_uses(formula.variables):
         try:
@@ -56,7 +57,7 @@ def why_it_can_be_free(formula: Formula, decimal_places: int) -> str | None:
             return (
                 f"the formula {formula.text!r} rounds to 0 units for small values such as {shown}, "
                 f"though its price is above 0: {_remedy(value, decimal_places)}, "
-                "or round up in the formula, as with ceil( )"
+                "or round up in the formula with ceil( )"
             )
     return None
 
@@ -65,22 +66,22 @@ def _smallest_uses(names: tuple[str, ...]) -> Iterator[Mapping[str, Fraction]]:
     if not names:
         return
     yield dict.fromkeys(names, Fraction(1))
-    if 1 < len(names) <= _TRIED_ALONE:
+    if 1 < len(names) <= _MAX_TRIED_ALONE:
         nothing = dict.fromkeys(names, Fraction(0))
         for name in names:
             yield {**nothing, name: Fraction(1)}
 
 
 def _remedy(amount: Fraction, decimal_places: int) -> str:
-    """How many decimal places would do: so many that it is exact, or else not nothing."""
+    """Say how many decimal places make the amount exact or, if none do, at least not 0 units."""
     written = f"{_written(amount)} credits with decimal_places={decimal_places}"
-    more = range(decimal_places + 1, MOST_DECIMAL_PLACES + 1)
+    more = range(decimal_places + 1, MAX_DECIMAL_PLACES + 1)
     exact = (places for places in more if (amount * 10**places).denominator == 1)
-    needed = next(exact, MOST_DECIMAL_PLACES)
+    needed = next(exact, MAX_DECIMAL_PLACES)
     if to_units(amount, 10**needed) == 0:
         return (
-            f"{written}, and {MOST_DECIMAL_PLACES} places, the most, are too few: "
-            "let a credit be worth less, or price larger quantities"
+            f"{written}, and {MAX_DECIMAL_PLACES} places, the maximum, are too few: "
+            "make one credit worth less, or price larger quantities"
         )
     return f"{written}; set decimal_places to {needed}"
 

@@ -1,4 +1,4 @@
-"""What an action costs: a fixed price or a formula, by tier, in smallest units."""
+"""Prices: what an action costs for each tier, as a fixed price or a formula."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from credit_mongo.errors import (
 __all__ = ["DEFAULT_TIER", "Price", "Priced", "Tariff", "find_price", "in_credits", "to_units"]
 
 DEFAULT_TIER: Final = "default"
-"""The price of those without a tier, and of tiers that are not listed."""
+"""Key of the price for users without a tier and for tiers that an action doesn't list."""
 
 Price: TypeAlias = int | Formula
-"""Units, or a formula that gives credits."""
+"""A number of smallest units, or a formula that gives credits."""
 
 
 class Priced(NamedTuple):
-    """A cost in smallest units; of a formula also its text and the variables that it used."""
+    """A cost in smallest units. If a formula gave it, also its text and the variables it used."""
 
     cost: int
     formula: str | None = None
@@ -35,18 +35,19 @@ class Priced(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """All prices of a configuration, and how many smallest units make one credit."""
+    """All prices of a configuration, and how many smallest units one credit has."""
 
     prices: Mapping[str, Mapping[str, Price]]
     units_per_credit: int
 
     def evaluate(self, action: str, price: Price, variables: Variables | None) -> Priced:
-        """The cost of an action at a price.
+        """Return the cost of an action at a price.
 
-        A formula that needs variables, in a call that gives none, falls back to the action's
-        ``default`` if that is a fixed price. A formula below zero costs nothing.
-        Raises MissingVariableError, FormulaEvaluationError, and InvalidRequestError for a variable
-        that the formula uses and that is no number.
+        If a formula needs variables and the call gives none, the action's ``default`` price counts
+        instead, provided that it is fixed. A formula with a value below zero costs nothing.
+
+        Raises MissingVariableError, FormulaEvaluationError, and InvalidRequestError if a variable
+        that the formula uses isn't a number.
         """
         if isinstance(price, int):
             return Priced(price)
@@ -59,29 +60,29 @@ class Tariff:
         cost = to_units(price.evaluate(variables), self.units_per_credit)
         used = readable_variables(variables, price.variables)
         if cost > LARGEST_AMOUNT:
-            cause = f"it costs more than {LARGEST_AMOUNT} units"
+            cause = f"the cost is more than {LARGEST_AMOUNT} units"
             raise FormulaEvaluationError(price.text, used, cause)
         return Priced(max(cost, 0), price.text, used)
 
 
 def find_price(prices: Mapping[str, Price], tier: str | None) -> Price | None:
-    """Of an action's prices, the one for a tier in force; None if the tier has no access."""
+    """Return the price for the tier in force, or None if that tier has no access."""
     if tier is not None and tier in prices:
         return prices[tier]
     return prices.get(DEFAULT_TIER)
 
 
 def to_units(credits_due: Fraction, units_per_credit: int) -> int:
-    """Credits as smallest units, rounded half up.
+    """Convert credits to smallest units, rounded half up.
 
-    Nothing else is rounded, unless a formula asks for it.
+    Nothing else rounds, except functions that a formula calls.
     """
     exact = credits_due * units_per_credit
     return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
 
 
 def in_credits(units: int, decimal_places: int) -> str:
-    """Smallest units in credits, for people: 135000 with two places is 1,350.00."""
+    """Format smallest units as credits, for people: 135000 with two places is 1,350.00."""
     whole, part = divmod(abs(units), 10**decimal_places)
     sign = "-" if units < 0 else ""
     return f"{sign}{whole:,}.{part:0{decimal_places}d}" if decimal_places else f"{sign}{whole:,}"

@@ -1,8 +1,9 @@
-"""What callers get back. All frozen; credits are whole numbers of the smallest unit.
+"""The results that callers get. All are frozen. Credits are whole numbers of the smallest unit.
 
-``replayed`` tells that an idempotency key had done it before. It takes no part in comparisons: the
-answer to a repeated request equals the first. The caller's metadata and keys stay out of every
-``repr``: that is what lands in logs. A web framework that knows pydantic can return each as JSON.
+``replayed`` is True if an earlier call with the same idempotency key did the work. Comparisons
+ignore it, so the result of a repeated request equals the first result. Metadata and keys of the
+caller stay out of every ``repr``, because reprs end up in logs. Web frameworks that know pydantic
+can return each result as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """An account: its balance in smallest units, its tier, and how many transactions it has."""
+    """An account. ``credits`` is the balance in smallest units, ``seq`` counts its transactions."""
 
     user_id: str
     credits: int
@@ -38,7 +39,7 @@ class User:
 
 
 def user_of(account: Account) -> User:
-    """An account as callers see it."""
+    """Return an account as callers see it."""
     return User(
         user_id=account.user_id,
         credits=account.credits,
@@ -52,7 +53,10 @@ def user_of(account: Account) -> User:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What an action would cost now; ``tier`` is the one in force, None without one."""
+    """What an action would cost now. ``cost`` and ``balance`` are in smallest units.
+
+    ``tier`` is the tier in force, or None. ``affordable`` is True if the balance covers the cost.
+    """
 
     action: str
     tier: str | None
@@ -63,7 +67,11 @@ class Quote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """A record of the ledger: the ``seq``-th change of a user's balance (negative for charges)."""
+    """A record of the ledger: the ``seq``-th change of a user's balance.
+
+    ``amount`` is in smallest units, negative if credits were taken. ``refund_of`` is the id of the
+    charge that a refund belongs to.
+    """
 
     transaction_id: str
     user_id: str
@@ -81,9 +89,10 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLog:
-    """A record of an attempt. ``details`` are the library's own facts, ``metadata`` the caller's.
+    """A record of an attempt, successful or refused.
 
-    ``audit_id`` is the ``transaction_id`` of the transaction that the attempt made, if it made one.
+    ``status`` is "success" or "failed". ``details`` are the library's own facts, ``metadata`` the
+    caller's. If the attempt made a transaction, ``audit_id`` is its ``transaction_id``.
     """
 
     audit_id: str
@@ -99,10 +108,11 @@ class AuditLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """How many rows of each kind went with a user; ``erasure_id`` is that of the record of it.
+    """How many rows of each kind were erased with a user.
 
-    ``paid_requests`` are of the FastAPI integration. ``transactions_in_files`` have not gone: they
-    were archived to files, which nothing here can reach. Whoever keeps those has to see to them.
+    ``erasure_id`` is the id of the record that stays. ``paid_requests`` belong to the FastAPI
+    integration. ``transactions_in_files`` were not erased: they are in archive files, which the
+    ledger cannot reach. Erase them where those files are kept.
     """
 
     erasure_id: str

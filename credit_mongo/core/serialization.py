@@ -1,4 +1,4 @@
-"""Metadata as JSON: what a result's metadata becomes when pydantic or FastAPI writes it."""
+"""Metadata as JSON: how pydantic and FastAPI write the metadata of a result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pydantic import PlainSerializer
 __all__ = ["Metadata", "to_json_value"]
 
 
-def to_json_value(value: Any) -> Any:  # noqa: PLR0911 - one for each kind of value
-    """A value that BSON can hold, as JSON can hold it.
+def to_json_value(value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of value
+    """Convert a BSON value to a JSON value.
 
-    Dates become ISO 8601. Bytes become text where they are UTF-8, and base64 otherwise. Numbers
-    that JSON lacks (infinities, NaN) become null. Everything else that JSON lacks (an ObjectId, a
-    UUID, a Decimal128) becomes its ``str``.
+    Dates become ISO 8601 strings. Bytes become text if they are UTF-8, otherwise base64. Infinities
+    and NaN become null. All other types that JSON lacks (ObjectId, UUID, Decimal128) become their
+    ``str``.
     """
     if isinstance(value, Mapping):
         return {str(name): to_json_value(item) for name, item in value.items()}
@@ -42,4 +42,4 @@ Metadata: TypeAlias = Annotated[
     Mapping[str, Any],
     PlainSerializer(to_json_value, return_type=dict[str, Any], when_used="json"),
 ]
-"""The caller's own facts about an operation, as BSON gives them back."""
+"""The caller's own facts about an operation, as the database returns them."""

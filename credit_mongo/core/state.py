@@ -1,4 +1,4 @@
-"""What a batch was loaded with, and what its decisions have made of that so far."""
+"""The state of a batch: what was loaded, and what the decisions so far have changed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from credit_mongo.errors import AccountDataError, TransactionNotFoundError, User
 __all__ = ["ChargeRefunded", "Loaded", "Remembered", "State"]
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
-# How far a clock may have been ahead whose rows an account that is opened anew has to follow.
-_MOST_AHEAD: Final = timedelta(hours=1)
-_DATED_AHEAD: Final = (
-    "is of an erased account and dated too far ahead: complete the erasure with "
-    "delete_user before you open the account anew"
+# An account opened during an erasure starts after the erased rows, if these are at most this far
+# in the future.
+_MAX_LEAD: Final = timedelta(hours=1)
+_DATED_TOO_FAR_AHEAD: Final = (
+    "belongs to an account under erasure and is dated too far in the future: complete the erasure "
+    "with delete_user before you open the account again"
 )
 
 
 class Remembered(NamedTuple):
-    """What an idempotency key did, for as long as it is remembered.
+    """The request and the result that an idempotency key stands for.
 
-    ``result`` is None if other software used the key; then no request has the ``fingerprint``.
+    ``result`` is None if other software used the key. No request matches that ``fingerprint``.
     """
 
     fingerprint: str
@@ -34,20 +35,20 @@ class Remembered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the database holds of a batch's users, charges and keys."""
+    """What the database contains about a batch's users, charges and keys."""
 
     accounts: Mapping[str, Account]
     unreadable: Mapping[str, AccountDataError]
-    """Users whose document is not what the ledger writes, with what is wrong."""
+    """The errors of users whose documents the ledger cannot read."""
     charges: Mapping[str, RefundableCharge | AccountDataError]
-    """What cannot be read of a charge stands in its place."""
+    """Charges by id. An error stands for a charge that the ledger cannot read."""
     remembered: Mapping[str, Remembered]
     forgotten_keys: frozenset[str]
-    """Keys that are free, though their records are still there."""
+    """Keys that count as free although their records still exist."""
     unopened: Mapping[str, Unopened] = field(default_factory=dict)
-    """Of the unreadable users, those on whose document an account can be opened."""
+    """The unreadable users whose documents have no account yet, so that one can be opened."""
     erased_until: Mapping[str, datetime] = field(default_factory=dict)
-    """For users whose erasure is under way: the last moment of the account that is erased."""
+    """For users under erasure: the date of the erased account's last row."""
 
 
 class State:
@@ -66,20 +67,20 @@ class State:
     def moment_to_open(
         self, user_id: str, now: datetime, max_lead: timedelta | None = None
     ) -> datetime:
-        """When an account of the user can begin: now, or after one whose erasure is under way.
+        """Return when an account can begin: now or, during an erasure, after the erased rows.
 
-        No further ahead than what happens to the account next will follow (``Policy.max_lead``).
-        Raises AccountDataError if that one is dated too far ahead.
+        Raises AccountDataError if the erased rows are dated too far in the future: by an hour, or
+        by ``max_lead`` if that is shorter, because ``Policy.time_for`` ignores later dates.
         """
         until = self._erased_until.get(user_id)
         if until is None:
             return now
-        if until - now >= min(_MOST_AHEAD, max_lead or _MOST_AHEAD):
-            raise AccountDataError(user_id, "history", _DATED_AHEAD)
+        if until - now >= min(_MAX_LEAD, max_lead or _MAX_LEAD):
+            raise AccountDataError(user_id, "history", _DATED_TOO_FAR_AHEAD)
         return max(now, until + _MILLISECOND)
 
     def account(self, user_id: str) -> Account:
-        """A user's account. Raises UserNotFoundError and AccountDataError."""
+        """Return a user's account. Raises UserNotFoundError and AccountDataError."""
         account = self.accounts.get(user_id)
         if account is None:
             self.check_readable(user_id)
@@ -87,16 +88,16 @@ class State:
         return account
 
     def check_readable(self, user_id: str) -> None:
-        """Raise AccountDataError for a user whose document is not what the ledger writes."""
+        """Raise AccountDataError if the ledger cannot read the user's document."""
         error = self._unreadable.get(user_id)
         if error is not None:
-            # A copy: an error that is raised takes up the traceback of its raising.
+            # A copy, because raising an error adds a traceback to it.
             raise copy(error)
 
     def charge(self, charge_id: str, user_id: str) -> RefundableCharge:
-        """A charge of the user's. Raises TransactionNotFoundError and AccountDataError."""
+        """Return a charge of the user. Raises TransactionNotFoundError and AccountDataError."""
         charge = self._charges.get(charge_id)
-        # Somebody else's charge is nobody's business, readable or not.
+        # Another user's charge counts as not found, whether the ledger can read it or not.
         if charge is None or charge.user_id != user_id:
             raise TransactionNotFoundError(charge_id)
         if isinstance(charge, AccountDataError):
@@ -104,17 +105,17 @@ class State:
         return charge
 
     def replace_charge(self, charge: RefundableCharge) -> None:
-        """Let the requests that follow see the charge like this."""
+        """Replace the charge, for the requests that follow."""
         self._charges[charge.transaction_id] = charge
 
 
 class ChargeRefunded(NamedTuple):
-    """More of a charge was refunded: ``amount`` units."""
+    """A refund of ``amount`` units of a charge."""
 
     charge: RefundableCharge
     amount: int
 
     def apply(self, state: State) -> None:
-        """Leave less to refund for the requests that follow."""
+        """Reduce what the requests that follow can refund."""
         refunded = self.charge.refunded + self.amount
         state.replace_charge(self.charge._replace(refunded=refunded))

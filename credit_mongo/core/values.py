@@ -1,8 +1,7 @@
-"""The values that everything else is made of: amounts, identifiers, moments, accounts.
+"""Basic values: amounts, identifiers, moments and accounts, with the checks of arguments.
 
-Every limit of an argument stands here. What was checked is well-formed, so nothing after it checks
-types again. Accounts and charges are named tuples: as frozen as a frozen dataclass, and made in a
-third of the time, half a dozen times a charge.
+Code behind these checks doesn't check types again. Accounts and charges are named tuples: each
+charge creates about six of them, in a third of the time that frozen dataclasses would take.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# The largest whole number that JSON readers in other languages hold exactly.
+# The largest whole number that JSON readers in all languages represent exactly.
 LARGEST_AMOUNT: Final = 2**53 - 1
-# BSON's int64.
+# The largest int64 of BSON.
 LARGEST_BALANCE: Final = 2**63 - 1
 LONGEST_IDENTIFIER: Final = 255
-# C0 and C1 control characters, and lone surrogates, which UTF-8 cannot carry.
+# C0 and C1 control characters, and lone surrogates, which UTF-8 cannot encode.
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -54,13 +53,13 @@ class Keep(Enum):
 
 
 KEEP: Final = Keep.KEEP
-"""Leave it as it is (None means: none)."""
+"""Keep the current value. (None would remove it.)"""
 
 
 def check_identifier(field: str, value: object) -> str:
-    """A user id, action, tier or key: 1 to 255 characters, none of them a control character.
+    """Check a user id, action, tier or key: 1 to 255 characters, without control characters.
 
-    Anything but a string is refused: a dict would reach the database as a query operator.
+    Only strings pass. A dict would reach the database as a query operator.
     """
     if not isinstance(value, str):
         raise InvalidRequestError(field, f"must be a str, not {type(value).__name__}")
@@ -74,24 +73,24 @@ def check_identifier(field: str, value: object) -> str:
 
 
 def check_amount(field: str, value: object, *, least: int = 1) -> int:
-    """Credits in smallest units: an int from ``least`` to 2**53 - 1; no bool, float or string."""
+    """Check an amount in smallest units: an int (not a bool) from ``least`` to 2**53 - 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
-    amount = int.__int__(value)  # what it holds, whatever a subclass says
+    amount = int.__int__(value)  # the real value, even if a subclass overrides __int__
     if not least <= amount <= LARGEST_AMOUNT:
         raise InvalidRequestError(field, f"must be from {least} to {LARGEST_AMOUNT}")
     return amount
 
 
 def check_flag(field: str, value: object) -> bool:
-    """A bool, and nothing that merely looks like one."""
+    """Check a bool. Other truthy or falsy values don't pass."""
     if not isinstance(value, bool):
         raise InvalidRequestError(field, f"must be a bool, not {type(value).__name__}")
     return value
 
 
 def check_moment(field: str, value: object) -> datetime:
-    """A datetime with a time zone, in UTC and whole milliseconds (what BSON keeps)."""
+    """Check a datetime with a time zone. Return it in UTC, in whole milliseconds as BSON has."""
     if not isinstance(value, datetime):
         raise InvalidRequestError(field, f"must be a datetime, not {type(value).__name__}")
     try:
@@ -103,25 +102,25 @@ def check_moment(field: str, value: object) -> datetime:
 
 
 def check_optional(check: Callable[[str, object], _T], field: str, value: object) -> _T | None:
-    """None, or what the check makes of the value."""
+    """Return None for None, otherwise the result of the check."""
     return None if value is None else check(field, value)
 
 
 def to_milliseconds(moment: datetime) -> datetime:
-    """The same moment in UTC, cut to what the database keeps."""
+    """Return the moment in UTC, truncated to the milliseconds that the database keeps."""
     moment = moment.astimezone(timezone.utc)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def moment_text(moment: datetime | Keep | None) -> str | None:
-    """A moment as it stands in fingerprints: the same for the same moment."""
+    """Return the text of a moment for fingerprints: equal for equal moments."""
     if moment is None:
         return None
     return repr(moment) if isinstance(moment, Keep) else moment.isoformat()
 
 
 class Account(NamedTuple):
-    """One user's credits and membership, as of its ``seq``-th transaction."""
+    """One user's credits (in smallest units) and membership, as of transaction ``seq``."""
 
     user_id: str
     credits: int
@@ -133,7 +132,7 @@ class Account(NamedTuple):
 
 
 class Unopened(NamedTuple):
-    """What a document of the application's has that is no account yet: no credits, no history."""
+    """What the ledger takes from a user document of the application that has no account yet."""
 
     membership_tier: str | None
     membership_expires_at: datetime | None
@@ -141,7 +140,7 @@ class Unopened(NamedTuple):
 
 
 class RefundableCharge(NamedTuple):
-    """A charge, with what was taken by it and given back for it so far (smallest units)."""
+    """A charge, with the smallest units that it took and that refunds gave back so far."""
 
     transaction_id: str
     user_id: str
@@ -150,11 +149,11 @@ class RefundableCharge(NamedTuple):
 
     @property
     def refundable(self) -> int:
-        """What it still holds."""
+        """The units that can still be refunded."""
         return self.charged - self.refunded
 
 
 def refuse_overflow(account: Account, amount: int) -> None:
-    """Raise InvalidRequestError if adding the amount would exceed what can be stored."""
+    """Raise InvalidRequestError if adding the amount would exceed the largest balance."""
     if amount > LARGEST_BALANCE - account.credits:
         raise InvalidRequestError("amount", f"the balance would exceed {LARGEST_BALANCE}")

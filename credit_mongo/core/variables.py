@@ -1,8 +1,8 @@
-"""The variables of a call: exact numbers, and for values that are none, why. Pure.
+"""The variables of a call: exact numbers, and a reason for each value that isn't a number. Pure.
 
-A call may give more than its price needs, such as the whole usage object of a provider, with its
-nested parts and nulls. Which values must be numbers is known when the price is: so what is no
-number is kept as `Unusable`, and refused where a formula uses it.
+A call may pass more than its price needs, such as a provider's whole usage object with nested
+parts and nulls. Which values must be numbers depends on the price. So a value that isn't a number
+becomes `Unusable`, and only a formula that uses it refuses it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from credit_mongo.errors import InvalidRequestError
 
 __all__ = ["MAX_MAGNITUDE", "Unusable", "Variables", "exact_variables", "readable_variables"]
 
-# Above any usage object, and little enough to be looked through for each call.
+# More names than any usage object has, yet few enough to check in each call.
 MAX_GIVEN: Final = 200
-# Of a variable and of a result: more than any count or price, less than the 2**63 of BSON's int64.
+# For variables and results: more than any count or price, less than the 2**63 of BSON's int64.
 MAX_MAGNITUDE: Final = 10**18
-# The float 5e-324 has 324. A Decimal may have any number, and would fill the memory.
+# The float 5e-324 has 324 places. A Decimal can have so many that they would fill the memory.
 MAX_DECIMAL_PLACES: Final = 400
 _LARGEST_DENOMINATOR: Final = 10**MAX_DECIMAL_PLACES
 
 
 class Unusable(NamedTuple):
-    """Stands for a value that is no exact number; ``reason`` says why, without the value."""
+    """Replaces a value that isn't an exact number. ``reason`` says why, without the value."""
 
     reason: str
 
@@ -37,20 +37,23 @@ Variables: TypeAlias = Mapping[str, Fraction | Unusable]
 
 
 def exact_variables(variables: object) -> dict[str, Fraction | Unusable]:
-    """The variables of a call, for formulas.
+    """Convert the variables of a call to exact numbers, for formulas.
 
-    ``variables`` is a mapping with at most 200 names. A number may be of any kind that is exact or
-    prints as a decimal: ``int``, ``float``, ``Decimal``, ``Fraction``, BSON's ``Int64`` and
-    ``Decimal128``, NumPy's. It is within ±10**18 and has at most 400 decimal places. A float is the
-    decimal number that it prints as: 0.1 is 1/10. Anything else becomes `Unusable`; keys that
-    cannot be the name of a variable are left out, as no formula uses them.
+    ``variables`` is a mapping with at most 200 names. Numbers of any type that is exact or prints
+    as a decimal will do: ``int``, ``float``, ``Decimal``, ``Fraction``, BSON's ``Int64`` and
+    ``Decimal128``, and NumPy's types. They must be within ±10**18 and have at most 400 decimal
+    places. A float counts as the decimal number that it prints as: 0.1 is 1/10. All other values
+    become `Unusable`. Keys that cannot be the name of a variable are left out, because no formula
+    uses them.
 
-    Raises InvalidRequestError for what is no mapping, or too large.
+    Raises InvalidRequestError if ``variables`` isn't a mapping or has more than 200 names.
     """
     if not isinstance(variables, Mapping):
         raise InvalidRequestError("variables", "must be a mapping of names to numbers")
     if len(variables) > MAX_GIVEN:
-        raise InvalidRequestError("variables", f"at most {MAX_GIVEN} can be given")
+        raise InvalidRequestError(
+            "variables", f"has {len(variables)} names, but at most {MAX_GIVEN} are allowed"
+        )
     exact: dict[str, Fraction | Unusable] = {}
     for name, value in variables.items():
         if isinstance(name, str) and NAME.fullmatch(name) is not None:
@@ -59,7 +62,10 @@ def exact_variables(variables: object) -> dict[str, Fraction | Unusable]:
 
 
 def readable_variables(variables: Variables, names: Iterable[str]) -> dict[str, int | Decimal]:
-    """Of these names, the numbers as people write them: ``int``, or ``Decimal`` to 34 digits."""
+    """Return the numbers of these names as people write them.
+
+    A whole number is an ``int``, any other a ``Decimal`` with up to 34 digits.
+    """
     context = Context(prec=34)
     numbers = {name: variables.get(name) for name in names}
     return {
@@ -79,7 +85,7 @@ def _checked(value: object) -> Fraction | Unusable:
 
 
 def _exact(value: object) -> Fraction:
-    """The number; ``ValueError`` says why it is none, without its value."""
+    """Return the exact number. Raise a ValueError that says what is wrong, without the value."""
     number = _rational(value)
     if number is None:
         number = _of_decimal(_decimal(value))
@@ -89,9 +95,9 @@ def _exact(value: object) -> Fraction:
 
 
 def _rational(value: object) -> Fraction | None:
-    """A whole number or a fraction; None if the value is neither."""
+    """Return a whole number or a fraction, or None if the value is neither."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return Fraction(int.__int__(value))  # what it holds, whatever a subclass says
+        return Fraction(int.__int__(value))  # the real value, even if a subclass overrides __int__
     if isinstance(value, bool) or not isinstance(value, Rational):
         return None
     if isinstance(value, Integral):
@@ -103,17 +109,17 @@ def _rational(value: object) -> Fraction | None:
 
 
 def _decimal(value: object) -> Decimal:
-    """The decimal number that the value is or prints as."""
+    """Return the decimal number that the value is or prints as."""
     if isinstance(value, Decimal):
         return value
     if isinstance(value, float):
-        # float's own repr, as subclasses (NumPy's float64) print theirs with a type name.
+        # float's own repr, because subclasses such as NumPy's float64 print their type's name.
         return Decimal(float.__repr__(value))
     if type(value).__name__ == "Decimal128" and hasattr(value, "to_decimal"):
-        return _decimal(value.to_decimal())  # BSON's, which the core does not import
+        return _decimal(value.to_decimal())  # a BSON type, which the core doesn't import
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
-            return Decimal(str(value))  # NumPy's float32, say
+            return Decimal(str(value))  # such as NumPy's float32
         except InvalidOperation:
             raise ValueError("must print as a decimal number") from None
     raise ValueError(f"must be a number, not {type(value).__name__}")
@@ -122,8 +128,10 @@ def _decimal(value: object) -> Decimal:
 def _of_decimal(decimal: Decimal) -> Fraction:
     if not decimal.is_finite():
         raise ValueError("must be a finite number")
-    # Before the conversion, which would write out all the zeros of 1e999999 and 1e-999999.
+    # Check before the conversion, which would write out all the zeros of 1e999999 and 1e-999999.
     places = -int(decimal.as_tuple().exponent)
     if max(decimal.adjusted(), places) > MAX_DECIMAL_PLACES:
-        raise ValueError(f"must be within ±10**18, with at most {MAX_DECIMAL_PLACES} places")
+        raise ValueError(
+            f"must be within ±10**18, with at most {MAX_DECIMAL_PLACES} decimal places"
+        )
     return Fraction(*decimal.as_integer_ratio())

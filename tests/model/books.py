@@ -262,7 +262,7 @@ class Tariff:
             if abs(credits_due) > LARGEST_VALUE:
                 wrong = "the result is beyond ±10**18"
             elif cost > LARGEST_AMOUNT:
-                wrong = f"it costs more than {LARGEST_AMOUNT} units"
+                wrong = f"the cost is more than {LARGEST_AMOUNT} units"
         if wrong:
             raise Refused(
                 "FormulaEvaluationError",

@@ -149,7 +149,7 @@ class Operations:
             self.tariff.level(tier)
             ends, may = user.expires_at, call.arguments.get("allow_earlier", False)
             if None not in (expires_at, ends) and expires_at < ends and not may:
-                reason = f"the new end {expires_at} is before the present one {ends}"
+                reason = f"the new expiry {expires_at} is before the current one {ends}"
                 reason += "; allow_earlier=True shortens the membership"
                 raise _invalid_change(call, user, tier, reason)
         else:

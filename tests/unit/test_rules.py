@@ -375,7 +375,7 @@ REFUSALS: dict[str, tuple[Request[Any], Account | None, CreditError]] = {
         FormulaEvaluationError(
             "{total} / {parts}",
             {"total": 2**53, "parts": 1},
-            f"it costs more than {LARGEST_AMOUNT} units",
+            f"the cost is more than {LARGEST_AMOUNT} units",
         ),
     ),
     # Additions
@@ -461,7 +461,7 @@ REFUSALS: dict[str, tuple[Request[Any], Account | None, CreditError]] = {
         no_change(
             "premium",
             "premium",
-            f"the new end {NOW + A_MOMENT} is before the present one {FUTURE}; "
+            f"the new expiry {NOW + A_MOMENT} is before the current one {FUTURE}; "
             "allow_earlier=True shortens the membership",
         ),
     ),
@@ -940,7 +940,7 @@ def test_a_correction_of_an_account_that_has_moved_is_refused(found: Account) ->
     """What was verified is no longer so."""
     error = refused(correction(90), found)
     assert isinstance(error, InvalidRequestError)
-    assert "verify again" in error.reason
+    assert "verify it again" in error.reason
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,9 @@ NO_NUMBERS = [
     (Decimal128("1e6000"), "within"),
     (Fraction(10**19, 3), "within"),
     (Fraction(1, 10**400 + 1), "denominator"),
-    (Decimal("1e-401"), "400 places"),
-    (Decimal("1e-999999"), "400 places"),
-    (Decimal("0." + "9" * 401), "400 places"),
+    (Decimal("1e-401"), "400 decimal places"),
+    (Decimal("1e-999999"), "400 decimal places"),
+    (Decimal("0." + "9" * 401), "400 decimal places"),
 ]
 
 

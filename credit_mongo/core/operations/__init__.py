@@ -1,7 +1,7 @@
-"""Operations: what can be done to accounts, each in a module of its own.
+"""The operations on accounts, each in a module of its own.
 
-``OPERATIONS`` is the one place where an operation is registered. Rows, replays by idempotency key,
-usage reports and the verification of the books read what they need from here.
+``OPERATIONS`` is the only place where operations are registered. Rows, replays by idempotency key,
+usage reports and the verification of the books read it.
 """
 
 from __future__ import annotations

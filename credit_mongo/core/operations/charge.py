@@ -1,4 +1,4 @@
-"""Charge: take what an action costs the user's tier, or an amount that the caller names."""
+"""Charge: take the price of an action for the user's tier, or an amount that the caller gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Charge", "ChargeRequest", "ChargeResult"]
 
 @dataclass(frozen=True, slots=True)
 class ChargeResult:
-    """What a charge took (``cost``) and left, in smallest units."""
+    """What a charge took (``cost``) and the balance before and after, in smallest units."""
 
     transaction_id: str
     user_id: str
@@ -35,7 +35,7 @@ class ChargeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeRequest(Request[ChargeResult]):
-    """Take what the action costs, or ``amount`` units."""
+    """Take the price of the action, or ``amount`` units."""
 
     operation: ClassVar[str] = "charge"
 
@@ -44,8 +44,8 @@ class ChargeRequest(Request[ChargeResult]):
 
     @property
     def effect(self) -> tuple[object, ...]:
-        # All numbers, used by the price or not: a repetition must match its first after the prices
-        # have changed as well.
+        # All numbers, whether the price uses them or not: a repeated request must match the first
+        # even if the prices have changed since.
         numbers = None
         if self.variables is not None:
             given = self.variables.items()
@@ -54,7 +54,7 @@ class ChargeRequest(Request[ChargeResult]):
 
 
 class Charge(Operation[ChargeRequest, ChargeResult]):
-    """Take credits that the user has, and never more."""
+    """Take credits from a user, never more than the balance."""
 
     request_type: ClassVar[type[ChargeRequest]] = ChargeRequest
     result_type: ClassVar[type[ChargeResult]] = ChargeResult

@@ -1,4 +1,4 @@
-"""Correction: settle, by a record, what was found to be wrong with an account's history."""
+"""Correction: add a record that settles the errors found in an account's history."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["Correct", "CorrectionRequest", "CorrectionResult"]
 
 @dataclass(frozen=True, slots=True)
 class CorrectionResult:
-    """What a correction added to the history (``amount``, of either sign); the balance stayed."""
+    """What a correction added to the history: ``amount``, in smallest units, of either sign.
+
+    The account's balance is unchanged. ``balance_before`` is the sum of the history.
+    """
 
     transaction_id: str
     user_id: str
@@ -34,10 +37,11 @@ class CorrectionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectionRequest(Request[CorrectionResult]):
-    """Make the books sum up to what the account has. The balance never changes.
+    """Make the history sum up to the account's balance, which never changes.
 
-    ``credits`` and ``seq`` are the account's as verified, ``total`` the sum of its transactions'
-    amounts, ``highest_seq`` the highest of any. ``settles`` are the findings.
+    ``credits`` and ``seq`` are the account's values when it was verified. ``total`` is the sum of
+    its transactions' amounts, and ``highest_seq`` their highest ``seq``. ``settles`` are the
+    findings of the verification.
     """
 
     operation: ClassVar[str] = "correction"
@@ -57,7 +61,7 @@ class CorrectionRequest(Request[CorrectionResult]):
 
 
 class Correct(Operation[CorrectionRequest, CorrectionResult]):
-    """Add a record that makes up for what is missing or too much in the history."""
+    """Add a record for what is missing from the history, or too much in it."""
 
     request_type: ClassVar[type[CorrectionRequest]] = CorrectionRequest
     result_type: ClassVar[type[CorrectionResult]] = CorrectionResult
@@ -73,11 +77,11 @@ class Correct(Operation[CorrectionRequest, CorrectionResult]):
         account = state.account(request.user_id)
         if (account.credits, account.seq) != (request.credits, request.seq):
             raise InvalidRequestError(
-                "seq", "the account has changed since it was verified: verify again"
+                "seq", "the account has changed since it was verified: verify it again"
             )
         amount = account.credits - request.total
         if max(abs(amount), abs(request.total), request.highest_seq + 1) > LARGEST_BALANCE:
-            raise InvalidRequestError("total", "no correction can make up for such amounts")
+            raise InvalidRequestError("total", "is too large for a correction")
         details = {
             "correction": {
                 "operator": request.operator,

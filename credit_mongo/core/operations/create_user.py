@@ -33,7 +33,7 @@ class CreateUserRequest(Request[User]):
 
 
 class CreateUser(Operation[CreateUserRequest, User]):
-    """Open an account, on the application's document of the user if there is one."""
+    """Open an account. If the application has a document for the user, use that document."""
 
     request_type: ClassVar[type[CreateUserRequest]] = CreateUserRequest
     result_type: ClassVar[type[User]] = User
@@ -56,10 +56,10 @@ class CreateUser(Operation[CreateUserRequest, User]):
         if unopened is not None:
             created_at = unopened.created_at or now
             if tier is None:
-                # The application's users may have one before they have credits.
+                # Users of the application may have a tier before they have an account.
                 tier = unopened.membership_tier
                 expires_at = expires_at or unopened.membership_expires_at
-                # Where no tiers are configured, the application's tiers are its own matter.
+                # If no tiers are configured, the ledger doesn't check the application's own tiers.
                 if tier is not None and policy.membership.levels:
                     policy.membership.level(tier)
         account = Account(user_id, request.credits, 1, tier, expires_at, created_at, now)

@@ -17,7 +17,7 @@ __all__ = ["DowngradeTier", "DowngradeTierRequest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DowngradeTierRequest(Request[TierChangeResult]):
-    """Go to a lower tier."""
+    """Move to a lower tier, with or without the current expiry."""
 
     operation: ClassVar[str] = "downgrade_tier"
 

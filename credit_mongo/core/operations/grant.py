@@ -17,7 +17,7 @@ __all__ = ["Grant", "GrantRequest", "GrantResult"]
 
 @dataclass(frozen=True, slots=True)
 class GrantResult:
-    """What a grant gave (``amount``), in smallest units."""
+    """What a grant gave (``amount``) and the balance before and after, in smallest units."""
 
     transaction_id: str
     user_id: str
@@ -44,7 +44,7 @@ class GrantRequest(Request[GrantResult]):
 
 
 class Grant(Operation[GrantRequest, GrantResult]):
-    """Give credits, up to the largest balance that can be stored."""
+    """Give credits, up to the largest balance that the database can store."""
 
     request_type: ClassVar[type[GrantRequest]] = GrantRequest
     result_type: ClassVar[type[GrantResult]] = GrantResult

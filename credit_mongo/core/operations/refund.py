@@ -1,4 +1,4 @@
-"""Refund: give credits back, freely or for a charge and never more than it took."""
+"""Refund: give credits back, freely or for a charge. A charge's refunds never exceed it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Refund", "RefundRequest", "RefundResult"]
 
 @dataclass(frozen=True, slots=True)
 class RefundResult:
-    """What a refund gave back (``amount``), in smallest units."""
+    """What a refund gave back (``amount``) and the balance before and after, in smallest units."""
 
     transaction_id: str
     user_id: str
@@ -42,7 +42,7 @@ class RefundResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefundRequest(Request[RefundResult]):
-    """Give ``amount`` units back, for the charge ``charge_id`` or freely."""
+    """Give back ``amount`` units, for the charge ``charge_id`` or freely."""
 
     operation: ClassVar[str] = "refund"
 
@@ -55,7 +55,7 @@ class RefundRequest(Request[RefundResult]):
 
 
 class Refund(Operation[RefundRequest, RefundResult]):
-    """Give credits back. Refunds of a charge never exceed it together."""
+    """Give credits back. All refunds of a charge together never exceed it."""
 
     request_type: ClassVar[type[RefundRequest]] = RefundRequest
     result_type: ClassVar[type[RefundResult]] = RefundResult

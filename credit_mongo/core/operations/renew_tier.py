@@ -1,4 +1,4 @@
-"""Renew: stay in the tier until a new end."""
+"""Renew: stay in the tier until a new expiry."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["RenewTier", "RenewTierRequest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenewTierRequest(Request[TierChangeResult]):
-    """Stay in the tier for longer; with ``refill``, the balance is set to the tier's cap."""
+    """Stay in the tier until a new expiry. With ``refill``, set the balance to the tier's cap."""
 
     operation: ClassVar[str] = "renew_tier"
 
     action: str = field(default="renew_tier", init=False)
     membership_expires_at: datetime | None
     refill: bool
-    # Not part of the effect: without it, the request does the same or nothing.
+    # Not part of the effect: without this flag, the request does the same or is refused.
     allow_earlier: bool = False
 
     @property
@@ -34,7 +34,7 @@ class RenewTierRequest(Request[TierChangeResult]):
 
 
 class RenewTier(Operation[RenewTierRequest, TierChangeResult]):
-    """Stay in the tier until a new end."""
+    """Stay in the tier until a new expiry."""
 
     request_type: ClassVar[type[RenewTierRequest]] = RenewTierRequest
     result_type: ClassVar[type[TierChangeResult]] = TierChangeResult
@@ -54,7 +54,7 @@ class RenewTier(Operation[RenewTierRequest, TierChangeResult]):
         is_earlier = current is not None and expires_at is not None and expires_at < current
         if is_earlier and not request.allow_earlier:
             reason = (
-                f"the new end {expires_at} is before the present one {current}; "
+                f"the new expiry {expires_at} is before the current one {current}; "
                 "allow_earlier=True shortens the membership"
             )
             raise InvalidTierChangeError(account.user_id, tier, tier, reason)

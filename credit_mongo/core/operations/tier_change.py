@@ -1,4 +1,4 @@
-"""What upgrades, downgrades and renewals share: a new tier or end, and the balance at its cap."""
+"""What upgrades, downgrades and renewals share: they set tier, expiry and balance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIER_CHANGES = UsageKinds("tier_changes_added", "tier_changes_taken")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierChangeResult:
-    """What an upgrade, a downgrade or a renewal made of a user's tier and balance."""
+    """What an upgrade, downgrade or renewal changed. Credits are in smallest units."""
 
     transaction_id: str
     user_id: str
@@ -41,15 +41,15 @@ def change_tier(
     expires_at: datetime | None,
     refill: bool = True,
 ) -> Decision[TierChangeResult]:
-    """Set tier and end; with ``refill``, also the balance to the tier's cap."""
+    """Set tier and expiry and, with ``refill``, the balance to the tier's cap."""
     balance = policy.membership.cap(tier) if refill else account.credits
-    moved = account._replace(membership_tier=tier, membership_expires_at=expires_at)
+    changed = account._replace(membership_tier=tier, membership_expires_at=expires_at)
     details: dict[str, Any] = {
         "oldTier": account.membership_tier,
         "newTier": tier,
         "membershipExpiresAt": expires_at,
     }
-    posting = post(request, account, balance - account.credits, now, details, moved=moved)
+    posting = post(request, account, balance - account.credits, now, details, changed=changed)
     return Decision(
         (posting,),
         TierChangeResult(

@@ -19,7 +19,7 @@ __all__ = ["UpgradeTier", "UpgradeTierRequest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeTierRequest(Request[TierChangeResult]):
-    """Go to a higher tier."""
+    """Move to a higher tier, with a new expiry or the current one."""
 
     operation: ClassVar[str] = "upgrade_tier"
 
@@ -33,7 +33,7 @@ class UpgradeTierRequest(Request[TierChangeResult]):
 
 
 class UpgradeTier(Operation[UpgradeTierRequest, TierChangeResult]):
-    """Move to a higher tier. ``KEEP`` keeps an end in the future and clears one that has passed."""
+    """Move to a higher tier. ``KEEP`` keeps a future expiry and clears one that has passed."""
 
     request_type: ClassVar[type[UpgradeTierRequest]] = UpgradeTierRequest
     result_type: ClassVar[type[TierChangeResult]] = TierChangeResult
