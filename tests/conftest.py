@@ -16,7 +16,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.drivers import as_database
 
-pytest_plugins = ["pytester", "tests.quick", "tests.ways"]
+pytest_plugins = ["pytester", "tests.quick", "tests.run_summary"]
 
 
 @pytest.fixture(scope="session")

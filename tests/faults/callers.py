@@ -8,12 +8,12 @@ from random import Random
 from typing import Final
 
 from credit_mongo import CreditLedger
-from tests.faults.asks import Ask, Told, put
+from tests.faults.calls import Answer, Call, make_call
 from tests.faults.operations import OPENING_CREDITS, charge_of, new_key, refused_charge_of
 
 __all__ = ["Callers"]
 
-# Between two asks of all callers together: so many that all can be checked.
+# Between two calls of all callers together: so many that all can be checked.
 _BETWEEN_SECONDS: Final = 0.01
 
 
@@ -31,31 +31,33 @@ class Callers:
         opening = (self.ledger.create_user(u, credits=OPENING_CREDITS) for u in self._users)
         await asyncio.gather(*opening)
 
-    async def during(self, disturb: Callable[[], Awaitable[None]]) -> list[Told]:
+    async def during(self, disturb: Callable[[], Awaitable[None]]) -> list[Answer]:
         """What all were told who asked while it was disturbed."""
-        told: list[Told] = []
+        answers: list[Answer] = []
         is_over = asyncio.Event()
-        callers = [asyncio.create_task(self._call(told, is_over)) for _ in range(self._count)]
+        callers = [
+            asyncio.create_task(self._keep_calling(answers, is_over)) for _ in range(self._count)
+        ]
         try:
             await disturb()
         finally:
             is_over.set()
             await asyncio.gather(*callers)
-        return told
+        return answers
 
-    async def _call(self, told: list[Told], is_over: asyncio.Event) -> None:
+    async def _keep_calling(self, answers: list[Answer], is_over: asyncio.Event) -> None:
         while not is_over.is_set():
-            each = await put(self._ask(), self.ledger)
-            told.append(each)
+            each = await make_call(self._next_call(), self.ledger)
+            answers.append(each)
             await asyncio.sleep(self._dice.uniform(0, 2 * _BETWEEN_SECONDS * self._count))
 
-    def _ask(self) -> Ask:
+    def _next_call(self) -> Call:
         user_id = self._dice.choice(self._users)
         kind = self._dice.random()
         if kind < 0.1:
             return refused_charge_of(user_id)
         if kind < 0.2:
-            return Ask("grant", user_id, (3,), {"action": "bonus"}, key=new_key())
+            return Call("grant", user_id, (3,), {"action": "bonus"}, key=new_key())
         if kind < 0.3:
-            return Ask("refund", user_id, (2,), {"action": "sorry"}, key=new_key())
+            return Call("refund", user_id, (2,), {"action": "sorry"}, key=new_key())
         return charge_of(user_id)

@@ -12,19 +12,19 @@ import pytest_asyncio
 from credit_mongo import CollectionNames
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.indexes import ensure_indexes
-from tests.faults.everything import members_of
+from tests.faults.checks import member_uris
+from tests.faults.cluster import Cluster
 from tests.faults.faults import client_of
-from tests.faults.grounds import Grounds
-from tests.faults.sizes import REACHED, SIZES
+from tests.faults.settings import COUNTS, SETTINGS
 from tests.integration.promises import Client, Database
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The numbers reached."""
-    if REACHED:
-        terminalreporter.section(f"faults (seed {SIZES.seed})")
-        width = max(len(f"{number:,}") for number in REACHED.values())
-        for name, number in sorted(REACHED.items()):
+    if COUNTS:
+        terminalreporter.section(f"faults (seed {SETTINGS.seed})")
+        width = max(len(f"{number:,}") for number in COUNTS.values())
+        for name, number in sorted(COUNTS.items()):
             terminalreporter.write_line(f"{number:>{width},} {name}")
 
 
@@ -47,7 +47,7 @@ async def client(replica_set: LocalReplicaSet) -> AsyncIterator[Client]:
 async def observers(replica_set: LocalReplicaSet) -> AsyncIterator[list[Client]]:
     """A client of each member."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(client_of(uri)) for uri in members_of(replica_set)]
+        yield [await stack.enter_async_context(client_of(uri)) for uri in member_uris(replica_set)]
 
 
 @pytest_asyncio.fixture
@@ -69,8 +69,8 @@ async def database(
 
 
 @pytest.fixture
-def grounds(
+def cluster(
     replica_set: LocalReplicaSet, client: Client, observers: list[Client], database: Database
-) -> Grounds:
+) -> Cluster:
     """All of these."""
-    return Grounds(replica_set, client, observers, database)
+    return Cluster(replica_set, client, observers, database)

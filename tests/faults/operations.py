@@ -15,7 +15,7 @@ from credit_mongo import (
     RefundExceedsChargeError,
     UserExistsError,
 )
-from tests.faults.asks import Ask
+from tests.faults.calls import Call
 from tests.integration.promises import Database
 
 __all__ = ["OPERATIONS", "Operation", "charge_of", "new_key", "prices"]
@@ -23,7 +23,7 @@ __all__ = ["OPERATIONS", "Operation", "charge_of", "new_key", "prices"]
 OPENING_CREDITS: Final = 1_000_000
 NEXT_YEAR: Final = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=365)
 
-Prepare: TypeAlias = Callable[[CreditLedger, Database, str], Awaitable[list[Ask]]]
+Prepare: TypeAlias = Callable[[CreditLedger, Database, str], Awaitable[list[Call]]]
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def new_key() -> str:
     return f"key-{uuid4().hex}"
 
 
-def charge_of(user_id: str, *, key: bool = True, **facts: Any) -> Ask:
+def charge_of(user_id: str, *, key: bool = True, **facts: Any) -> Call:
     """A charge of ten."""
-    return Ask("charge", user_id, ("post",), key=new_key() if key else None, **facts)
+    return Call("charge", user_id, ("post",), key=new_key() if key else None, **facts)
 
 
-def refused_charge_of(user_id: str) -> Ask:
+def refused_charge_of(user_id: str) -> Call:
     """A charge that nobody can pay."""
     return charge_of(
         user_id, options={"amount": 100 * OPENING_CREDITS}, refused_with=InsufficientCreditsError
@@ -76,57 +76,61 @@ async def _open(ledger: CreditLedger, user_id: str, tier: str | None = None) -> 
     await ledger.create_user(user_id, credits=OPENING_CREDITS, membership_tier=tier)
 
 
-def _with_account(*make: Callable[[str], Ask], tier: str | None = None) -> Prepare:
-    async def prepare(ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
+def _with_account(*make: Callable[[str], Call], tier: str | None = None) -> Prepare:
+    async def prepare(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
         await _open(ledger, user_id, tier)
         return [make_one(user_id) for make_one in make]
 
     return prepare
 
 
-def _keyed(method: str, *arguments: Any, **options: Any) -> Callable[[str], Ask]:
-    return lambda user_id: Ask(method, user_id, arguments, options, key=new_key())
+def _keyed(method: str, *arguments: Any, **options: Any) -> Callable[[str], Call]:
+    return lambda user_id: Call(method, user_id, arguments, options, key=new_key())
 
 
-async def _a_new_user(_ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
+async def _new_user(_ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
     options = {"credits": 5, "membership_tier": "free", "membership_expires_at": NEXT_YEAR}
-    return [Ask("create_user", user_id, (), options, key=new_key())]
+    return [Call("create_user", user_id, (), options, key=new_key())]
 
 
-async def _a_user_that_exists(ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
+async def _existing_user(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
     await _open(ledger, user_id)
-    return [Ask("create_user", user_id, key=new_key(), refused_with=UserExistsError)]
+    return [Call("create_user", user_id, key=new_key(), refused_with=UserExistsError)]
 
 
-async def _refund_of_a_charge(ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
+async def _linked_refund(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
     await _open(ledger, user_id)
     charge = await ledger.charge(user_id, "post")
     options = {"action": "sorry", "transaction_id": charge.transaction_id}
-    return [Ask("refund", user_id, (6,), options, key=new_key())]
+    return [Call("refund", user_id, (6,), options, key=new_key())]
 
 
-async def _refused_refund(ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
-    [ask] = await _refund_of_a_charge(ledger, _, user_id)
+async def _refused_linked_refund(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
+    [call] = await _linked_refund(ledger, _, user_id)
     return [
-        Ask("refund", user_id, (11,), ask.options, ask.key, refused_with=RefundExceedsChargeError)
+        Call(
+            "refund", user_id, (11,), call.options, call.key, refused_with=RefundExceedsChargeError
+        )
     ]
 
 
-async def _asked_again(ledger: CreditLedger, _: Database, user_id: str) -> list[Ask]:
+async def _repeated_charge(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
     await _open(ledger, user_id)
-    ask = charge_of(user_id, is_repeated=True)
-    await ask.of(ledger)
-    return [ask]
+    call = charge_of(user_id, is_repeated=True)
+    await call.on(ledger)
+    return [call]
 
 
-async def _with_an_expired_key(ledger: CreditLedger, database: Database, user_id: str) -> list[Ask]:
+async def _charge_with_expired_key(
+    ledger: CreditLedger, database: Database, user_id: str
+) -> list[Call]:
     """The key's record is still there, though its time is over."""
     await _open(ledger, user_id)
-    ask = charge_of(user_id)
+    call = charge_of(user_id)
     moment = datetime.now(timezone.utc) - timedelta(days=2)
     await database["idempotency_records"].insert_one(
         {
-            "_id": ask.key,
+            "_id": call.key,
             "operation": "charge",
             "userId": user_id,
             "fingerprint": "of long ago",
@@ -135,10 +139,10 @@ async def _with_an_expired_key(ledger: CreditLedger, database: Database, user_id
             "expiresAt": moment + timedelta(days=1),
         }
     )
-    return [ask]
+    return [call]
 
 
-_A_BATCH: Final = (
+_BATCH: Final = (
     charge_of,
     charge_of,
     refused_charge_of,
@@ -147,16 +151,16 @@ _A_BATCH: Final = (
 )
 
 OPERATIONS: Final = (
-    Operation("create_user", _a_new_user),
-    Operation("create_user, refused", _a_user_that_exists),
+    Operation("create_user", _new_user),
+    Operation("create_user, refused", _existing_user),
     Operation("charge", _with_account(charge_of)),
     Operation("charge without a key", _with_account(lambda user: charge_of(user, key=False))),
     Operation("charge, refused", _with_account(refused_charge_of)),
-    Operation("charge, asked again", _asked_again, is_repeated=True),
-    Operation("charge with an expired key", _with_an_expired_key),
+    Operation("charge, asked again", _repeated_charge, is_repeated=True),
+    Operation("charge with an expired key", _charge_with_expired_key),
     Operation("refund", _with_account(_keyed("refund", 5, action="sorry"))),
-    Operation("refund of a charge", _refund_of_a_charge),
-    Operation("refund of a charge, refused", _refused_refund),
+    Operation("refund of a charge", _linked_refund),
+    Operation("refund of a charge, refused", _refused_linked_refund),
     Operation("grant", _with_account(_keyed("grant", 5, action="bonus"))),
     Operation("upgrade_tier", _with_account(_keyed("upgrade_tier", "premium"), tier="free")),
     Operation("downgrade_tier", _with_account(_keyed("downgrade_tier", "free"), tier="premium")),
@@ -164,7 +168,7 @@ OPERATIONS: Final = (
         "renew_tier",
         _with_account(_keyed("renew_tier", membership_expires_at=NEXT_YEAR), tier="premium"),
     ),
-    Operation("five at once", _with_account(*_A_BATCH), in_sessions=False),
+    Operation("five at once", _with_account(*_BATCH), in_sessions=False),
     Operation("charge in turns", _with_account(charge_of), in_turns=True, in_sessions=False),
     Operation(
         "charge while another has the turn",

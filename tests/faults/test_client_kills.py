@@ -15,14 +15,14 @@ import pytest_asyncio
 
 from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
-from tests.faults.asks import Told
-from tests.faults.child import MOMENTS, Errand, run
+from tests.faults.calls import Answer
+from tests.faults.checks import check_answers, check_no_transaction_open, check_stored_rows
 from tests.faults.commands import Command
-from tests.faults.everything import all_told_hold, nothing_is_open, promises_hold
+from tests.faults.isolated_runs import IsolatedRuns
+from tests.faults.killed_client import MOMENTS, ClientTask, run
 from tests.faults.operations import OPERATIONS, Operation, prices
-from tests.faults.sizes import REACHED, SIZES, chance, some
-from tests.faults.stages import ORDERS, Stage
-from tests.faults.trials import Trial
+from tests.faults.settings import COUNTS, SETTINGS, sample, seeded_random
+from tests.faults.targets import ORDERS, Target
 from tests.integration.promises import Client, Database, rows
 
 AT_ONCE = 4
@@ -44,12 +44,12 @@ async def short_transactions(observers: list[Client]) -> AsyncIterator[None]:
 
 
 Sent: TypeAlias = dict[tuple[Operation, bool], list[Command]]
-Death: TypeAlias = tuple[Operation, bool, Command, str]
+Kill: TypeAlias = tuple[Operation, bool, Command, str]
 
 
-def deaths(commands: Sent) -> Iterator[Death]:
+def all_kills(commands: Sent) -> Iterator[Kill]:
     """Each command once, then again at the other moments, and so on."""
-    number = chance("moments").randrange(len(MOMENTS))
+    number = seeded_random("moments").randrange(len(MOMENTS))
     while True:
         for (operation, in_session), sent in commands.items():
             for command in sent:
@@ -59,38 +59,38 @@ def deaths(commands: Sent) -> Iterator[Death]:
         number += sum(map(len, commands.values())) % len(MOMENTS) == 0
 
 
-async def die(death: Death, uri: str, database: Database) -> list[Told]:
+async def run_until_killed(kill: Kill, uri: str, database: Database) -> list[Answer]:
     """What a process asked for that died; nobody was told anything."""
-    operation, in_session, command, moment = death
+    operation, in_session, command, moment = kill
     for _ in range(TRIES):
         async with CreditLedger(database, prices()) as books:
-            asks = await operation.prepare(books, database, f"user-{uuid4().hex}")
-        errand = Errand(
+            calls = await operation.prepare(books, database, f"user-{uuid4().hex}")
+        task = ClientTask(
             uri,
             database.name,
-            tuple(asks),
+            tuple(calls),
             operation.in_turns,
             operation.turn_is_taken,
             in_session,
             command,
             moment,
         )
-        if await exit_code_of(errand) == -signal.SIGKILL:
-            REACHED["kills of clients"] += 1
-            return [Told(ask, asyncio.CancelledError()) for ask in asks]
+        if await exit_code_of(task) == -signal.SIGKILL:
+            COUNTS["kills of clients"] += 1
+            return [Answer(call, asyncio.CancelledError()) for call in calls]
     raise AssertionError(f"it did not die: {operation}, {command}, {moment}")
 
 
-async def exit_code_of(errand: Errand) -> int | None:
+async def exit_code_of(task: ClientTask) -> int | None:
     """Run it in a process of its own."""
-    process = PROCESSES.Process(target=run, args=(errand,))
+    process = PROCESSES.Process(target=run, args=(task,))
     process.start()
     try:
         await asyncio.to_thread(process.join, CHILD_SECONDS)
         return process.exitcode
     finally:
         if process.exitcode is None:
-            # It hangs: that is no death at its command.
+            # It hangs: that is no kill at its command.
             process.kill()
             process.join()
         process.close()
@@ -99,13 +99,13 @@ async def exit_code_of(errand: Errand) -> int | None:
 async def record_all(uri: str, database: Database) -> Sent:
     """The commands of all operations, alone and in an application's transaction, or some."""
     sent: Sent = {}
-    stage = Stage(uri, 0)
-    async with stage.client:
+    target = Target(uri, 0)
+    async with target.client:
         for operation in OPERATIONS:
             for in_session in (False, True)[: 1 + operation.in_sessions]:
-                trial = Trial(operation, stage, database, in_session=in_session)
+                runs = IsolatedRuns(operation, target, database, in_session=in_session)
                 name = f"kills {operation.name} {in_session}"
-                sent[operation, in_session] = some(await trial.record(), name)
+                sent[operation, in_session] = sample(await runs.record_commands(), name)
     return sent
 
 
@@ -115,40 +115,40 @@ async def test_clients_killed_at_each_command(
     observers: list[Client],
     short_transactions: None,
 ) -> None:
-    """All or nothing, and whoever asks next with the same key learns which."""
+    """All or nothing, and whoever calls next with the same key learns which."""
     PROCESSES.set_forkserver_preload([run.__module__])
     await database.create_collection(ORDERS)
     sent = await record_all(replica_set.uri, database)
-    count = max(sum(map(len, sent.values())), SIZES.client_kills)
+    count = max(sum(map(len, sent.values())), SETTINGS.client_kills)
     at_once = asyncio.Semaphore(AT_ONCE)
 
-    async def die_at(number: int, death: Death) -> tuple[Database, Death, list[Told]]:
+    async def kill_client(number: int, kill: Kill) -> tuple[Database, Kill, list[Answer]]:
         # The dead keep the turn until the server ends their transactions: each has its own.
-        of_one = database.client[f"{database.name}_{number}"] if death[0].in_turns else database
+        of_one = database.client[f"{database.name}_{number}"] if kill[0].in_turns else database
         async with at_once:
-            return of_one, death, await die(death, replica_set.uri, of_one)
+            return of_one, kill, await run_until_killed(kill, replica_set.uri, of_one)
 
-    deads = await asyncio.gather(
-        *(die_at(number, death) for number, death in enumerate(islice(deaths(sent), count)))
+    killed = await asyncio.gather(
+        *(kill_client(number, kill) for number, kill in enumerate(islice(all_kills(sent), count)))
     )
-    await nothing_is_open(observers, seconds=4 * LIFETIME_SECONDS)
-    await check_orders([told for _, death, [told, *_] in deads if death[1]], database)
-    told_in: dict[str, list[Told]] = defaultdict(list)
-    for of_one, _, told in deads:
-        told_in[of_one.name] += told
-    for name, told in told_in.items():
+    await check_no_transaction_open(observers, seconds=4 * LIFETIME_SECONDS)
+    await check_orders([answers for _, kill, [answers, *_] in killed if kill[1]], database)
+    answers_in: dict[str, list[Answer]] = defaultdict(list)
+    for of_one, _, answers in killed:
+        answers_in[of_one.name] += answers
+    for name, answers in answers_in.items():
         async with CreditLedger(database.client[name], prices()) as ledger:
             await ledger.ensure_indexes()
-            await all_told_hold(told, ledger=ledger, database=database.client[name])
-            await promises_hold(database.client[name])
+            await check_answers(answers, ledger=ledger, database=database.client[name])
+            await check_stored_rows(database.client[name])
         if name != database.name:
             await database.client.drop_database(name)
 
 
-async def check_orders(told: list[Told], database: Database) -> None:
+async def check_orders(answers: list[Answer], database: Database) -> None:
     """An order is there if its charge is, and not without."""
     orders = {row["_id"] for row in await rows(database, ORDERS)}
-    for each in told:
-        if not each.ask.is_repeated:
-            effects = await rows(database, "transactions", **{"metadata.mark": each.ask.mark})
-            assert len(effects) == (each.ask.mark in orders), each
+    for each in answers:
+        if not each.call.is_repeated:
+            effects = await rows(database, "transactions", **{"metadata.mark": each.call.mark})
+            assert len(effects) == (each.call.mark in orders), each

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from credit_mongo import CreditConfig, CreditLedger, StorageError
-from tests.faults.asks import outcome_of
-from tests.faults.everything import GRACE_SECONDS, nothing_is_open
+from tests.faults.calls import outcome_of
+from tests.faults.checks import GRACE_SECONDS, check_no_transaction_open
+from tests.faults.cluster import Cluster
 from tests.faults.faults import FAULTS
-from tests.faults.grounds import Grounds
 from tests.faults.operations import prices
-from tests.faults.sizes import REACHED
-from tests.faults.stages import Stage
+from tests.faults.settings import COUNTS
+from tests.faults.targets import Target
 from tests.integration.promises import Database
 
 Read = Callable[[CreditLedger, Any], Awaitable[Any]]
@@ -47,64 +47,64 @@ async def opened(database: Database, config: CreditConfig) -> None:
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize("in_session", [False, True], ids=["alone", "in a transaction"])
 async def test_each_failure_of_each_command_of_a_read(
-    name: str, in_session: bool, grounds: Grounds
+    name: str, in_session: bool, cluster: Cluster
 ) -> None:
     """Never a wrong answer, and never the driver's bare error."""
-    database, primary = grounds.database, grounds.primary
+    database, primary = cluster.database, cluster.primary
     await opened(database, prices())
-    stage = Stage(grounds.replica_set.uri, 1)
-    ledger = CreditLedger(stage.client[database.name], prices())
+    target = Target(cluster.replica_set.uri, 1)
+    ledger = CreditLedger(target.client[database.name], prices())
 
     async def read() -> Any:
         if not in_session:
             return await outcome_of(READS[name](ledger, None))
-        async with stage.client.start_session() as session:
+        async with target.client.start_session() as session:
             await session.start_transaction()
             answer = await outcome_of(READS[name](ledger, session))
             await session.abort_transaction()
             return answer
 
-    async with ledger, stage.client:
+    async with ledger, target.client:
         await read()
-        stage.commands.start()
+        target.commands.start()
         right = await read()
-        commands = [c for c in stage.commands.sent if c.name != "abortTransaction"]
+        commands = [c for c in target.commands.sent if c.name != "abortTransaction"]
         assert commands
         assert not isinstance(right, BaseException)
         for command in commands:
             for fault in FAULTS:
                 if not fault.fits(command):
                     continue
-                stage.commands.start()
-                await primary.fail(command, stage.app_name, database.name, fault.data)
+                target.commands.start()
+                await primary.fail(command, target.app_name, database.name, fault.data)
                 answer = await read()
                 await primary.heal()
-                assert command in stage.commands.failures, (command, fault)
+                assert command in target.commands.failures, (command, fault)
                 if isinstance(answer, BaseException):
                     assert isinstance(answer, StorageError), (command, fault, answer)
                     assert answer.__cause__ is not None
                 else:
                     assert answer == right, (command, fault)
                 assert await read() == right, (command, fault)
-                REACHED["cases: read by command by failure"] += 1
-    await nothing_is_open(grounds.observers)
+                COUNTS["cases: read by command by failure"] += 1
+    await check_no_transaction_open(cluster.observers)
 
 
-async def test_reads_slower_than_the_deadline_end_in_time(grounds: Grounds) -> None:
+async def test_reads_slower_than_the_deadline_end_in_time(cluster: Cluster) -> None:
     """And the next ones are answered."""
-    database, primary = grounds.database, grounds.primary
+    database, primary = cluster.database, cluster.primary
     await opened(database, SHORT)
-    stage = Stage(grounds.replica_set.uri, 1)
+    target = Target(cluster.replica_set.uri, 1)
     blocked = {"blockConnection": True, "blockTimeMS": 1500}
-    async with stage.client, CreditLedger(stage.client[database.name], SHORT) as ledger:
+    async with target.client, CreditLedger(target.client[database.name], SHORT) as ledger:
 
         async def read_all() -> list[Any]:
             reads = (outcome_of(read(ledger, None), 1 + GRACE_SECONDS) for read in READS.values())
             return await asyncio.gather(*reads)
 
         right = await read_all()
-        async with primary.failing(stage.app_name, failCommands=["find"], **blocked):
+        async with primary.failing(target.app_name, failCommands=["find"], **blocked):
             for name, answer in zip(READS, await read_all(), strict=True):
                 assert isinstance(answer, StorageError), (name, answer)
         assert await read_all() == right
-        REACHED["deadlines of reads"] += len(READS)
+        COUNTS["deadlines of reads"] += len(READS)

@@ -15,13 +15,13 @@ from pymongo.errors import PyMongoError
 
 from credit_mongo import CommitOutcomeUnknownError, CreditLedger, StorageError
 from credit_mongo.local import LocalReplicaSet, Member
-from tests.faults.asks import Told, outcome_of
 from tests.faults.callers import Callers
-from tests.faults.everything import GRACE_SECONDS, everything_holds, was_told_of
+from tests.faults.calls import Answer, outcome_of
+from tests.faults.checks import GRACE_SECONDS, check_everything, kind_of
+from tests.faults.cluster import Cluster
 from tests.faults.faults import client_of
-from tests.faults.grounds import Grounds
 from tests.faults.operations import charge_of, prices
-from tests.faults.sizes import REACHED, SIZES, chance
+from tests.faults.settings import COUNTS, SETTINGS, seeded_random
 from tests.integration.promises import Client
 
 TIMEOUT_SECONDS = 3.0
@@ -61,14 +61,14 @@ async def step_down(replica_set: LocalReplicaSet, client: Client, dice: Random) 
         await client.admin.command(command)
     await replica_set.wait_until_ready()
     if await primary_of(replica_set, client) is not before:
-        REACHED["elections by stepping down"] += 1
+        COUNTS["elections by stepping down"] += 1
 
 
 async def kill(members: list[Member], replica_set: LocalReplicaSet, dice: Random) -> None:
     """Kill -9, all at once, and start them again after a while."""
     await some_time(dice)
     await asyncio.gather(*(member.kill() for member in members))
-    REACHED["kills of servers"] += len(members)
+    COUNTS["kills of servers"] += len(members)
     await some_time(dice, 3.0)
     await asyncio.gather(*(member.restart() for member in members))
     await replica_set.wait_until_ready()
@@ -84,7 +84,7 @@ async def freeze(members: list[Member], replica_set: LocalReplicaSet, dice: Rand
     finally:
         for member in members:
             member.resume()
-    REACHED["freezes of servers"] += 1
+    COUNTS["freezes of servers"] += 1
     await replica_set.wait_until_ready()
 
 
@@ -125,61 +125,61 @@ async def freeze_both_secondaries(
     await freeze(await secondaries_of(replica_set, client), replica_set, dice)
 
 
-class Scene:
+class DisturbedLedger:
     """A ledger that is disturbed, its callers, and what must hold after each disturbance."""
 
-    def __init__(self, ledger: CreditLedger, grounds: Grounds, dice: Random) -> None:
+    def __init__(self, ledger: CreditLedger, cluster: Cluster, dice: Random) -> None:
         self.ledger = ledger
-        self.replica_set = grounds.replica_set
-        self.client = grounds.client
-        self.database = grounds.database
-        self.observers = grounds.observers
+        self.replica_set = cluster.replica_set
+        self.client = cluster.client
+        self.database = cluster.database
+        self.observers = cluster.observers
         self.dice = dice
-        self.callers = Callers(ledger, SIZES.callers, dice)
+        self.callers = Callers(ledger, SETTINGS.callers, dice)
 
-    async def go_through(self, disturb: Callable[[], Awaitable[None]]) -> list[Told]:
+    async def survive(self, disturb: Callable[[], Awaitable[None]]) -> list[Answer]:
         """Disturb; then the same ledger works again without help, and everything holds."""
 
         async def disturb_and_recover() -> None:
             await disturb()
             # Before the callers leave: through conflicts at each second read nobody may get.
-            await self._works_again()
+            await self._wait_until_it_works()
 
-        told = await self.callers.during(disturb_and_recover)
-        assert any(was_told_of(each.outcome) == "done" for each in told)
-        for each in told:
-            REACHED[f"calls under disturbed servers: {was_told_of(each.outcome)}"] += 1
-        await everything_holds(
-            told,
+        answers = await self.callers.during(disturb_and_recover)
+        assert any(kind_of(each.outcome) == "done" for each in answers)
+        for each in answers:
+            COUNTS[f"calls under disturbed servers: {kind_of(each.outcome)}"] += 1
+        await check_everything(
+            answers,
             ledger=self.ledger,
             database=self.database,
             observers=self.observers,
             timeout_seconds=TIMEOUT_SECONDS,
         )
-        return told
+        return answers
 
-    async def _works_again(self) -> None:
+    async def _wait_until_it_works(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RECOVERY_SECONDS
         while isinstance(
-            outcome := await outcome_of(charge_of("user-0").of(self.ledger)),
+            outcome := await outcome_of(charge_of("user-0").on(self.ledger)),
             StorageError | CommitOutcomeUnknownError,
         ):
             assert loop.time() < deadline, repr(outcome)
 
 
 @asynccontextmanager
-async def scene_of(name: str, grounds: Grounds) -> AsyncIterator[Scene]:
+async def disturbed_ledger(name: str, cluster: Cluster) -> AsyncIterator[DisturbedLedger]:
     """A ledger on a client of its own, with many callers."""
     config = prices(operation_timeout_seconds=TIMEOUT_SECONDS)
-    disturbed = client_of(grounds.replica_set.uri, "disturbed")
-    ledger = CreditLedger(disturbed[grounds.database.name], config)
-    scene = Scene(ledger, grounds, chance(name))
+    client = client_of(cluster.replica_set.uri, "disturbed")
+    ledger = CreditLedger(client[cluster.database.name], config)
+    disturbed = DisturbedLedger(ledger, cluster, seeded_random(name))
     try:
-        await scene.callers.open_accounts()
-        yield scene
+        await disturbed.callers.open_accounts()
+        yield disturbed
     finally:  # else the next test is blamed for what is open
-        for close in (ledger.close, disturbed.close):
+        for close in (ledger.close, client.close):
             closed = await outcome_of(close(), 3 * TIMEOUT_SECONDS + GRACE_SECONDS)
             assert closed is None, closed
 
@@ -197,32 +197,36 @@ FREEZES: dict[str, Disturb] = {
 }
 
 
-async def go_through_all(scene: Scene, disturbances: list[Disturb], name: str, least: int) -> None:
+async def survive_all(
+    subject: DisturbedLedger, disturbances: list[Disturb], name: str, least: int
+) -> None:
     """Each in turn, until there were as many as are asked for."""
-    before = REACHED[name]
+    before = COUNTS[name]
     number = 0
-    while number < len(disturbances) or REACHED[name] - before < least:
+    while number < len(disturbances) or COUNTS[name] - before < least:
         disturb = disturbances[number % len(disturbances)]
         number += 1
-        await scene.go_through(lambda: disturb(scene.replica_set, scene.client, scene.dice))  # noqa: B023
+        await subject.survive(lambda: disturb(subject.replica_set, subject.client, subject.dice))  # noqa: B023
 
 
-async def test_elections(grounds: Grounds) -> None:
+async def test_elections(cluster: Cluster) -> None:
     """Another primary takes over, as often as asked for."""
-    async with scene_of("elections", grounds) as scene:
-        await go_through_all(scene, [step_down], "elections by stepping down", SIZES.elections)
+    async with disturbed_ledger("elections", cluster) as disturbed:
+        await survive_all(disturbed, [step_down], "elections by stepping down", SETTINGS.elections)
 
 
-async def test_killed_servers(grounds: Grounds) -> None:
+async def test_killed_servers(cluster: Cluster) -> None:
     """Kill -9 of the primary, of one and of both secondaries, and of all."""
-    async with scene_of("kills", grounds) as scene:
-        await go_through_all(scene, list(KILLS.values()), "kills of servers", SIZES.server_kills)
+    async with disturbed_ledger("kills", cluster) as disturbed:
+        await survive_all(
+            disturbed, list(KILLS.values()), "kills of servers", SETTINGS.server_kills
+        )
 
 
-async def test_frozen_servers(grounds: Grounds) -> None:
+async def test_frozen_servers(cluster: Cluster) -> None:
     """SIGSTOP of the primary, of one and of both secondaries."""
-    async with scene_of("freezes", grounds) as scene:
-        await go_through_all(scene, list(FREEZES.values()), "freezes of servers", SIZES.freezes)
+    async with disturbed_ledger("freezes", cluster) as disturbed:
+        await survive_all(disturbed, list(FREEZES.values()), "freezes of servers", SETTINGS.freezes)
 
 
 async def stop_replication(client: Client, mode: str) -> None:
@@ -235,35 +239,35 @@ def files_of_rollbacks(member: Member) -> set[str]:
     return {str(path) for path in (member.directory / "rollback").glob("**/*.bson")}
 
 
-async def force_rollback(scene: Scene) -> None:
+async def force_rollback(disturbed: DisturbedLedger) -> None:
     """The primary commits what no other has, dies, and finds on its return that history went on."""
-    replica_set, client = scene.replica_set, scene.client
-    await some_time(scene.dice)
+    replica_set, client = disturbed.replica_set, disturbed.client
+    await some_time(disturbed.dice)
     former = await primary_of(replica_set, client)
     others = [
         observer
-        for member, observer in zip(replica_set.members, scene.observers, strict=True)
+        for member, observer in zip(replica_set.members, disturbed.observers, strict=True)
         if member is not former
     ]
     before = files_of_rollbacks(former)
     # Members that are killed more often than the checkpoint of each minute comes have ever more to
     # take back, and WiredTiger walks the history of each key for it: 4 minutes after 16 rollbacks.
-    for observer in scene.observers:
+    for observer in disturbed.observers:
         await observer.admin.command({"fsync": 1})
     for other in others:
         await stop_replication(other, "alwaysOn")
-    # Callers go on: what they ask for now is written on the primary alone.
-    await asyncio.sleep(scene.dice.uniform(1.5, 2.5))
+    # Callers go on: what they call for now is written on the primary alone.
+    await asyncio.sleep(disturbed.dice.uniform(1.5, 2.5))
     await former.kill()
     for other in others:
         await stop_replication(other, "off")
     while await primary_of_the_others(others) is None:  # noqa: ASYNC110 - a server's state
         await asyncio.sleep(0.1)
-    await some_time(scene.dice)
+    await some_time(disturbed.dice)
     await former.restart()
     await replica_set.wait_until_ready()
     assert files_of_rollbacks(former) - before, "nothing was rolled back"
-    REACHED["forced rollbacks"] += 1
+    COUNTS["forced rollbacks"] += 1
 
 
 async def primary_of_the_others(others: list[Client]) -> str | None:
@@ -275,31 +279,31 @@ async def primary_of_the_others(others: list[Client]) -> str | None:
     return None
 
 
-async def test_rollbacks(grounds: Grounds) -> None:
+async def test_rollbacks(cluster: Cluster) -> None:
     """What was rolled back had not been acknowledged; what was acknowledged is there."""
-    async with scene_of("rollbacks", grounds) as scene:
-        for _ in range(SIZES.rollbacks):
-            told = await scene.go_through(lambda: force_rollback(scene))
+    async with disturbed_ledger("rollbacks", cluster) as disturbed:
+        for _ in range(SETTINGS.rollbacks):
+            answers = await disturbed.survive(lambda: force_rollback(disturbed))
             # While no majority had it, nobody was told that it was done.
-            assert any(was_told_of(each.outcome) == "unknown" for each in told)
+            assert any(kind_of(each.outcome) == "unknown" for each in answers)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("kind", ["", "ForReads"])
-async def test_conflicts_at_random(probability: float, kind: str, grounds: Grounds) -> None:
+async def test_conflicts_at_random(probability: float, kind: str, cluster: Cluster) -> None:
     """The storage engine of the primary reports conflicts, with or without a reason."""
-    async with scene_of(f"conflicts {probability}", grounds) as s:
+    async with disturbed_ledger(f"conflicts {probability}", cluster) as disturbed:
         point = {"configureFailPoint": f"WTWriteConflictException{kind}"}
 
         async def conflict() -> None:
-            member = await primary_of(grounds.replica_set, grounds.client)
-            observer = grounds.observers[grounds.replica_set.members.index(member)]
+            member = await primary_of(cluster.replica_set, cluster.client)
+            observer = cluster.observers[cluster.replica_set.members.index(member)]
             await observer.admin.command({**point, "mode": {"activationProbability": probability}})
-            await asyncio.sleep(SIZES.conflict_seconds)
+            await asyncio.sleep(SETTINGS.conflict_seconds)
             after = await observer.admin.command({**point, "mode": "off"})
-            REACHED["conflicts at random"] += after["count"]
+            COUNTS["conflicts at random"] += after["count"]
 
-        await s.go_through(conflict)
+        await disturbed.survive(conflict)
 
 
 async def test_calls_that_end_while_there_is_no_server() -> None:
@@ -307,11 +311,11 @@ async def test_calls_that_end_while_there_is_no_server() -> None:
     # A process of its own: one that hangs would not let this one end.
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.faults.nobody"),
+        *("-m", "tests.faults.unreachable_server"),
         cwd=Path(__file__).parents[2],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
-    REACHED["calls without any server"] += int(said)
+    COUNTS["calls without any server"] += int(said)

@@ -89,8 +89,8 @@ class Doomed:
 
     async def kill(self, uri: str) -> bool:
         """Whether it came so far."""
-        errand = Errand(uri, self.database.name, self.facts, self.number, self.when_answered)
-        return await is_killed(errand)
+        task = Errand(uri, self.database.name, self.facts, self.number, self.when_answered)
+        return await is_killed(task)
 
     async def complete(self, before: dict[str, dict[Any, Row]], cut_off: datetime) -> None:
         """Run it again to its end, and look at everything."""

@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 from credit_mongo import CreditConfig, CreditError, CreditLedger, InvalidRequestError
 from credit_mongo.cli import main
 from credit_mongo.maintenance.cleanup import clean_up
-from tests.integration.dying import MOMENTS, Listener, die_at
+from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
 from tests.integration.promises import (
     Client,
     Database,
@@ -141,14 +141,14 @@ async def test_killed_at_any_command_it_is_completed_by_another_run(
 ) -> None:
     """Each record goes once, and what stays is there."""
     stays = await fill(database)
-    listener = Listener()
+    listener = CommandCounter()
     async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[listener]) as client:
         await clean_up(client[database.name])
     assert listener.sent.count("delete") == 3
     for command in range(MOMENTS.index(moment), len(listener.sent), 2):
         await database[RECORDS].delete_many({})
         stays = await fill(database)
-        assert await die_at(
+        assert await run_until_killed(
             replica_set_uri, database.name, clean, "", command=command, moment=moment
         )
         assert stays <= await keys(database)

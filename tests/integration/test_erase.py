@@ -35,7 +35,7 @@ from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.archive.borders import NO_BORDER, Border
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.verification.verify import verify
-from tests.integration.dying import MOMENTS, Listener, die_at
+from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
 from tests.integration.promises import (
     Client,
     Database,
@@ -164,7 +164,7 @@ async def test_steps_are_of_at_most_a_thousand_documents(
     )
     deleted: list[int] = []
 
-    class Deletions(Listener):
+    class Deletions(CommandCounter):
         def succeeded(self, event: Any) -> None:
             if event.command_name == "delete":
                 deleted[-1] += event.reply["n"]
@@ -375,7 +375,7 @@ async def test_killed_at_any_command_it_ends_whole_when_run_again(
         command = number % commands if commands < KILLS else number * commands // KILLS
         moment = MOMENTS[(number + number // commands) % len(MOMENTS)]
         async with at_once:
-            assert await die_at(
+            assert await run_until_killed(
                 replica_set_uri,
                 database.name,
                 erase_in_small_steps,
@@ -424,7 +424,7 @@ async def check_who_is_being_erased(
 
 async def commands_of_one(uri: str, name: str, user_id: str) -> int:
     """How many commands an erasure sends."""
-    listener = Listener()
+    listener = CommandCounter()
     async with AsyncMongoClient[Row](uri, tz_aware=True, event_listeners=[listener]) as client:
         await erase_in_small_steps(client[name], user_id)
     return len(listener.sent)

@@ -3,7 +3,7 @@
 - Every caller got a result, an error of the library's, or was cancelled by the test.
 - What was acknowledged is there, once; what was refused is audited, and has no other effect; of
   what failed there is nothing.
-- To ask again with the same key settles it: one effect in all, and whoever was told that nothing
+- To call again with the same key settles it: one effect in all, and whoever was told that nothing
   was written finds it true.
 - The promises hold for each row of the database.
 - No transaction is left open on any server.
@@ -19,23 +19,23 @@ from typing import Any, Final
 from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError, User
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.verification.verify import verify
-from tests.faults.asks import Ask, Outcome, Told, put_all
+from tests.faults.calls import Answer, Call, Outcome, make_calls
 from tests.integration.promises import Client, Database, Row, check_promises, rows
 
 __all__ = [
     "GRACE_SECONDS",
-    "all_told_hold",
-    "check_that_all_ended_in_time",
-    "everything_holds",
-    "members_of",
-    "nothing_is_open",
-    "promises_hold",
-    "was_told_of",
+    "check_answers",
+    "check_deadlines",
+    "check_everything",
+    "check_no_transaction_open",
+    "check_stored_rows",
+    "kind_of",
+    "member_uris",
 ]
 
 # What a caller may hear later than its deadline: these machines are shared.
 GRACE_SECONDS: Final = 2.0
-# A set that has just lost its primary needs a while, and then each ask needs one try.
+# A set that has just lost its primary needs a while, and then each call needs one try.
 SETTLE_SECONDS: Final = 45.0
 # All that is dear to compute and not looked at.
 _SECTIONS_LEFT_OUT: Final = dict.fromkeys(
@@ -45,8 +45,8 @@ _SECTIONS_LEFT_OUT: Final = dict.fromkeys(
 OPEN_SECONDS: Final = 8.0
 
 
-async def everything_holds(
-    told: Sequence[Told],
+async def check_everything(
+    answers: Sequence[Answer],
     *,
     ledger: CreditLedger,
     database: Database,
@@ -54,64 +54,68 @@ async def everything_holds(
     timeout_seconds: float,
 ) -> None:
     """All of it, once the disturbance is over. ``ledger`` is the one that was disturbed."""
-    check_that_all_ended_in_time(told, timeout_seconds)
+    check_deadlines(answers, timeout_seconds)
     # Before the ledger is asked again: its next transaction might end the last by chance.
-    await nothing_is_open(observers)
-    await all_told_hold(told, ledger=ledger, database=database)
-    await promises_hold(database)
+    await check_no_transaction_open(observers)
+    await check_answers(answers, ledger=ledger, database=database)
+    await check_stored_rows(database)
 
 
-async def promises_hold(database: Database) -> None:
+async def check_stored_rows(database: Database) -> None:
     """For each row: as these tests see it, and as the library verifies itself."""
     await check_promises(database)
     verified = await verify(database)
     assert not verified.findings, verified.findings[:3]
 
 
-def check_that_all_ended_in_time(told: Sequence[Told], timeout_seconds: float) -> None:
+def check_deadlines(answers: Sequence[Answer], timeout_seconds: float) -> None:
     """Each call by its deadline."""
-    late = [each for each in told if each.seconds > timeout_seconds + GRACE_SECONDS]
+    late = [each for each in answers if each.seconds > timeout_seconds + GRACE_SECONDS]
     assert not late, f"{len(late)} calls ended late, say {late[0]}"
 
 
-async def all_told_hold(
-    told: Sequence[Told], *, ledger: CreditLedger, database: Database, audits_may_stay: bool = False
+async def check_answers(
+    answers: Sequence[Answer],
+    *,
+    ledger: CreditLedger,
+    database: Database,
+    audits_may_stay: bool = False,
 ) -> None:
-    """What these callers were told is true, and stays true when they ask again.
+    """What these callers were told is true, and stays true when they call again.
 
     ``audits_may_stay``: rows of refusals are written outside of the failed transaction.
     """
-    for each in told:
+    for each in answers:
         assert isinstance(each.outcome, CreditError | asyncio.CancelledError) or (
             not isinstance(each.outcome, BaseException)
-        ), f"{each.ask.method}: not an error of the library's: {each.outcome!r}"
-    found = await _found(database, told)
-    for each in told:
-        _check_before(each, found[each.ask.mark], audits_may_stay=audits_may_stay)
-    to_ask = [each for each in told if each.ask.key is not None]
-    again = await settle([each.ask for each in to_ask], ledger)
+        ), f"{each.call.method}: not an error of the library's: {each.outcome!r}"
+    found = await _found(database, answers)
+    for each in answers:
+        _check_before(each, found[each.call.mark], audits_may_stay=audits_may_stay)
+    to_ask = [each for each in answers if each.call.key is not None]
+    again = await settle([each.call for each in to_ask], ledger)
     found = await _found(database, to_ask)
     for each, settled in zip(to_ask, again, strict=True):
-        _check_after(each, settled, found[each.ask.mark])
+        _check_after(each, settled, found[each.call.mark])
 
 
-async def settle(asks: list[Ask], ledger: CreditLedger) -> list[Outcome]:
-    """Ask until each has a result or a refusal: as the errors advise, with the same keys."""
+async def settle(calls: list[Call], ledger: CreditLedger) -> list[Outcome]:
+    """Call until each has a result or a refusal: as the errors advise, with the same keys."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_SECONDS
-    answers: dict[str, Outcome] = {}
-    while open_ones := [ask for ask in asks if ask.mark not in answers]:
-        for told in await put_all(open_ones, ledger):
-            if not isinstance(told.outcome, StorageError | CommitOutcomeUnknownError):
-                answers[told.ask.mark] = told.outcome
+    settled: dict[str, Outcome] = {}
+    while open_ones := [call for call in calls if call.mark not in settled]:
+        for answer in await make_calls(open_ones, ledger):
+            if not isinstance(answer.outcome, StorageError | CommitOutcomeUnknownError):
+                settled[answer.call.mark] = answer.outcome
             elif loop.time() > deadline:
                 raise AssertionError(
-                    f"{told.ask.method} is not settled after {SETTLE_SECONDS} s"
-                ) from told.outcome
-    return [answers[ask.mark] for ask in asks]
+                    f"{answer.call.method} is not settled after {SETTLE_SECONDS} s"
+                ) from answer.outcome
+    return [settled[call.mark] for call in calls]
 
 
-def was_told_of(outcome: Outcome) -> str:
+def kind_of(outcome: Outcome) -> str:
     """The kind of answer: "done", "refused", "failed" (nothing happened) or "unknown"."""
     if isinstance(outcome, CommitOutcomeUnknownError | asyncio.CancelledError):
         return "unknown"
@@ -128,9 +132,9 @@ class _Found:
         self.refusals: list[Row] = []
 
 
-async def _found(database: Database, told: Sequence[Told]) -> Mapping[str, _Found]:
+async def _found(database: Database, answers: Sequence[Answer]) -> Mapping[str, _Found]:
     found: dict[str, _Found] = defaultdict(_Found)
-    marks = {"metadata.mark": {"$in": [each.ask.mark for each in told]}}
+    marks = {"metadata.mark": {"$in": [each.call.mark for each in answers]}}
     for row in await rows(database, "transactions", **marks):
         found[row["metadata"]["mark"]].effects.append(row)
     for row in await rows(database, "audit_logs", **marks, status="failed"):
@@ -138,40 +142,40 @@ async def _found(database: Database, told: Sequence[Told]) -> Mapping[str, _Foun
     return found
 
 
-def _check_before(told: Told, found: _Found, *, audits_may_stay: bool) -> None:
-    ask, kind = told.ask, was_told_of(told.outcome)
+def _check_before(answer: Answer, found: _Found, *, audits_may_stay: bool) -> None:
+    call, kind = answer.call, kind_of(answer.outcome)
     counts = (len(found.effects), len(found.refusals))
     if kind == "done":
-        assert ask.refused_with is None, f"{ask.method} was to be refused: {told.outcome!r}"
-        assert counts == (1, 0), f"acknowledged, and then {counts} rows: {told}"
-        _check_result(told.outcome, found.effects[0])
+        assert call.refused_with is None, f"{call.method} was to be refused: {answer.outcome!r}"
+        assert counts == (1, 0), f"acknowledged, and then {counts} rows: {answer}"
+        _check_result(answer.outcome, found.effects[0])
     elif kind == "refused":
-        assert ask.refused_with is not None, f"{ask.method} was refused: {told.outcome!r}"
-        assert isinstance(told.outcome, ask.refused_with), repr(told.outcome)
-        assert counts == (0, 1), f"refused, and then {counts} rows: {told}"
+        assert call.refused_with is not None, f"{call.method} was refused: {answer.outcome!r}"
+        assert isinstance(answer.outcome, call.refused_with), repr(answer.outcome)
+        assert counts == (0, 1), f"refused, and then {counts} rows: {answer}"
     elif kind == "failed":
         audits = {0, 1} if audits_may_stay else {0}
-        assert counts[0] == int(ask.is_repeated), f"failed, and then {counts} rows: {told}"
-        assert counts[1] in audits, f"failed, and then {counts} rows: {told}"
+        assert counts[0] == int(call.is_repeated), f"failed, and then {counts} rows: {answer}"
+        assert counts[1] in audits, f"failed, and then {counts} rows: {answer}"
     else:
-        assert sum(counts) <= 1, f"unknown, and then {counts} rows: {told}"
+        assert sum(counts) <= 1, f"unknown, and then {counts} rows: {answer}"
 
 
-def _check_after(told: Told, settled: Outcome, found: _Found) -> None:
-    ask = told.ask
-    if ask.refused_with is not None:
-        assert isinstance(settled, ask.refused_with), f"{ask}: {settled!r}"
-        assert not found.effects, f"{ask} was refused and has effects"
+def _check_after(answer: Answer, settled: Outcome, found: _Found) -> None:
+    call = answer.call
+    if call.refused_with is not None:
+        assert isinstance(settled, call.refused_with), f"{call}: {settled!r}"
+        assert not found.effects, f"{call} was refused and has effects"
         return
-    assert not isinstance(settled, BaseException), f"{ask}: {settled!r}"
-    assert len(found.effects) == 1, f"{ask} has {len(found.effects)} effects"
+    assert not isinstance(settled, BaseException), f"{call}: {settled!r}"
+    assert len(found.effects) == 1, f"{call} has {len(found.effects)} effects"
     _check_result(settled, found.effects[0])
-    kind = was_told_of(told.outcome)
+    kind = kind_of(answer.outcome)
     if kind == "done":
-        assert settled == told.outcome, f"another answer: {settled!r}, was {told.outcome!r}"
+        assert settled == answer.outcome, f"another answer: {settled!r}, was {answer.outcome!r}"
         assert settled.replayed, f"acknowledged, and done again: {settled!r}"
     elif kind == "failed":
-        assert settled.replayed == ask.is_repeated, f"told that nothing was written: {told}"
+        assert settled.replayed == call.is_repeated, f"told that nothing was written: {answer}"
 
 
 def _check_result(result: Any, row: Row) -> None:
@@ -185,7 +189,9 @@ def _check_result(result: Any, row: Row) -> None:
     assert after == row["balanceAfter"]
 
 
-async def nothing_is_open(observers: Sequence[Client], seconds: float = OPEN_SECONDS) -> None:
+async def check_no_transaction_open(
+    observers: Sequence[Client], seconds: float = OPEN_SECONDS
+) -> None:
     """No member has a transaction open, or within seconds none any more.
 
     ``observers`` are clients of one member each.
@@ -210,6 +216,6 @@ async def _open_on(client: Client) -> list[Row]:
     return operations or [{"currentOpen": status["transactions"]["currentOpen"]}]
 
 
-def members_of(replica_set: LocalReplicaSet) -> list[str]:
+def member_uris(replica_set: LocalReplicaSet) -> list[str]:
     """A URI for each member, whatever its state."""
     return [f"mongodb://{member.host}/?directConnection=true" for member in replica_set.members]

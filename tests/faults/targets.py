@@ -21,7 +21,7 @@ from credit_mongo import (
     StorageError,
     TransactionAbortedError,
 )
-from tests.faults.asks import Ask
+from tests.faults.calls import Call
 from tests.faults.commands import Command, Commands
 from tests.faults.faults import client_of
 from tests.integration.promises import Database
@@ -29,10 +29,10 @@ from tests.integration.promises import Database
 __all__ = [
     "ORDERS",
     "InTransaction",
-    "Stage",
-    "each_on_a_stage",
+    "Target",
     "in_a_stubborn_transaction",
     "in_a_transaction",
+    "spread_over",
     "take_turns",
     "turn_held",
 ]
@@ -42,16 +42,16 @@ _OPTIONS: Final[Mapping[str, Any]] = {
     "read_concern": ReadConcern("snapshot"),
     "write_concern": WriteConcern("majority", j=True),
 }
-InTransaction: TypeAlias = Callable[[Ask, CreditLedger, Database], Awaitable[Any]]
-"""An application that asks in a transaction of its own."""
+InTransaction: TypeAlias = Callable[[Call, CreditLedger, Database], Awaitable[Any]]
+"""An application that calls in a transaction of its own."""
 _T = TypeVar("_T")
 
 
-class Stage:
+class Target:
     """A client by a name that no other has, so that only it is hit, and the commands it sends."""
 
     def __init__(self, uri: str, number: int) -> None:
-        self.app_name = f"stage-{number}"
+        self.app_name = f"target-{number}"
         self.commands = Commands()
         self.client = client_of(uri, self.app_name, event_listeners=[self.commands])
 
@@ -65,37 +65,37 @@ class Stage:
         ]
 
 
-async def each_on_a_stage(
-    stages: Iterable[Stage], cases: Iterable[_T], work: Callable[[Stage, _T], Awaitable[None]]
+async def spread_over(
+    targets: Iterable[Target], cases: Iterable[_T], work: Callable[[Target, _T], Awaitable[None]]
 ) -> None:
-    """Work on all cases, as many at once as there are stages."""
+    """Work on all cases, as many at once as there are targets."""
     left = iter(cases)
 
-    async def go_on(stage: Stage) -> None:
+    async def go_on(target: Target) -> None:
         for case in left:
-            await work(stage, case)
+            await work(target, case)
 
-    await asyncio.gather(*(go_on(stage) for stage in stages))
+    await asyncio.gather(*(go_on(target) for target in targets))
 
 
-async def in_a_transaction(ask: Ask, ledger: CreditLedger, database: Database) -> Any:
+async def in_a_transaction(call: Call, ledger: CreditLedger, database: Database) -> Any:
     """What an application does: an order and its charge, together or not at all."""
 
     async def work(session: AsyncClientSession) -> Any:
-        await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
-        return await ask.of(ledger, session)
+        await database[ORDERS].insert_one({"_id": call.mark}, session=session)
+        return await call.on(ledger, session)
 
     async with _session_of(database) as session:
         return await session.with_transaction(work, **_OPTIONS)
 
 
-async def in_a_stubborn_transaction(ask: Ask, ledger: CreditLedger, database: Database) -> Any:
+async def in_a_stubborn_transaction(call: Call, ledger: CreditLedger, database: Database) -> Any:
     """What an application should not do: it catches what ends the call, and commits anyhow."""
     async with _session_of(database) as session:
         await session.start_transaction(**_OPTIONS)
-        await database[ORDERS].insert_one({"_id": ask.mark}, session=session)
+        await database[ORDERS].insert_one({"_id": call.mark}, session=session)
         try:
-            outcome = await ask.of(ledger, session)
+            outcome = await call.on(ledger, session)
         except (StorageError, CommitOutcomeUnknownError, asyncio.CancelledError) as error:
             with pytest.raises((TransactionAbortedError, asyncio.CancelledError)):
                 await session.commit_transaction()

@@ -1,4 +1,4 @@
-"""A process that asks where nobody listens; it prints how many calls have ended."""
+"""A process that calls where nobody listens; it prints how many calls have ended."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import traceback
 from typing import Final
 
 from credit_mongo import CreditLedger
-from tests.faults.asks import HangingError, outcome_of
-from tests.faults.everything import GRACE_SECONDS, was_told_of
+from tests.faults.calls import HangingError, outcome_of
+from tests.faults.checks import GRACE_SECONDS, kind_of
 from tests.faults.faults import client_of
 from tests.faults.operations import charge_of, prices
-from tests.faults.sizes import SIZES
+from tests.faults.settings import SETTINGS
 
 AT_ONCE: Final = 25
 TIMEOUT_SECONDS: Final = 0.5
 
 
-async def ask_nobody() -> int:
+async def call_without_server() -> int:
     """How many calls have ended, all of them by their deadline."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -29,21 +29,21 @@ async def ask_nobody() -> int:
     client = client_of(f"mongodb://127.0.0.1:{port}/?replicaSet=rs0")
     ledger = CreditLedger(client["nobody"], prices(operation_timeout_seconds=TIMEOUT_SECONDS))
     seconds = TIMEOUT_SECONDS + GRACE_SECONDS
-    for number in range(SIZES.rounds_without_server):
+    for number in range(SETTINGS.rounds_without_server):
         reads = (outcome_of(ledger.get_balance("user"), seconds) for _ in range(AT_ONCE))
-        asks = [charge_of(f"user-{n}") for n in range(AT_ONCE)]
-        charges = (outcome_of(ask.of(ledger), seconds) for ask in asks)
+        calls = [charge_of(f"user-{n}") for n in range(AT_ONCE)]
+        charges = (outcome_of(call.on(ledger), seconds) for call in calls)
         outcomes = await asyncio.gather(*reads, *charges)
         hanging = [each for each in outcomes if isinstance(each, HangingError)]
         assert not hanging, f"{len(hanging)} of {len(outcomes)} calls hang in round {number + 1}"
-        told = [was_told_of(each) for each in outcomes]
-        assert set(told[:AT_ONCE]) == {"failed"}, outcomes
+        kinds = [kind_of(each) for each in outcomes]
+        assert set(kinds[:AT_ONCE]) == {"failed"}, outcomes
         # At the deadline itself, a charge may be on its way as far as its caller knows.
-        assert set(told[AT_ONCE:]) <= {"failed", "unknown"}, outcomes
+        assert set(kinds[AT_ONCE:]) <= {"failed", "unknown"}, outcomes
     # The client is left: to end its sessions, the driver would look for a server once more.
     closed = await outcome_of(ledger.close(), 3 * seconds)
     assert closed is None, f"{closed!r}"
-    return 2 * AT_ONCE * SIZES.rounds_without_server
+    return 2 * AT_ONCE * SETTINGS.rounds_without_server
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
     async def run() -> None:
         try:
-            print(await ask_nobody(), flush=True)
+            print(await call_without_server(), flush=True)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The last line of a run."""
+"""The line that sums up a test run."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ TESTS = {
 import pytest
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor", "mongomock"])
-def test_of_each(driver):
+def test_each_driver(driver):
     assert driver != "motor"
 
-def test_of_none():
+def test_without_a_database():
     pass
 """,
     "test_existing_users": "def test_it(client): pass",
     "test_existing_users_documents": "def test_it(): pass",
 }
-WAYS = (
-    "ways: PyMongo 2 passed, 1 failed; Motor 0 passed, 1 failed; "
+SUMMARY = (
+    "tests by database: PyMongo 2 passed, 1 failed; Motor 0 passed, 1 failed; "
     "mongomock-motor 1 passed, 0 failed; existing collection 2 passed, 1 failed"
 )
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"), [("local", ""), ("container", "; container 3 passed, 2 failed")]
+    ("kind", "end"), [("local", ""), ("container", "; container 3 passed, 2 failed")]
 )
-def test_it_has_the_numbers_of_each_way(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str
+def test_the_last_line_counts_tests_by_driver_collection_and_container(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str, end: str
 ) -> None:
-    """What fails before or after a test counts as well; a mock is in no container."""
+    """Failed fixtures count as failures. A mock never counts as run in a container."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest(CONFTEST.format(kind=kind))
     pytester.makepyfile(**TESTS)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "tests.ways")
-    assert WAYS + ending in result.outlines
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "tests.run_summary")
+    assert SUMMARY + end in result.outlines

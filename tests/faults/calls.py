@@ -1,6 +1,6 @@
-"""What callers ask of a ledger and what they are told, in a form that can be checked and repeated.
+"""What callers call of a ledger and what they are told, in a form that can be checked and repeated.
 
-Each ask has a mark in its metadata, by which its rows are found: those of asks without a key, and
+Each call has a mark in its metadata, by which its rows are found: those of calls without a key, and
 those of refusals, too.
 """
 
@@ -19,13 +19,13 @@ from credit_mongo import CreditError, CreditLedger
 
 __all__ = [
     "HANGING_SECONDS",
-    "Ask",
+    "Answer",
+    "Call",
     "HangingError",
     "Outcome",
-    "Told",
+    "make_call",
+    "make_calls",
     "outcome_of",
-    "put",
-    "put_all",
 ]
 
 # Far beyond every deadline of these tests: who has not ended by then never does.
@@ -36,7 +36,7 @@ Outcome: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class Ask:
+class Call:
     """One call of a method: what it is to be refused with, and whether it was done before."""
 
     method: str
@@ -48,7 +48,7 @@ class Ask:
     is_repeated: bool = False
     mark: str = field(default_factory=lambda: uuid4().hex)
 
-    async def of(self, ledger: CreditLedger, session: AsyncClientSession | None = None) -> Any:
+    async def on(self, ledger: CreditLedger, session: AsyncClientSession | None = None) -> Any:
         """Make the call."""
         return await getattr(ledger, self.method)(
             self.user_id,
@@ -61,10 +61,10 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Told:
+class Answer:
     """What a caller was told, and after how many seconds."""
 
-    ask: Ask
+    call: Call
     outcome: Outcome
     seconds: float = 0.0
 
@@ -85,13 +85,13 @@ async def outcome_of(work: Awaitable[Any], seconds: float = HANGING_SECONDS) -> 
         return error
 
 
-async def put(ask: Ask, ledger: CreditLedger) -> Told:
-    """Ask, and keep what is told."""
+async def make_call(call: Call, ledger: CreditLedger) -> Answer:
+    """Call, and keep what is told."""
     begun = time.monotonic()
-    outcome = await outcome_of(ask.of(ledger))
-    return Told(ask, outcome, time.monotonic() - begun)
+    outcome = await outcome_of(call.on(ledger))
+    return Answer(call, outcome, time.monotonic() - begun)
 
 
-async def put_all(asks: list[Ask], ledger: CreditLedger) -> list[Told]:
-    """Ask all at once."""
-    return list(await asyncio.gather(*(put(ask, ledger) for ask in asks)))
+async def make_calls(calls: list[Call], ledger: CreditLedger) -> list[Answer]:
+    """Call all at once."""
+    return list(await asyncio.gather(*(make_call(call, ledger) for call in calls)))

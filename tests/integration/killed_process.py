@@ -20,7 +20,7 @@ from pymongo.monitoring import (
 
 from tests.integration.promises import Database, Row
 
-__all__ = ["MOMENTS", "Job", "Listener", "die_at"]
+__all__ = ["MOMENTS", "CommandCounter", "Job", "run_until_killed"]
 
 MOMENTS = ("before it is sent", "when it was sent", "when it was answered")
 Job: TypeAlias = Callable[[Database, str], Awaitable[object]]
@@ -32,7 +32,7 @@ _CHILD_SECONDS = 60
 _PROCESSES = multiprocessing.get_context("forkserver")
 
 
-class Listener(CommandListener):
+class CommandCounter(CommandListener):
     """Counts commands, and tells of each when it is sent and when it was answered."""
 
     def __init__(self, on_event: Callable[[int, bool], None] = lambda _number, _answered: None):
@@ -59,7 +59,7 @@ class Listener(CommandListener):
 
 
 @dataclass(frozen=True)
-class _Errand:
+class _Task:
     uri: str
     database: str
     job: Job
@@ -68,13 +68,13 @@ class _Errand:
     moment: str
 
 
-async def die_at(
+async def run_until_killed(
     uri: str, database: str, job: Job, word: str, *, command: int, moment: str
 ) -> bool:
     """Do a job in a process that dies at its ``command``-th command; whether it came to that."""
-    errand = _Errand(uri, database, job, word, command, moment)
+    task = _Task(uri, database, job, word, command, moment)
     _PROCESSES.set_forkserver_preload([__name__, job.__module__])
-    process = _PROCESSES.Process(target=_run, args=(errand,))
+    process = _PROCESSES.Process(target=_run, args=(task,))
     process.start()
     try:
         await asyncio.to_thread(process.join, _CHILD_SECONDS)
@@ -87,26 +87,26 @@ async def die_at(
         process.close()
 
 
-def _run(errand: _Errand) -> None:
-    asyncio.run(_do(errand))
+def _run(task: _Task) -> None:
+    asyncio.run(_do(task))
 
 
-async def _do(errand: _Errand) -> None:
+async def _do(task: _Task) -> None:
     loop = asyncio.get_running_loop()
 
     def on_event(number: int, is_answered: bool) -> None:
-        if number != errand.command:
+        if number != task.command:
             return
-        if errand.moment == MOMENTS[2 if is_answered else 0]:
+        if task.moment == MOMENTS[2 if is_answered else 0]:
             _die()
-        if errand.moment == MOMENTS[1] and not is_answered:
+        if task.moment == MOMENTS[1] and not is_answered:
             # The driver writes it before it waits for the first time.
             loop.call_soon(_die)
 
     async with AsyncMongoClient[Row](
-        errand.uri, tz_aware=True, event_listeners=[Listener(on_event)]
+        task.uri, tz_aware=True, event_listeners=[CommandCounter(on_event)]
     ) as client:
-        await errand.job(client[errand.database], errand.word)
+        await task.job(client[task.database], task.word)
 
 
 def _die() -> None:

@@ -8,11 +8,11 @@ from credit_mongo.local import LocalReplicaSet
 from tests.faults.faults import Primary
 from tests.integration.promises import Client, Database
 
-__all__ = ["Grounds"]
+__all__ = ["Cluster"]
 
 
 @dataclass(frozen=True)
-class Grounds:
+class Cluster:
     """A replica set, a client that no fault is meant for, one of each member, and a database."""
 
     replica_set: LocalReplicaSet

@@ -16,12 +16,12 @@ from typing import Final, TypeVar
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["REACHED", "SIZES", "Sizes", "chance", "some"]
+__all__ = ["COUNTS", "SETTINGS", "FaultSettings", "sample", "seeded_random"]
 
 _T = TypeVar("_T")
 
 
-class Sizes(BaseSettings):
+class FaultSettings(BaseSettings):
     """Counts of disturbances; ``seed`` decides their order and their moments."""
 
     model_config = SettingsConfigDict(env_prefix="FAULTS_", extra="forbid", frozen=True)
@@ -41,28 +41,28 @@ class Sizes(BaseSettings):
     seed: int = Field(default_factory=lambda: SystemRandom().randrange(2**32))
 
 
-SIZES: Final = Sizes()
+SETTINGS: Final = FaultSettings()
 
-REACHED: Final[Counter[str]] = Counter()
+COUNTS: Final[Counter[str]] = Counter()
 """What was done, by its name, for the summary at the end of the tests."""
 
 
-def chance(name: str) -> Random:
+def seeded_random(name: str) -> Random:
     """The dice of one test, the same for the same seed, whichever other tests run."""
-    return Random(f"{SIZES.seed} {name}")
+    return Random(f"{SETTINGS.seed} {name}")
 
 
-def some(
+def sample(
     cases: Sequence[_T], name: str, sides: Callable[[_T], Collection[Hashable]] = lambda _: ()
 ) -> list[_T]:
     """The share of the cases that is to be tried, by chance: each of their sides at least once."""
-    if SIZES.share == 1:
+    if SETTINGS.share == 1:
         return list(cases)
-    mixed = chance(name).sample(cases, len(cases))
+    mixed = seeded_random(name).sample(cases, len(cases))
     seen: set[Hashable] = set()
     chosen: list[_T] = []
     others: list[_T] = []
     for case in mixed:
         (others if seen.issuperset(sides(case)) else chosen).append(case)
         seen.update(sides(case))
-    return chosen + others[: max(ceil(SIZES.share * len(cases)) - len(chosen), 0)]
+    return chosen + others[: max(ceil(SETTINGS.share * len(cases)) - len(chosen), 0)]
