@@ -1,4 +1,4 @@
-"""Extras of the installation: what to say where one is needed and is not there."""
+"""The error for an optional dependency that isn't installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["missing"]
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
-    """The error of an import that failed, with the extra that brings the module."""
+    """The error to raise for a failed import. It names the extra that installs the module."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "credit_mongo"):
         return error

@@ -1,4 +1,4 @@
-"""How names and moments are written where people read them: safely, and always in the same form."""
+"""Write names and moments for people, safely and always in the same form."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Final
 
 __all__ = ["moment_to_milliseconds", "moment_to_seconds", "printable", "printable_lines"]
 
-# What a terminal obeys, what turns the text around it, what nobody sees: C0, DEL, C1, soft hyphens,
-# marks and embeddings of direction, line separators, invisible operators, tags, lone surrogates.
-# The joiners U+200C and U+200D stay: emoji and the names of some languages need them.
+# Characters that a terminal obeys, that change the direction of text, or that are invisible: C0,
+# DEL, C1, soft hyphens, direction marks and embeddings, line separators, invisible operators, tags,
+# lone surrogates. The joiners U+200C and U+200D are allowed, because emoji and the names of some
+# languages need them.
 _UNSAFE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     "\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb"
@@ -19,26 +20,26 @@ _UNSAFE: Final = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text with an escape (``\\x1b``, ``\\u202e``) for each character that is unsafe to show.
+    """The text with each unsafe character escaped (``\\x1b``, ``\\u202e``).
 
-    For terminals, messages and pages: whatever the text is, it cannot move the cursor, change the
-    direction of what stands beside it, break the line, or look like another text.
+    The result is safe for terminals, messages and pages. It can't move the cursor, change the
+    direction of the text beside it, break the line, or look like another text.
     """
     return _UNSAFE.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:
-    """The same for lines of JSON or CSV: line ends stay, and the escapes are those of JSON."""
+    """As `printable`, for lines of JSON or CSV. It keeps line ends and writes JSON escapes."""
     return _UNSAFE.sub(_escape_in_json, text)
 
 
 def moment_to_seconds(moment: datetime) -> str:
-    """For people: ``2026-01-31T12:00:00Z``. The options that take a moment take this form, too."""
+    """For people: ``2026-01-31T12:00:00Z``. Options that take a moment accept this form."""
     return _in_utc(moment, "seconds")
 
 
 def moment_to_milliseconds(moment: datetime) -> str:
-    """For programs, exactly as it is stored: ``2026-01-31T12:00:00.123Z``."""
+    """For programs, with the precision of the database: ``2026-01-31T12:00:00.123Z``."""
     return _in_utc(moment, "milliseconds")
 
 

@@ -1,8 +1,8 @@
-"""Files that no other user of the machine can read, replace, or lead somewhere else.
+"""Files that no other user of the machine can read, replace or redirect.
 
-A planted link is the usual way to turn one user's write into another's file: so files are created
-exclusively, existing ones are opened without following a link, and everything happens relative to a
-directory that is held open, which nobody can swap for another meanwhile.
+An attacker usually plants a link, so that our write lands in a file of their choice. So we create
+files exclusively, open existing files without following links, and name files relative to an open
+directory, which nobody can swap for another one.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["Directory", "why_replaceable", "why_unsafe"]
 
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-# Windows has none of these; there, names are whole paths.
+# Windows has none of these. There we use whole paths.
 _HAS_DESCRIPTORS: Final = os.open in os.supports_dir_fd
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
-# A pipe that somebody put there would keep us waiting for its other end.
+# Otherwise opening a planted pipe would wait for its other end.
 _NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
 _BINARY: Final = getattr(os, "O_BINARY", 0)
 
 
 def why_unsafe(status: os.stat_result) -> str | None:
-    """Why other users of the machine can change what is in the directory; None if they can't.
+    """Why other users of the machine can change the directory's content. None if they can't.
 
-    It has to belong to this process's user or to root, and neither its group nor others may write
-    to it. The sticky bit, as ``/tmp`` has it, doesn't make up for that: it keeps files from being
-    replaced, but everybody can create a name before we do.
+    A safe directory belongs to this process's user or to root, and neither its group nor others may
+    write to it. A sticky bit, as on ``/tmp``, isn't enough: it prevents others from replacing our
+    files, but they can create a name before we do.
     """
     if not _HAS_DESCRIPTORS:
-        return None  # Windows: the mode says nothing of who may write
+        return None  # on Windows, the mode doesn't tell who may write
     if status.st_uid not in (os.geteuid(), 0):
         return "belongs to another user: run as its owner, or choose a directory of your own"
     if status.st_mode & _OTHERS_MAY_WRITE:
@@ -51,23 +51,26 @@ def why_unsafe(status: os.stat_result) -> str | None:
 
 
 def why_replaceable(path: Path) -> str | None:
-    """Why anybody can put another directory in the place of one in ``path``; None if they can't.
+    """Why anybody can replace a directory in ``path``. None if nobody can.
 
-    That takes a directory on the way that everybody may write to, without the sticky bit.
+    Anybody can if a directory on the way is writable by everybody and has no sticky bit.
     """
     if not _HAS_DESCRIPTORS:
         return None
     for directory in (path, *path.parents):
         mode = directory.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            return f"{directory} can be written by everybody and has no sticky bit: chmod o-w"
+            return (
+                f"{directory} can be written by everybody and has no sticky bit: "
+                "run chmod o-w on it, or choose another"
+            )
     return None
 
 
 class Directory:
-    """A directory that is held open until `close`; names are those of files in it.
+    """A directory held open until `close`. Its methods take names of files in it.
 
-    Every method raises OSError, with the whole path as its ``filename``.
+    They raise OSError with the whole path as its ``filename``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,22 +91,22 @@ class Directory:
         self.close()
 
     def close(self) -> None:
-        """Let it go. A second time does nothing."""
+        """Close the directory. A second call does nothing."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def status(self) -> os.stat_result:
-        """Its owner and mode."""
+        """The directory's owner, mode and so on."""
         return self.path.stat() if self._descriptor is None else os.fstat(self._descriptor)
 
     def names(self) -> list[str]:
-        """Of all that is in it."""
+        """The names of everything in the directory."""
         # pathlib takes no descriptor.
         return os.listdir(self.path if self._descriptor is None else self._descriptor)  # noqa: PTH208
 
     def has(self, name: str) -> bool:
-        """Whether there is a file, or anything else, of this name."""
+        """Whether a file, or anything else, has this name."""
         try:
             self._status_of(name)
         except FileNotFoundError:
@@ -111,9 +114,9 @@ class Directory:
         return True
 
     def create(self, name: str, *, buffering: int = -1) -> BinaryIO:
-        """A new file, for its owner alone, to be written and read.
+        """Create a file that only its owner can read and write. It's open for both.
 
-        Raises FileExistsError if the name is taken, be it by a link to nowhere.
+        Raises FileExistsError if the name is taken, even by a dangling link.
         """
         with self._naming(name):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
@@ -121,17 +124,17 @@ class Directory:
         return os.fdopen(descriptor, "w+b", buffering=buffering)
 
     def open(self, name: str, *, writable: bool = False) -> BinaryIO:
-        """A regular file that is there; nothing of it is cut off."""
+        """Open an existing regular file without truncating it."""
         with self._naming(name):
             flags = (os.O_RDWR if writable else os.O_RDONLY) | _NO_LINK | _NO_WAIT | _BINARY
             descriptor = os.open(self._at(name), flags, dir_fd=self._descriptor)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
-                raise OSError(errno.EINVAL, "is no regular file")
+                raise OSError(errno.EINVAL, "is not a regular file")
         return os.fdopen(descriptor, "r+b" if writable else "rb")
 
     def holds(self, name: str, opened: BinaryIO) -> bool:
-        """Whether the path, as anybody finds it later, leads to the opened file."""
+        """Whether the path still leads to the opened file."""
         try:
             found = (self.path / name).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -139,7 +142,7 @@ class Directory:
         return os.path.samestat(found, os.fstat(opened.fileno()))
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file another name, and take the place of one that has it."""
+        """Rename a file. It replaces an existing one of the new name."""
         with self._naming(new):
             os.replace(
                 self._at(old),
@@ -149,7 +152,7 @@ class Directory:
             )
 
     def link(self, old: str, new: str) -> None:
-        """Give a file another name as well. Raises FileExistsError if that is taken."""
+        """Give a file a second name. Raises FileExistsError if that name is taken."""
         with self._naming(new):
             if self._descriptor is None:
                 os.link(self._at(old), self._at(new))
@@ -163,14 +166,14 @@ class Directory:
             )
 
     def remove(self, name: str, *, missing_ok: bool = False) -> None:
-        """Remove a file; a link itself, and not what it leads to."""
+        """Remove a file. Of a link, this removes the link itself and not its target."""
         with self._naming(name), contextlib.ExitStack() as ignored:
             if missing_ok:
                 ignored.enter_context(contextlib.suppress(FileNotFoundError))
             os.unlink(self._at(name), dir_fd=self._descriptor)
 
     def sync(self) -> None:
-        """So that names survive a crash of the machine, where directories can be synced."""
+        """Sync the directory so that its names survive a crash, where the system supports it."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.fsync(self._descriptor)

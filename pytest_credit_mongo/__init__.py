@@ -1,21 +1,21 @@
 """Fixtures for the tests of an application that uses credit_mongo. pytest finds them by itself.
 
-- ``credit_ledger``: a `credit_mongo.CreditLedger` on an empty database, with its indexes.
+- ``credit_ledger``: a `credit_mongo.CreditLedger` with its indexes, on an empty database.
 - ``credit_config``: its prices and tiers. Override it with your own.
-- ``credit_clock``: its clock, a `credit_mongo.testing.clocks.MovableClock`. The ledger does not
-  compare it with the server's: ``max_clock_skew_seconds`` holds where no clock is given.
-- ``credit_database``: the test's own database, dropped after it.
-- ``credit_client``: the client that it is on, of PyMongo's async API.
-- ``credit_replica_set``: the URI of a replica set, for the whole run: MONGODB_URI, else a container
-  if a Docker engine answers and has or can pull the image, else a local ``mongod``. The line below
-  the number of collected tests says which.
-- ``credit_mongod_parameters``: override it for ``mongod --setParameter``; a ``dict[str, str]``.
+- ``credit_clock``: its clock, a `credit_mongo.testing.clocks.MovableClock`. The ledger doesn't
+  compare it with the server's: ``max_clock_skew_seconds`` only applies if no clock is given.
+- ``credit_database``: the test's own database, dropped after the test.
+- ``credit_client``: the database's client, of PyMongo's async API.
+- ``credit_replica_set``: the URI of a replica set for the whole run: MONGODB_URI, else a container
+  if a Docker engine answers and has or can pull the image, else a local ``mongod``. pytest says
+  which below the number of collected tests.
+- ``credit_mongod_parameters``: a ``dict[str, str]`` for ``mongod --setParameter``. Override it.
 
-They run on the event loop of the test that asks for them, whatever its scope: of pytest-asyncio in
-either mode, or of anyio's own plugin (its asyncio backend).
+They run on the test's event loop, whatever its scope. The loop may come from pytest-asyncio in
+either mode, or from anyio's own plugin (with its asyncio backend).
 
-pytest imports this wherever it is installed, used or not, so nothing is imported here that takes
-time: neither PyMongo nor Beanie nor credit_mongo.
+pytest imports this module wherever it is installed, used or not. So this module imports nothing
+slow: neither PyMongo nor Beanie nor credit_mongo.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SOURCE = pytest.StashKey["Source"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Join the plugins that run the tests' event loops."""
+    """Register the fixtures for each plugin that runs event loops."""
     from pytest_credit_mongo import on_anyio  # noqa: PLC0415
 
     config.pluginmanager.register(on_anyio, "credit_mongo_on_anyio")
@@ -47,14 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_collectionfinish(
     config: pytest.Config, items: Sequence[pytest.Item]
 ) -> str | list[str]:
-    """Say which replica set the tests run on, if any of them does."""
+    """Say which replica set the tests use, if any of them uses one."""
     if not any("credit_replica_set" in getattr(item, "fixturenames", ()) for item in items):
         return []
     from credit_mongo.errors import StorageError  # noqa: PLC0415
 
     try:
         return f"replica set: {_source(config).description}"
-    except StorageError as error:  # the fixture says it again, as the tests' failure
+    except StorageError as error:  # the fixture raises it again, as the tests' failure
         return f"replica set: none; {error}"
 
 
@@ -68,7 +68,7 @@ def _source(config: pytest.Config) -> Source:
 
 @pytest.fixture(scope="session")
 def credit_mongod_parameters() -> Mapping[str, str]:
-    """For ``mongod --setParameter``, of a replica set that is started for the tests."""
+    """Parameters for ``mongod --setParameter``, if a replica set is started for the tests."""
     return {}
 
 
@@ -85,7 +85,7 @@ def credit_replica_set(
 
 @pytest.fixture
 def credit_config() -> CreditConfig:
-    """Prices and tiers: to be overridden. These cost a credit for an action named ``action``."""
+    """Prices and tiers. Override it: here, an action named ``action`` costs one credit."""
     from credit_mongo import CreditConfig  # noqa: PLC0415
 
     return CreditConfig(costs={"action": {"default": 1}})
@@ -93,7 +93,7 @@ def credit_config() -> CreditConfig:
 
 @pytest.fixture
 def credit_clock() -> MovableClock:
-    """The ledger's clock, which stands still until the test moves it."""
+    """The ledger's clock. It stands still until the test moves it."""
     from credit_mongo.testing.clocks import MovableClock  # noqa: PLC0415
 
     return MovableClock()
@@ -107,11 +107,14 @@ def _on_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
         default = request.config.getini("asyncio_default_test_loop_scope")
         loop = "asyncio_" + ((marker and marker.kwargs.get("loop_scope")) or default)
     else:
-        pytest.fail(f"{name} needs pytest-asyncio, or a test marked for anyio", pytrace=False)
+        pytest.fail(
+            f"{name} needs an event loop: install pytest-asyncio, or mark the test for anyio",
+            pytrace=False,
+        )
     return request.getfixturevalue(f"_{name}_on_{loop}")
 
 
-# Each names what it needs through another fixture, so that the report above finds it.
+# Each also names the fixture below it, so that pytest_report_collectionfinish finds them all.
 @pytest.fixture
 def credit_client(request: pytest.FixtureRequest, credit_replica_set: str) -> Any:  # noqa: ARG001
     """The ``AsyncMongoClient`` of the test."""

@@ -1,4 +1,4 @@
-"""The fixtures of tests that anyio's plugin runs; pytest-asyncio in strict mode leaves them be."""
+"""The fixtures of tests that anyio's plugin runs. pytest-asyncio in strict mode ignores them."""
 
 from __future__ import annotations
 

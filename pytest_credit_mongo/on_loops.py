@@ -1,4 +1,4 @@
-"""What is begun and ended on the event loop of the test; plain functions, made fixtures beside."""
+"""Set-up and tear-down on the test's event loop. The modules beside make fixtures of these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def credit_client(credit_replica_set: str) -> AsyncIterator[AsyncMongoClient[dict[str, Any]]]:
-    """A client, closed after the test."""
+    """A client that is closed after the test."""
     from pymongo import AsyncMongoClient  # noqa: PLC0415
 
     async with AsyncMongoClient[dict[str, Any]](credit_replica_set, tz_aware=True) as client:
@@ -25,7 +25,7 @@ async def credit_client(credit_replica_set: str) -> AsyncIterator[AsyncMongoClie
 async def credit_database(
     credit_client: AsyncMongoClient[dict[str, Any]],
 ) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
-    """A database of a new name."""
+    """A database with a new name, dropped after the test."""
     database = credit_client[f"test_{uuid4().hex[:12]}"]
     yield database
     await credit_client.drop_database(database.name)

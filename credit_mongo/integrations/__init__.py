@@ -1,1 +1,1 @@
-"""The ledger at home in other libraries; each needs its extra."""
+"""Integrations with other libraries. Each one needs its extra."""

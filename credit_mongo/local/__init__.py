@@ -1,7 +1,8 @@
 """A real MongoDB replica set on this machine's loopback, for development, tests and benchmarks.
 
-``python -m credit_mongo.local`` keeps one up until Ctrl-C; `LocalReplicaSet` is the same in Python.
-Linux and macOS, MongoDB 5.0 or later. Without access control: never for data that matters.
+``python -m credit_mongo.local`` keeps one running until Ctrl-C. `LocalReplicaSet` does the same in
+Python. It needs Linux or macOS and MongoDB 5.0 or later. It has no access control, so never use it
+for data that matters.
 """
 
 from __future__ import annotations

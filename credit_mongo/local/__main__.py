@@ -1,4 +1,4 @@
-"""``python -m credit_mongo.local``: a replica set that is up until Ctrl-C."""
+"""``python -m credit_mongo.local``: a replica set that runs until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["main"]
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    """Keep a replica set up until SIGINT or SIGTERM."""
+    """Keep a replica set running until SIGINT or SIGTERM."""
     task = asyncio.current_task()
     stopping = asyncio.Event()
 
     def stop() -> None:
-        # Once: more of them, from an impatient user, must not interrupt the cleaning up.
+        # Only once, because a second Ctrl-C must not interrupt the cleanup.
         if task is not None and not stopping.is_set():
             stopping.set()
             task.cancel()
@@ -44,14 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m credit_mongo.local`` and return its exit code: 0, or 2 for an error."""
     parser = argparse.ArgumentParser(
         prog="python -m credit_mongo.local",
-        description="Keep a MongoDB replica set up on this machine until Ctrl-C; print its URI.",
+        description="Run a MongoDB replica set on this machine until Ctrl-C, and print its URI.",
     )
     parser.add_argument("--members", type=int, choices=(1, 3), default=1)
-    parser.add_argument("--data", metavar="DIR", help="keep the data there (else: nowhere)")
-    parser.add_argument("--port", type=int, help="of the first member (else: free ones)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="keep the data in this directory (default: discard it)"
+    )
+    parser.add_argument("--port", type=int, help="the first member's port (default: a free one)")
     try:
         asyncio.run(_serve(parser.parse_args(arguments)))
-    except KeyboardInterrupt:  # before the signals are handled; nothing was started yet
+    except KeyboardInterrupt:  # before our handlers were set, so nothing has started yet
         return 0
     except CreditError as error:
         print(error, file=sys.stderr)

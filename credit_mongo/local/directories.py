@@ -1,4 +1,4 @@
-"""Where a local replica set keeps its data: in directories that no other user can get at."""
+"""The data directories of a local replica set, which no other user can reach."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["make_kept_directories", "make_temporary_directory"]
 
 
 def make_temporary_directory() -> Path:
-    """Make the directory before any process has its name among its arguments.
+    """Make the directory before its name appears among any process's arguments.
 
-    Every user of the machine can read those. A directory that came into being only after its name
-    was known could be somebody else's, with links where the log and the data files belong.
+    Every user of the machine can read arguments. If the directory were made later, another user
+    could make it first, with links in place of the log and the data files.
     """
     try:
         root = Path(tempfile.mkdtemp(prefix="credit-mongo-")).resolve()
@@ -29,9 +29,9 @@ def make_temporary_directory() -> Path:
 
 
 def make_kept_directories(data: Path, size: int) -> Path:
-    """Make the members' directories below ``data``, for their owner alone whatever the umask.
+    """Make the members' directories below ``data``, for their owner only, whatever the umask.
 
-    Raises StorageError where somebody else could put files or links into one.
+    Raises StorageError if somebody else could put files or links into one of them.
     """
     try:
         data = data.resolve()
@@ -40,13 +40,16 @@ def make_kept_directories(data: Path, size: int) -> Path:
         _check_that_it_is_ours(data)
         found = len(list(data.glob("member-*")))
         if found not in (0, size):
-            raise StorageError(f"{data} has the data of {found} members, not of {size}")
+            raise StorageError(
+                f"{data} has the data of {found} members, not of {size}: "
+                f"start {found} members, or choose another directory"
+            )
         for number in range(size):
             directory = data / f"member-{number}"
             directory.mkdir(0o700, exist_ok=True)
             _check_that_it_is_ours(directory)
             directory.chmod(0o700)
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # also a loop of links, or a NUL
         raise StorageError(f"the data directory can't be used: {error}") from error
     return data
 

@@ -1,15 +1,16 @@
-"""Run a member's mongod from a process of its own, its keeper, until the parent is no more.
+"""The keeper: a process that runs a member's mongod until its parent process ends.
 
-Why a process: whatever ends the parent, ``kill -9`` included, closes the pipe that is this
-process's standard input, so the mongod ends and its directory goes, on Linux and macOS.
-PR_SET_PDEATHSIG is Linux only, removes no directory, fires when the *thread* that forked ends, and
-needs Python code between fork and exec, which is unsafe beside other threads. And as the keeper
-starts the mongod, there can be none that it does not know. It leads a session of its own: Ctrl-C in
-a terminal reaches the application alone, which then stops in its own order.
+Whatever ends the parent, even ``kill -9``, closes the pipe to the keeper's standard input. Then the
+keeper ends the mongod and removes its directory, on Linux and macOS. PR_SET_PDEATHSIG can't do
+that: it's Linux only, removes no directory, fires when the *thread* that forked ends, and needs
+Python code between fork and exec, which is unsafe with other threads around. The keeper starts
+every mongod, so it knows all of them. It leads its own session, so Ctrl-C in a terminal reaches
+only the application, which stops in its own order.
 
-Each line it reads is a port to start on; it answers ``pid …``, and ``ended …`` when that ends.
+Each line that the keeper reads is a port on which to start a mongod. It answers ``pid …``, and
+``ended …`` when that mongod ends.
 
-``local_members.py`` runs this file as a script, in a Python that sees the standard library alone.
+``members.py`` runs this file as a script, in a Python that sees only the standard library.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ __all__ = ["keep"]
 
 
 def keep(parent: str, kept: str, directory: str, *command: str) -> None:
-    """Start mongods on request, one after the other, until the parent is no more."""
-    os.umask(0o077)  # the data is nobody else's business
+    """Start mongods on request, one at a time, until the parent ends."""
+    os.umask(0o077)  # no other user may read the data
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # mongod would inherit SIG_IGN
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which mongod would inherit
     if not kept:
-        # Made here, so that there is none without a process that removes it. The directory above
-        # is this user's alone, and one that exists already is never taken: mkdir fails.
+        # Made here, so that every directory has a process that removes it. Only this user can
+        # write to the directory above, and mkdir fails if the name is taken.
         try:
             os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib loads slowly
         except OSError as error:
             return _tell(f"ended {error}")
     process: subprocess.Popen[bytes] | None = None
     try:
-        # The pipe may also be held open by another child of the parent: so look at the parent.
+        # Check the parent too, because another child of it may hold the pipe open.
         while os.getppid() == int(parent):
             if process is not None and process.poll() is not None:
                 _tell(f"ended exit code {process.returncode}")
@@ -62,28 +63,28 @@ def keep(parent: str, kept: str, directory: str, *command: str) -> None:
                 finally:
                     os.close(log)
                 _tell(f"pid {process.pid}")
-    except OSError as error:  # not a program, or the log is a link
+    except OSError as error:  # the command is not a program, or the log is a link
         _tell(f"ended {error}")
     finally:
         _end(process, kept, directory)
 
 
 def _tell(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the parent has just gone
+    with contextlib.suppress(BrokenPipeError):  # the parent has just ended
         os.write(1, f"{line}\n".encode())
 
 
 def _open_log(directory: str) -> int:
-    """Open the log to append to it. A link in its place is an error: it may lead to any file."""
+    """Open the log for appending. Fails on a link, which may lead to any file."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     return os.open(f"{directory}/mongod.log", flags, 0o600)
 
 
 def _end(process: subprocess.Popen[bytes] | None, kept: str, directory: str) -> None:
-    """End a keeper's mongod, at once if its data is not kept, and then remove that."""
+    """End the keeper's mongod. Unless its data is kept, kill it and remove its directory."""
     if process is not None:
         process.send_signal(signal.SIGTERM if kept else signal.SIGKILL)
-        process.send_signal(signal.SIGCONT)  # a paused one could not obey
+        process.send_signal(signal.SIGCONT)  # a paused process can't react to SIGTERM
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
@@ -91,7 +92,7 @@ def _end(process: subprocess.Popen[bytes] | None, kept: str, directory: str) -> 
             process.wait()
     if not kept:
         shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the last keeper's is empty
+        with contextlib.suppress(OSError):  # only the last keeper finds it empty
             os.rmdir(os.path.dirname(directory))  # noqa: PTH106, PTH120
 
 

@@ -1,4 +1,4 @@
-"""The ``mongod`` processes of a local replica set, each started by a keeper of its own."""
+"""The ``mongod`` processes of a local replica set. Each has its own keeper, which starts it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from credit_mongo.local import keeper as local_keeper
 
 __all__ = ["START_SECONDS", "Member", "find_mongod", "until"]
 
-START_SECONDS = 90.0  # for each step of a start, far more than a busy machine needs
-_STOP_SECONDS = 30.0  # for the keepers to end every mongod and to remove their directories
-_PAUSE_SECONDS = 0.05  # between two questions
+START_SECONDS = 90.0  # for each step of a start: far more than a busy machine needs
+_STOP_SECONDS = 30.0  # for the keepers to end every mongod and remove their directories
+_PAUSE_SECONDS = 0.05  # between two probes
 _PORT_ATTEMPTS = 10
-_ADDRESS_IN_USE = 48  # mongod's exit code
+_ADDRESS_IN_USE = 48  # mongod's exit code for a port that is taken
 _REMEDY = (
     'pip install "credit-mongo[local]" (Linux, x86-64), '
     "or put mongod on PATH, or set CREDIT_MONGO_MONGOD to its path"
@@ -34,12 +34,12 @@ _REMEDY = (
 def find_mongod() -> Path:
     """Return the ``mongod`` to use: CREDIT_MONGO_MONGOD, else PATH, else the ``local`` extra's.
 
-    Raises StorageError, which names the remedy, when there is none, and when CREDIT_MONGO_MONGOD
-    is set to what can't be run: another than the one asked for is never taken silently. A script
-    there must ``exec`` its mongod, which is otherwise not the process that gets the signals.
+    CREDIT_MONGO_MONGOD may name a script. It must ``exec`` its mongod, so that the mongod gets the
+    signals. Raises StorageError, which says what to do, if there is no mongod, or if
+    CREDIT_MONGO_MONGOD can't be run: it never falls back to another mongod.
     """
     if wanted := os.environ.get("CREDIT_MONGO_MONGOD"):
-        # Not Path.is_file(), which raises for a name that is too long.
+        # Path.is_file() would raise for a name that is too long.
         if not (os.path.isfile(wanted) and os.access(wanted, os.X_OK)):  # noqa: PTH113
             raise StorageError(
                 f"CREDIT_MONGO_MONGOD={wanted} is not a program. Unset it: {_REMEDY}"
@@ -53,7 +53,7 @@ def find_mongod() -> Path:
         raise StorageError(f"there is no mongod on this machine: {_REMEDY}") from None
     packaged = Path(str(package.locate_file("fiftyone/db/bin/mongod")))
     try:
-        if not os.access(packaged, os.X_OK):  # wheels carry no run bit here
+        if not os.access(packaged, os.X_OK):  # this wheel's file is not executable
             packaged.chmod(packaged.stat().st_mode | 0o111)
     except OSError as error:
         raise StorageError(f"the installed mongod can't be used ({error}): {_REMEDY}") from error
@@ -61,12 +61,15 @@ def find_mongod() -> Path:
 
 
 def _keeper_command(*arguments: str) -> list[str]:
-    # Without site-packages: it starts in 0.05 s, whatever is installed.
+    # Without site-packages, it starts in 0.05 s whatever is installed.
     return [sys.executable, "-I", "-S", local_keeper.__file__, str(os.getpid()), *arguments]
 
 
 async def until(probe: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
-    """Ask until the answer is yes. Raises StorageError, which says ``what`` is still so."""
+    """Repeat the probe until it returns True.
+
+    Raises StorageError after ``seconds``. ``what`` completes its message: "… still {what}".
+    """
     deadline = time.monotonic() + seconds
     while not await probe():
         if time.monotonic() > deadline:
@@ -75,10 +78,11 @@ async def until(probe: Callable[[], Awaitable[bool]], what: str, seconds: float)
 
 
 class Member:
-    """One ``mongod`` of a `LocalReplicaSet`, to be killed, paused and restarted by fault tests.
+    """One ``mongod`` of a `LocalReplicaSet`. Fault tests can kill, pause and restart it.
 
-    ``port`` is where it listens on 127.0.0.1, ``pid`` its process id (another after a restart),
-    ``directory`` its data, with its ``mongod.log``.
+    - ``port``: its port on 127.0.0.1.
+    - ``pid``: its process id, which changes with each restart.
+    - ``directory``: its data, with its ``mongod.log``.
     """
 
     def __init__(self, directory: Path, port: int | None, kept: bool, command: list[str]) -> None:
@@ -94,50 +98,52 @@ class Member:
 
     @property
     def host(self) -> str:
-        """The ``address:port`` by which the replica set knows it."""
+        """Its ``address:port`` in the replica set."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def running(self) -> bool:
-        """Whether its process is there, paused or not."""
+        """Whether its process exists, even if paused."""
         return self._ended is None
 
     async def kill(self) -> None:
-        """End it at once, as a power cut would (SIGKILL), and wait until it is gone."""
+        """Kill it at once (SIGKILL), as a power cut would, and wait until it has ended."""
 
         async def gone() -> bool:
             return not self.running
 
         if self.running:
             self._signal(signal.SIGKILL)
-        await until(gone, f"has the process {self.pid} that was killed", _STOP_SECONDS)
+        await until(gone, f"has the killed process {self.pid}", _STOP_SECONDS)
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): it keeps its connections and answers nothing.
+        """Freeze it (SIGSTOP). It keeps its connections and answers nothing.
 
-        Raises StorageError when it doesn't run.
+        Raises StorageError if it isn't running.
         """
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause` (SIGCONT). Raises StorageError when it doesn't run."""
+        """Continue it after `pause` (SIGCONT). Raises StorageError if it isn't running."""
         self._signal(signal.SIGCONT)
 
     async def restart(self) -> None:
-        """Kill it if it runs, start it on the same port and data, and wait until it listens.
+        """Kill it if it's running, start it with the same port and data, and wait until it listens.
 
-        Then it may need seconds to be primary or secondary: see `LocalReplicaSet.wait_until_ready`.
-        Raises StorageError when it doesn't start.
+        It may need seconds more to become primary or secondary. To wait for that, use
+        `LocalReplicaSet.wait_until_ready`. Raises StorageError if it doesn't start.
         """
         await self.kill()
-        self._port_attempts = 1  # the others know its port
+        self._port_attempts = 1  # the other members know its port, so it must not change
         await self._start()
         await self._wait_until_listening()
 
     def _signal(self, number: int) -> None:
         if not self.running:
-            raise StorageError(f"the mongod on port {self.port} does not run ({self._ended})")
-        with contextlib.suppress(ProcessLookupError):  # its keeper's report is on the way
+            raise StorageError(
+                f"the mongod on port {self.port} is not running ({self._ended}): restart it"
+            )
+        with contextlib.suppress(ProcessLookupError):  # ended, but its keeper hasn't told us yet
             os.kill(self.pid, number)
 
     async def _start(self) -> None:
@@ -151,7 +157,7 @@ class Member:
             self._listening = asyncio.create_task(self._listen(self._keeper))
         stdin = self._keeper.stdin
         if stdin is None or stdin.is_closing() or self._keeper.returncode is not None:
-            raise StorageError("the local replica set is stopped")
+            raise StorageError("the local replica set has stopped: enter it again")
         self._ended = ""
         stdin.write(f"{self.port}\n".encode())
 
@@ -174,19 +180,19 @@ class Member:
             await self._start()
         log = _log_of_last_start(self.directory)
         if self._ended:
-            raise StorageError(f"{self._command[0]} does not run ({self._ended}): {_reasons(log)}")
-        # Its own word: on its port may answer whoever took that before.
+            raise StorageError(f"{self._command[0]} has ended ({self._ended}): {_reasons(log)}")
+        # We trust its log only, as another program may have its port and answer there.
         return self.running and '"Waiting for connections"' in log
 
     def _release(self) -> None:
-        """Let the keeper end; from here on it does so even if nobody waits."""
+        """Tell the keeper to end. It does so even if nobody waits for it."""
         if self._keeper is not None and self._keeper.stdin is not None:
             self._keeper.stdin.close()
 
     async def _wait_until_released(self) -> None:
         if self._keeper is None or self._listening is None:
             return
-        # Reading to the end closes the pipe; asyncio.wait, as the reading may have been cancelled.
+        # Reading to the end closes the pipe. asyncio.wait allows for a reading that was cancelled.
         ends = {self._listening, asyncio.create_task(self._keeper.wait())}
         await asyncio.wait(ends, timeout=_STOP_SECONDS)
         if self._keeper.returncode != 0:  # someone killed the keeper, or it hangs
@@ -196,8 +202,9 @@ class Member:
 
 
 def _free_port() -> int:
-    # Below the ports that Linux and macOS give to outgoing connections, so that nobody takes a
-    # killed member's by chance. Not from `random`: tests seed it, and then all choose the same.
+    # Below the ports that Linux and macOS give to outgoing connections, so that none of these takes
+    # a killed member's port by chance. `random` won't do: tests that seed it would all choose the
+    # same port.
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -215,7 +222,7 @@ def _log_of_last_start(directory: Path) -> str:
 
 
 def _reasons(log: str) -> str:
-    """Return what a mongod that ended said last, errors before anything else, on one line."""
+    """Return the last log lines of a mongod that has ended, as one line. Prefers errors."""
     lines = log.splitlines()
     errors = [line for line in lines if '"s":"E"' in line or '"s":"F"' in line]
     return " | ".join(line.strip()[:500] for line in (errors or lines)[-3:]) or "it logged nothing"

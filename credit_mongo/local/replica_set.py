@@ -1,4 +1,4 @@
-"""A replica set on this machine: start its members, make them a set, end them again."""
+"""A replica set on this machine: start its members, configure the set, and end it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalReplicaSet"]
 
 _NAME = "rs0"
-_PROBE_SECONDS = 2.0  # for one question to one member
+_PROBE_SECONDS = 2.0  # for one probe of one member
 _ALREADY_INITIALIZED = 23  # the server's error code
 
 
@@ -33,24 +33,27 @@ def _client(port: int) -> AsyncMongoClient[dict[str, Any]]:
 
 
 class LocalReplicaSet:
-    """A real replica set on loopback, up while its ``async with`` block runs.
+    """A real replica set on loopback, which runs while its ``async with`` block does.
 
     - ``members``: 1 or 3.
-    - ``data_directory``: where the data is kept, and found again by the next set of as many
-      members, on whatever ports. None: a temporary directory. 300 MB and more a member.
-    - ``parameters``: for ``mongod --setParameter``, say ``{"enableTestCommands": "1"}``.
-    - ``port``: of the first member, the others follow. None: free ones below 32,000.
-    - ``cache_gigabytes``: WiredTiger's cache of each member, 0.25 or more.
+    - ``data_directory``: keeps the data for the next set with as many members, whatever their
+      ports. None: a temporary directory. A member needs 300 MB or more.
+    - ``parameters``: for ``mongod --setParameter``, for example ``{"enableTestCommands": "1"}``.
+    - ``port``: the first member's port. The other members take the next ones. None: free ports
+      below 32,000.
+    - ``cache_gigabytes``: each member's WiredTiger cache, 0.25 or more.
 
-    Without a primary for two seconds, three members elect another.
+    Three members elect a new primary after two seconds without one.
 
-    Entering raises InvalidRequestError for arguments out of their limits, and StorageError when
-    there is no mongod, or it doesn't start, or isn't ready within minutes. However the block ends,
-    a ``kill -9`` of this process included, no mongod and no data stays behind: in the instant
-    before the first mongod's keeper starts, an empty directory may.
+    The constructor raises InvalidRequestError for a wrong ``members`` or ``port``. Entering raises
+    StorageError if there is no mongod, or it doesn't start, or it isn't ready within minutes.
 
-    Directories are their owner's alone (mode 0700). A ``data_directory`` that belongs to another
-    user, or that other users can write to, raises StorageError.
+    However the block ends, even by ``kill -9`` of this process, no mongod and no temporary data
+    stays behind. Only a kill in the instant before the first keeper starts can leave an empty
+    directory.
+
+    Only their owner can access the directories (mode 0700). Entering raises StorageError for a
+    ``data_directory`` that belongs to another user, or that other users can write to.
     """
 
     def __init__(
@@ -63,9 +66,9 @@ class LocalReplicaSet:
         cache_gigabytes: float = 0.25,
     ) -> None:
         if members not in (1, 3):
-            raise InvalidRequestError("members", "must be 1 or 3")
+            raise InvalidRequestError("members", f"must be 1 or 3, not {members!r:.40}")
         if port is not None and not 1 <= port <= 65_536 - members:
-            raise InvalidRequestError("port", "must be from 1 to 65535, for every member")
+            raise InvalidRequestError("port", f"must be from 1 to {65_536 - members}, not {port}")
         self._size = members
         self._data = None if data_directory is None else Path(data_directory)
         self._parameters = dict(parameters or {})
@@ -76,7 +79,10 @@ class LocalReplicaSet:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The members, in one order for good; any may be primary. Empty before the first entry."""
+        """The members, in an order that never changes. Empty before the first entry.
+
+        Any of them may be the primary.
+        """
         return self._members
 
     @property
@@ -86,7 +92,7 @@ class LocalReplicaSet:
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise StorageError("this local replica set runs already")
+            raise StorageError("this local replica set is already running: enter it once")
         command = self._mongod_command()
         kept = self._data is not None
         if self._data is None:
@@ -110,17 +116,17 @@ class LocalReplicaSet:
 
     async def __aexit__(self, *_: object) -> None:
         for member in self._members:
-            member._release()  # all of them, before the first await can be cancelled
+            member._release()  # all of them before the first await, which may be cancelled
         await asyncio.gather(*(member._wait_until_released() for member in self._members))
-        if self._data is None:  # gone by now, if nobody killed a keeper
+        if self._data is None:  # the keepers have removed it, unless one was killed
             root = self._members[0].directory.parent
             await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
         self._entered = False
 
     async def wait_until_ready(self, timeout_seconds: float = 90.0) -> None:
-        """Wait until a primary accepts writes and every other member is a secondary, up to date.
+        """Wait until a primary accepts writes and all other members are up-to-date secondaries.
 
-        Raises StorageError after ``timeout_seconds``, and at once if a member doesn't run.
+        Raises StorageError after ``timeout_seconds``, and at once if a member isn't running.
         """
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(_client(m.port)) for m in self._members]
@@ -138,11 +144,12 @@ class LocalReplicaSet:
     def _mongod_command(self) -> list[str]:
         parameters = {
             "diagnosticDataCollectionEnabled": "false",
-            # Else a SIGTERM takes 15 s, for clients to go elsewhere.
+            # By default, mongod waits 15 s after SIGTERM for its clients to leave.
             "shutdownTimeoutMillisForSignaledShutdown": "100",
             **self._parameters,
         }
-        # Journaling is the default, and --journal an error since 6.1. The oplog is in MB, at most.
+        # Journaling is the default, and --journal is an error since 6.1. --oplogSize is a maximum
+        # in MB.
         options = f"--replSet {_NAME} --bind_ip 127.0.0.1 --nounixsocket --quiet --oplogSize 1024"
         cache = ["--wiredTigerCacheSizeGB", f"{self._cache_gigabytes}"]
         given = [part for item in parameters.items() for part in ("--setParameter", "=".join(item))]
@@ -169,14 +176,14 @@ class LocalReplicaSet:
                 raise
         else:
             return True
-        # Kept data knows the ports of its last run. On others it finds no majority, so the
-        # change must be forced; the other members learn it from this one.
+        # Kept data has the ports of its last run. On other ports the members find no majority, so
+        # the change must be forced. The other members learn it from this one.
         try:
             kept = (await client.admin.command("replSetGetConfig"))["config"]
             if [member["host"] for member in kept["members"]] != [m["host"] for m in members]:
                 kept.update(members=members, version=kept["version"] + 1)
                 await client.admin.command("replSetReconfig", kept, force=True)
-        except OperationFailure:  # its configuration is still being loaded
+        except OperationFailure:  # the member is still loading its configuration
             return False
         return True
 
@@ -192,7 +199,7 @@ async def _are_ready(clients: Sequence[AsyncMongoClient[dict[str, Any]]]) -> boo
             primaries.append(client)
     if len(primaries) != 1 or secondaries != len(clients) - 1:
         return False
-    with pymongo.timeout(_PROBE_SECONDS):  # a write in no collection, acknowledged by all
+    with pymongo.timeout(_PROBE_SECONDS):  # a write to the oplog only, acknowledged by all
         note: dict[str, Any] = {"data": {"msg": "ready"}, "writeConcern": {"w": len(clients)}}
         await primaries[0].admin.command({"appendOplogNote": 1, **note})
     return True

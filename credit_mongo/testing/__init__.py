@@ -1,4 +1,4 @@
-"""For the tests of applications that use credit_mongo."""
+"""Tools for testing applications that use credit_mongo."""
 
 from credit_mongo.testing.mock import mock_ledger
 

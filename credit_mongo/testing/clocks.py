@@ -11,28 +11,30 @@ __all__ = ["MovableClock"]
 
 
 class MovableClock:
-    """Stands still, at the time when it was made, until it is moved: ``CreditLedger(clock=…)``.
+    """A clock for ``CreditLedger(clock=…)``. It stands still at its creation time until moved.
 
-    A ledger with a clock that is given to it never compares it with the server's, so it may be
-    moved by months; give ``verify`` and ``repair`` ``max_clock_skew_seconds=None`` then, to which
-    rows dated in the future are findings. The server's own clock does not move with it, and it is
-    the server that sweeps idempotency records: a clock moved more than a day back makes keys that
-    may be forgotten at any moment.
+    A ledger never compares a given clock with the server's, so you can move it by months. Then give
+    ``verify`` and ``repair`` ``max_clock_skew_seconds=None``, or they report rows dated in the
+    future. The server's own clock doesn't move, and the server removes expired idempotency records.
+    So with a clock moved back more than a day, keys may be forgotten at any moment.
     """
 
     def __init__(self) -> None:
         self._now = to_milliseconds(datetime.now(timezone.utc))
 
     def __call__(self) -> datetime:
-        """The time, with the time zone UTC."""
+        """The clock's time, in UTC."""
         return self._now
 
     def advance(self, by: timedelta) -> None:
-        """Move it by so much; back, if negative. Raises InvalidRequestError for no timedelta."""
+        """Move the clock forward, or back if ``by`` is negative.
+
+        Raises InvalidRequestError unless ``by`` is a timedelta.
+        """
         if not isinstance(by, timedelta):
             raise InvalidRequestError("by", f"must be a timedelta, not {type(by).__name__}")
         self._now = to_milliseconds(self._now + by)
 
     def set(self, moment: datetime) -> None:
-        """Move it to a moment. Raises InvalidRequestError unless that has a time zone."""
+        """Move the clock to ``moment``. Raises InvalidRequestError if that has no time zone."""
         self._now = to_milliseconds(check_moment("moment", moment))

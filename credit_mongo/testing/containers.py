@@ -1,4 +1,4 @@
-"""A replica set of one member in a container, by testcontainers: the extra ``containers``."""
+"""A replica set of one member in a container. It needs the extra ``containers``."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ def image_to_use(image: str | None = None) -> str:
 
 
 def fetch_images(image: str | None = None) -> None:
-    """See to it that the Docker engine has the images that `ContainerReplicaSet` needs.
+    """Pull the images that `ContainerReplicaSet` needs and the Docker engine lacks.
 
-    Those that it has not are pulled. Raises StorageError if no engine answers, or an image is not
-    to be had.
+    Raises StorageError if no engine answers, or an image can't be pulled.
     """
     needed = [testcontainers_config.hub_image_name_prefix + image_to_use(image)]
     if not testcontainers_config.ryuk_disabled:
         needed.append(testcontainers_config.ryuk_image)
     with warnings.catch_warnings():
-        # Docker's client leaves the socket open on which no engine answers.
+        # If no engine answers, Docker's client leaves its socket open.
         warnings.simplefilter("ignore", ResourceWarning)
         reason = _fetch(needed)
         gc.collect()
@@ -61,7 +60,7 @@ def fetch_images(image: str | None = None) -> None:
 
 
 def _fetch(needed: list[str]) -> str | None:
-    """Why these images are not to be had, or None; without the error, which holds the socket."""
+    """Why an image can't be had, or None. Doesn't return the error, which holds the socket."""
     try:
         with contextlib.closing(DockerClient().client) as engine:
             for name in needed:
@@ -76,18 +75,18 @@ def _fetch(needed: list[str]) -> str | None:
 
 def _without_engine(needed: list[str], error: Exception) -> str:
     return (
-        f"no container of {' and '.join(needed)} can be had ({error}): start a Docker engine, or "
-        "set CREDIT_MONGO_TEST_IMAGE to an image with a mongod that it has; where the second image "
-        "is not to be had, set TESTCONTAINERS_RYUK_DISABLED=true"
+        f"no container of {' and '.join(needed)} can be started ({error}): start a Docker engine, "
+        "or set CREDIT_MONGO_TEST_IMAGE to an image that the engine has and that has a mongod. If "
+        "only Ryuk's image can't be pulled, set TESTCONTAINERS_RYUK_DISABLED=true"
     )
 
 
 class ContainerReplicaSet:
-    """A replica set of one member in a container, up while its ``with`` block runs.
+    """A replica set of one member in a container, which runs while its ``with`` block does.
 
-    - ``image``: any with a ``mongod`` on its PATH and a directory ``/data/db``. None:
+    - ``image``: an image with a ``mongod`` on its PATH and a directory ``/data/db``. None:
       CREDIT_MONGO_TEST_IMAGE, else ``mongo:8``.
-    - ``parameters``: for ``mongod --setParameter``, say ``{"enableTestCommands": "1"}``.
+    - ``parameters``: for ``mongod --setParameter``, for example ``{"enableTestCommands": "1"}``.
 
     Entering starts it, waits until it accepts writes, and raises StorageError if no Docker engine
     answers, the image can't be had, or the member isn't writable in 90 seconds. However the block
@@ -105,10 +104,10 @@ class ContainerReplicaSet:
 
     @property
     def uri(self) -> str:
-        """The connection string, for this machine. Empty before the first entry.
+        """The connection string for this machine. Empty before the first entry.
 
-        It asks for a direct connection: the member knows itself by its port in the container, which
-        is another than the one that Docker gave it here. Transactions work all the same.
+        It asks for a direct connection, because the member announces its port in the container, and
+        Docker publishes another one here. Transactions work.
         """
         return self._uri
 
@@ -141,13 +140,15 @@ class ContainerReplicaSet:
                     with timeout(_PROBE_SECONDS):
                         if _is_writable(client):
                             return
-                    reason = "it is not primary"
+                    reason = "it is not the primary"
                 except PyMongoError as error:
                     reason = str(error)
                 container.reload()
                 if container.status == "exited" or time.monotonic() > deadline:
                     log = b"".join(container.get_logs()).decode(errors="replace")[-1500:]
-                    raise StorageError(f"{self._image} is not writable ({reason}): {log}")
+                    raise StorageError(
+                        f"the container of {self._image} is not writable ({reason}): {log}"
+                    )
                 time.sleep(_PAUSE_SECONDS)
 
 

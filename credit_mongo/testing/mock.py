@@ -22,29 +22,30 @@ def mock_ledger(
     database: MockDatabase | None = None,
     clock: Callable[[], datetime] | None = None,
 ) -> CreditLedger:
-    """A ledger in memory, for unit tests: every operation, with its results and its errors.
+    """A ledger in memory, for unit tests. Every operation works, with its results and errors.
 
-    It needs the extra ``mock``, and no server. ``database`` is one of the application's own
-    ``AsyncMongoMockClient``; without, the ledger is empty and alone. ``clock`` as for CreditLedger.
+    It needs the extra ``mock`` and no server. ``database`` is a database of the application's own
+    ``AsyncMongoMockClient``. By default the ledger has an empty one to itself. ``clock`` has the
+    same meaning as for CreditLedger.
 
-    IT SHOWS WHAT THE LEDGER DECIDES, AND NOTHING ELSE. These it cannot show, and a test on it is no
-    evidence for them; test them on a replica set (``credit_mongo.local.LocalReplicaSet``):
+    IT SHOWS THE LEDGER'S DECISIONS, AND NOTHING ELSE. It can't show the following, so test these on
+    a replica set (``credit_mongo.local.LocalReplicaSet``):
 
-    - atomicity: there are no transactions. What an operation wrote is undone if it fails, but
-      nothing is undone if the process dies;
-    - concurrency: one operation runs after the other, so nothing ever conflicts, waits or races;
-    - durability: it is gone with the object;
-    - your own transactions: mongomock has no sessions, so ``session=`` is refused;
-    - time and errors of a server: no outage, no deadline, no TTL (expired keys count as absent,
-      as ever, and stay in the collection), no index that slows, refuses or enforces anything, no
-      validator, no access control, no limit on the size of a document;
-    - maintenance: ``verify``, ``export`` and the other jobs need a server. ``delete_user`` and
-      ``ensure_indexes`` (which keeps descriptions of indexes, no more) work.
+    - Atomicity: there are no transactions. If an operation fails, its writes are undone. If the
+      process dies, nothing is undone.
+    - Concurrency: operations run one after the other, so they never conflict, wait or race.
+    - Durability: the data is gone with the object.
+    - Your own transactions: mongomock has no sessions, so ``session=`` is refused.
+    - A server's timing and errors: there are no outages, deadlines, validators, access control or
+      limits on the size of a document. Indexes don't slow, refuse or enforce anything. There is no
+      TTL, so expired keys stay in the collection, though they count as absent as usual.
+    - Maintenance: ``verify``, ``export`` and the other jobs need a server. ``delete_user`` and
+      ``ensure_indexes`` work, but the latter only stores the indexes' descriptions.
 
     Raises ConfigurationError if mongomock-motor is not installed.
     """
     try:
-        from mongomock_motor import AsyncMongoMockClient  # noqa: PLC0415 - of an extra
+        from mongomock_motor import AsyncMongoMockClient  # noqa: PLC0415 - needs an extra
     except ImportError as error:
         raise ConfigurationError(
             "", "mock_ledger needs mongomock-motor: pip install 'credit-mongo[mock]'"

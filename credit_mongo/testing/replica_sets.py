@@ -1,4 +1,4 @@
-"""Which replica set tests run on: the one they are given, a container, or a local mongod."""
+"""Choose the replica set for tests: a given one, a container, or a local mongod."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Source", "find_source", "replica_set"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a replica set for tests comes from, and that in words, without any password."""
+    """Where a replica set for tests comes from. The description has no password."""
 
     kind: Literal["given", "container", "local"]
     description: str
@@ -26,9 +26,9 @@ class Source:
 def find_source() -> Source:
     """Return the replica set to use: MONGODB_URI's, else a container, else a local ``mongod``.
 
-    A container, if a Docker engine answers and has the image or can pull it. Raises StorageError if
-    there is none of the three, and if CREDIT_MONGO_TEST_IMAGE names an image that can't be had:
-    another server than the one asked for is never taken silently.
+    A container is used if a Docker engine answers and has the image or can pull it. Raises
+    StorageError if none of the three is available. Also raises it if CREDIT_MONGO_TEST_IMAGE names
+    an image that isn't available: it never falls back to another server.
     """
     if os.environ.get("MONGODB_URI"):
         return Source("given", "the one of MONGODB_URI")
@@ -46,7 +46,7 @@ def find_source() -> Source:
 
 def _fetch_image() -> str:
     try:
-        from credit_mongo.testing import containers  # noqa: PLC0415 - an extra
+        from credit_mongo.testing import containers  # noqa: PLC0415 - needs an extra
     except ModuleNotFoundError as error:
         raise StorageError(f"no container can be started: {error}") from error
     containers.fetch_images()
@@ -55,10 +55,10 @@ def _fetch_image() -> str:
 
 @contextlib.contextmanager
 def replica_set(source: Source, parameters: Mapping[str, str]) -> Iterator[str]:
-    """Keep it up while the block runs, and give its URI.
+    """Keep the replica set running during the block. Yields its URI.
 
-    ``parameters`` are for ``mongod --setParameter``; a set that is given has its own. Raises
-    StorageError if it can't be started.
+    ``parameters`` are for ``mongod --setParameter``. A given replica set ignores them. Raises
+    StorageError if the set can't be started.
     """
     if source.kind == "given":
         yield os.environ["MONGODB_URI"]
@@ -68,7 +68,7 @@ def replica_set(source: Source, parameters: Mapping[str, str]) -> Iterator[str]:
         with ContainerReplicaSet(parameters=parameters) as container:
             yield container.uri
     else:
-        # A loop of its own: tests have theirs, begun and ended as they like.
+        # A separate event loop, because tests start and end theirs as they like.
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             local = LocalReplicaSet(parameters=parameters)
             loop.run_until_complete(local.__aenter__())

@@ -194,7 +194,7 @@ async def test_a_refusal_speaks_in_credits(database: Database) -> None:
         refused = await site.ask()
     assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
     assert (refused.json()["required"], refused.json()["available"]) == (1000, 250)
-    assert refused.json()["detail"] == "This takes 10.00 credits, and user 'ann' has 2.50."
+    assert refused.json()["detail"] == "This costs 10.00 credits, but user 'ann' has 2.50."
 
 
 async def test_a_key_is_bound_to_its_request(site: Site) -> None:

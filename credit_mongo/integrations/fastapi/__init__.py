@@ -1,10 +1,10 @@
-"""Credits in a FastAPI application; the extra is ``fastapi``.
+"""Credits in a FastAPI application. It needs the extra ``fastapi``.
 
-- `credit_lifespan` opens the ledger with the application and closes it, `get_ledger` gives it.
+- `credit_lifespan` opens and closes the ledger with the application. `get_ledger` returns it.
 - `add_credit_handlers` answers the ledger's errors as RFC 9457 ``application/problem+json``.
-- `Charge` charges before a handler runs, and gives the credits back if it fails.
-- Routes can return all results and pages of the ledger, with whatever their metadata holds.
-- `idempotency_key` and `required_idempotency_key` give the checked ``Idempotency-Key`` header.
+- `Charge` charges before a handler runs, and refunds if the handler fails.
+- Routes can return every result and page of the ledger, whatever its metadata holds.
+- `idempotency_key` and `required_idempotency_key` return the checked ``Idempotency-Key`` header.
 """
 
 from credit_mongo.extras import missing

@@ -1,9 +1,9 @@
-"""A request's body on its way to whoever reads it: limited, hashed, and kept if it is read ahead.
+"""A request's body between the server and its reader: limited, hashed, and kept if read ahead.
 
-FastAPI reads a body that the route declares before any dependency runs. A body that it does not
-declare is read by the handler, if at all. `Body` stands between the server and the application, so
-every chunk passes it once, whoever reads it. `Charge` needs the digest of the whole body: it reads
-what is left, on disk above 1 MiB, and the handler then reads the same chunks from there.
+If the route declares a body, FastAPI reads it before any dependency runs. Otherwise the handler
+reads it, if anyone does. `Body` sits between the server and the application and sees every chunk
+once, whoever reads it. `Charge` needs the digest of the whole body, so it reads the rest ahead and
+keeps it, on disk above 1 MiB. The handler then reads the kept bytes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Body"]
 _SCOPE_KEY: Final = "credit_mongo.body"
 _IN_MEMORY_BYTES: Final = 1 << 20
 _CHUNK_BYTES: Final = 64 * 1024
-# Reading this much costs less than looking at the account first.
+# Reading this much costs less than checking the account first.
 _SMALL_BODY_BYTES: Final = 64 * 1024
 
 
 class _RefusedBodyError(RequestTooLargeError, HTTPException):
-    """Also an HTTPException: FastAPI hides any other error that comes while it reads a body."""
+    """Also an HTTPException, because FastAPI hides any other error raised while it reads a body."""
 
     def __init__(self, largest: int) -> None:
         RequestTooLargeError.__init__(self, largest)
@@ -45,9 +45,10 @@ class _RefusedBodyError(RequestTooLargeError, HTTPException):
 
 
 class Body:
-    """The body of one request; ``receive`` is what the application reads it by.
+    """The body of one request. The application reads it by calling ``receive``.
 
-    Bodies for the ``charged_endpoints`` (their identities) are limited, whoever reads them.
+    The size limit holds for ``charged_endpoints`` (a collection of ``id(endpoint)``), whoever reads
+    the body.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Body:
         self._receive = receive
         self._largest = largest
         self._charged_endpoints = charged_endpoints
-        # Without a key there is no fingerprint.
+        # A request without a key needs no fingerprint.
         self._digest: BodyDigest | None = BodyDigest(scope) if NAME in headers else None
         self._announced = _announced_bytes(headers)
         self._size = 0
@@ -71,14 +72,17 @@ class Body:
 
     @staticmethod
     def of(scope: Scope) -> Body | None:
-        """The body of a request that has passed through the middleware."""
+        """The body of a request that passed through the middleware, else None."""
         body: Body | None = scope.get(_SCOPE_KEY)
         return body
 
     def begin_charge(self) -> None:
-        """Limit the body, wherever the request was routed. Raises ConfigurationError if twice."""
+        """Limit the body, wherever the request was routed.
+
+        Raises ConfigurationError on a second call.
+        """
         if self._is_charged:
-            raise ConfigurationError("Charge", "this request has two: one route can have one")
+            raise ConfigurationError("Charge", "is used twice for this request: use one a route")
         self._is_charged = True
         self._check_size()
 
@@ -87,11 +91,11 @@ class Body:
         return await self._take() if self._kept is None else await self._take_kept(self._kept)
 
     async def read_ahead(self, check: Callable[[], Awaitable[None]]) -> BodyDigest:
-        """Let the rest of the body pass, and keep it. ``check`` comes before a large one."""
+        """Read and keep the rest of the body. Await ``check`` before reading a large one."""
         if not self._is_complete:
             await self._read_rest(check)
         if self._digest is None:
-            raise HTTPException(400, "a part of the body was lost while it was read")
+            raise HTTPException(400, "part of the body was lost while it was read: send it again")
         return self._digest
 
     async def _read_rest(self, check: Callable[[], Awaitable[None]]) -> None:
@@ -112,7 +116,7 @@ class Body:
         while not self._is_complete:
             message = await self._take()
             if message["type"] == "http.disconnect":
-                raise HTTPException(400, "the client went away before it had sent the body")
+                raise HTTPException(400, "the client disconnected before it had sent the body")
             await kept.write(message.get("body", b""))
             if check is not None and self._size > _SMALL_BODY_BYTES and not self._is_complete:
                 await check()
@@ -121,7 +125,7 @@ class Body:
         await kept.seek(0)
 
     def close(self) -> None:
-        """Let go of what was kept, when the request has been answered."""
+        """Discard the kept bytes once the request has been answered."""
         if self._kept is not None:
             self._kept.file.close()
 
@@ -137,8 +141,8 @@ class Body:
         return message
 
     async def _hash(self, chunk: bytes) -> None:
-        # Who is cancelled in here loses the chunk, and a digest without it would be that of another
-        # body: then there is none.
+        # A reader cancelled in here loses the chunk. A digest without it would belong to another
+        # body, so the digest stays None.
         digest, self._digest = self._digest, None
         if digest is not None:
             for _ in digest.update(chunk):
@@ -163,7 +167,7 @@ class Body:
 
 
 def _announced_bytes(headers: Headers) -> float:
-    """How many bytes the body will have; infinitely many if it comes in chunks, 0 if unknown."""
+    """How many bytes the headers announce: infinity for a chunked body, 0 if unknown."""
     if "transfer-encoding" in headers:
         return math.inf
     length = headers.get("content-length", "")
@@ -171,6 +175,6 @@ def _announced_bytes(headers: Headers) -> float:
 
 
 def _new_file() -> UploadFile:
-    # Starlette's own: it works in a thread once the file has outgrown the memory.
+    # Starlette's class, as it reads and writes in a thread once the file is on disk.
     file: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - closed with the request
     return UploadFile(file, size=0)

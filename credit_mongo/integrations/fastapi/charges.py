@@ -1,4 +1,4 @@
-"""The ledger's side of a paid request: its charge, and what is given back of it."""
+"""The ledger's side of a paid request: its charge and its refund."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from credit_mongo.storage.rows import Raw
 
 __all__ = ["Charges"]
 
-_CLOCKS_DIFFER: Final = timedelta(hours=1)
+_MAX_CLOCK_DIFFERENCE: Final = timedelta(hours=1)
 _MOST_TRIES: Final = 5
 
 
 class Charges:
-    """Charges for runs, each with the run's id as its idempotency key."""
+    """Charges for runs. Each charge has the run's id as its idempotency key."""
 
     def __init__(self, ledger: CreditLedger) -> None:
         self._ledger = ledger
 
     async def check(self, order: Order) -> None:
-        """Raise what a charge for the order would raise now; nothing is written or audited."""
+        """Raise what a charge for the order would raise now. Writes and audits nothing."""
         user_id, action = order.user_id, order.action
         if order.amount is None:
             quote = await self._ledger.quote(user_id, action, variables=order.variables)
             cost, balance = quote.cost, quote.balance
         else:
-            with contextlib.suppress(UndefinedActionError):  # an amount needs no price
+            with contextlib.suppress(UndefinedActionError):  # a given amount needs no price
                 await self._ledger.validate_access(user_id, action)
             cost, balance = order.amount, await self._ledger.get_balance(user_id)
         if cost > balance:
             raise InsufficientCreditsError(user_id, cost, balance)
 
     async def charge(self, run: Raw) -> tuple[Paid, bool]:
-        """The charge of a run, and whether it was there already."""
+        """Charge for a run. Also returns whether the charge had already been made."""
         amount = run["amount"]
         charge = await self._ledger.charge(
             run["userId"],
@@ -58,18 +58,18 @@ class Charges:
         return paid, charge.replayed
 
     async def find(self, run: Raw) -> Paid | None:
-        """The charge of a run that is in the records, whether or not its key is still known."""
+        """Find the charge of a run in the history, even if its key has expired."""
         found = await self._ledger._read(
             None,
             self._ledger._history.charge_with_key,
             run["userId"],
             run["run"],
-            run["startedAt"] - _CLOCKS_DIFFER,
+            run["startedAt"] - _MAX_CLOCK_DIFFERENCE,
         )
         return None if found is None else Paid(found[0], run["userId"], run["action"], found[1])
 
     async def refund(self, charge: Paid) -> None:
-        """Give back what nobody has given back of the charge yet."""
+        """Refund the part of the charge that hasn't been refunded yet."""
         suffix = ""
         for _ in range(_MOST_TRIES):
             refunded = await self._ledger._read(
@@ -89,11 +89,13 @@ class Charges:
                     idempotency_key=f"refund:{charge.transaction_id}:{refunded}{suffix}",
                 )
             except RefundExceedsChargeError:
-                continue  # the application has refunded a part meanwhile
+                continue  # the application has just refunded a part itself
             except IdempotencyConflictError:
-                suffix += ":request"  # the application's own refund of a part has that key
+                suffix += ":request"  # the application refunded a part itself, with this key
             except (UserNotFoundError, TransactionNotFoundError):
                 return  # the user was erased
             else:
                 return
-        raise StorageError("the charge could not be refunded: others refund it at the same time")
+        raise StorageError(
+            "the charge could not be refunded: other refunds of it run at the same time. Try again"
+        )

@@ -23,7 +23,7 @@ from credit_mongo.integrations.fastapi.routes import CHARGES
 __all__ = ["Charge"]
 
 
-def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
+def Charge(  # noqa: N802 - used in place of FastAPI's Depends
     action: str,
     *,
     user: Callable[..., Any],
@@ -32,45 +32,46 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
     requires_key: bool = True,
     answers_again: bool = False,
 ) -> Any:
-    """Charge the user for ``action`` before the handler runs; refund if it raises.
+    """Charge the user for ``action`` before the handler runs. Refund if the handler raises.
 
     ``paid: Annotated[Paid, Charge("generate-post", user=current_user)]`` gives the handler a
-    `Paid`. ``user``, ``variables`` and ``amount`` (one of the two) are dependencies that give the
-    user's id, the variables of the price's formula, or the price in smallest units.
+    `Paid`. ``user``, ``variables`` and ``amount`` are dependencies. They return the user's id, the
+    variables of the price's formula, and the price in smallest units. Give ``variables`` or
+    ``amount``, not both.
 
-    The refund is made for any exception, HTTPException and cancellation included, and before the
-    response is sent; a response that is returned counts as done, whatever its status. A client
-    that goes away does not stop a handler that is at work. A stream is paid when it begins.
+    The refund is made before the response is sent, for any exception, including HTTPException and
+    cancellation. A returned response counts as done, whatever its status. A client that disconnects
+    does not stop a running handler. A stream is paid when it begins.
 
-    The request must have an ``Idempotency-Key``, unless ``requires_key`` is False: then one without
-    is charged each time. A repetition, with the same key by the same user, answers
+    A request needs an ``Idempotency-Key``. With ``requires_key`` False it may come without one, and
+    is then charged each time. A repeat with the same key by the same user gets
 
-    - after success: 409 REQUEST_COMPLETED, and nothing is charged. With ``answers_again``, the
-      handler runs with ``paid.replayed`` True; it must do nothing but give its answer again, say
-      from what it has stored under ``paid.transaction_id``.
-    - while the first is at work: 409 REQUEST_IN_PROGRESS.
-    - after a failure, or a refusal such as 402: it is a new try, which is charged anew.
-    - after the death of the process at work: 409 REQUEST_IN_PROGRESS until its lease is over. Then
-      what it had charged is refunded, whether or not there is a repetition, and a repetition
-      is a new try. What a handler did before it died or failed may so be done twice.
-    - after the erasure of the user: the answer of a user who is not there. A request that was at
-      work meanwhile is answered 409 REQUEST_IN_PROGRESS.
+    - after success: 409 REQUEST_COMPLETED. Nothing is charged. With ``answers_again``, the handler
+      runs with ``paid.replayed`` True instead. It must only give its answer again, for example from
+      a document stored under ``paid.transaction_id``.
+    - while the first request runs: 409 REQUEST_IN_PROGRESS.
+    - after a failure, or a refusal such as 402: a new attempt with a new charge.
+    - after the process running the request died: 409 REQUEST_IN_PROGRESS until its lease is over.
+      Then its charge is refunded, repeat or no repeat, and a repeat is a new attempt. So anything a
+      handler did before it died or failed may be done twice.
+    - after the user was erased: the same answer as for an unknown user. A request that runs during
+      the erasure gets 409 REQUEST_IN_PROGRESS.
     - with another method, path, query, content type, body or action: 422
-      IDEMPOTENCY_KEY_CONFLICT. The path and the query count as they were sent. The boundary of a
-      multipart body does not count.
+      IDEMPOTENCY_KEY_CONFLICT. The path and the query are compared as sent. The boundary of a
+      multipart body is ignored.
 
-    A body that the route does not declare is read before the handler runs, if there is a key. What
-    exceeds 1 MiB is kept in a temporary file, from which the handler then reads it by
+    If the request has a key and the route declares no body, the body is read before the handler
+    runs. Above 1 MiB it is kept in a temporary file. The handler reads it as usual, by
     ``request.form()``, ``stream()`` or ``body()``. Before more than 64 KiB are read, a user who is
-    unknown, has no access or has too few credits is refused, which is not audited. FastAPI itself
-    reads a body that the route declares (a model, ``Form``, ``File``) before any dependency runs;
-    so declare no large ones. Either has a limit: ``credit_lifespan(max_body_bytes=…)``.
+    unknown, has no access or has too few credits is refused. That refusal is not audited. If the
+    route declares a body (a model, ``Form``, ``File``), FastAPI reads it before any dependency
+    runs, so don't declare large ones. ``credit_lifespan(max_body_bytes=…)`` limits both.
 
-    A route has one `Charge`: with two, the application does not start (ConfigurationError).
+    A route can have one `Charge`. With two, the application does not start (ConfigurationError).
     """
     check_identifier("action", action)
     if variables is not None and amount is not None:
-        raise InvalidRequestError("amount", "cannot be combined with variables: it is the price")
+        raise InvalidRequestError("amount", "cannot be combined with variables: give one of them")
 
     of_user, of_variables = Depends(user), Depends(variables or _nothing)
     of_amount = Depends(amount or _nothing)
@@ -95,7 +96,7 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
             answers_again=answers_again,
         )
         body = Body.of(request.scope)
-        assert body is not None  # noqa: S101 - it came with the credits
+        assert body is not None  # noqa: S101 - the middleware sets both
         body.begin_charge()
         if key is not None:
             digest = await body.read_ahead(lambda: credits_.paid_requests.check(order))
@@ -104,7 +105,7 @@ def Charge(  # noqa: N802 - it stands where FastAPI's own Depends does
             yield paid
 
     CHARGES.add(charged)
-    # Its end comes before the response is sent: no answer with success that was not paid.
+    # It ends before the response is sent, so no unpaid request is answered with success.
     return Depends(charged, scope="function")
 
 

@@ -1,9 +1,9 @@
-"""What BSON knows and JSON lacks, in answers that a route returns without a type.
+"""BSON types in the answers of routes that declare no return type.
 
-Where a route names its type, pydantic writes the result, and knows how. Where it does not, FastAPI
-looks up each value's type in a table of its own, which fails on these. Metadata can hold all of
-them. Bytes are in the table already; the entry here writes UTF-8 as that one does, and also takes
-bytes that are not UTF-8.
+Where a route declares a return type, pydantic serializes the result and knows the BSON types.
+Where it does not, FastAPI looks up each value's type in its own table, which lacks them. Metadata
+can hold all of them. FastAPI's table has an entry for bytes, but it fails on bytes that are not
+UTF-8. Our entry writes UTF-8 the same way and takes other bytes too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["teach_fastapi_bson"]
 
 
 def teach_fastapi_bson() -> None:
-    """Add the types to FastAPI's table, but for those that the application has added itself."""
+    """Add the types to FastAPI's table, except those that the application has added itself."""
     for kind in (Binary, DatetimeMS, Decimal128, MaxKey, MinKey, ObjectId, Regex, Timestamp):
         ENCODERS_BY_TYPE.setdefault(kind, to_json_value)
     ENCODERS_BY_TYPE[bytes] = to_json_value

@@ -1,13 +1,12 @@
-"""What makes two requests the same: a digest of all that a handler can tell them apart by.
+"""Fingerprints of requests: two requests with the same one look the same to a handler.
 
-Each part is hashed with its length in front, so that no part can pass for the end of another. The
-path and the query are taken as they were sent. The user is no part: keys of one user are not those
-of another.
+Each part is hashed after its length, so no part can pass for the end of another. The path and the
+query are hashed as sent. The user is left out, because each user has its own keys.
 
-The boundary of a multipart body is random, so a retry has another. `BodyDigest` cuts it out, and
-hashes what stands between: the parts with their headers, names and contents, in order. It does so
-only where the boundary occurs in the delimiters and nowhere else. Then a body with another boundary
-that has the same digest has the same parts, however it is parsed. Any other body is hashed as sent.
+The boundary of a multipart body is random, so a retry has a different one. `BodyDigest` cuts the
+boundary out and hashes the parts between, with their headers, names and contents, in order. It
+does so only if the boundary occurs in the delimiters and nowhere else. Then two bodies with the
+same digest have the same parts, however they are parsed. Any other body is hashed as sent.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ __all__ = ["BodyDigest", "fingerprint"]
 _DIGEST_BYTES: Final = 20
 _VERSION: Final = b"2"
 _SLICE_BYTES: Final = 64 * 1024
-# As many parts as Starlette takes: 1,000 files and 1,000 fields. It bounds the work, too.
+# As many parts as Starlette takes: 1,000 files and 1,000 fields. This also bounds the work.
 _MOST_PARTS: Final = 2000
 _DELIMITER_START: Final = b"\r\n--"
 _DELIMITER_ENDS: Final = (b"\r\n", b"--")
-# Exactly one boundary, of the characters that RFC 2046 allows.
+# Exactly one boundary, in the characters that RFC 2046 allows.
 _MULTIPART: Final = re.compile(
     rb"(multipart/(?:form-data|mixed|related);[ ]?boundary=)"
     rb"(?:\"([\w'()+,./:=?-]{1,70})\"|([\w'+.-]{1,70}))"
@@ -38,14 +37,14 @@ _MULTIPART: Final = re.compile(
 
 
 def fingerprint(scope: Scope, action: str, body: BodyDigest) -> str:
-    """The same for repetitions of a request, and for nothing else. All of the body has passed."""
+    """The same for repeats of a request, and for nothing else. ``body`` must be complete."""
     path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     parts = (_VERSION, action.encode(), scope["method"].encode(), path, scope["query_string"])
     return _joined((*parts, *body.parts())).hex()
 
 
 class BodyDigest:
-    """The digest of a body that passes in chunks, of any size."""
+    """The digest of a body that arrives in chunks of any size."""
 
     def __init__(self, scope: Scope) -> None:
         self._types = _values(scope, b"content-type")
@@ -59,7 +58,7 @@ class BodyDigest:
             self._type_without_boundary = _joined((start, end))
 
     def update(self, chunk: bytes) -> Iterator[None]:
-        """Hash a chunk; gives way after each slice, so that others can run meanwhile."""
+        """Hash a chunk. Yields after each slice, so that other tasks can run in between."""
         view = memoryview(chunk)
         for start in range(0, len(chunk), _SLICE_BYTES):
             piece = view[start : start + _SLICE_BYTES]
@@ -71,7 +70,7 @@ class BodyDigest:
             yield
 
     def parts(self) -> tuple[bytes, ...]:
-        """What stands for the body in a fingerprint."""
+        """The values that represent the body in a fingerprint."""
         if self._parts is not None and (parts := self._parts.digest()) is not None:
             return b"multipart", self._type_without_boundary, parts
         headers = _joined(self._types), _joined(self._encodings)
@@ -94,13 +93,13 @@ class _Hash:
 
 
 class _Parts:
-    """What stands between the occurrences of a boundary, and whether all of them are delimiters."""
+    """The content between the occurrences of a boundary, and whether all are delimiters."""
 
     def __init__(self, boundary: bytes) -> None:
         self._boundary = boundary
         self._parts = _Hash()
         self._count = 0
-        # The first delimiter needs no line break before it if the body begins with it.
+        # A delimiter at the start of the body needs no line break before it.
         self._rest = b"\r\n"
         self._begin_part()
         self.are_irregular: bool = False
@@ -118,13 +117,13 @@ class _Parts:
             if self.are_irregular:
                 return
             start = found + len(self._boundary)
-        # A boundary may have begun in the last bytes.
+        # The last bytes may be the start of a boundary.
         end = max(start, len(content) - len(self._boundary) + 1)
         self._add(content[start:end])
         self._rest = content[end:]
 
     def digest(self) -> bytes | None:
-        """None if the body is not a regular one."""
+        """The digest of the parts. None if the body is irregular."""
         self._add(self._rest)
         self._rest = b""
         self.are_irregular = self.are_irregular or not self._count or not self._follows_delimiter()

@@ -1,4 +1,4 @@
-"""The ``Idempotency-Key`` header, as the IETF's draft has it."""
+"""The ``Idempotency-Key`` header, as the IETF's draft defines it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["idempotency_key", "required_idempotency_key"]
 
 NAME: Final = "Idempotency-Key"
 _LONGEST: Final = 255
-# A string of RFC 8941, or, as most clients send it, the same without its quotes.
+# A quoted string of RFC 8941, or the same without quotes, as most clients send it.
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
 _BARE: Final = re.compile(r"[\x21\x23-\x7e]+")
 
 
-# Declared for the OpenAPI document. The value is read from the request, which shows whether the
-# header was sent twice.
+# Declared for the OpenAPI document only. The key itself is read from the request, which tells
+# whether the header was sent twice.
 _Declared = Annotated[
     str | None,
     Header(alias=NAME, description="Makes a retry safe: the same key for the same request."),
 ]
 
 
-# Dependencies that are no coroutines are run in a thread, whose future shows the key in asyncio's
-# debug mode.
+# These are coroutines, because FastAPI runs other dependencies in a thread. In asyncio's debug mode
+# that thread's future shows the key.
 async def idempotency_key(request: Request, _declared: _Declared = None) -> str | None:
-    """The key of the request, None without one; a dependency. Raises IdempotencyKeyError."""
+    """A dependency: the request's key, or None. Raises IdempotencyKeyError."""
     values = request.headers.getlist(NAME)
     if not values:
         return None
@@ -45,7 +45,7 @@ async def idempotency_key(request: Request, _declared: _Declared = None) -> str 
 
 
 async def required_idempotency_key(key: Annotated[str | None, Depends(idempotency_key)]) -> str:
-    """The key of the request; a dependency.
+    """A dependency: the request's key.
 
     Raises IdempotencyKeyError and MissingIdempotencyKeyError.
     """

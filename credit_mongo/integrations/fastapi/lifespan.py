@@ -1,4 +1,4 @@
-"""The ledger's life within an application's."""
+"""Open and close the ledger with the application."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ def credit_lifespan(
     indexes: bool = True,
     max_body_bytes: int = _DEFAULT_BODY_BYTES,
 ) -> Lifespan:
-    """For ``FastAPI(lifespan=credit_lifespan(…))``: the ledger, open while the application is.
+    """Keep the ledger open while the application runs: ``FastAPI(lifespan=credit_lifespan(…))``.
 
-    ``database``: of the application's own client, which stays open; left out, MONGODB_URI and
-    MONGODB_DATABASE of the environment. ``lifespan``: the application's own, which runs within, so
-    that `get_ledger` works there, and whose state stays its own. Indexes are made if missing; with
-    ``indexes`` False, those of the ledger are not looked at: ``credit-mongo init`` makes them
-    before an application starts whose database role (creditRuntime, say) may not.
+    - ``database``: a database of the application's own client, which stays open. Default: the
+      MONGODB_URI and MONGODB_DATABASE of the environment.
+    - ``lifespan``: the application's own lifespan. It runs while the ledger is open, so it may use
+      `get_ledger`, and keeps its own state.
+    - ``lease_seconds``: 1 to 3600. If a process dies, any other settles its paid requests after
+      this time, at most a third later. ``collections.paid_requests`` of the configuration names
+      the collection that holds their states.
+    - ``indexes``: whether to create missing indexes. False leaves the ledger's indexes alone. Use
+      that where the application's database role may not create indexes (creditRuntime, for
+      example), and run ``credit-mongo init`` first.
+    - ``max_body_bytes``: 1 to 2**40, by default 16 MiB. A charged request with a larger body gets
+      413 REQUEST_TOO_LARGE, and nothing is charged.
 
-    ``collections.paid_requests`` of the configuration has the states of the requests that `Charge`
-    charges for. One whose process dies is settled by any process, ``lease_seconds`` (1 to 3600)
-    later or up to a third more.
+    An application mounted in this one uses this ledger, unless it runs its own `credit_lifespan`.
+    It also uses these error handlers, unless it has its own.
 
-    A request that is charged for and has a body of more than ``max_body_bytes`` (16 MiB; 1 to
-    2**40) is answered 413 REQUEST_TOO_LARGE, and nothing is charged.
-
-    Applications that are mounted in this one use its ledger, unless they have a `credit_lifespan`
-    of their own that is running, and its error handlers, unless they have their own.
-
-    Raises ConfigurationError. When the application starts, it raises what ``CreditLedger`` raises,
-    and ConfigurationError for a route that charges twice.
+    Raises ConfigurationError. The application's start raises what ``CreditLedger`` raises, and
+    ConfigurationError for a route that charges twice.
     """
     if not isinstance(config, CreditConfig):
         raise ConfigurationError("", "config must be a CreditConfig")
     if not config.idempotency.enabled:
-        raise ConfigurationError("idempotency.enabled", "must be on: refunds need it to be safe")
+        raise ConfigurationError("idempotency.enabled", "must be True: safe refunds need keys")
     _check_lease(lease_seconds, config)
     _check_body_limit(max_body_bytes)
 
@@ -78,7 +78,7 @@ def credit_lifespan(
                 await ledger.ensure_indexes()
             paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
             stack.push_async_callback(paid_requests.close)
-            await stack.enter_async_context(_going_on(paid_requests))
+            await stack.enter_async_context(_maintained(paid_requests))
             app.state.credit_mongo = Credits(ledger, paid_requests, max_body_bytes, charged)
             _add_middleware(app)
             share_credit_handlers(app)
@@ -91,7 +91,7 @@ def credit_lifespan(
 
 
 def get_ledger(connection: HTTPConnection) -> CreditLedger:
-    """The application's ledger; a dependency: ``Depends(get_ledger)``.
+    """The application's ledger, as a dependency: ``Depends(get_ledger)``.
 
     Raises ConfigurationError in an application without `credit_lifespan`.
     """
@@ -99,15 +99,17 @@ def get_ledger(connection: HTTPConnection) -> CreditLedger:
 
 
 def get_credits(connection: HTTPConnection) -> Credits:
-    """The application's ledger and paid requests; a dependency. Raises as `get_ledger` does."""
+    """A dependency: the application's ledger and paid requests. Raises ConfigurationError."""
     found = credits_of(connection)
     if found is None:
-        raise ConfigurationError("lifespan", "must be credit_lifespan(…) of this application")
+        raise ConfigurationError(
+            "lifespan", "has no ledger: create the application with lifespan=credit_lifespan(…)"
+        )
     return found
 
 
 def _add_middleware(app: FastAPI) -> None:
-    # Starlette's add_middleware refuses an application that has started, as this one has.
+    # Starlette's add_middleware refuses an application that has already started.
     if app.middleware_stack is None:
         app.middleware_stack = app.build_middleware_stack()
     if not isinstance(app.middleware_stack, CreditsMiddleware):
@@ -127,7 +129,9 @@ def _check_lease(lease_seconds: object, config: CreditConfig) -> None:
     ):
         raise ConfigurationError("lease_seconds", "must be a number from 1 to 3600")
     if config.idempotency.ttl_seconds < 10 * lease_seconds:
-        raise ConfigurationError("idempotency.ttl_seconds", "must be ten times lease_seconds")
+        raise ConfigurationError(
+            "idempotency.ttl_seconds", f"must be at least ten times lease_seconds ({lease_seconds})"
+        )
 
 
 def _connect(config: CreditConfig) -> CreditLedger:
@@ -136,8 +140,8 @@ def _connect(config: CreditConfig) -> CreditLedger:
 
 
 @asynccontextmanager
-async def _going_on(paid_requests: PaidRequests) -> AsyncIterator[None]:
-    task = tasks.start(paid_requests.go_on())
+async def _maintained(paid_requests: PaidRequests) -> AsyncIterator[None]:
+    task = tasks.start(paid_requests.maintain())
     try:
         yield
     finally:

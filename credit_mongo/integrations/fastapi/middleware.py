@@ -1,4 +1,4 @@
-"""What each request of an application gets: the credits of the application, and its body."""
+"""Middleware that gives each request the application's credits and a limited, hashed body."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from credit_mongo.ledger import CreditLedger
 __all__ = ["Credits", "CreditsMiddleware", "credits_of"]
 
 _SCOPE_KEY: Final = "credit_mongo.credits"
-_MISTAKEN: Final = (400, 500)
+_GENERIC_ERRORS: Final = (400, 500)
 
 
 @dataclass(frozen=True, slots=True)
 class Credits:
-    """An application's ledger, and what it needs to charge for requests."""
+    """An application's ledger and the rest it needs to charge for requests."""
 
     ledger: CreditLedger
     paid_requests: PaidRequests
     largest_body: int
     charged: frozenset[int]
-    """The identities of the endpoints that charge."""
+    """``id(endpoint)`` of each endpoint that charges."""
 
 
 class CreditsMiddleware:
-    """Around all of an application, its other middleware included.
+    """The outermost layer of an application, around all other middleware.
 
-    So it sees a body before anything else can read it. Applications that are mounted in this one
-    find its credits in the request, unless they have their own.
+    There it sees a body before anything else can read it. Applications mounted in this one find its
+    credits in the request, unless they have their own.
     """
 
     def __init__(self, app: ASGIApp, owner: Any) -> None:
@@ -62,9 +62,9 @@ class CreditsMiddleware:
             body.close()
 
     def _answering(self, scope: Scope, body: Body, send: Send) -> Send:
-        """Say that a body was too large where others have taken that for another error.
+        """Answer 413 for a body that was too large, even if other code turned that into 400 or 500.
 
-        Starlette's HTTP middleware puts errors of reading into a group, which no handler knows.
+        Starlette's HTTP middleware wraps read errors in a group, for which no handler exists.
         """
         is_replaced = False
 
@@ -73,7 +73,7 @@ class CreditsMiddleware:
             if is_replaced:
                 return
             is_start = message["type"] == "http.response.start"
-            if body.refusal is not None and is_start and message["status"] in _MISTAKEN:
+            if body.refusal is not None and is_start and message["status"] in _GENERIC_ERRORS:
                 is_replaced = True
                 response = await self._response_to(body.refusal, Request(scope))
                 await response(scope, body.receive, send)
@@ -92,6 +92,6 @@ class CreditsMiddleware:
 
 
 def credits_of(connection: HTTPConnection) -> Credits | None:
-    """The credits of the application that the request came to, or of one it is mounted in."""
+    """The credits of the request's application, or of the one it's mounted in. None if neither."""
     credits_: Credits | None = connection.scope.get(_SCOPE_KEY)
     return credits_

@@ -1,4 +1,4 @@
-"""The OpenAPI document of an application says what its routes that charge need, and may answer."""
+"""Describe charging routes in OpenAPI: the key they need and the problems they may answer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SCHEMA: Final = "CreditProblem"
 _REFERENCE: Final = {"schema": {"$ref": f"#/components/schemas/{_SCHEMA}"}}
 _PROBLEM: Final[Mapping[str, Any]] = {
     "title": _SCHEMA,
-    "description": "RFC 9457 problem details. The error's own facts stand beside these members.",
+    "description": "RFC 9457 problem details. Each error adds members of its own.",
     "type": "object",
     "properties": {
         "type": {"type": "string", "format": "uri"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "code": {"type": "string", "description": "For programs; it does not change."},
+        "code": {"type": "string", "description": "For programs. It never changes."},
     },
     "required": ["type", "title", "status", "detail", "code"],
     "additionalProperties": True,
@@ -32,9 +32,9 @@ _PROBLEM: Final[Mapping[str, Any]] = {
 
 
 def describe_problems(app: FastAPI, problems: Mapping[int, str], media_type: str) -> None:
-    """Add to the document what routes that charge answer besides their own answers.
+    """Add the problems that charging routes may answer to the application's OpenAPI document.
 
-    ``problems`` says by status what may be wrong. What a route says itself about a status stays.
+    ``problems`` maps a status to its description. A route's own description of a status stays.
     """
     build = app.openapi
 
@@ -59,12 +59,12 @@ def describe_problems(app: FastAPI, problems: Mapping[int, str], media_type: str
 
 
 def _replace_method(app: FastAPI, openapi: Callable[[], dict[str, Any]]) -> None:
-    # FastAPI's own way to extend the document.
+    # The way that FastAPI documents for extending it.
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _require_key(operation: dict[str, Any]) -> None:
-    # FastAPI itself must take it for optional: its absence is our own problem, with its own code.
+    # FastAPI must see it as optional, because we answer a missing key with our own problem.
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "header" and parameter["name"].lower() == NAME.lower():
             parameter["required"] = True

@@ -1,4 +1,4 @@
-"""What a paid request asks for, and what it is told."""
+"""A paid request's order, the proof of payment its handler gets, and the refusals of repeats."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Stored: TypeAlias = Mapping[str, str | Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """What a handler was paid: ``cost`` in smallest units, by the charge ``transaction_id``.
+    """A handler's payment: ``cost`` in smallest units, by the charge ``transaction_id``.
 
-    ``replayed``: the request was completed before. Give the same answer again, do nothing.
+    ``replayed``: the request was completed before. Give the same answer again and do nothing else.
     """
 
     transaction_id: str
@@ -35,7 +35,7 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a request asks for. ``fingerprint`` is the same for repetitions of the request."""
+    """What a request pays for. ``fingerprint`` is the same for repeats of the request."""
 
     user_id: str
     action: str
@@ -47,7 +47,7 @@ class Order:
 
 
 def stored_variables(variables: Variables | None) -> Stored | None:
-    """Variables as a run keeps them: numbers as text, and why the others are none."""
+    """Variables as a run stores them: numbers as text, other values with their fault."""
     if variables is None:
         return None
     return {
@@ -57,7 +57,7 @@ def stored_variables(variables: Variables | None) -> Stored | None:
 
 
 def variables_of(stored: Stored | None) -> Variables | None:
-    """The variables that a run keeps."""
+    """The variables that a run stores."""
     if stored is None:
         return None
     return {

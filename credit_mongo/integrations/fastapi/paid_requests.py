@@ -1,23 +1,24 @@
-"""Requests that are paid before they are done, and given back what they paid if they fail.
+"""Requests that are paid before they run, and refunded if they fail.
 
-What a request has come to stands in a collection of its own, for the ledger's keys alone cannot
-tell whether whoever charged is still at work, has died, or was refunded. A request (a user and an
-``Idempotency-Key``) has one run, and each time that it is worked on is a run, with an id that
-is also the ledger's key of the run's charge:
+A collection of its own holds the state of each request. The ledger's keys alone can't tell whether
+the process that charged is still running the request, has died, or has refunded. A request (a user
+and an ``Idempotency-Key``) has one document. Each attempt at the request is a run. The run's id is
+also the idempotency key of its charge:
 
-    running ──────────────→ completed   for as long as keys are remembered
-       │ ↑ a retry: a new run, which pays anew
+    running ──────────────→ completed   remembered as long as keys are
+       │ ↑ a retry: a new run with a new charge
        ↓ │
-    released                nothing is charged: refused, or refunded
+    released                nothing is charged: refused or refunded
        ↑
-    settling ←── running    whoever worked on it has died, or was not heard of for its lease
+    settling ←── running    its process died, or didn't renew the lease in time
 
-Before anything is charged, the run is written down. So whatever dies, some process finds the run
-when its lease is over, and settles it: it asks for the same charge with the same key, which tells
-what was charged, and refunds it under a key made of the charge's id. No run that was settled
-becomes completed: a handler that was late for its lease answers 409. The lease is the server's time
-alone. So each answer with success has one charge that is not refunded, and each charge that is not
-refunded has such an answer, or one under way, sent or lost on the way to the client.
+The run is stored before anything is charged. So whichever process dies, another one finds the run
+when its lease is over, and settles it. It repeats the charge with the same key, which tells what
+was charged, and refunds that under a key made from the charge's id. A settled run never becomes
+completed: a handler that outlived its lease answers 409. Leases use the server's clock only.
+
+So each successful answer has one charge that is not refunded. And each charge that is not refunded
+has a successful answer that was sent, is being prepared, or was lost on its way to the client.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ _T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, Paid | None]
 _MOST_TRIES: Final = 5
 _SETTLED_AT_ONCE: Final = 100
-# Without the first, a run that is over would do: a field that is missing is less than any date.
+# $exists excludes finished runs, which have no lease: to $lt, a missing field is before any date.
 _LEASE_IS_OVER: Final = {
     "leaseUntil": {"$exists": True},
     "$expr": {"$lt": ["$leaseUntil", "$$NOW"]},
@@ -94,7 +95,7 @@ class PaidRequests:
         self._timeout_seconds = config.operation_timeout_seconds
         self._lease_seconds = lease_seconds
         self._ttl_seconds = config.idempotency.ttl_seconds
-        # Runs that somebody here works on, whose leases are renewed.
+        # The runs of this process. It renews their leases.
         self._runs: set[str] = set()
         self._work: set[asyncio.Task[Any]] = set()
 
@@ -102,8 +103,8 @@ class PaidRequests:
     async def paid(self, order: Order) -> AsyncIterator[Paid]:
         """Charge, and refund if the block fails or is cancelled.
 
-        Raises what `CreditLedger.charge` raises, IdempotencyConflictError, RequestInProgressError,
-        RequestCompletedError.
+        Raises what `CreditLedger.charge` raises, IdempotencyConflictError, RequestInProgressError
+        and RequestCompletedError.
         """
         beginning = self._start(self._begin(order))
         try:
@@ -122,9 +123,9 @@ class PaidRequests:
         await tasks.result_of(self._start(self._complete(run, charge)))
 
     async def check(self, order: Order) -> None:
-        """Raise what `paid` would raise for the account and its balance; nothing is written.
+        """Raise what `paid` would raise for the account and its balance. Writes nothing.
 
-        A repetition raises nothing: its balance says nothing about the request it repeats.
+        A repeat raises nothing, as today's balance says nothing about the request it repeats.
         """
         if order.key is not None:
             query = {"_id": _request_id(order.user_id, order.key), "state": {"$ne": "released"}}
@@ -132,9 +133,9 @@ class PaidRequests:
                 return
         await self._charges.check(order)
 
-    async def go_on(self) -> None:
-        """Renew the leases of what is under way here, settle what others left; for ever."""
-        # Apart: settling may wait for a user that somebody holds, and leases must not.
+    async def maintain(self) -> None:
+        """Renew the leases of this process's runs and settle abandoned runs, until cancelled."""
+        # Separate tasks: settling may wait for a contended user, and renewals must not.
         await asyncio.gather(
             tasks.start(self._repeat(self._renew)),
             tasks.start(self._repeat(self.settle_abandoned)),
@@ -145,22 +146,22 @@ class PaidRequests:
             try:
                 await work()
             except CreditError as error:
-                _LOG.warning("paid requests could not be looked after: %s", error.code)
+                _LOG.warning("the leases of paid requests could not be checked: %s", error.code)
             await asyncio.sleep(self._lease_seconds / 3)
 
     async def settle_abandoned(self) -> None:
-        """Refund what runs whose lease is over have charged."""
+        """Refund the charges of runs whose lease is over."""
         found = await self._keep(
             self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
         )
         settling = [tasks.start(self._settle_if_over(run)) for run in found]
         for outcome in await asyncio.gather(*settling, return_exceptions=True):
             if isinstance(outcome, BaseException):
-                # Another time, when its lease is over again.
+                # Its new lease ends too, and then it's tried again.
                 _LOG.warning("a paid request could not be settled: %s", type(outcome).__name__)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the work in progress."""
         while self._work:
             await asyncio.wait(self._work)
         await self._deadlines.close(self._timeout_seconds)
@@ -176,34 +177,35 @@ class PaidRequests:
             charge, replayed = await self._charges.charge(run)
         except BaseException as error:
             self._runs.discard(run["run"])
-            # If that fails, it is settled when its lease is over.
+            # If that fails, the run is settled when its lease is over.
             with contextlib.suppress(StorageError, CommitOutcomeUnknownError):
                 if isinstance(error, CommitOutcomeUnknownError):
                     await self._settle(run)
                 elif isinstance(error, CreditError):
-                    # Nothing was charged, so there is nothing to remember: callers without credits
-                    # and users that do not exist would fill the collection otherwise.
+                    # Nothing was charged, so don't remember it for long. Otherwise callers without
+                    # credits and unknown users would fill the collection.
                     await self._release(run, remembered_for=self._lease_seconds)
             raise
         if replayed:
-            # Asked for the first time, it was there: somebody has taken this run for abandoned.
+            # The first request for this charge found it made: another process took this run for
+            # abandoned and is settling it.
             self._runs.discard(run["run"])
             raise RequestInProgressError
         return run, charge
 
     async def _open(self, order: Order) -> Raw:
-        """A new run, or that of a completed request that may be answered again."""
+        """A new run, or the run of a completed request that may be answered again."""
         request = _request_id(order.user_id, order.key or str(uuid4()))
-        over: Raw | None = None
+        replaced: Raw | None = None
         for _ in range(_MOST_TRIES):
             try:
-                return await self._write_down(order, request, over)
+                return await self._store_run(order, request, replaced)
             except DuplicateKeyError:
                 found: Raw | None = await self._keep(self._collection.find_one({"_id": request}))
             if found is None:
                 continue
-            over = {"run": found["run"]} if await self._is_erased(found) else None
-            if over is not None:
+            replaced = {"run": found["run"]} if await self._is_erased(found) else None
+            if replaced is not None:
                 continue
             if found["fingerprint"] != order.fingerprint:
                 raise IdempotencyConflictError(order.key or "")
@@ -216,14 +218,17 @@ class PaidRequests:
         raise RequestInProgressError
 
     async def _is_erased(self, run: Raw) -> bool:
-        """Whether it is of an account that is gone, though its erasure is not at the end yet."""
+        """Whether its account was erased, even if that erasure has not finished."""
         user_id = run["userId"]
-        looking = erased_until(self._database, self._names, [user_id], field="requestsUntil")
-        until = (await self._keep(looking)).get(user_id)
+        reading = erased_until(self._database, self._names, [user_id], field="requestsUntil")
+        until = (await self._keep(reading)).get(user_id)
         return until is not None and bool(run["startedAt"] <= until)
 
-    async def _write_down(self, order: Order, request: str, over: Raw | None = None) -> Raw:
-        """A new run, also in the place of one that was released, or of ``over``."""
+    async def _store_run(self, order: Order, request: str, replaced: Raw | None = None) -> Raw:
+        """Store a new run. It replaces a released one, or the one that ``replaced`` describes.
+
+        Raises DuplicateKeyError if the request has a run that it may not replace.
+        """
         facts: Raw = {
             "fingerprint": order.fingerprint,
             "userId": order.user_id,
@@ -233,11 +238,11 @@ class PaidRequests:
             "state": "running",
             "run": str(uuid4()),
         }
-        # Literally: what a caller gives may begin with a dollar.
+        # As literals, because a caller's values may begin with a dollar.
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
         fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease()}
         fields |= dict.fromkeys(("expiresAt", "transactionId", "cost"), "$$REMOVE")
-        replaced = over or {"state": "released", "fingerprint": order.fingerprint}
+        replaced = replaced or {"state": "released", "fingerprint": order.fingerprint}
         query = {"_id": request, **replaced}
         writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
             query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
@@ -258,11 +263,11 @@ class PaidRequests:
             await self._charges.refund(charge)
             await self._release(run)
         except CreditError as error:
-            # Its lease ends, and then it is settled.
+            # Some process settles it when its lease is over.
             _LOG.warning("a charge could not be refunded yet: %s", error.code)
 
     async def _undo(self, beginning: asyncio.Task[_Begun]) -> None:
-        """What was begun for a caller that was cancelled meanwhile."""
+        """Undo a beginning whose caller was cancelled."""
         await asyncio.wait({beginning})
         if beginning.exception() is None:
             run, charge = beginning.result()
@@ -272,7 +277,7 @@ class PaidRequests:
     # Settling
 
     async def _settle_if_over(self, run: Raw) -> bool:
-        """Whether the lease of the run was over, and it has been settled here."""
+        """Settle the run if its lease is over. Returns whether this call settled it."""
         query = {"_id": run["_id"], "run": run["run"], **_LEASE_IS_OVER}
         change = [{"$set": {"state": "settling", "leaseUntil": self._lease()}}]
         claimed = await self._keep(
@@ -287,7 +292,7 @@ class PaidRequests:
 
     async def _settle(self, run: Raw) -> None:
         if await self._is_erased(run):
-            # What it had charged is gone. An account that was opened since owes nothing for it.
+            # Its charge is gone with the account. An account opened since then is owed nothing.
             await self._release(run)
             return
         age = run["leaseUntil"] - run["startedAt"]
@@ -315,9 +320,9 @@ class PaidRequests:
     async def _end(
         self, run: Raw, state: str, facts: Raw, *, remembered_for: float | None = None
     ) -> bool:
-        """Whether the run was still in the state in which it was last seen.
+        """End the run in ``state``. Returns False if its state changed since it was read.
 
-        It is remembered for as many seconds, by default for as long as keys are.
+        It stays stored for ``remembered_for`` seconds, by default as long as keys are remembered.
         """
         seconds = self._ttl_seconds if remembered_for is None else remembered_for
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
@@ -346,12 +351,14 @@ class PaidRequests:
         except DuplicateKeyError:
             raise
         except asyncio.TimeoutError as error:
-            raise StorageError("the database did not answer in time") from error
+            raise StorageError(
+                f"the database did not answer within {self._timeout_seconds:g} s: try again"
+            ) from error
         except PyMongoError as error:
-            raise as_storage_error(error)  # noqa: B904 - with its cause
+            raise as_storage_error(error)  # noqa: B904 - it has its cause already
 
     def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Work that goes on when its caller is cancelled, and is waited for at the end."""
+        """Start work that continues if its caller is cancelled. `close` waits for it."""
         task = tasks.start(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -359,5 +366,5 @@ class PaidRequests:
 
 
 def _request_id(user_id: str, key: str) -> str:
-    # A digest: keys are not kept, and those of one user are not those of another.
+    # A digest, so that no key is stored. It includes the user, as each user has its own keys.
     return hashlib.blake2b(repr((user_id, key)).encode(), digest_size=20).hexdigest()

@@ -1,8 +1,8 @@
 """The ledger's errors as RFC 9457 problem details.
 
-A body has ``type``, ``title``, ``status``, ``detail``, ``code`` and the facts of the error that its
-caller may know. What an operator alone should see, such as hosts, formulas and what the driver
-says, is in none: those answers have a ``detail`` of their own.
+A body has ``type``, ``title``, ``status``, ``detail``, ``code`` and the error's facts that the
+caller may know. It never contains what only an operator should see, such as hosts, formulas and
+the driver's messages: those errors get a fixed ``detail``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LEAST_STATUS, _MOST_STATUS = 400, 599
 
 
 class _Kind(NamedTuple):
-    """How an error is shown: with its own message, unless ``detail`` stands for it."""
+    """How to show an error. ``detail`` replaces its message if given."""
 
     status: int
     title: str
@@ -63,9 +63,9 @@ class _Kind(NamedTuple):
 
 
 _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
-    CreditError: _Kind(500, "Error of the credits", detail="The credits have a fault."),
+    CreditError: _Kind(500, "Credit error", detail="The credit ledger failed."),
     ConfigurationError: _Kind(
-        500, "Wrong configuration", detail="The configuration of the credits is wrong."
+        500, "Wrong configuration", detail="The credit ledger's configuration is wrong."
     ),
     MissingIdempotencyKeyError: _Kind(400, "Idempotency key missing"),
     IdempotencyKeyError: _Kind(400, "Invalid idempotency key"),
@@ -85,29 +85,35 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
     RequestInProgressError: _Kind(409, "Request in progress", may_pass=True),
     RequestCompletedError: _Kind(409, "Request completed", ("transaction_id",)),
     RequestTooLargeError: _Kind(413, "Request too large", ("largest",)),
-    # The IETF's draft has 422 for a key that comes back with another request.
+    # The IETF's draft asks for 422 when a key comes back with another request.
     IdempotencyConflictError: _Kind(422, "Idempotency key used for another request"),
     InvalidRequestError: _Kind(422, "Invalid request", ("field", "reason")),
     UndefinedActionError: _Kind(422, "Undefined action", ("action",)),
     UndefinedTierError: _Kind(422, "Undefined tier", ("tier",)),
     MissingVariableError: _Kind(
-        422, "Missing variable", ("missing_variable",), "The price needs another variable."
+        422,
+        "Missing variable",
+        ("missing_variable",),
+        "The price needs a variable that is missing.",
     ),
     FormulaEvaluationError: _Kind(
-        422, "No price", detail="The price has no value for these variables."
+        422, "No price", detail="The price can't be calculated from these variables."
     ),
     StorageError: _Kind(
-        503, "Credits unavailable", detail="The credits can't be reached now.", may_pass=True
+        503,
+        "Credits unavailable",
+        detail="The credit ledger can't be reached now. Try again.",
+        may_pass=True,
     ),
     CommitOutcomeUnknownError: _Kind(503, "Outcome unknown", may_pass=True),
     JobTimeoutError: _Kind(
-        503, "Not completed", detail="Not all of it is done yet: send it again.", may_pass=True
+        503, "Not completed", detail="The work is not finished yet: send it again.", may_pass=True
     ),
-    AccountDataError: _Kind(500, "Unusable account", detail="The account has to be repaired."),
+    AccountDataError: _Kind(500, "Unusable account", detail="The account must be repaired first."),
 }
 
-# What a route that charges may answer before its handler runs, or after it.
-_OF_CHARGES: Final = (
+# The errors that a charging route may answer before or after its handler runs.
+_CHARGE_ERRORS: Final = (
     MissingIdempotencyKeyError,
     IdempotencyKeyError,
     InsufficientCreditsError,
@@ -131,20 +137,23 @@ def add_credit_handlers(
     statuses: Mapping[type[CreditError], int] | None = None,
     type_prefix: str = TYPE_PREFIX,
 ) -> None:
-    """Answer the ledger's errors, wherever a handler lets them through, as problem details.
+    """Answer the ledger's errors as problem details wherever a handler lets them through.
 
-    ``statuses`` changes HTTP statuses (400 to 599) by class, also those of its subclasses that are
-    not in it; a subclass of the application's own is shown as its nearest ancestor.
-    ``type_prefix`` comes before the error's code, in lower case with hyphens, to make ``type``: say
-    the address of a page about errors. In the OpenAPI document, routes with a `Charge` get these
-    answers, and ``Idempotency-Key`` becomes required where it is. Raises ConfigurationError.
+    - ``statuses``: other HTTP statuses (400 to 599) by error class. A status also holds for
+      subclasses that have none of their own.
+    - ``type_prefix``: the beginning of ``type``, for example the address of a page about errors.
+      The error's code follows, in lower case with hyphens.
+
+    An application's own subclass of an error is shown as its nearest ancestor. In the OpenAPI
+    document, routes with a `Charge` get these answers, and a required ``Idempotency-Key`` is marked
+    as required. Raises ConfigurationError.
     """
     changed = dict(statuses or {})
     for kind, status in changed.items():
         if CreditError not in getattr(kind, "__mro__", ()):
-            raise ConfigurationError("statuses", f"{kind!r} is not a CreditError")
+            raise ConfigurationError("statuses", f"{kind!r} is not a CreditError class")
         if type(status) is not int or not _LEAST_STATUS <= status <= _MOST_STATUS:
-            raise ConfigurationError(f"statuses.{kind.__name__}", "must be from 400 to 599")
+            raise ConfigurationError(f"statuses.{kind.__name__}", "must be an int from 400 to 599")
 
     handler = _Handler(changed, type_prefix)
     app.add_exception_handler(CreditError, handler)
@@ -152,7 +161,7 @@ def add_credit_handlers(
 
 
 def share_credit_handlers(app: Any) -> None:
-    """Mounted applications answer the ledger's errors as ``app`` does, unless in their own way."""
+    """Give ``app``'s handler to the mounted applications that have none of their own."""
     handler = getattr(app, "exception_handlers", {}).get(CreditError)
     for mounted in mounted_in(app):
         handlers = getattr(mounted, "exception_handlers", None)
@@ -163,20 +172,20 @@ def share_credit_handlers(app: Any) -> None:
 
 
 class _Handler:
-    """Answers errors as problems, and says in OpenAPI documents what it may answer."""
+    """Answers errors as problems and describes these answers in OpenAPI documents."""
 
     def __init__(self, statuses: Mapping[type[CreditError], int], type_prefix: str) -> None:
         self._statuses = statuses
         self._type_prefix = type_prefix
 
     async def __call__(self, request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, CreditError)  # noqa: S101 - it is registered for no other
+        assert isinstance(error, CreditError)  # noqa: S101 - registered for no other
         return _problem(error, self._statuses, self._type_prefix, credits_of(request))
 
     def describe(self, app: FastAPI) -> None:
-        """What routes that charge may answer."""
+        """Add the answers of charging routes to the application's OpenAPI document."""
         texts: dict[int, list[str]] = {}
-        for kind in _OF_CHARGES:
+        for kind in _CHARGE_ERRORS:
             texts.setdefault(_status(kind, self._statuses), []).append(_KINDS[kind].title)
         problems = {status: ", ".join(titles) for status, titles in sorted(texts.items())}
         describe_problems(app, problems, MEDIA_TYPE)
@@ -212,8 +221,8 @@ def _status(kind: type[CreditError], changed: Mapping[type[CreditError], int]) -
 
 def _detail(error: CreditError, shown: _Kind, credits_: Credits | None) -> str:
     if isinstance(error, InsufficientCreditsError) and credits_ is not None:
-        # People count in credits. The facts beside it stay in smallest units, for programs.
+        # In credits, for people. The facts beside it stay in smallest units, for programs.
         required = credits_.ledger.format(error.required)
         available = credits_.ledger.format(error.available)
-        return f"This takes {required} credits, and user {error.user_id!r} has {available}."
+        return f"This costs {required} credits, but user {error.user_id!r} has {available}."
     return str(error) if shown.detail is None else shown.detail

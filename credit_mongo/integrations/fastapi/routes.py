@@ -1,4 +1,4 @@
-"""The routes of an application that charge, those of mounted and included ones, too."""
+"""Find an application's charging routes, including those of mounted and included applications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHARGES: Final[WeakSet[Callable[..., Any]]] = WeakSet()
 
 
 def charged_endpoints(application: Any) -> frozenset[int]:
-    """The identities of the endpoints that charge.
+    """``id(endpoint)`` of each endpoint that charges.
 
     Raises ConfigurationError for a route that charges twice.
     """
@@ -28,8 +28,8 @@ def charged_endpoints(application: Any) -> frozenset[int]:
             if len(charges) > 1:
                 raise ConfigurationError(
                     "Charge",
-                    f"the route {route.path} has {len(charges)}, and one can fail after another "
-                    "was made: use one, whose amount or variables cover both",
+                    f"is used {len(charges)} times by the route {route.path}, and one charge could "
+                    "fail after another succeeded: use one whose amount or variables cover all",
                 )
             if charges:
                 found.add(id(route.endpoint))
@@ -37,14 +37,14 @@ def charged_endpoints(application: Any) -> frozenset[int]:
 
 
 def routes_of(application: Any) -> Iterator[Any]:
-    """The routes of an application that have dependencies, as they are after inclusion."""
+    """The routes of an application that have dependencies, with their paths after inclusion."""
     for route in _all_routes(getattr(application, "routes", ())):
         if getattr(route, "dependant", None) is not None:
             yield route
 
 
 def mounted_in(application: Any) -> Iterator[Any]:
-    """The applications that are mounted in one, in mounted ones, and behind middleware."""
+    """The applications mounted in this one, directly or not, even behind middleware."""
     seen = {id(application)}
     waiting = [application]
     while waiting:
@@ -61,13 +61,13 @@ def mounted_in(application: Any) -> Iterator[Any]:
 
 
 def _all_routes(routes: Sequence[Any]) -> Iterator[Any]:
-    # Before FastAPI had this, an included router's routes were copied into the application.
+    # Older FastAPI versions lack this function and copy included routes into the application.
     contexts = getattr(routing, "iter_route_contexts", iter)
     yield from contexts(routes)
 
 
 def dependencies_of(route: Any) -> set[Callable[..., Any]]:
-    """What a route depends on, directly or not."""
+    """The dependencies of a route, direct and indirect."""
     found: set[Callable[..., Any]] = set()
     waiting = [route.dependant]
     while waiting:
