@@ -105,7 +105,7 @@ def test_without_a_plugin_for_loops_the_failure_says_what_is_needed(
     result = others.runpytest_subprocess("-p", "no:asyncio")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*credit_client needs pytest-asyncio, or a test marked for anyio*"]
+        ["*credit_client needs an event loop: install pytest-asyncio, or mark the test for anyio*"]
     )
 
 
