@@ -1,4 +1,4 @@
-"""A paid request's order, the proof of payment its handler gets, and the refusals of repeats."""
+"""A paid request's order, and the payment that its handler gets."""
 
 from __future__ import annotations
 
