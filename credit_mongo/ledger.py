@@ -14,7 +14,6 @@ from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.decision import Request
@@ -39,7 +38,7 @@ from credit_mongo.core.values import (
     to_milliseconds,
 )
 from credit_mongo.core.variables import exact_variables
-from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
+from credit_mongo.drivers import AnyDatabase, AnySession
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
@@ -55,18 +54,17 @@ from credit_mongo.errors import (
     LedgerBusyError,
     StorageError,
 )
-from credit_mongo.maintenance.ledger_methods import IndexReport, ensure_indexes, erase_user
+from credit_mongo.maintenance.ledger_methods import IndexReport, ensure_all, erase
 from credit_mongo.storage.clocks import CheckedClock, Clock
 from credit_mongo.storage.connection import check_replica_set, connect
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.pages import AuditPage, HistoryPage
 from credit_mongo.storage.reads import History
-from credit_mongo.storage.redaction import Unlogged
 from credit_mongo.storage.rows import copy_metadata, to_object_id
 from credit_mongo.storage.settings import LedgerSettings
 from credit_mongo.storage.unit_of_work import Store
 from credit_mongo.storage.unreachable import not_in_time
-from credit_mongo.storage.users import StoredUsers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -171,35 +169,29 @@ class CreditLedger:
         Raises ConfigurationError if ``config`` is not a CreditConfig.
         """
         _check_config(config)
-        database = as_database(database)
-        database = database.with_options(read_preference=ReadPreference.PRIMARY)
         self._config = config
-        self._database = database
+        self._database = own = LedgerDatabase.of(database, config.collections, config.users)
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
         # The clocks of two processes may be wrong by ``skew`` in opposite directions.
         gap = None if skew is None else 2 * skew
         self._policy = replace(config.policy, max_lead=gap)
-        self._clock = CheckedClock(
-            database.client, _checked(_now if clock is None else clock), skew
-        )
+        self._clock = CheckedClock(own, _checked(_now if clock is None else clock), skew)
         self._owns_client = False
-        self._users = StoredUsers.of(config.users, database)
+        self._users = own.users
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         store = Store(
-            database,
-            config.collections,
-            self._users,
+            own,
             audits=config.audit.enabled,
             # The gap makes sure that a process with a fast clock doesn't forget a key too early.
             remembers_for=timedelta(seconds=config.idempotency.ttl_seconds) + (gap or timedelta()),
         )
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
-        latest_write = LatestWrite(database.client)
-        self._deadlines = Deadlines(database.client)
-        reaper = SessionReaper(database.client, self._deadlines)
+        latest_write = LatestWrite(own.client)
+        self._deadlines = Deadlines(own.client)
+        reaper = SessionReaper(own.client, self._deadlines)
         self._committer = Committer(
-            database.client,
+            own.client,
             store,
             self._policy,
             retry=config.retry,
@@ -215,19 +207,15 @@ class CreditLedger:
             turns,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._history = History(
-            database, config.collections, self._users, latest_write, self._clock
-        )
+        self._history = History(own, latest_write, self._clock)
         self._sessions = ApplicationSessions(
-            database.client,
+            own.client,
             deadlines=self._deadlines,
             reaper=reaper,
             latest_write=latest_write,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._opening = Opening(
-            database, LedgerSettings.of(config), config.collections, config.users
-        )
+        self._opening = Opening(own, LedgerSettings.of(config))
 
     @classmethod
     def connect(
@@ -345,7 +333,7 @@ class CreditLedger:
         Raises UserNotFoundError.
         """
         user_id = self._users.check_id("user_id", user_id)
-        own = as_session(session, self._database)
+        own = self._database.session(session)
         return user_of(await self._read(own, self._history.account, user_id, own))
 
     async def get_balance(self, user_id: str, *, session: AnySession | None = None) -> int:
@@ -370,12 +358,10 @@ class CreditLedger:
         Raises UserNotFoundError.
         """
         await self._read(None, self._opening.check)
-        return await erase_user(
+        return await erase(
             self._database,
             user_id,
             requested_by=requested_by,
-            collections=self._config.collections,
-            users=self._config.users,
             step_seconds=self._config.operation_timeout_seconds,
             clock=self._clock,
         )
@@ -564,7 +550,7 @@ class CreditLedger:
         """
         user_id = self._users.check_id("user_id", user_id)
         action = check_identifier("action", action)
-        own = as_session(session, self._database)
+        own = self._database.session(session)
         account, now = await self._read(own, self._history.account_now, user_id, own)
         self._policy.require_access(account, action, now)
         return True
@@ -612,7 +598,7 @@ class CreditLedger:
 
         Raises UserNotFoundError.
         """
-        own = as_session(session, self._database)
+        own = self._database.session(session)
         return await self._read(
             own,
             self._history.transactions,
@@ -646,7 +632,7 @@ class CreditLedger:
         ``status`` is "success" or "failed"; None returns both. The log also has the attempts on
         users who don't exist. All other arguments are those of ``get_history``.
         """
-        own = as_session(session, self._database)
+        own = self._database.session(session)
         return await self._read(
             own,
             self._history.audit_logs,
@@ -675,12 +661,7 @@ class CreditLedger:
         self._check_open()
         config = self._config
         try:
-            return await ensure_indexes(
-                self._database,
-                config.collections,
-                config.users,
-                decimal_places=config.decimal_places,
-            )
+            return await ensure_all(self._database, decimal_places=config.decimal_places)
         except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
 
@@ -721,7 +702,7 @@ class CreditLedger:
 
     def _submit(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         self._check_open()
-        own = as_session(session, self._database)
+        own = self._database.session(session)
         if own is not None:
             return self._submit_in_session(request, own)
         return self._lanes.submit(request) if self._opening.is_done else self._submit_first(request)
@@ -782,9 +763,8 @@ class CreditLedger:
         try:
             if session is not None:
                 return await self._sessions.read(session, lambda: read(*arguments, **options))
-            with Unlogged():
-                work = read(*arguments, **options)
-                return await self._deadlines.keep(work, self._config.operation_timeout_seconds)
+            work = read(*arguments, **options)
+            return await self._deadlines.keep(work, self._config.operation_timeout_seconds)
         except asyncio.TimeoutError as error:
             raise StorageError(not_in_time(self._database.client)) from error
         except (PyMongoError, BSONError) as error:

@@ -21,6 +21,7 @@ from credit_mongo.config import CollectionNames, CreditConfig
 from credit_mongo.config.json_text import MAX_JSON_LENGTH
 from credit_mongo.errors import ConfigurationError, PriceRoundsToZeroWarning
 from credit_mongo.printing import printable
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import LedgerSettings
 
 __all__ = ["ConfigFile", "load_config", "settings_of"]
@@ -54,7 +55,7 @@ def settings_of(where: Connecting, config: str | None, *, reads_users: bool = Tr
 
 
 async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
-    kept = await LedgerSettings.all_in(database)
+    kept = await LedgerSettings.all_in(LedgerDatabase.of(database))
     if not kept:
         if reads_users:
             await _check_that_defaults_fit(database)

@@ -15,6 +15,7 @@ from credit_mongo.config import CollectionNames, CreditConfig, Settings
 from credit_mongo.engine.opening import Opening
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.storage.connection import check_replica_set, connect
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import LedgerSettings
 
 __all__ = ["Connecting", "Database", "DatabaseName", "Timeout", "Uri", "seconds_up_to"]
@@ -89,9 +90,8 @@ class Connecting:
         """
 
         async def checked(database: Database) -> _T:
-            await Opening(
-                database, LedgerSettings.of(config), config.collections, config.users
-            ).check()
+            ledger = LedgerDatabase.of(database, config.collections, config.users)
+            await Opening(ledger, LedgerSettings.of(config)).check()
             await _check_ledger(database, config.collections)
             return await work(database)
 
@@ -101,7 +101,9 @@ class Connecting:
         database = connect(self.uri, self.database, self.timeout_seconds)
         try:
             # A moment more, for the driver to say which servers did not answer it in time.
-            await asyncio.wait_for(check_replica_set(database), self.timeout_seconds + 1)
+            await asyncio.wait_for(
+                check_replica_set(LedgerDatabase.of(database)), self.timeout_seconds + 1
+            )
             return await work(database)
         finally:
             await database.client.close()

@@ -18,13 +18,13 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from bson import ObjectId, decode, encode
+from bson.binary import UuidRepresentation
 from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions
 from pymongo.collection import ReturnDocument
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.results import InsertOneResult
 
 from credit_mongo.drivers.synchronous import AdaptedClient, AdaptedDatabase
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
 
 if TYPE_CHECKING:
     from mongomock_motor import AsyncMongoMockDatabase
@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["adapted_database"]
 
+Raw: TypeAlias = dict[str, Any]
 Sort: TypeAlias = Sequence[tuple[str, int]] | None
 _COMMAND_NOT_FOUND: Final = 59
+# Until with_options says otherwise: mongomock's client knows no options.
+_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
+    tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
+)
 
 
 def adapted_database(database: object) -> AdaptedDatabase | None:
@@ -74,7 +79,7 @@ class _Client:
         self._sessions: dict[Any, _Session] = {}
 
     def __getitem__(self, name: str) -> _Database:
-        return _Database(self, self.delegate[name], CODEC_OPTIONS)
+        return _Database(self, self.delegate[name], _CODEC_OPTIONS)
 
     def start_session(self, **_options: Any) -> _Session:
         session = _Session(self)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import Final
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from credit_mongo.config import CollectionNames
-from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.engine.failures import may_pass
 from credit_mongo.storage.collations import check_collations
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings
 
 __all__ = ["Opening"]
@@ -30,18 +28,10 @@ _PAUSE_SECONDS: Final = 0.1
 class Opening:
     """What has to be known before the first operation of a ledger, and costs the others nothing."""
 
-    def __init__(
-        self,
-        database: AsyncDatabase[Any],
-        settings: LedgerSettings,
-        names: CollectionNames,
-        users: UserMapping | None,
-    ) -> None:
+    def __init__(self, database: LedgerDatabase, settings: LedgerSettings) -> None:
         self.is_done: bool = False
         self._database = database
         self._settings = settings
-        self._names = names
-        self._users = users
         # Operations that come together at the beginning wait for one look.
         self._lock = asyncio.Lock()
 
@@ -53,7 +43,7 @@ class Opening:
         async with self._lock:
             if not self.is_done:
                 self._settings.check(await self._kept())
-                await check_collations(self._database, self._names, self._users)
+                await check_collations(self._database)
                 self.is_done = True
 
     async def _kept(self) -> tuple[LedgerSettings, ...]:

@@ -16,17 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.printing import moment_to_milliseconds
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
+from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
 
@@ -95,28 +92,23 @@ async def clean_up(
     age = None
     if refusals_older_than_seconds is not None:
         age = timedelta(seconds=_check_age(refusals_older_than_seconds))
-    names = collections or CollectionNames()
-    database = as_database(database).with_options(
-        codec_options=CODEC_OPTIONS,
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=JOURNALED_MAJORITY,
-    )
-    with Unlogged():
-        hello = await database.command("hello", codec_options=CODEC_OPTIONS)
-        now: datetime = hello["localTime"]
-        before, refused_before = now - grace, None if age is None else now - age
-        # Dates are compared with dates alone: what is no date is no match.
-        works = [_Cleaning(database, names.idempotency_records, {"expiresAt": {"$lt": before}})]
-        if refused_before is not None:
-            old = {"status": "failed", "createdAt": {"$lt": refused_before}}
-            works.append(_Cleaning(database, names.audit_logs, old))
-        found = [await w.count() for w in works] if dry_run or on_progress is not None else []
-        if not dry_run:
-            for work in works:
-                await work.run(
-                    lambda: on_progress and on_progress(sum(w.removed for w in works), sum(found))
-                )
-            found = [work.removed for work in works]
+    ledger = LedgerDatabase.of(database, collections)
+    names = ledger.names
+    hello = await ledger.command({"hello": 1})
+    now: datetime = hello["localTime"]
+    before, refused_before = now - grace, None if age is None else now - age
+    # Dates are compared with dates alone: what is no date is no match.
+    works = [_Cleaning(ledger, names.idempotency_records, {"expiresAt": {"$lt": before}})]
+    if refused_before is not None:
+        old = {"status": "failed", "createdAt": {"$lt": refused_before}}
+        works.append(_Cleaning(ledger, names.audit_logs, old))
+    found = [await w.count() for w in works] if dry_run or on_progress is not None else []
+    if not dry_run:
+        for work in works:
+            await work.run(
+                lambda: on_progress and on_progress(sum(w.removed for w in works), sum(found))
+            )
+        found = [work.removed for work in works]
     return Cleanup(found[0], before, dry_run, sum(found[1:]), refused_before)
 
 
@@ -139,7 +131,7 @@ def _check_seconds(field: str, value: object, least: int, most: int) -> float:
 class _Cleaning:
     """A cleanup of one collection under way."""
 
-    def __init__(self, database: AsyncDatabase[Raw], collection: str, old: Raw) -> None:
+    def __init__(self, database: LedgerDatabase, collection: str, old: Raw) -> None:
         self._rows = database[collection]
         self._old = old
         self.removed = 0

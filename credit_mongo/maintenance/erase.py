@@ -22,27 +22,24 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bson import ObjectId
-from bson.codec_options import CodecOptions
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import ReturnDocument
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.results import Erasure
 from credit_mongo.core.values import check_identifier, check_optional
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
 from credit_mongo.maintenance.steps import Steps
+from credit_mongo.storage.codecs import LENIENT
 from credit_mongo.storage.collations import check_collations
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import NEVER, after, not_after, place_of
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
-from credit_mongo.storage.users import StoredUsers
+from credit_mongo.storage.rows import Raw
 
-__all__ = ["OnProgress", "erase_user", "in_files"]
+__all__ = ["OnProgress", "erase", "erase_user", "in_files"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of rows that have gone, and about how many there were."""
@@ -50,10 +47,6 @@ OnProgress: TypeAlias = Callable[[int, int | None], None]
 # With their audit rows, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 440
 _BATCH: Final = 900
-# Whatever a document has beside the account, be it text that is not UTF-8, it can be erased.
-_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CODEC_OPTIONS.with_options(
-    unicode_decode_error_handler="replace"
-)
 _COUNTS: Final = {
     "users": "users",
     "transactions": "transactions",
@@ -92,22 +85,37 @@ async def erase_user(
     idempotency record of one and no erasure of it under way, JobTimeoutError, and StorageError:
     then call it again to complete it.
     """
-    database = as_database(database)
-    stored_users = StoredUsers.of(users, database)
+    return await erase(
+        LedgerDatabase.of(database, collections, users),
+        user_id,
+        requested_by=requested_by,
+        step_seconds=step_seconds,
+        clock=clock,
+        on_progress=on_progress,
+    )
+
+
+async def erase(
+    database: LedgerDatabase,
+    user_id: str,
+    *,
+    requested_by: str | None,
+    step_seconds: float,
+    clock: Callable[[], datetime],
+    on_progress: OnProgress | None = None,
+) -> Erasure:
+    """The same for a ledger."""
     erasing = _Erasing(
         database,
-        collections or CollectionNames(),
-        stored_users,
-        stored_users.check_id("user_id", user_id),
+        database.users.check_id("user_id", user_id),
         requested_by=check_optional(check_identifier, "requested_by", requested_by),
         clock=clock,
         on_progress=on_progress or (lambda _done, _total: None),
     )
-    with Unlogged():
-        await check_collations(database, collections or CollectionNames(), users)
-        total = await erasing.count() if on_progress is not None else None
-        async with Steps(database.client, step_seconds) as steps:
-            return await erasing.run(steps, total)
+    await check_collations(database)
+    total = await erasing.count() if on_progress is not None else None
+    async with Steps(database.client, step_seconds) as steps:
+        return await erasing.run(steps, total)
 
 
 def in_files(border: Raw | None) -> int:
@@ -134,21 +142,17 @@ class _Erasing:
 
     def __init__(
         self,
-        database: AsyncDatabase[Any],
-        names: CollectionNames,
-        users: StoredUsers,
+        database: LedgerDatabase,
         user_id: str,
         *,
         requested_by: str | None,
         clock: Callable[[], datetime],
         on_progress: OnProgress,
     ) -> None:
-        self._database = database.with_options(
-            codec_options=_CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-        )
-        self._names = names
-        self._users = users
+        # Whatever a document has beside the account, it can be erased.
+        self._database = database.read_as(LENIENT)
+        self._names = names = database.names
+        self._users = database.users
         self._user_id = user_id
         self._place = {"_id": place_of(user_id)}
         self._requested_by = requested_by
@@ -380,10 +384,14 @@ class _Erasing:
         database, mine = self._database, {"userId": self._user_id, **older}
         found = await (
             database[history.transactions]
-            .find(mine, {"_id": 1}, session=session)
-            .sort([("createdAt", -1), ("seq", -1)])
-            .limit(_TRANSACTIONS)
-            .to_list(None)
+            .find(
+                mine,
+                {"_id": 1},
+                sort=[("createdAt", -1), ("seq", -1)],
+                limit=_TRANSACTIONS,
+                session=session,
+            )
+            .to_list()
         )
         if not found:
             return {}
@@ -403,7 +411,7 @@ class _Erasing:
     ) -> Raw:
         rows = self._database[collection]
         found = rows.find(query, {"_id": 1}, session=session, limit=_BATCH)
-        ids = [row["_id"] for row in await found.to_list(None)]
+        ids = [row["_id"] for row in await found.to_list()]
         if not ids:
             return {}
         deleted = await rows.delete_many({"_id": {"$in": ids}}, session=session)

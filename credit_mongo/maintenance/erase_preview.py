@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import UserNotFoundError
 from credit_mongo.maintenance.erase import in_files
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import place_of
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
-from credit_mongo.storage.users import StoredUsers
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["ErasurePreview", "preview_erasure"]
 
@@ -48,28 +44,17 @@ async def preview_erasure(
 
     Raises InvalidRequestError, PyMongoError, and UserNotFoundError as ``erase_user`` would.
     """
-    database = as_database(database)
-    stored_users = StoredUsers.of(users, database)
-    user_id = stored_users.check_id("user_id", user_id)
-    database = database.with_options(
-        codec_options=CODEC_OPTIONS,
-        read_preference=ReadPreference.PRIMARY,
-        # A snapshot session brings its own.
-        read_concern=ReadConcern(),
-    )
-    names = collections or CollectionNames()
-    with Unlogged():
-        async with database.client.start_session(snapshot=True) as session:
-            return await _count(database, names, stored_users, user_id, session)
+    ledger = LedgerDatabase.of(database, collections, users)
+    user_id = ledger.users.check_id("user_id", user_id)
+    async with ledger.client.start_session(snapshot=True) as session:
+        return await _count(ledger, user_id, session)
 
 
 async def _count(
-    database: AsyncDatabase[Raw],
-    names: CollectionNames,
-    users: StoredUsers,
-    user_id: str,
-    session: AsyncClientSession,
+    database: LedgerDatabase, user_id: str, session: AsyncClientSession
 ) -> ErasurePreview:
+    names, users = database.names, database.users
+
     async def count(collection: str, query: Raw) -> int:
         return await database[collection].count_documents(query, session=session)
 

@@ -14,20 +14,19 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bson import json_util
 from pymongo import IndexModel
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.maintenance.ttl_indexes import deleting_indexes
 from credit_mongo.maintenance.unique_indexes import refuses_rows
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.documents import credit_documents, users_validator
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
 
-__all__ = ["IndexChange", "IndexReport", "ensure_indexes"]
+__all__ = ["IndexChange", "IndexReport", "ensure_all", "ensure_indexes"]
 
 IndexKind: TypeAlias = Literal["collection", "index", "validator", "settings"]
 IndexState: TypeAlias = Literal["created", "kept", "changed", "conflict"]
@@ -164,9 +163,23 @@ async def ensure_indexes(
     collections need the role readWrite; changing a TTL or the validator of an existing collection
     also needs dbAdmin, and is a conflict without. Raises PyMongoError.
     """
-    database = as_database(database).with_options(
-        codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
+    return await ensure_all(
+        LedgerDatabase.of(database, names, users),
+        decimal_places=decimal_places,
+        validators=validators,
+        dry_run=dry_run,
     )
+
+
+async def ensure_all(
+    database: LedgerDatabase,
+    *,
+    decimal_places: int | None,
+    validators: bool = True,
+    dry_run: bool = False,
+) -> IndexReport:
+    """The same for a ledger."""
+    names, users = database.names, database.mapping
     settings = LedgerSettings(names, users, decimal_places)
     changes = await _keep_settings(database, settings, dry_run=dry_run)
     for wanted in _all_wanted(names, users):
@@ -174,17 +187,15 @@ async def ensure_indexes(
         changes += await _ensure_collection(database, each, dry_run=dry_run)
     # One that is in the way of an index of the ledger's is named already, with the same remedy.
     known = {change.remedy for change in changes}
-    deleting = await _deleting_indexes(database, names, users)
+    deleting = await _deleting_indexes(database)
     return IndexReport((*changes, *(each for each in deleting if each.remedy not in known)))
 
 
-async def _deleting_indexes(
-    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
-) -> list[IndexChange]:
+async def _deleting_indexes(database: LedgerDatabase) -> list[IndexChange]:
     conflicts = []
-    for kind, name in {**names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
+    for kind, name in {**database.names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
         _, indexes = await _look(database, name)
-        for index in deleting_indexes(kind, indexes, users):
+        for index in deleting_indexes(kind, indexes, database.mapping):
             reason = "it is a TTL index, by which the server deletes what the ledger keeps"
             change = IndexChange(name, index, "index", "conflict", reason, _drop_index(name, index))
             conflicts.append(change)
@@ -192,7 +203,7 @@ async def _deleting_indexes(
 
 
 async def _keep_settings(
-    database: AsyncDatabase[Raw], settings: LedgerSettings, *, dry_run: bool
+    database: LedgerDatabase, settings: LedgerSettings, *, dry_run: bool
 ) -> list[IndexChange]:
     names = settings.collections
     is_kept = settings.check(await LedgerSettings.all_in(database))
@@ -240,7 +251,7 @@ def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_
 
 
 async def _ensure_collection(
-    database: AsyncDatabase[Raw], wanted: _Wanted, *, dry_run: bool
+    database: LedgerDatabase, wanted: _Wanted, *, dry_run: bool
 ) -> list[IndexChange]:
     while True:
         steps = _plan(wanted, *await _look(database, wanted.collection))
@@ -255,16 +266,16 @@ async def _ensure_collection(
 
 
 async def _look(
-    database: AsyncDatabase[Raw], collection: str
+    database: LedgerDatabase, collection: str
 ) -> tuple[_Description | None, Sequence[_Description]]:
     """The collection as listCollections has it (None without one), and its indexes."""
-    found = await (await database.list_collections(filter={"name": collection})).to_list()
-    if not found or found[0]["type"] != "collection":
-        return (found[0] if found else None), []
-    return found[0], await (await database[collection].list_indexes()).to_list()
+    found = await database.describe(collection)
+    if found is None or found["type"] != "collection":
+        return found, []
+    return found, await database[collection].list_indexes()
 
 
-async def _carry_out(database: AsyncDatabase[Raw], step: _Step) -> IndexChange:
+async def _carry_out(database: LedgerDatabase, step: _Step) -> IndexChange:
     while step.command is not None:
         try:
             await database.command(step.command)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from credit_mongo.maintenance.erase import erase_user
-from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.maintenance.erase import erase
+from credit_mongo.maintenance.indexes import IndexReport, ensure_all
 
-__all__ = ["IndexReport", "ensure_indexes", "erase_user"]
+__all__ = ["IndexReport", "ensure_all", "erase"]

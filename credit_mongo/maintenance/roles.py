@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.storage.connection import check_database
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
@@ -156,15 +156,15 @@ async def ensure_roles(
     roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
     nothing is written. Needs the role userAdmin on the database. Raises PyMongoError.
     """
-    database = as_database(database)
+    ledger = LedgerDatabase.of(database, names, users)
     changes = [
-        await _ensure_role(database, role, dry_run=dry_run)
-        for role in credit_roles(database.name, names, users)
+        await _ensure_role(ledger, role, dry_run=dry_run)
+        for role in credit_roles(ledger.name, names, users)
     ]
     return RoleReport(tuple(changes))
 
 
-async def _ensure_role(database: AsyncDatabase[Any], role: Role, *, dry_run: bool) -> RoleChange:
+async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -> RoleChange:
     wanted = _granted(each.to_dict() for each in role.privileges)
     while True:
         found = await database.command(

@@ -10,18 +10,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
-from credit_mongo.maintenance.indexes import IndexReport, ensure_indexes
+from credit_mongo.drivers import AnyDatabase
+from credit_mongo.maintenance.indexes import IndexReport, ensure_all
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.printing import moment_to_milliseconds
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["CollectionState", "Member", "Status", "status_of"]
 
@@ -108,27 +106,22 @@ async def status_of(
     Raises ConfigurationError if the ledger in the database was set up with others, and
     PyMongoError.
     """
-    names = names or CollectionNames()
-    database = as_database(database).with_options(
-        codec_options=CODEC_OPTIONS, read_preference=ReadPreference.PRIMARY
+    # The statistics of a collection are read with no other concern.
+    ledger = LedgerDatabase.of(database, names, users).read_locally()
+    hello = await ledger.command({"hello": 1})
+    server = await ledger.command({"buildInfo": 1})
+    return Status(
+        server_version=server["version"],
+        replica_set=hello.get("setName"),
+        members=await _members(ledger, hello),
+        collections=tuple(
+            [await _collection(ledger, name) for name in ledger.names.model_dump().values()]
+        ),
+        indexes=await _if_allowed(ensure_all(ledger, decimal_places=decimal_places, dry_run=True)),
+        deleting_indexes=await _if_allowed(_deleting_indexes(ledger)),
+        oldest_transaction_at=await _if_allowed(_oldest(ledger)),
+        ttl_lag_seconds=await _if_allowed(_ttl_lag(ledger, hello["localTime"])),
     )
-    with Unlogged():
-        hello = await database.command("hello", codec_options=CODEC_OPTIONS)
-        server = await database.command("buildInfo")
-        return Status(
-            server_version=server["version"],
-            replica_set=hello.get("setName"),
-            members=await _members(database, hello),
-            collections=tuple(
-                [await _collection(database, name) for name in names.model_dump().values()]
-            ),
-            indexes=await _if_allowed(
-                ensure_indexes(database, names, users, decimal_places=decimal_places, dry_run=True)
-            ),
-            deleting_indexes=await _if_allowed(_deleting_indexes(database, names, users)),
-            oldest_transaction_at=await _if_allowed(_oldest(database, names)),
-            ttl_lag_seconds=await _if_allowed(_ttl_lag(database, names, hello["localTime"])),
-        )
 
 
 async def _if_allowed(asking: Awaitable[_T]) -> _T | None:
@@ -140,12 +133,10 @@ async def _if_allowed(asking: Awaitable[_T]) -> _T | None:
         return None
 
 
-async def _members(database: AsyncDatabase[Raw], hello: Raw) -> tuple[Member, ...]:
+async def _members(database: LedgerDatabase, hello: Raw) -> tuple[Member, ...]:
     if "setName" not in hello:
         return ()
-    found = await _if_allowed(
-        database.client.admin.command("replSetGetStatus", codec_options=CODEC_OPTIONS)
-    )
+    found = await _if_allowed(database.command_to_admin({"replSetGetStatus": 1}))
     if found is None:
         primary = hello.get("primary")
         hosts = (*hello.get("hosts", ()), *hello.get("passives", ()), *hello.get("arbiters", ()))
@@ -166,10 +157,10 @@ def _lag(of_primary: list[datetime | None], member: Raw) -> float | None:
     return max(0.0, lag.total_seconds())
 
 
-async def _collection(database: AsyncDatabase[Raw], name: str) -> CollectionState:
+async def _collection(database: LedgerDatabase, name: str) -> CollectionState:
     try:
         found = await database[name].aggregate([{"$collStats": {"storageStats": {}}}])
-        rows = await found.to_list(None)
+        rows = await found.to_list()
     except OperationFailure as error:
         if error.code == _NOT_THERE:
             return CollectionState(name, exists=False, documents=0, data_bytes=0, stored_bytes=0)
@@ -191,29 +182,25 @@ async def _collection(database: AsyncDatabase[Raw], name: str) -> CollectionStat
     )
 
 
-async def _oldest(database: AsyncDatabase[Raw], names: CollectionNames) -> datetime | None:
+async def _oldest(database: LedgerDatabase) -> datetime | None:
     # No index is in order of time. The one by user and time has all that is asked, so no row is
     # fetched. Ids would not do: of imported rows they tell when those were imported.
     dated: Raw = {"userId": {"$type": "string"}, "createdAt": {"$type": "date"}}
-    found = await database[names.transactions].aggregate(
+    found = await database[database.names.transactions].aggregate(
         [{"$match": dated}, {"$group": {"_id": None, "oldest": {"$min": "$createdAt"}}}],
         maxTimeMS=_MOST_MILLISECONDS,
     )
-    rows = await found.to_list(None)
+    rows = await found.to_list()
     moment = rows[0]["oldest"] if rows else None
     return moment if isinstance(moment, datetime) else None
 
 
-async def _deleting_indexes(
-    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
-) -> tuple[str, ...]:
-    return tuple(await find_deleting_indexes(database, names, users))
+async def _deleting_indexes(database: LedgerDatabase) -> tuple[str, ...]:
+    return tuple(await find_deleting_indexes(database))
 
 
-async def _ttl_lag(
-    database: AsyncDatabase[Raw], names: CollectionNames, now: datetime
-) -> float | None:
-    row = await database[names.idempotency_records].find_one(
+async def _ttl_lag(database: LedgerDatabase, now: datetime) -> float | None:
+    row = await database[database.names.idempotency_records].find_one(
         {"expiresAt": {"$lt": now}}, {"expiresAt": 1}, sort=[("expiresAt", 1)]
     )
     if row is None:

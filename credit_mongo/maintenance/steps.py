@@ -22,7 +22,8 @@ from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.errors import CreditError, JobTimeoutError, StorageError
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
+from credit_mongo.storage.database import JOURNALED_MAJORITY
+from credit_mongo.storage.redaction import Unlogged
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +70,8 @@ class Steps:
         while True:
             attempt = _Attempt(self._client.start_session())
             try:
-                return await self._make(attempt, step, deadline - clock())
+                with Unlogged():
+                    return await self._make(attempt, step, deadline - clock())
             except (PyMongoError, asyncio.TimeoutError) as error:
                 tries += 1
                 pause = _pause(tries)

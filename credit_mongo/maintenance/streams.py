@@ -13,7 +13,7 @@ from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.maintenance.verification.reading import Reading, Rows
+from credit_mongo.maintenance.verification.reading import BATCH, Reading, Rows
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Streams"]
@@ -123,9 +123,11 @@ class Streams:
             order: Mapping[str, int],
             read_as: Callable[[Raw], Raw] | None = None,
         ) -> _ByUser:
-            found = reading.database[collection].find(query, fields or None, session=session)
             keys = list(order.items())
-            return _ByUser(Rows(found.sort(keys).hint(keys), read_as), keys[0][0])
+            found = reading.database[collection].find(
+                query, fields or None, sort=keys, hint=keys, batch_size=BATCH, session=session
+            )
+            return _ByUser(Rows(found, read_as), keys[0][0])
 
         transactions, audits = (
             [stream(name, {"userId": above, **query}, fields, order) for name in names]

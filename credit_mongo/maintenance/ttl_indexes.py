@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
+from credit_mongo.config import SETTINGS_COLLECTION
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["deleting_indexes", "find_deleting_indexes"]
 
@@ -40,17 +39,15 @@ def deleting_indexes(
     ]
 
 
-async def find_deleting_indexes(
-    database: AsyncDatabase[Raw], names: CollectionNames, users: UserMapping | None
-) -> list[str]:
+async def find_deleting_indexes(database: LedgerDatabase) -> list[str]:
     """Those of all collections, each as ``collection.index``. Raises PyMongoError."""
     found: list[str] = []
-    for kind, name in {**names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
+    for kind, name in {**database.names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
         try:
-            indexes = await (await database[name].list_indexes()).to_list(None)
+            indexes = await database[name].list_indexes()
         except OperationFailure as error:
             if error.code != _VIEW:
                 raise
             continue
-        found += [f"{name}.{each}" for each in deleting_indexes(kind, indexes, users)]
+        found += [f"{name}.{each}" for each in deleting_indexes(kind, indexes, database.mapping)]
     return found

@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.errors import ClockSkewError
-from credit_mongo.storage.rows import CODEC_OPTIONS
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["CheckedClock", "Clock"]
 
@@ -32,10 +30,8 @@ _ANSWER_HOLDS_SECONDS: Final = 10.0
 class CheckedClock:
     """A clock, and how far it may be from the server's (None: as far as it likes)."""
 
-    def __init__(
-        self, client: AsyncMongoClient[Any], read: Clock, allowed: timedelta | None
-    ) -> None:
-        self._client = client
+    def __init__(self, database: LedgerDatabase, read: Clock, allowed: timedelta | None) -> None:
+        self._database = database
         self._read = read
         self._allowed = allowed
         self._holds_until = 0.0
@@ -63,9 +59,7 @@ class CheckedClock:
 
     async def _ask_the_primary(self, allowed: timedelta) -> None:
         before = self._read()
-        hello = await self._client.admin.command(
-            "hello", read_preference=ReadPreference.PRIMARY, codec_options=CODEC_OPTIONS
-        )
+        hello = await self._database.command({"hello": 1})
         after, server = self._read(), hello["localTime"]
         # The server looked at its clock in between.
         ahead, behind = before - server, server - after

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
-from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.config import CollectionNames
-from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.errors import ConfigurationError
-from credit_mongo.storage.rows import CODEC_OPTIONS
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["check_collations"]
 
@@ -27,13 +23,12 @@ _COMMAND_NOT_FOUND: Final = 59
 _SIMPLE: Final = "simple"
 
 
-async def check_collations(
-    database: AsyncDatabase[Any], names: CollectionNames, users: UserMapping | None
-) -> None:
+async def check_collations(database: LedgerDatabase) -> None:
     """Raise ConfigurationError if a collection of the ledger has a collation.
 
     A role that may read the collections may look. Those that don't exist have none.
     """
+    names, users = database.names, database.mapping
     fields = ["transactions", "audit_logs", "idempotency_records"]
     if users is None or users.id_type == "string":
         # Other ids than strings are compared alike in any collation.
@@ -51,15 +46,11 @@ async def check_collations(
             )
 
 
-async def _collation_of(database: AsyncDatabase[Any], collection: str) -> str:
+async def _collation_of(database: LedgerDatabase, collection: str) -> str:
     # The plan of a query says by which collation it compares, and needs no role but to read.
     query = {"find": collection, "filter": {"_id": {"$gte": ""}}, "limit": 1}
     try:
-        plan = await database.command(
-            {"explain": query, "verbosity": "queryPlanner"},
-            read_preference=ReadPreference.PRIMARY,
-            codec_options=CODEC_OPTIONS,
-        )
+        plan = await database.command({"explain": query, "verbosity": "queryPlanner"})
     except OperationFailure as error:
         # Memory has no plans, and compares by bytes; what a role may not read it does not use.
         if error.code in (_COMMAND_NOT_FOUND, _UNAUTHORIZED):

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from credit_mongo.errors import ConfigurationError, ReplicaSetRequiredError
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["check_database", "check_replica_set", "connect"]
 
@@ -110,8 +111,8 @@ def _without_credentials(message: str, uri: str) -> str:
     return message
 
 
-async def check_replica_set(database: AsyncDatabase[Any]) -> None:
+async def check_replica_set(database: LedgerDatabase) -> None:
     """Raise ReplicaSetRequiredError unless the server has transactions."""
-    hello = await database.client.admin.command("hello")
+    hello = await database.command({"hello": 1})
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise ReplicaSetRequiredError

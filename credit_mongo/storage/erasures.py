@@ -15,12 +15,10 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
-from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.errors import StorageError
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["NEVER", "after", "erased_until", "is_erased", "not_after", "place_of"]
@@ -38,8 +36,7 @@ def place_of(user_id: str) -> Raw:
 
 
 async def erased_until(
-    database: AsyncDatabase[Any],
-    names: CollectionNames,
+    database: LedgerDatabase,
     user_ids: Collection[str],
     session: AsyncClientSession | None = None,
     *,
@@ -53,18 +50,18 @@ async def erased_until(
     """
     if not user_ids:
         return {}
+    erasures = database.names.erasures
     places = {"_id": {"$in": [place_of(user_id) for user_id in user_ids]}}
     try:
-        erasures = database.with_options(read_preference=ReadPreference.PRIMARY)[names.erasures]
-        found = await erasures.find(places, {field: 1}, session=session).to_list(None)
+        found = await database[erasures].find(places, {field: 1}, session=session).to_list()
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:
             raise
         raise StorageError(
-            f"the database role may not read the collection {names.erasures!r}, which tells whose "
+            f"the database role may not read the collection {erasures!r}, which tells whose "
             "erasure is under way: run credit-mongo roles --create"
         ) from error
-    never = NEVER if database.codec_options.tz_aware else NEVER.replace(tzinfo=None)
+    never = NEVER if database.is_time_zone_aware else NEVER.replace(tzinfo=None)
     return {record["_id"]["erasing"]: record.get(field) or never for record in found}
 
 

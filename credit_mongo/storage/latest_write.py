@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 from bson import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure
-from pymongo.read_concern import ReadConcern
+
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["LatestWrite"]
 
@@ -57,7 +57,7 @@ class LatestWrite:
 
     async def in_snapshot(
         self,
-        database: AsyncDatabase[Any],
+        database: LedgerDatabase,
         collection: str,
         session: AsyncClientSession | None,
         look: Callable[[AsyncClientSession], Awaitable[_T]],
@@ -84,10 +84,10 @@ class LatestWrite:
 
 
 async def _moment_of(
-    database: AsyncDatabase[Any], collection: str, session: AsyncClientSession
+    database: LedgerDatabase, collection: str, session: AsyncClientSession
 ) -> Timestamp | None:
     """Fix the moment of a snapshot session by a first read. mongomock has none."""
-    reply = await database.with_options(read_concern=ReadConcern()).command(
+    reply = await database.command(
         {
             "find": collection,
             "filter": {"_id": ""},

@@ -9,28 +9,17 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.core.values import Account, check_flag, check_identifier
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.storage.clocks import CheckedClock
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.fields import StoredFields
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.pages import AuditPage, HistoryPage, PageQuery
-from credit_mongo.storage.rows import (
-    CODEC_OPTIONS,
-    Raw,
-    audit_log_from,
-    to_object_id,
-    transaction_from,
-)
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, MAJORITY
-from credit_mongo.storage.users import StoredUsers
+from credit_mongo.storage.rows import Raw, audit_log_from, to_object_id, transaction_from
 
 __all__ = ["History"]
 
@@ -43,23 +32,11 @@ class History:
     """What the ledger's collections hold, read as a majority has acknowledged it."""
 
     def __init__(
-        self,
-        database: AsyncDatabase[Raw],
-        names: CollectionNames,
-        users: StoredUsers,
-        latest_write: LatestWrite,
-        clock: CheckedClock,
+        self, database: LedgerDatabase, latest_write: LatestWrite, clock: CheckedClock
     ) -> None:
-        self._database = database.with_options(
-            codec_options=CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            read_concern=MAJORITY,
-            write_concern=JOURNALED_MAJORITY,
-        )
-        # A snapshot brings its own read concern.
-        self._in_snapshot = self._database.with_options(read_concern=ReadConcern())
-        self._names = names
-        self._users = users
+        self._database = database
+        self._names = database.names
+        self._users = database.users
         self._latest_write = latest_write
         self._clock = clock
 
@@ -192,7 +169,7 @@ class History:
     ) -> tuple[tuple[Row, ...], str | None]:
         """Rows and the cursor after them. Raises AccountDataError for a row that can't be read."""
         read = partial(self._read, places, query, row_from)
-        return await self._latest_write.in_snapshot(self._in_snapshot, places[0], session, read)
+        return await self._latest_write.in_snapshot(self._database, places[0], session, read)
 
     async def _read(
         self,
@@ -202,7 +179,7 @@ class History:
         session: AsyncClientSession,
     ) -> tuple[tuple[Row, ...], str | None]:
         query = copy.deepcopy(query)
-        erased = await erased_until(self._in_snapshot, self._names, [query.user_id], session)
+        erased = await erased_until(self._database, [query.user_id], session)
         if (until := erased.get(query.user_id)) is not None:
             query.leave_out_until(until)
         documents: list[Raw] = []
@@ -223,7 +200,7 @@ class History:
         self, place: str, query: PageQuery, found: int, session: AsyncClientSession
     ) -> list[Raw]:
         return await (
-            self._in_snapshot[place]
+            self._database[place]
             .find(
                 query.filter,
                 sort=query.sort,
@@ -242,7 +219,7 @@ class History:
         if found:
             query.continue_after_row(found[-1])
         elif query.skip:
-            query.skip -= await self._in_snapshot[place].count_documents(
+            query.skip -= await self._database[place].count_documents(
                 query.filter, limit=query.skip, session=session
             )
 

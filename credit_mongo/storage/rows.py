@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta, timezone
+from datetime import timedelta
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from bson import DBRef, Int64, ObjectId, decode, encode
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions, DatetimeConversion
 
 from credit_mongo.core.batch import KeyRecord, Refusal
 from credit_mongo.core.decision import Posting
@@ -20,6 +18,7 @@ from credit_mongo.core.results import AuditLog, Transaction
 from credit_mongo.core.state import Remembered
 from credit_mongo.core.values import RefundableCharge
 from credit_mongo.errors import AccountDataError, InvalidRequestError
+from credit_mongo.storage.codecs import CODEC_OPTIONS, FOR_METADATA, Raw
 from credit_mongo.storage.fields import StoredFields, described, exact_whole
 
 __all__ = [
@@ -37,16 +36,6 @@ __all__ = [
     "transaction_from",
 ]
 
-Raw: TypeAlias = dict[str, Any]
-
-_FOR_METADATA: Final[CodecOptions[Raw]] = CodecOptions(
-    tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
-)
-# A date beyond the years that Python has comes as a DatetimeMS: one in a field that the ledger
-# never looks at must not stop it, and one that it needs is told by name.
-CODEC_OPTIONS: Final[CodecOptions[Raw]] = _FOR_METADATA.with_options(
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO
-)
 # 16 KiB: three copies of it (transaction, audit log, idempotency record) for each of a batch of
 # hundreds must fit a message of 48 MB, and the records of a batch a reply of 16 MB.
 LARGEST_METADATA_BYTES: Final = 16 * 1024
@@ -66,8 +55,8 @@ def copy_metadata(metadata: object) -> Raw | None:
     if not isinstance(metadata, Mapping):
         raise InvalidRequestError("metadata", f"must be a mapping, not {type(metadata).__name__}")
     try:
-        encoded = encode(metadata, codec_options=_FOR_METADATA)
-        decoded = decode(encoded, codec_options=_FOR_METADATA)
+        encoded = encode(metadata, codec_options=FOR_METADATA)
+        decoded = decode(encoded, codec_options=FOR_METADATA)
     except RecursionError:
         raise InvalidRequestError("metadata", "is nested too deeply or contains itself") from None
     except Exception:

@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Literal, TypeAlias
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
-from pymongo.write_concern import WriteConcern
 
 from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames, CreditConfig
 from credit_mongo.config.parts import Part
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.errors import ConfigurationError
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.database import Collection, LedgerDatabase
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["SETTINGS_COLLECTION", "LedgerSettings", "SettingsState", "keep_settings"]
 
@@ -142,11 +139,11 @@ class LedgerSettings:
             raise ConfigurationError("", f"{place} can't be read: {remedy}") from None
 
     @classmethod
-    async def all_in(cls, database: AsyncDatabase[Any]) -> tuple[LedgerSettings, ...]:
+    async def all_in(cls, database: LedgerDatabase) -> tuple[LedgerSettings, ...]:
         """Those of every ledger in the database. Raises ConfigurationError and PyMongoError."""
         # Not a document of the application's, should it have a collection of this name.
-        rows = _collection(database).find({"names": {"$exists": True}}).sort([("_id", 1)])
-        return tuple([cls.from_row(row) for row in await rows.to_list(None)])
+        rows = _collection(database).find({"names": {"$exists": True}}, sort=[("_id", 1)])
+        return tuple([cls.from_row(row) for row in await rows.to_list()])
 
 
 def _fields(name: str, own: Part, kept: Part) -> Iterator[tuple[str, object, object]]:
@@ -159,17 +156,13 @@ def _known(part: type[Part], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in part.model_fields}
 
 
-def _collection(database: AsyncDatabase[Any]) -> Any:
-    return database.with_options(
-        codec_options=CODEC_OPTIONS,
-        read_preference=ReadPreference.PRIMARY,
-        read_concern=ReadConcern("local"),
-        write_concern=WriteConcern("majority", j=True),
-    )[SETTINGS_COLLECTION]
+def _collection(database: LedgerDatabase) -> Collection:
+    # What another process has just written is a duplicate at once, and must be seen at once.
+    return database.read_locally()[SETTINGS_COLLECTION]
 
 
 async def keep_settings(
-    database: AsyncDatabase[Any], settings: LedgerSettings, *, dry_run: bool = False
+    database: LedgerDatabase, settings: LedgerSettings, *, dry_run: bool = False
 ) -> SettingsState:
     """Write the settings down if they are not kept yet; what is kept is never changed.
 

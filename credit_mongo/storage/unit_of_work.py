@@ -14,13 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure, WriteError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
-from pymongo.write_concern import WriteConcern
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.core.batch import DecidedBatch, Refusal
 from credit_mongo.core.decision import AnyRequest
 from credit_mongo.core.membership import is_past
@@ -30,9 +25,9 @@ from credit_mongo.core.operations.create_user import CreateUserRequest
 from credit_mongo.core.state import Loaded
 from credit_mongo.core.values import Account, RefundableCharge, Unopened
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
+from credit_mongo.storage.database import JOURNALED_MAJORITY, LedgerDatabase
 from credit_mongo.storage.erasures import erased_until, is_erased
 from credit_mongo.storage.rows import (
-    CODEC_OPTIONS,
     Raw,
     idempotency_row,
     posting_rows,
@@ -42,12 +37,8 @@ from credit_mongo.storage.rows import (
     to_object_id,
 )
 from credit_mongo.storage.server_transactions import fields_of
-from credit_mongo.storage.users import StoredUsers
 
-__all__ = ["JOURNALED_MAJORITY", "MAJORITY", "Store", "Turn", "Witness"]
-
-JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)
-MAJORITY: Final[ReadConcern] = ReadConcern("majority")
+__all__ = ["JOURNALED_MAJORITY", "Store", "Turn", "Witness"]
 
 _DUPLICATE_KEY: Final = 11000
 _IN_THE_WAY: Final = (
@@ -83,21 +74,14 @@ class Store:
 
     def __init__(
         self,
-        database: AsyncDatabase[Raw],
-        names: CollectionNames,
-        users: StoredUsers,
+        database: LedgerDatabase,
         *,
         audits: bool,
         remembers_for: timedelta,
     ) -> None:
-        self._database = database.with_options(
-            codec_options=CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            write_concern=JOURNALED_MAJORITY,
-            read_concern=MAJORITY,
-        )
-        self._names = names
-        self._users = users
+        self._database = database
+        self._names = database.names
+        self._users = database.users
         self._audits = audits
         self._remembers_for = remembers_for
         self._has_turn = False
@@ -155,7 +139,7 @@ class Store:
     async def _erased_until(
         self, user_ids: Collection[str], session: AsyncClientSession
     ) -> dict[str, datetime]:
-        return await erased_until(self._database, self._names, user_ids, session)
+        return await erased_until(self._database, user_ids, session)
 
     async def _without_erased(self, rows: list[Raw], session: AsyncClientSession) -> list[Raw]:
         """The rows or records, but for those of accounts whose erasure is under way."""
@@ -399,9 +383,7 @@ class Store:
             await self._command({"insert": collection, "documents": documents}, session)
 
     async def _command(self, command: Raw, session: AsyncClientSession) -> Raw:
-        reply = await self._database.command(
-            {**command, **fields_of(session)}, codec_options=CODEC_OPTIONS, session=session
-        )
+        reply = await self._database.command({**command, **fields_of(session)}, session=session)
         if errors := reply.get("writeErrors"):
             # The server's own text would quote the document's values.
             code = errors[0]["code"]

@@ -22,6 +22,7 @@ from credit_mongo.maintenance.archive.runs import Lease
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.printing import moment_to_milliseconds
+from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.archives import (
     PRICES,
     check_whole,
@@ -211,7 +212,7 @@ async def test_the_command_says_that_another_is_at_work(
 ) -> None:
     """In one line; and nothing was written."""
     await open_books(database, users=1, charges=4)
-    lease = Lease(database, "archive_manifests", ObjectId(), seconds=3600)
+    lease = Lease(LedgerDatabase.of(database), "archive_manifests", ObjectId(), seconds=3600)
     async with Steps(client, step_seconds=10) as steps:
         await lease.take(steps)
         before = await dump(database)

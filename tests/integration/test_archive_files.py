@@ -16,7 +16,6 @@ from credit_mongo import (
     InvalidRequestError,
     TransactionNotFoundError,
 )
-from credit_mongo.config import CollectionNames
 from credit_mongo.errors import ArchiveCopyError, ArchiveManifestError
 from credit_mongo.maintenance.archive import files as archive_files
 from credit_mongo.maintenance.archive.archiving import (
@@ -24,6 +23,7 @@ from credit_mongo.maintenance.archive.archiving import (
 )
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.private_files import Directory
+from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.archives import (
     LEASE_SECONDS,
     check_whole,
@@ -179,7 +179,7 @@ async def test_a_directory_that_others_may_write_to_is_refused(
         "archive_manifests": [],
     }
     # Somebody may be faster, after the look and before the run: what counts is what is opened.
-    files = archive_files.Files(database, CollectionNames(), directory, "bson")
+    files = archive_files.Files(LedgerDatabase.of(database), directory, "bson")
     with pytest.raises(InvalidRequestError, match="can be written by other users"):
         files._make()
 

@@ -6,6 +6,7 @@ import pytest
 from bson import ObjectId
 
 from credit_mongo.maintenance.archive.pace import Pace, _rest_after
+from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.promises import Database
 
 EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
@@ -25,7 +26,7 @@ async def test_who_is_charged_makes_it_slow(
     """A new transaction does; unless that was said to be of no matter."""
     transactions = database["transactions"]
     await transactions.insert_one({"_id": MIDDLE})
-    pace = Pace(transactions, lanes=4, full_speed=full_speed)
+    pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=full_speed)
     large = pace.rows
     for _ in range(2):
         await pace.rest(1.0)
@@ -39,7 +40,7 @@ async def test_what_it_moves_away_itself_does_not(database: Database, at_each_ba
     """With the newest row gone, the newest is an earlier one; at last there is none."""
     transactions = database["transactions"]
     await transactions.insert_many([{"_id": number} for number in (EARLY, MIDDLE, LATE)])
-    pace = Pace(transactions, lanes=4, full_speed=False)
+    pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=False)
     large = pace.rows
     await pace.rest(1.0)
     for number in (LATE, MIDDLE, EARLY):
@@ -55,7 +56,7 @@ async def test_on_a_slow_server_batches_are_smaller(
     database: Database, at_each_batch: None
 ) -> None:
     """Down to a few rows; and when it is quick again, they grow back to what they were."""
-    pace = Pace(database["transactions"], lanes=4, full_speed=True)
+    pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=True)
     large = pace.rows
     sizes = []
     for _ in range(20):

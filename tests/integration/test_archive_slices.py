@@ -16,6 +16,7 @@ from credit_mongo.maintenance.archive import archiving
 from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.archives import (
     PLACES,
     PRICES,
@@ -232,7 +233,7 @@ async def test_they_have_about_as_many_rows_each(database: Database, name: str |
         ]
     )
     cut_off = BEGIN + timedelta(minutes=15_000)
-    slices = await slices_of(audits, cut_off, 1000)
+    slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], cut_off, 1000)
     check_that_they_cover_all(slices, cut_off)
     assert 8 <= len(slices) - 1 <= 22  # 13.5 on the average
     sizes = [await audits.count_documents({"createdAt": each.moments}) for each in slices[:-1]]
@@ -245,7 +246,7 @@ async def test_few_rows_are_one(database: Database, count: int) -> None:
     """As many as one slice has, and less than two."""
     if count:
         await database["audit_logs"].insert_many([failed(number) for number in range(count)])
-    slices = await slices_of(database["audit_logs"], END, 4)
+    slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], END, 4)
     assert (len(slices) > 1) is (count == 8)
     check_that_they_cover_all(slices, END)
 
@@ -254,7 +255,7 @@ async def test_rows_of_one_moment_are_in_one(database: Database) -> None:
     """However many there are."""
     moments = [BEGIN + timedelta(days=number // 200) for number in range(400)]
     await database["audit_logs"].insert_many([failed(0, createdAt=each) for each in moments])
-    slices = await slices_of(database["audit_logs"], END, 10)
+    slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], END, 10)
     check_that_they_cover_all(slices, END)
     assert {each.end for each in slices[:-1]} == {BEGIN, BEGIN + timedelta(days=1)}
 
@@ -267,7 +268,7 @@ async def test_without_a_sample_all_goes_at_once(
     await database["audit_logs"].insert_many([failed(number) for number in range(40)])
     uri = with_options(replica_set_uri, appName="sampling", retryReads="false")
     async with type(client)(uri, tz_aware=True) as sampling:
-        audits = sampling[database.name]["audit_logs"]
+        audits = LedgerDatabase.of(sampling[database.name])["audit_logs"]
         async with failing(client, "sampling", failCommands=[command], errorCode=50) as failure:
             assert await slices_of(audits, END, 4) == [Slice(None, END)]
         assert failure.hits == 1

@@ -35,6 +35,7 @@ from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.archive.borders import NO_BORDER, Border
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
 from tests.integration.promises import (
     Client,
@@ -93,7 +94,7 @@ async def live(ledger: CreditLedger, user_id: str) -> Row:
     }
 
 
-async def ask_for(database: Database, user_id: str) -> None:
+async def ask_for(database: Database | LedgerDatabase, user_id: str) -> None:
     """What the FastAPI integration keeps of a request, with the server's time."""
     asked = [{"$set": {"userId": user_id, "state": "completed", "startedAt": "$$NOW"}}]
     await database["paid_requests"].update_one({"_id": str(ObjectId())}, asked, upsert=True)

@@ -25,7 +25,6 @@ from credit_mongo import (
     TransactionAbortedError,
 )
 from credit_mongo.core.operations.charge import ChargeRequest
-from credit_mongo.drivers import as_session
 from tests.integration.motor_application import MotorApplication, begun, with_motor_transaction
 from tests.integration.promises import (
     Client,
@@ -268,7 +267,7 @@ async def test_a_command_that_comes_after_the_abort_is_not_carried_out_on_its_ow
         await begun(session)
         await shared["orders"].insert_one({"userId": user}, session=session)
         await session.abort_transaction()
-        own = as_session(session, books._database)
+        own = books._database.session(session)
         assert own is not None
         with pytest.raises(StorageError):
             await books._committer.commit_in(late, own)

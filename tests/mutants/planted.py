@@ -118,7 +118,7 @@ PLANTED: Final = (
     Bug(
         "a collation is not looked for",
         "engine/opening.py",
-        "                await check_collations(self._database, self._names, self._users)\n",
+        "                await check_collations(self._database)\n",
         "",
         (INDEXES,),
     ),
@@ -399,8 +399,8 @@ PLANTED: Final = (
     Bug(
         "a dropped session",
         "storage/unit_of_work.py",
-        "{**command, **fields_of(session)}, codec_options=CODEC_OPTIONS, session=session\n",
-        "command, codec_options=CODEC_OPTIONS\n",
+        "self._database.command({**command, **fields_of(session)}, session=session)",
+        "self._database.command(command)",
         (OPERATIONS, SESSIONS),
     ),
     Bug(
@@ -560,14 +560,14 @@ PLANTED: Final = (
     ),
     Bug(
         "a commit without a majority",
-        "storage/unit_of_work.py",
+        "storage/database.py",
         'JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)',
         "JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern(1)",
         (READS,),
     ),
     Bug(
         "reads of what may be rolled back",
-        "storage/unit_of_work.py",
+        "storage/database.py",
         'MAJORITY: Final[ReadConcern] = ReadConcern("majority")',
         'MAJORITY: Final[ReadConcern] = ReadConcern("local")',
         (READS,),

@@ -1547,8 +1547,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "extras", "printing", "private_files"}),
     frozenset({"core"}),
     frozenset({"config"}),
-    frozenset({"storage"}),
     frozenset({"drivers"}),
+    frozenset({"storage"}),
     frozenset({"engine"}),
     frozenset({"maintenance"}),
     frozenset({"ledger"}),
@@ -1686,6 +1686,28 @@ def test_the_ledger_reaches_maintenance_through_one_door() -> None:
     door = "credit_mongo.maintenance.ledger_methods"
     reached = [name for name in imports_of(MODULES["ledger"]) if ".maintenance" in name]
     assert reached == [door]
+
+
+# ``LedgerDatabase`` settles once how the database is read and written, and what its log shows.
+DRIVER_WORDS = frozenset(
+    {"AsyncCollection", "AsyncDatabase", "as_database", "as_session", "with_options"}
+)
+KNOWS_THE_DRIVER = frozenset(
+    {"cli.connecting", "storage.codecs", "storage.connection", "storage.database", "storage.users"}
+)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n not in KNOWS_THE_DRIVER and top_of(n) != "drivers"]
+)
+def test_the_driver_is_reached_through_the_ledger_s_database(name: str) -> None:
+    """So no setting of the application's client can leak into a read or a write of the ledger's."""
+    used = {
+        getattr(node, field, None)
+        for node in ast.walk(MODULES[name])
+        for field in ("attr", "id", "name")
+    }
+    assert not used & DRIVER_WORDS
 
 
 def test_the_errors_import_nothing_of_ours() -> None:

@@ -13,6 +13,7 @@ from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import LedgerSettings
 
 _COLUMNS = ("state", "kind", "what")
@@ -53,7 +54,7 @@ def init(
             validators=not no_validators,
             dry_run=dry_run,
         )
-        return report, config is None and not await LedgerSettings.all_in(found)
+        return report, config is None and not await LedgerSettings.all_in(LedgerDatabase.of(found))
 
     report, is_unsettled = where.run(work)
     if as_json:

@@ -6,8 +6,6 @@ import shlex
 from typing import Annotated, Final
 
 import typer
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
@@ -18,9 +16,9 @@ from credit_mongo.cli.output import AsJson, note, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.pages import LARGEST_LIMIT
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.users import StoredUsers
 
 _COLUMNS: Final = ("user", "balance", "tier", "tier expires", "seq")
@@ -63,18 +61,15 @@ def users(
     settings = settings_of(where, config)
 
     async def work(found: Database) -> list[Raw]:
-        users = StoredUsers.of(settings.users, found)
+        ledger = LedgerDatabase.of(found, settings.collections, settings.users)
+        users = ledger.users
         # Documents with ids of another type are none of the ledger's.
         query: Raw = {"_id": users.ids_above(after)}
         query |= {getattr(users.names, name): wanted for name, wanted in conditions.items()}
-        collection = found.with_options(
-            codec_options=CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            read_concern=ReadConcern("majority"),
-        )[settings.collections.users]
-        with Unlogged():
-            rows = collection.find(query, users.fields, limit=count + 1).sort("_id", 1)
-            return [_facts(row, users) async for row in rows]
+        rows = ledger[ledger.names.users].find(
+            query, users.fields, sort=[("_id", 1)], limit=count + 1
+        )
+        return [_facts(row, users) async for row in rows]
 
     rows = where.run_on_ledger(settings, work)
     page, more = rows[:count], len(rows) > count

@@ -34,7 +34,6 @@ from uuid import uuid4
 
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError, PyMongoError
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.engine import tasks
@@ -53,9 +52,7 @@ from credit_mongo.integrations.fastapi.charges import Charges
 from credit_mongo.integrations.fastapi.orders import Order, Paid, stored_variables
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.storage.erasures import erased_until
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["PaidRequests"]
 
@@ -82,15 +79,9 @@ class PaidRequests:
         lease_seconds: float,
     ) -> None:
         self._charges = Charges(ledger)
-        database = ledger._database
-        self._database = database.with_options(codec_options=CODEC_OPTIONS)
-        self._names = config.collections
-        self._collection = database.get_collection(
-            config.collections.paid_requests,
-            codec_options=CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            write_concern=JOURNALED_MAJORITY,
-        )
+        # A request that another process has just written down must be found at once.
+        self._database = database = ledger._database.read_locally()
+        self._collection = database[database.names.paid_requests]
         self._deadlines = Deadlines(database.client)
         self._timeout_seconds = config.operation_timeout_seconds
         self._lease_seconds = lease_seconds
@@ -152,7 +143,7 @@ class PaidRequests:
     async def settle_abandoned(self) -> None:
         """Refund the charges of runs whose lease is over."""
         found = await self._keep(
-            self._collection.find(_LEASE_IS_OVER).limit(_SETTLED_AT_ONCE).to_list(_SETTLED_AT_ONCE)
+            self._collection.find(_LEASE_IS_OVER, limit=_SETTLED_AT_ONCE).to_list()
         )
         settling = [tasks.start(self._settle_if_over(run)) for run in found]
         for outcome in await asyncio.gather(*settling, return_exceptions=True):
@@ -220,7 +211,7 @@ class PaidRequests:
     async def _is_erased(self, run: Raw) -> bool:
         """Whether its account was erased, even if that erasure has not finished."""
         user_id = run["userId"]
-        reading = erased_until(self._database, self._names, [user_id], field="requestsUntil")
+        reading = erased_until(self._database, [user_id], field="requestsUntil")
         until = (await self._keep(reading)).get(user_id)
         return until is not None and bool(run["startedAt"] <= until)
 
@@ -346,8 +337,7 @@ class PaidRequests:
 
     async def _keep(self, work: Coroutine[Any, Any, _T]) -> _T:
         try:
-            with Unlogged():
-                return await self._deadlines.keep(work, self._timeout_seconds)
+            return await self._deadlines.keep(work, self._timeout_seconds)
         except DuplicateKeyError:
             raise
         except asyncio.TimeoutError as error:

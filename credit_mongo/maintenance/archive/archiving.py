@@ -21,14 +21,11 @@ from datetime import datetime, timezone
 from typing import Any, Final, Literal, TypeAlias
 
 from bson import ObjectId
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import (
     ArchiveCopyError,
@@ -44,7 +41,7 @@ from credit_mongo.maintenance.archive.files import (
     check_directory,
 )
 from credit_mongo.maintenance.archive.kinds import AuditLogs, Kind, Transactions
-from credit_mongo.maintenance.archive.moves import NAIVE, Left, Mover
+from credit_mongo.maintenance.archive.moves import Left, Mover
 from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
 from credit_mongo.maintenance.archive.runs import Lane, Lease
@@ -52,10 +49,9 @@ from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.archive.spans import Span, Spans
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.printing import moment_to_milliseconds
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, MAJORITY
-from credit_mongo.storage.users import StoredUsers
+from credit_mongo.storage.codecs import NAIVE
+from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.rows import Raw
 
 __all__ = [
     "Archive",
@@ -145,31 +141,20 @@ async def archive(
     now = datetime.now(timezone.utc)
     cut_off = check_cut_off(older_than, now)
     _check(file_format, kinds, lease_seconds)
-    names = collections or CollectionNames()
-    database = as_database(database)
-    stored_users = StoredUsers.of(users, database)
-    database = database.with_options(
-        codec_options=CODEC_OPTIONS,
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=JOURNALED_MAJORITY,
-        read_concern=MAJORITY,
+    ledger = LedgerDatabase.of(database, collections, users)
+    place = _place(ledger, directory, file_format)
+    work = _Archiving(ledger, cut_off, place, kinds=kinds, on_progress=on_progress)
+    if isinstance(place, Files):
+        await place.check()
+    if check_flag("dry_run", dry_run):
+        return await work.dry()
+    pace = Pace(
+        ledger[ledger.names.transactions],
+        lanes=place.lanes,
+        full_speed=check_flag("full_speed", full_speed),
     )
-    place = _place(database, names, directory, file_format)
-    work = _Archiving(
-        database, names, stored_users, cut_off, place, kinds=kinds, on_progress=on_progress
-    )
-    with Unlogged():
-        if isinstance(place, Files):
-            await place.check()
-        if check_flag("dry_run", dry_run):
-            return await work.dry()
-        pace = Pace(
-            database[names.transactions],
-            lanes=place.lanes,
-            full_speed=check_flag("full_speed", full_speed),
-        )
-        async with Steps(database.client, _STEP_SECONDS) as steps:
-            return await work.run(steps, pace, lease_seconds)
+    async with Steps(ledger.client, _STEP_SECONDS) as steps:
+        return await work.run(steps, pace, lease_seconds)
 
 
 def _check(file_format: object, kinds: object, lease_seconds: object) -> None:
@@ -183,13 +168,10 @@ def _check(file_format: object, kinds: object, lease_seconds: object) -> None:
         raise InvalidRequestError("lease_seconds", f"must be from {_TIMES[0]} to {_TIMES[1]:.0f}")
 
 
-def _place(
-    database: AsyncDatabase[Raw], names: CollectionNames, directory: object, file_format: FileFormat
-) -> ArchivePlace:
+def _place(database: LedgerDatabase, directory: object, file_format: FileFormat) -> ArchivePlace:
     if directory is None:
-        # A snapshot needs none, and in a transaction only that may be there.
-        return Collections(database.with_options(read_concern=ReadConcern()), names)
-    return Files(database, names, check_directory(directory), file_format)
+        return Collections(database)
+    return Files(database, check_directory(directory), file_format)
 
 
 class _Archiving:
@@ -197,9 +179,7 @@ class _Archiving:
 
     def __init__(
         self,
-        database: AsyncDatabase[Raw],
-        names: CollectionNames,
-        users: StoredUsers,
+        database: LedgerDatabase,
         cut_off: datetime,
         place: ArchivePlace,
         *,
@@ -207,15 +187,11 @@ class _Archiving:
         on_progress: OnProgress | None,
     ) -> None:
         self._database = database
-        self._names = names
+        self._names = database.names
         self._cut_off = cut_off
         self._place = place
-        # In a transaction, it has a snapshot.
-        inside = database.with_options(read_concern=ReadConcern(), codec_options=NAIVE)
-        wanted: Sequence[Kind] = (
-            Transactions(inside, names, users),
-            AuditLogs(inside, names, users),
-        )
+        naive = database.read_as(NAIVE)
+        wanted: Sequence[Kind] = (Transactions(naive), AuditLogs(naive))
         self._kinds = [
             kind for kind, name in zip(wanted, _KINDS[1:], strict=True) if kinds in ("all", name)
         ]

@@ -25,9 +25,7 @@ from typing import Any, BinaryIO, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.engine import tasks
 from credit_mongo.errors import ArchiveCopyError, InvalidRequestError, StorageError
 from credit_mongo.maintenance.archive.borders import Place
@@ -41,6 +39,7 @@ from credit_mongo.maintenance.archive.manifests import (
 from credit_mongo.maintenance.archive.parquet import check_pyarrow, digest_of, to_parquet
 from credit_mongo.maintenance.archive.runs import Lane
 from credit_mongo.private_files import Directory, why_replaceable, why_unsafe
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["FILE_FORMATS", "FileFormat", "Files", "check_directory"]
@@ -80,13 +79,13 @@ class Files:
 
     def __init__(
         self,
-        database: AsyncDatabase[Raw],
-        names: CollectionNames,
+        database: LedgerDatabase,
         directory: Path,
         file_format: FileFormat,
         *,
         rows_per_file: int = _ROWS_PER_FILE,
     ) -> None:
+        names = database.names
         self._manifests = database[names.archive_manifests]
         self._collections = {"transactions": names.transactions, "auditLogs": names.audit_logs}
         self._path = directory

@@ -12,17 +12,15 @@ from operator import itemgetter
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.maintenance.archive.borders import Border, border_or_none, follow, settled_by
 from credit_mongo.maintenance.archive.places import ArchivePlace
 from credit_mongo.maintenance.archive.runs import Tally
 from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.archive.spans import Index
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.rows import Raw
-from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["IS_BEING_ERASED", "AuditLogs", "Batch", "Kind", "Transactions"]
 
@@ -51,12 +49,10 @@ class Kind:
 
     name: str
 
-    def __init__(
-        self, database: AsyncDatabase[Raw], names: CollectionNames, users: StoredUsers
-    ) -> None:
+    def __init__(self, database: LedgerDatabase) -> None:
         self.database = database
-        self.names = names
-        self.users = users
+        self.names = database.names
+        self.users = database.users
 
     collection: str
     index: Index
@@ -77,7 +73,7 @@ class Kind:
         found = self.database[collection].find(
             {"_id": {"$in": list(ids)}}, dict.fromkeys(fields, 1) or None, session=session
         )
-        return {row["_id"]: row for row in await found.to_list(None)}
+        return {row["_id"]: row for row in await found.to_list()}
 
     async def _borders(
         self, user_ids: Sequence[str], session: AsyncClientSession
@@ -107,7 +103,7 @@ class Transactions(Kind):
         user_ids = list(dict.fromkeys(map(_user_of, rows)))
         borders = await self._borders(user_ids, session)
         stopped = await self._stopped(user_ids, old, session)
-        erased = await erased_until(self.database, self.names, user_ids, session)
+        erased = await erased_until(self.database, user_ids, session)
         found = await self._by_ids(
             self.names.users, self.users.stored_ids(user_ids), session, *self.users.book_fields
         )
@@ -181,7 +177,7 @@ class AuditLogs(Kind):
     ) -> tuple[list[int], Batch]:
         batch = Batch()
         user_ids = list(dict.fromkeys(map(_user_of, rows)))
-        erased = await erased_until(self.database, self.names, user_ids, session)
+        erased = await erased_until(self.database, user_ids, session)
         batch.left = [(user_id, "") for user_id in erased]
         if place.kind == "collection":
             return [n for n, row in enumerate(rows) if row["userId"] not in erased], batch

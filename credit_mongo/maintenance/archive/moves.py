@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bson import decode_all
-from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.errors import JobTimeoutError, StorageError
@@ -22,17 +21,14 @@ from credit_mongo.maintenance.archive.runs import Lane, Moved, Tally
 from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.archive.spans import Span
 from credit_mongo.maintenance.steps import Steps
+from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["NAIVE", "Left", "Mover"]
+__all__ = ["Left", "Mover"]
 
 _MOST_BYTES: Final = 4 << 20
 # How often a batch is begun again, each time with the whole time of a step.
 _MOST_LATE: Final = 3
-# Naive datetimes are made in half the time, and are written back as they were.
-NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
-)
 _MOST_NAMED: Final = 1000
 _NO_SEQ: Final = "has no seq"
 
@@ -165,8 +161,8 @@ class _Move:
             # One more tells whether there are more.
             limit=self._most_rows + 1,
             most_bytes=_MOST_BYTES,
-            sort=list(kind.index.oldest_first.items()),
-            hint=list(kind.index.keys.items()),
+            order=list(kind.index.oldest_first.items()),
+            index=list(kind.index.keys.items()),
         )
         if not rows:
             return Batch()

@@ -9,7 +9,8 @@ import asyncio
 from typing import Any, Final
 
 from bson import ObjectId
-from pymongo.asynchronous.collection import AsyncCollection
+
+from credit_mongo.storage.database import Collection
 
 __all__ = ["Pace"]
 
@@ -30,7 +31,7 @@ _SHARE_OF_ALL: Final = 0.5
 class Pace:
     """Watches for new transactions. Each needs no more than a look at the newest id."""
 
-    def __init__(self, transactions: AsyncCollection[Any], *, lanes: int, full_speed: bool) -> None:
+    def __init__(self, transactions: Collection, *, lanes: int, full_speed: bool) -> None:
         self._transactions = transactions
         self._lanes = lanes
         self._full_speed = full_speed

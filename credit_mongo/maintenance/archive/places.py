@@ -8,13 +8,11 @@ from typing import Any, Final, Protocol
 
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.cursor import AsyncRawBatchCursor
-from pymongo.asynchronous.database import AsyncDatabase
 
-from credit_mongo.config import CollectionNames
 from credit_mongo.errors import ArchiveCopyError, StorageError
 from credit_mongo.maintenance.archive.borders import Place
 from credit_mongo.maintenance.archive.runs import Lane
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["ArchivePlace", "Collections", "in_session"]
@@ -69,9 +67,9 @@ class Collections:
     # Two cores are idle for a tenth of the time with two.
     lanes = 4
 
-    def __init__(self, database: AsyncDatabase[Raw], names: CollectionNames) -> None:
+    def __init__(self, database: LedgerDatabase) -> None:
         self._database = database
-        self._names = names
+        self._names = names = database.names
         self._of = {
             "transactions": names.transactions_archive,
             "auditLogs": names.audit_logs_archive,
@@ -131,21 +129,22 @@ class Collections:
 
 
 async def in_session(
-    database: AsyncDatabase[Raw],
+    database: LedgerDatabase,
     collection: str,
     query: Raw,
     session: AsyncClientSession,
     *,
     limit: int,
     most_bytes: int | None = None,
-    **options: Any,
+    order: Sequence[tuple[str, int]] | None = None,
+    index: Sequence[tuple[str, int]] | None = None,
 ) -> list[bytes]:
     """Rows as BSON, up to ``limit``, or until they take more than ``most_bytes``."""
     rows: list[bytes] = []
     size = 0
     at_once = limit + 1 if most_bytes is None else min(limit + 1, _READ_AT_ONCE)
-    found: AsyncRawBatchCursor[Any] = database[collection].find_raw_batches(
-        query, session=session, limit=limit, batch_size=at_once, **options
+    found = database[collection].find_raw_batches(
+        query, sort=order, hint=index, limit=limit, batch_size=at_once, session=session
     )
     try:
         while batches := await found.to_list(1):

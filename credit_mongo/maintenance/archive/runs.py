@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from credit_mongo.engine import tasks
 from credit_mongo.errors import ArchiveLostError, ArchiveRunningError, StorageError
 from credit_mongo.maintenance.steps import Steps
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Lane", "Lease", "Moved", "Tally"]
@@ -38,7 +38,7 @@ class Lease:
     """The right to archive, kept alive in the background until it is left."""
 
     def __init__(
-        self, database: AsyncDatabase[Raw], manifests: str, run: ObjectId, seconds: float
+        self, database: LedgerDatabase, manifests: str, run: ObjectId, seconds: float
     ) -> None:
         self._database = database
         self._manifests = manifests
@@ -130,7 +130,7 @@ class Tally:
 class Lane:
     """Batches one after the other, and their manifest. Several lanes of a run work at once."""
 
-    def __init__(self, database: AsyncDatabase[Raw], manifests: str, manifest_id: ObjectId) -> None:
+    def __init__(self, database: LedgerDatabase, manifests: str, manifest_id: ObjectId) -> None:
         self._manifests = database[manifests]
         self.manifest_id = manifest_id
         self.tallies: dict[str, Tally] = {"transactions": Tally(), "auditLogs": Tally()}

@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
+from credit_mongo.storage.database import Collection
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Slice", "slices_of"]
@@ -40,9 +40,7 @@ class Slice(NamedTuple):
         return {**begin, "$lt": self.end}
 
 
-async def slices_of(
-    collection: AsyncCollection[Raw], cut_off: datetime, rows_of_a_slice: int
-) -> list[Slice]:
+async def slices_of(collection: Collection, cut_off: datetime, rows_of_a_slice: int) -> list[Slice]:
     """The slices of what is older than ``cut_off``, the oldest first, of about so many rows each.
 
     The last one is of all that is left then. A sample of the rows tells where they end, so it is
@@ -64,7 +62,7 @@ async def slices_of(
             ],
             maxTimeMS=_SAMPLE_MILLISECONDS,
         )
-        moments = sorted(row["createdAt"] for row in await found.to_list(None))
+        moments = sorted(row["createdAt"] for row in await found.to_list())
     except PyMongoError:
         return [whole]
     every = samples // slices

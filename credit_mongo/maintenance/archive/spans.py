@@ -6,13 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from credit_mongo.maintenance.archive.slices import Slice
-from credit_mongo.maintenance.verification.reading import Rows, check_index
+from credit_mongo.maintenance.verification.reading import BATCH, Rows, check_index
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Index", "Span", "Spans"]
@@ -51,7 +51,7 @@ class Spans:
 
     def __init__(
         self,
-        database: AsyncDatabase[Raw],
+        database: LedgerDatabase,
         collection: str,
         index: Index,
         old: Slice,
@@ -97,8 +97,14 @@ class Spans:
                 return
 
     async def _found(self) -> AsyncGenerator[Span, None]:
-        found = self._collection.find(self.query(), {"_id": 0, "userId": 1})
-        rows = Rows(found.sort(list(self._index.oldest_first.items())).hint(self._hint()))
+        found = self._collection.find(
+            self.query(),
+            {"_id": 0, "userId": 1},
+            sort=list(self._index.oldest_first.items()),
+            hint=list(self._index.keys.items()),
+            batch_size=BATCH,
+        )
+        rows = Rows(found)
         user_of = itemgetter("userId")
         try:
             while batch := await rows.next():
@@ -112,9 +118,6 @@ class Spans:
                 yield self._take()
         finally:
             await rows.close()
-
-    def _hint(self) -> list[tuple[str, Any]]:
-        return list(self._index.keys.items())
 
     def _take(self) -> Span:
         users, rows = list(self._users), self._rows

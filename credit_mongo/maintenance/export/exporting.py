@@ -17,35 +17,27 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag, check_moment, check_optional
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.maintenance.export.files import standard_output, whole_file
 from credit_mongo.maintenance.export.formats import Format, Write, encoder_of
-from credit_mongo.maintenance.verification.reading import Rows, is_gone
-from credit_mongo.storage.redaction import Unlogged
+from credit_mongo.maintenance.verification.reading import BATCH, Rows, is_gone
+from credit_mongo.storage.codecs import NAIVE
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
-from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["Export", "OnProgress", "export_transactions"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of transactions that are written; nobody knows of how many."""
 
-# Naive datetimes, in UTC, are made in half the time.
-_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
-)
-_ORDER: Final = {"userId": 1, "createdAt": -1, "seq": -1}
+_ORDER: Final = [("userId", 1), ("createdAt", -1), ("seq", -1)]
 _LATEST: Final = datetime.max  # noqa: DTZ901 - naive, as the rows have it
 _MOST_TRIES: Final = 5
 # 2026-01-31T12:00:00.000000+00:00 and a little more.
@@ -90,39 +82,29 @@ async def export_transactions(
     It needs the ledger's indexes, and a role that can read. Raises InvalidRequestError,
     UserNotFoundError, OSError, and StorageError or PyMongoError if the database can't be read.
     """
-    names = collections or CollectionNames()
-    database = as_database(database)
-    stored_users = StoredUsers.of(users, database)
+    ledger = LedgerDatabase.of(database, collections, users).read_as(NAIVE)
     selection = _Selection(
-        database.with_options(
-            codec_options=_CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            # A snapshot session brings its own.
-            read_concern=ReadConcern(),
-        ),
-        names,
+        ledger,
         *_check_period(start, end),
-        users=stored_users,
-        user_id=check_optional(stored_users.check_id, "user_id", user_id),
+        user_id=check_optional(ledger.users.check_id, "user_id", user_id),
         include_archived=check_flag("include_archived", include_archived),
     )
     done = 0
-    with Unlogged():
-        has_files = await selection.check()
-        with _opened(destination, overwrite=overwrite) as write:
-            encoder = encoder_of(
-                format,
-                write,
-                guard_cells=guard_cells,
-                byte_order_mark=byte_order_mark,
-                decimal_places=decimal_places,
-            )
-            async for rows in selection.rows():
-                encoder.add(rows)
-                done += len(rows)
-                if on_progress is not None:
-                    on_progress(done, None)
-            encoder.end()
+    has_files = await selection.check()
+    with _opened(destination, overwrite=overwrite) as write:
+        encoder = encoder_of(
+            format,
+            write,
+            guard_cells=guard_cells,
+            byte_order_mark=byte_order_mark,
+            decimal_places=decimal_places,
+        )
+        async for rows in selection.rows():
+            encoder.add(rows)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress(done, None)
+        encoder.end()
     return Export(done, has_files)
 
 
@@ -145,18 +127,15 @@ class _Selection:
 
     def __init__(
         self,
-        database: AsyncDatabase[Raw],
-        names: CollectionNames,
+        database: LedgerDatabase,
         start: datetime | None,
         end: datetime | None,
         *,
-        users: StoredUsers,
         user_id: str | None,
         include_archived: bool,
     ) -> None:
         self._database = database
-        self._names = names
-        self._users = users
+        self._names = names = database.names
         self._user_id = user_id
         bounds = {"$gte": start, "$lt": end}
         self._period = {name: moment for name, moment in bounds.items() if moment is not None}
@@ -171,7 +150,7 @@ class _Selection:
         """Whether files have more. Raises UserNotFoundError."""
         database, names, user_id = self._database, self._names, self._user_id
         if user_id is not None:
-            looks = {names.users: self._users.query_of(user_id)}
+            looks = {names.users: database.users.query_of(user_id)}
             for transactions in (names.transactions, names.transactions_archive):
                 looks[transactions] = {"userId": user_id}
             for collection, query in looks.items():
@@ -241,10 +220,14 @@ class _Selection:
 
     def _open(self, collection: str, session: AsyncClientSession) -> _Stream:
         # All fields: to leave one out would cost the server more than to send it.
-        found = self._database[collection].find(self._query(), session=session)
-        found = found.sort(list(_ORDER.items())).allow_disk_use(allow_disk_use=True)
-        if collection == self._names.transactions:
-            found = found.hint(list(_ORDER.items()))
+        found = self._database[collection].find(
+            self._query(),
+            sort=_ORDER,
+            hint=_ORDER if collection == self._names.transactions else None,
+            allow_disk_use=True,
+            batch_size=BATCH,
+            session=session,
+        )
         return _Stream(Rows(found))
 
     def _query(self) -> Raw:

@@ -13,12 +13,9 @@ from datetime import datetime, timezone, tzinfo
 from typing import Final, NamedTuple, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.usage.expressions import (
     either,
@@ -34,8 +31,8 @@ from credit_mongo.maintenance.usage.periods import (
     width_for,
 )
 from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS, Raw
+from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["MOST_PLACES", "usage_of"]
 
@@ -92,18 +89,11 @@ async def usage_of(
     start, end = check_period(start, end)
     if not 1 <= places <= MOST_PLACES:
         raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
-    database = as_database(database).with_options(
-        codec_options=CODEC_OPTIONS,
-        read_preference=ReadPreference.PRIMARY,
-        # A snapshot session brings its own.
-        read_concern=ReadConcern(),
-    )
-    names = collections or CollectionNames()
-    with Unlogged():
-        async with database.client.start_session(snapshot=True) as session:
-            period = _Period(period_before(start, end, zone), start, end, zone)
-            asking = _Asking(database, names, session, period, places)
-            return await asking.all(on_progress or (lambda _done, _of: None))
+    ledger = LedgerDatabase.of(database, collections)
+    async with ledger.client.start_session(snapshot=True) as session:
+        period = _Period(period_before(start, end, zone), start, end, zone)
+        asking = _Asking(ledger, ledger.names, session, period, places)
+        return await asking.all(on_progress or (lambda _done, _of: None))
 
 
 class _Period(NamedTuple):
@@ -137,7 +127,7 @@ class _Spenders(NamedTuple):
 class _Asking:
     """The questions, all of one snapshot."""
 
-    database: AsyncDatabase[Raw]
+    database: LedgerDatabase
     names: CollectionNames
     session: AsyncClientSession
     period: _Period
@@ -375,7 +365,7 @@ class _Asking:
             # An index would be entered for most of its entries, and each row fetched by it.
             hint={"$natural": 1},
         )
-        return [with_integers(row) for row in await found.to_list(None)]
+        return [with_integers(row) for row in await found.to_list()]
 
     async def _has_files(self) -> bool:
         filed = {

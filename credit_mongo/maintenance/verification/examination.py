@@ -145,7 +145,7 @@ async def examine(
 async def _erased_until(
     reading: Reading, user_id: str, session: AsyncClientSession
 ) -> dict[str, datetime]:
-    return await erased_until(reading.database, reading.names, [user_id], session)
+    return await erased_until(reading.database, [user_id], session)
 
 
 async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSession) -> Raw:
@@ -165,9 +165,10 @@ async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _Look
             session=look_up.session,
             batch_size=LOOK_UP,
             allow_disk_use=True,
+            sort=[("seq", 1), ("createdAt", 1), ("_id", 1)],
         )
         batch: list[Raw] = []
-        async for row in rows.sort([("seq", 1), ("createdAt", 1), ("_id", 1)]):
+        async for row in rows:
             if is_archive:
                 _come_to(row, segments, border, chain)
             chain.add(row)

@@ -10,34 +10,26 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, border_or_none
 from credit_mongo.maintenance.verification.findings import Code
+from credit_mongo.storage.codecs import NAIVE
+from credit_mongo.storage.database import Cursor, LedgerDatabase
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.users import StoredUsers
 
-__all__ = ["LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
+__all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
 
-# Naive datetimes are made in half the time; here they are only compared with each other. A date
-# that Python has no form for is no reason to stop.
-_CODEC_OPTIONS: Final[CodecOptions[Raw]] = CodecOptions(
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
-)
 LOOK_UP: Final = 1000
 """How many documents are asked for by their ids at once."""
-_BATCH: Final = 2000
+BATCH: Final = 2000
 _SAMPLE: Final = 1000
 _LAST_YEAR: Final = 9996
 _PATIENCE_SECONDS: Final = 1.0
@@ -59,14 +51,11 @@ def is_gone(error: BaseException) -> bool:
 class Reading:
     """The collections to read, and how they were written."""
 
-    database: AsyncDatabase[Raw]
-    names: CollectionNames
+    database: LedgerDatabase
     audits: bool
     """Whether each transaction is to have its audit row."""
     key_ttl: timedelta
     """How long keys were remembered, of transactions that do not say it."""
-    users: StoredUsers
-    """How to read the documents of users."""
     clock_skew: timedelta | None = None
     """How far ahead of the server's a clock may have been; None: as far as it liked."""
 
@@ -82,15 +71,19 @@ class Reading:
         clock_skew: timedelta | None = None,
     ) -> Reading:
         """Of the database as the primary has it."""
-        database = as_database(database)
-        stored_users = StoredUsers.of(users, database)
-        database = database.with_options(
-            codec_options=_CODEC_OPTIONS,
-            read_preference=ReadPreference.PRIMARY,
-            # A snapshot session brings its own.
-            read_concern=ReadConcern(),
-        )
-        return cls(database, names, audits, key_ttl, stored_users, clock_skew)
+        # Moments are only compared with each other here.
+        ledger = LedgerDatabase.of(database, names, users).read_as(NAIVE)
+        return cls(ledger, audits, key_ttl, clock_skew)
+
+    @property
+    def names(self) -> CollectionNames:
+        """The collections."""
+        return self.database.names
+
+    @property
+    def users(self) -> StoredUsers:
+        """How to read the documents of users."""
+        return self.database.users
 
     async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
         """The same, with the time that some of the records have, if it is shorter."""
@@ -117,7 +110,7 @@ class Reading:
 
     async def now(self) -> datetime:
         """The time by the clock that removes expired records."""
-        hello = await self.database.command("hello")
+        hello = await self.database.command({"hello": 1})
         now: datetime = hello["localTime"]
         return now
 
@@ -152,7 +145,7 @@ class Reading:
         found = await (
             self.database[collection]
             .find({"_id": {"$in": list(ids)}}, fields, session=session, batch_size=LOOK_UP + 1)
-            .to_list(None)
+            .to_list()
         )
         return {document["_id"]: document for document in found}
 
@@ -239,15 +232,13 @@ def check_index(error: OperationFailure) -> None:
 class Rows:
     """Documents of one collection in order; the next ones are fetched while these are looked at."""
 
-    def __init__(
-        self, cursor: AsyncCursor[Raw], read_as: Callable[[Raw], Raw] | None = None
-    ) -> None:
-        self._cursor = cursor.batch_size(_BATCH)
+    def __init__(self, cursor: Cursor, read_as: Callable[[Raw], Raw] | None = None) -> None:
+        self._cursor = cursor
         self._read_as = read_as
         self._next: asyncio.Task[list[Raw]] | None = tasks.start(self._fetch())
 
     async def _fetch(self) -> list[Raw]:
-        rows = await self._cursor.to_list(_BATCH)
+        rows = await self._cursor.to_list(BATCH)
         return rows if self._read_as is None else [self._read_as(row) for row in rows]
 
     async def next(self) -> list[Raw]:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading, Rows
+from credit_mongo.maintenance.verification.reading import BATCH, LOOK_UP, Reading, Rows
 from credit_mongo.storage.rows import Raw, to_object_id
 
 __all__ = [
@@ -35,6 +35,7 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
 )
 # Each is a plan of its own to the server.
 _CREATIONS: Final = 100
+_BY_ID: Final = [("_id", 1)]
 _CREATE_USER: Final = "create_user"
 
 
@@ -57,8 +58,10 @@ class RecordSweep:
             query["userId"] = {"$in": list(self._user_ids)}
         reading = self._reading
         collection = reading.database[reading.names.idempotency_records]
-        found = collection.find(query, RECORD_FIELDS, session=session)
-        rows = Rows(found.sort("_id", 1).hint([("_id", 1)]))
+        found = collection.find(
+            query, RECORD_FIELDS, sort=_BY_ID, hint=_BY_ID, batch_size=BATCH, session=session
+        )
+        rows = Rows(found)
         try:
             while batch := await rows.next():
                 odd: dict[str, list[str]] = {}
@@ -126,7 +129,7 @@ async def _find_creations(
         cursor = reading.database[collection].find(
             {"$or": places}, _TRANSACTION_FIELDS, session=session
         )
-        rows |= {row["userId"]: row for row in await cursor.to_list(None)}
+        rows |= {row["userId"]: row for row in await cursor.to_list()}
     return [(record, rows.get(record.get("userId"))) for record in records]
 
 

@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
@@ -24,7 +23,7 @@ from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditC
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.operations.correction import CorrectionRequest, CorrectionResult
 from credit_mongo.core.values import check_identifier, to_milliseconds
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.session_reaper import SessionReaper
@@ -40,10 +39,10 @@ from credit_mongo.maintenance.verification.verify import (
     verify,
 )
 from credit_mongo.storage.clocks import CheckedClock
+from credit_mongo.storage.codecs import CODEC_OPTIONS
+from credit_mongo.storage.database import JOURNALED_MAJORITY
 from credit_mongo.storage.latest_write import LatestWrite
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.rows import CODEC_OPTIONS
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, Store
+from credit_mongo.storage.unit_of_work import Store
 
 __all__ = ["Correction", "Repair", "repair"]
 
@@ -130,16 +129,15 @@ async def repair(
         max_clock_skew_seconds=max_clock_skew_seconds,
         on_progress=on_progress,
     )
-    with Unlogged():
-        reading = await open_reading(
-            database,
-            names,
-            users,
-            audits=audits,
-            key_ttl_seconds=key_ttl_seconds,
-            max_clock_skew_seconds=max_clock_skew_seconds,
-        )
-    work = _Repairing(reading, as_database(database), operator, reason, dry_run=dry_run)
+    reading = await open_reading(
+        database,
+        names,
+        users,
+        audits=audits,
+        key_ttl_seconds=key_ttl_seconds,
+        max_clock_skew_seconds=max_clock_skew_seconds,
+    )
+    work = _Repairing(reading, operator, reason, dry_run=dry_run)
     user_ids = dict.fromkeys(finding.user_id for finding in verification.findings)
     try:
         corrections = [await work.of(user_id) for user_id in user_ids]
@@ -154,7 +152,6 @@ class _Repairing:
     def __init__(
         self,
         reading: Reading,
-        database: AsyncDatabase[Any],
         operator: str,
         reason: str,
         *,
@@ -162,9 +159,8 @@ class _Repairing:
     ) -> None:
         config, skew = CreditConfig(costs={}), reading.clock_skew
         ttl = timedelta(seconds=config.idempotency.ttl_seconds)
-        store = Store(
-            database, reading.names, reading.users, audits=reading.audits, remembers_for=ttl
-        )
+        self._database = database = reading.database.read_as(CODEC_OPTIONS)
+        store = Store(database, audits=reading.audits, remembers_for=ttl)
         deadlines = Deadlines(database.client)
         self._committer = Committer(
             database.client,
@@ -175,12 +171,9 @@ class _Repairing:
             latest_write=LatestWrite(database.client),
             deadlines=deadlines,
             reaper=SessionReaper(database.client, deadlines),
-            clock=CheckedClock(
-                database.client, lambda: to_milliseconds(datetime.now(timezone.utc)), skew
-            ),
+            clock=CheckedClock(database, lambda: to_milliseconds(datetime.now(timezone.utc)), skew),
         )
         self._reading = reading
-        self._database = database.with_options(codec_options=CODEC_OPTIONS)
         self._operator = operator
         self._reason = reason
         self._dry_run = dry_run
@@ -192,8 +185,7 @@ class _Repairing:
     async def of(self, user_id: str) -> Correction | None:
         """A user's correction; None if nothing is wrong (any more)."""
         for _ in range(_MOST_TRIES):
-            with Unlogged():
-                examined = await examine_user(self._reading, user_id)
+            examined = await examine_user(self._reading, user_id)
             if not examined.total:
                 return None
             if obstacle := _obstacle(examined):
@@ -226,7 +218,7 @@ class _Repairing:
 
         async def replace_some(session: AsyncClientSession) -> int:
             # The role that may repair can't update them.
-            found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list(None)
+            found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list()
             if found:
                 ids = {"_id": {"$in": [record["_id"] for record in found]}}
                 await records.delete_many(ids, session=session)

@@ -23,7 +23,7 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, IdempotencyConfig
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.drivers import AnyDatabase, as_database
+from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
@@ -32,8 +32,7 @@ from credit_mongo.maintenance.verification.findings import Finding, Verification
 from credit_mongo.maintenance.verification.reading import Reading, is_gone
 from credit_mongo.maintenance.verification.records import RecordSweep
 from credit_mongo.maintenance.verification.sweep import Sweep
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.users import StoredUsers
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["Finding", "OnProgress", "Verification", "examine_user", "open_reading", "verify"]
 
@@ -74,22 +73,21 @@ async def verify(
     """
     only = None
     if user_ids is not None:
-        check = StoredUsers.of(users, as_database(database)).check_id
+        check = LedgerDatabase.of(database, collections, users).users.check_id
         only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
-    with Unlogged():
-        reading = await open_reading(
-            database,
-            collections,
-            users,
-            audits=audits,
-            key_ttl_seconds=key_ttl_seconds,
-            max_clock_skew_seconds=max_clock_skew_seconds,
-        )
-        work = _Verifying(reading, on_progress or (lambda _done, _total: None))
-        if only is None:
-            await work.all_users()
-        else:
-            await work.some_users(only)
+    reading = await open_reading(
+        database,
+        collections,
+        users,
+        audits=audits,
+        key_ttl_seconds=key_ttl_seconds,
+        max_clock_skew_seconds=max_clock_skew_seconds,
+    )
+    work = _Verifying(reading, on_progress or (lambda _done, _total: None))
+    if only is None:
+        await work.all_users()
+    else:
+        await work.some_users(only)
     return work.result()
 
 
@@ -229,9 +227,8 @@ class _Verifying:
 
     async def _find_deleting_indexes(self) -> None:
         reading = self._reading
-        users = reading.users.names if reading.users.are_the_applications else None
         try:
-            found = await find_deleting_indexes(reading.database, reading.names, users)
+            found = await find_deleting_indexes(reading.database)
         except OperationFailure as error:
             if error.code != _UNAUTHORIZED:
                 raise

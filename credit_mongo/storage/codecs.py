@@ -1,0 +1,34 @@
+"""How documents are decoded: one form for each kind of work."""
+
+from __future__ import annotations
+
+from datetime import timezone
+from typing import Any, Final, TypeAlias
+
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+
+__all__ = ["CODEC_OPTIONS", "FOR_METADATA", "LENIENT", "NAIVE", "Raw"]
+
+Raw: TypeAlias = dict[str, Any]
+
+FOR_METADATA: Final[CodecOptions[Raw]] = CodecOptions(
+    tz_aware=True, tzinfo=timezone.utc, uuid_representation=UuidRepresentation.STANDARD
+)
+# A date beyond the years that Python has comes as a DatetimeMS: one in a field that the ledger
+# never looks at must not stop it, and one that it needs is told by name.
+CODEC_OPTIONS: Final[CodecOptions[Raw]] = FOR_METADATA.with_options(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+"""What the ledger reads and writes its rows with."""
+
+LENIENT: Final[CodecOptions[Raw]] = CODEC_OPTIONS.with_options(
+    unicode_decode_error_handler="replace"
+)
+"""The same for documents that may hold anything, such as text that is not UTF-8."""
+
+NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+"""For rows in bulk. Naive datetimes, in UTC, take half the time; written back, they are the same.
+"""
