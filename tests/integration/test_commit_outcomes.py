@@ -578,8 +578,6 @@ async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
 
     Those in the same batch, those who come later, and those of another process.
     """
-    # The two of a ledger come so near to each other that the batch of both ends before the first
-    # gives up: who gives up on a batch at work is told that nobody knows.
     config = prices(operation_timeout_seconds=4)
     users = [f"user-{number}" for number in range(40)]
 
@@ -604,7 +602,8 @@ async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
             )
         for wave in waves:
             failed = {u: e for u, e in zip(users, wave, strict=True) if isinstance(e, Exception)}
-            assert type(failed.pop("user-0")) is StorageError
+            # On a slow machine, the batch of the first two waves outlasts the first's deadline.
+            assert isinstance(failed.pop("user-0"), StorageError | CommitOutcomeUnknownError)
             assert not failed
         assert (await ledger.charge("user-0", "generate-post")).balance_after == 90
         assert (await ledger.charge("user-1", "generate-post")).balance_after == 60
