@@ -46,6 +46,29 @@ async def test_the_code_of_a_page_runs(
         await database.client.drop_database(f"{database.name}{other}")
 
 
+async def test_the_quickstart_prints_what_it_says(
+    replica_set_uri: str, database: AsyncDatabase[dict[str, Any]]
+) -> None:
+    """Its program as it stands: on the first run, and nothing happens twice on the second."""
+    text = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    files = {block.title: block.text for block in blocks_of(text) if block.title}
+    code = files["first.py"].replace('"app"', f'"{database.name}"')
+    promised = files["first.txt"]
+    for printed in (promised, promised.replace("8 12 False", "8 12 True")):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-W", "error", "-c", code),
+            env={**os.environ, "MONGODB_URI": replica_set_uri},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        lines = output.decode().splitlines()
+        assert (process.returncode, errors.decode()) == (0, "")
+        # The refused attempt is repeated, and audited, each time.
+        assert list(dict.fromkeys(lines)) == list(dict.fromkeys(printed.splitlines()))
+
+
 def test_the_runner_finds_what_is_wrong(tmp_path: Path) -> None:
     """A comment that says otherwise, an error, a command that fails or that nobody knows."""
     wrong = {
