@@ -1,4 +1,4 @@
-"""The configuration: prices, tiers, limits, names, and where the database is."""
+"""The configuration: prices, tiers, limits, collection names, and the database's address."""
 
 from __future__ import annotations
 

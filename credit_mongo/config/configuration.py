@@ -1,7 +1,7 @@
-"""The configuration: prices, tiers, limits. Frozen, and checked as a whole when it is built.
+"""The configuration: prices, tiers and limits. It is frozen, and checked when it is built.
 
-It takes the names of this library or the Credit SDK's own camelCase keys, so that a configuration
-of that SDK, saved as JSON, loads unchanged.
+Keys have this library's names or the Credit SDK's camelCase names, so a configuration of that SDK,
+saved as JSON, loads unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from credit_mongo.config.json_text import parse_json, to_json_text, written_price
-from credit_mongo.config.parts import Part, wrong
+from credit_mongo.config.parts import Part, invalid
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
 from credit_mongo.core.membership import Membership
@@ -65,45 +65,45 @@ __all__ = [
     "UserMapping",
 ]
 
-# Both far above any price list; with as many, a configuration is checked in some seconds.
+# Both are far above any price list. Checking a configuration of this size takes some seconds.
 MAX_PRICES: Final = 10_000
 MAX_FORMULAS_LENGTH: Final = 1_000_000
 SETTINGS_COLLECTION: Final = "ledger_settings"
-"""Where each ledger of a database keeps what gives its rows their meaning."""
-
+"""The collection in which all ledgers of a database store their settings."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
-"""Clocks set by NTP differ by far less than a second, those of machines just resumed by more."""
+"""The default: clocks set by NTP differ by much less than a second, clocks of machines that have
+just resumed by more."""
 
 
 def _name(value: str) -> str:
     try:
         return check_identifier("name", value)
     except InvalidRequestError as error:
-        raise wrong(error.reason) from None
+        raise invalid(error.reason) from None
 
 
 def _not_boolean(value: Any) -> Any:
-    # To Python, and so to pydantic, True is the number 1.
+    # For Python, and so for pydantic, True is the number 1.
     if isinstance(value, bool):
-        raise wrong("must be a number, not a bool")
+        raise invalid("must be a number, not a bool")
     return value
 
 
 def _credits(value: Any) -> Fraction:
-    """A number of credits, exactly as written: 0.1 is one tenth, not its binary neighbour."""
+    """Return a number of credits exactly as written: 0.1 is one tenth, not the nearest float."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise wrong(f"must be a number, not {type(value).__name__}")
+        raise invalid(f"must be a number, not {type(value).__name__}")
     if not isinstance(value, int) and not Decimal(str(value)).is_finite():
-        raise wrong("must be a finite number")
+        raise invalid("must be a finite number")
     if value == 0:
         return Fraction(0)
-    # Bounds come before the fraction: that of 1e-999999 would fill the memory.
+    # Check the range before making the fraction: that of 1e-999999 would fill the memory.
     if value < 0 or value > LARGEST_AMOUNT:
-        raise wrong(f"must be from 0 to {LARGEST_AMOUNT}")
+        raise invalid(f"must be from 0 to {LARGEST_AMOUNT}")
     exponent = Decimal(str(value)).as_tuple().exponent
     if isinstance(exponent, int) and exponent < -400:  # noqa: PLR2004 - no float has more
-        raise wrong("has more than 400 decimal places")
+        raise invalid("has more than 400 decimal places")
     return Fraction(str(value))
 
 
@@ -113,11 +113,11 @@ def _price(value: Any) -> Fraction | Formula:
     try:
         return Formula.parse(value)
     except FormulaSyntaxError as error:
-        raise wrong(f"is not a formula: {error}") from None
+        raise invalid(f"is not a formula: {error}") from None
 
 
-def _bounded(costs: Any) -> Any:
-    """Prices, before they are looked at: each may take milliseconds."""
+def _check_size(costs: Any) -> Any:
+    """Refuse too many prices before parsing any of them, which can take milliseconds each."""
     if not isinstance(costs, Mapping):
         return costs
     prices = [
@@ -127,9 +127,9 @@ def _bounded(costs: Any) -> Any:
         for price in by_tier.values()
     ]
     if len(prices) > MAX_PRICES:
-        raise wrong(f"has more than {MAX_PRICES:,} prices")
+        raise invalid(f"has more than {MAX_PRICES:,} prices")
     if sum(len(price) for price in prices if isinstance(price, str)) > MAX_FORMULAS_LENGTH:
-        raise wrong(f"has formulas of more than {MAX_FORMULAS_LENGTH:,} characters in all")
+        raise invalid(f"has formulas of more than {MAX_FORMULAS_LENGTH:,} characters in total")
     return costs
 
 
@@ -140,10 +140,10 @@ _Number = BeforeValidator(_not_boolean)
 
 
 class _FrozenDict(dict[Any, Any]):
-    """A dict that stays as it is: the policy was made from it."""
+    """A dict that cannot be changed, because the ledger's policy was built from it."""
 
     def _refuse(self, *_: object, **__: object) -> Any:
-        raise TypeError("a configuration cannot be changed: build another")
+        raise TypeError("a configuration cannot be changed: build a new one")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -158,14 +158,15 @@ _Mapping = Annotated[dict[_K, _V], AfterValidator(_FrozenDict)]
 
 
 class RetryConfig(Part):
-    """Tries after a failure of the database (a lost connection, an election, …).
+    """How the ledger retries after a failure of the database, such as an election.
 
-    A write conflict does not count as a failure: the ledger retries it until the operation's
-    deadline, whatever these settings are.
+    ``max_attempts`` (1 to 1,000) includes the first attempt. Delays are in milliseconds (0 to
+    60,000). Each delay is random, from 0 up to a bound, so that processes don't all retry at the
+    same moment. The bound begins at ``initial_delay_ms`` and grows by ``backoff_multiplier`` (1 to
+    100) with each failure, up to ``max_delay_ms``.
 
-    Delays are in milliseconds. Each delay is drawn at random, from 0 up to a bound that begins at
-    ``initial_delay_ms`` and grows by ``backoff_multiplier`` up to ``max_delay_ms``: after an
-    election, processes do not all try again at the same moment.
+    These settings don't apply to write conflicts. The ledger retries a write conflict until the
+    operation's deadline.
     """
 
     enabled: bool = True
@@ -194,28 +195,34 @@ class RetryConfig(Part):
     @model_validator(mode="after")
     def _delays_are_ordered(self) -> RetryConfig:
         if self.max_delay_ms < self.initial_delay_ms:
-            raise wrong("must not be smaller than initial_delay_ms", "max_delay_ms")
+            raise invalid("must not be smaller than initial_delay_ms", "max_delay_ms")
         return self
 
     def delay_seconds(
         self, failures: int, draw: Callable[[float, float], float] = random.uniform
     ) -> float:
-        """How long to wait after the ``failures``-th failure, in seconds: drawn from 0 to most."""
+        """Return how many seconds to wait after this many failures: random, from 0 to the longest.
+
+        ``draw`` returns a number between its two arguments.
+        """
         return draw(0.0, self.longest_delay_seconds(failures))
 
     def longest_delay_seconds(self, failures: int) -> float:
-        """The longest wait after the ``failures``-th failure, in seconds."""
-        # Capped before the power is taken: 100 ** 1000 is no float.
+        """Return the longest delay after this many failures, in seconds."""
+        # The exponent is capped because 100 ** 1000 is too large for a float.
         exponent = min(failures - 1, 64)
         delay = self.initial_delay_ms * self.backoff_multiplier**exponent
         return min(delay, self.max_delay_ms) / 1000
 
 
 class IdempotencyConfig(Part):
-    """How long keys are remembered. Disabled, keys are taken and not looked at."""
+    """How long the ledger remembers idempotency keys: ``ttl_seconds``, 1 second to 366 days.
+
+    With ``enabled=False``, calls still accept keys, but the ledger ignores them.
+    """
 
     enabled: bool = True
-    # A year at most: expiry dates must stay in the calendar.
+    # Much longer times could lead to expiry dates that the calendar doesn't have.
     ttl_seconds: Annotated[int, _Number] = Field(
         default=24 * 3600,
         ge=1,
@@ -225,17 +232,21 @@ class IdempotencyConfig(Part):
 
 
 class AuditConfig(Part):
-    """Whether attempts are audited."""
+    """Whether the ledger writes audit logs of all attempts."""
 
     enabled: bool = True
 
 
 class MembershipConfig(Part):
-    """Tiers by level (higher is more), the lowest tier that an action needs, caps by tier.
+    """The tiers, the actions that need one, and the balance that each tier sets.
 
-    ``credits_caps`` are in **credits**, as prices are: the balance that a change to the tier sets.
-    (Amounts of the API, such as the ``credits`` of ``create_user``, are in smallest units: with two
-    decimal places a cap of 20 is a balance of 2000.)
+    ``tiers`` gives each tier its level, 0 to 1,000,000; a higher level is a better tier.
+    ``requirements`` names the lowest tier that an action needs; None means no requirement.
+    ``credits_caps`` gives each tier the balance that a change to it sets.
+
+    The caps are in **credits**, like prices. The API's amounts, such as ``credits`` of
+    ``create_user``, are in smallest units: with two decimal places, a cap of 20 is a balance of
+    2000.
     """
 
     tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
@@ -257,36 +268,41 @@ class MembershipConfig(Part):
     @model_validator(mode="after")
     def _names_are_tiers(self) -> MembershipConfig:
         if DEFAULT_TIER in self.tiers:
-            raise wrong(f"{DEFAULT_TIER!r} is the price of those without a tier", "tiers")
+            reason = f"{DEFAULT_TIER!r} cannot be a tier: it means users without a tier"
+            raise invalid(reason, "tiers")
         for action, tier in self.requirements.items():
             if tier is not None and tier not in self.tiers:
-                raise wrong(f"there is no tier {tier!r}", "requirements", action)
+                raise invalid(f"there is no tier {tier!r}", "requirements", action)
         for tier in self.tiers:
             if tier not in self.credits_caps:
-                raise wrong(f"the tier {tier!r} has none", "credits_caps")
+                raise invalid(f"missing cap for tier {tier!r}", "credits_caps")
         for tier in self.credits_caps:
             if tier not in self.tiers:
-                raise wrong(f"there is no tier {tier!r}", "credits_caps", tier)
+                raise invalid(f"there is no tier {tier!r}", "credits_caps", tier)
         return self
 
 
 _CollectionName = Annotated[
-    # MongoDB's own limits: no "$", no NUL, not "system."; 200 leaves room for the database's name.
+    # MongoDB forbids "$", NUL and "system." in names. 200 leaves room for the database's name.
     str,
     StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=200),
 ]
 
 
 class CollectionNames(Part):
-    """The names of the ledger's collections; the fields not given have their own names.
+    """The names of the ledger's collections. Each field's default is its own name.
 
-    ``users``, ``transactions``, ``audit_logs`` and ``idempotency_records`` are the books.
-    ``turns`` holds the document by which processes that write the same users take turns;
-    ``transactions_archive`` and ``audit_logs_archive`` what was archived, ``archive_manifests``
-    what went where, ``archive_borders`` where a user's history goes on from, ``erasures`` how much
-    of whom was erased, and ``paid_requests`` the requests of `credit_mongo.integrations.fastapi`.
+    ``users``, ``transactions``, ``audit_logs`` and ``idempotency_records`` are the books. The other
+    collections:
 
-    Two ledgers in one database must share none of them: see ``with_prefix``.
+    - ``turns``: which process may write next, if several write the same users.
+    - ``transactions_archive`` and ``audit_logs_archive``: archived rows.
+    - ``archive_manifests``: what each archive run moved, and where.
+    - ``archive_borders``: where a user's history continues after the archived part.
+    - ``erasures``: records of erased users.
+    - ``paid_requests``: requests paid through `credit_mongo.integrations.fastapi`.
+
+    Two ledgers in one database must not share any of them: see ``with_prefix``.
     """
 
     users: _CollectionName = "users"
@@ -311,40 +327,45 @@ class CollectionNames(Part):
         seen: set[str] = set()
         for field, name in self.model_dump().items():
             if name in seen:
-                raise wrong("two of them have the same name")
+                raise invalid(f"two collections have the name {name!r}: give each its own")
             if name.startswith("system."):
-                raise wrong("names that start with 'system.' belong to MongoDB", field)
+                raise invalid(f"{name!r} starts with 'system.', which MongoDB reserves", field)
             if name == SETTINGS_COLLECTION:
-                raise wrong(f"{name!r} is where all ledgers keep their settings", field)
+                reason = f"{name!r} is reserved: all ledgers keep their settings there"
+                raise invalid(reason, field)
             seen.add(name)
         return self
 
     @classmethod
     def with_prefix(cls, prefix: str, **names: str) -> Self:
-        """All default names with ``prefix`` before them, for one of several ledgers in a database.
+        """Return all default names with ``prefix`` in front, for several ledgers in one database.
 
-        ``names`` are taken as they are: ``CollectionNames.with_prefix("shop_", users="members")``.
-        Raises ConfigurationError for a prefix, or a name, that no collection can have.
+        ``names`` are taken without the prefix, as in ``with_prefix("shop_", users="members")``.
+        Raises ConfigurationError if a collection cannot have one of the resulting names.
         """
         defaults = {name: f"{prefix}{info.default}" for name, info in cls.model_fields.items()}
         return cls(**{**defaults, **names})
 
 
 class CreditConfig(Part):
-    """Everything a ledger needs to know. Raises ConfigurationError, which names the wrong key.
+    """All settings of a ledger. Raises ConfigurationError, which names the wrong key.
 
-    ``costs`` has prices by action, then by tier and ``default``: a number of credits ≥ 0, or a
-    formula. Without ``default``, tiers that are not listed have no access to the action. With
-    ``decimal_places`` = n, one credit is 10**n of the smallest units in which all amounts of the
-    API are counted. ``operation_timeout_seconds`` bounds every call, but of ``delete_user`` each
-    step, and not ``ensure_indexes``. ``max_clock_skew_seconds`` (60; ten years at most) is how far
-    this process's clock may be from the server's before operations are refused. ``users`` says that
-    the documents in ``collections.users`` are the application's, and what their fields are called.
+    - ``costs``: prices by action, then by tier or ``default``. A price is a number of credits (0 or
+      more) or a formula. Without ``default``, tiers that aren't listed have no access to the
+      action.
+    - ``decimal_places`` (0 to 9): one credit is 10 to this power smallest units. All amounts of the
+      API are in smallest units.
+    - ``operation_timeout_seconds`` (0.05 to 3,600): the time limit of every call. In
+      ``delete_user`` it limits each step, and ``ensure_indexes`` has no limit.
+    - ``max_clock_skew_seconds`` (1 second to ten years): operations raise ClockSkewError if this
+      process's clock differs from the server's by more.
+    - ``users``: the field names of the application's own documents, if ``collections.users`` is
+      the application's collection.
     """
 
     costs: Annotated[
         _Mapping[_Name, _Mapping[_Name, Annotated[Any, BeforeValidator(_price), _Written]]],
-        BeforeValidator(_bounded),
+        BeforeValidator(_check_size),
     ]
     membership: MembershipConfig | None = None
     retry: RetryConfig = Field(default_factory=RetryConfig)
@@ -392,14 +413,18 @@ class CreditConfig(Part):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """A configuration from JSON. Numbers are taken as decimals, exactly as written.
+        """Build a configuration from JSON. Its numbers are taken exactly as written.
 
-        Raises ConfigurationError, also for a key that stands twice in one object.
+        The text has at most 1,000,000 characters. Raises ConfigurationError if it isn't a valid
+        configuration, or if an object contains the same key twice.
         """
         return cls(**parse_json(text))
 
     def to_json(self) -> str:
-        """All settings as indented JSON, formulas as written; ``from_json`` gives an equal one."""
+        """Return all settings as indented JSON. ``from_json`` reads it as an equal configuration.
+
+        Formulas stay as they were written.
+        """
         return to_json_text(self.model_dump())
 
     @model_validator(mode="after")
@@ -407,10 +432,10 @@ class CreditConfig(Part):
         tiers = None if self.membership is None else self.membership.tiers
         for action, prices in self.costs.items():
             if not prices:
-                raise wrong("has no prices", "costs", action)
+                raise invalid("has no prices", "costs", action)
             for tier, price in prices.items():
                 if tiers is not None and tier != DEFAULT_TIER and tier not in tiers:
-                    raise wrong(f"there is no tier {tier!r}", "costs", action, tier)
+                    raise invalid(f"there is no tier {tier!r}", "costs", action, tier)
                 self._check_amount(price, "costs", action, tier)
         if self.membership is not None:
             for tier, cap in self.membership.credits_caps.items():
@@ -420,16 +445,16 @@ class CreditConfig(Part):
     def _check_amount(self, amount: Fraction | Formula, *field: str) -> None:
         reason = price_problem(amount, self.decimal_places)
         if reason is not None:
-            raise wrong(reason, *field)
+            raise invalid(reason, *field)
         if isinstance(amount, Formula):
-            doubt = rounding_warning(amount, self.decimal_places)
-            if doubt is not None:
-                message = f"{'.'.join(field)}: {doubt}"
+            warning = rounding_warning(amount, self.decimal_places)
+            if warning is not None:
+                message = f"{'.'.join(field)}: {warning}"
                 warnings.warn(message, PriceRoundsToZeroWarning, stacklevel=2)
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy that this configuration makes, with prices in smallest units."""
+        """The policy of this configuration, with prices in smallest units."""
         prices: dict[str, Mapping[str, Price]] = {
             action: {
                 tier: price if isinstance(price, Formula) else self._units(price)

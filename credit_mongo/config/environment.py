@@ -11,9 +11,9 @@ __all__ = ["Settings"]
 
 
 class Settings(BaseSettings):
-    """Where the database is: MONGODB_URI and MONGODB_DATABASE of the environment."""
+    """The database's address, from the environment variables MONGODB_URI and MONGODB_DATABASE."""
 
-    # By these names alone: URI and DATABASE of an environment are somebody else's.
+    # Only these two names: an environment's URI and DATABASE may belong to other software.
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         frozen=True, extra="ignore", hide_input_in_errors=True
     )

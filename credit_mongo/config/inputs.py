@@ -1,7 +1,8 @@
-"""What a configuration is written as: plain numbers, strings and dicts, for type checkers.
+"""The types in which configurations are written: plain numbers, strings and dicts.
 
-Each dict has the library's names and the Credit SDK's camelCase ones; give one of the two. What the
-types cannot say (ranges, names that must exist) is checked when the configuration is built.
+The dicts accept the library's names and the Credit SDK's camelCase names. Give only one of the two.
+Building the configuration checks what types cannot express, such as ranges and names that must
+exist.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 CreditsInput: TypeAlias = int | float | Decimal
-"""A number of credits, exactly as written: 0.1 is one tenth."""
+"""A number of credits, taken exactly as written: 0.1 is one tenth."""
 
 PriceInput: TypeAlias = CreditsInput | str
 """A number of credits, or a formula that gives one."""
@@ -37,7 +38,7 @@ class _Tiers(TypedDict):
 
 
 class MembershipInput(_Tiers, total=False):
-    """A `MembershipConfig`: ``tiers``, and their caps in credits, are required."""
+    """A `MembershipConfig`. ``tiers`` and their caps (in credits) are required."""
 
     requirements: Mapping[str, str | None]
     credits_caps: Mapping[str, CreditsInput]
@@ -45,7 +46,7 @@ class MembershipInput(_Tiers, total=False):
 
 
 class RetryInput(TypedDict, total=False):
-    """A `RetryConfig`: delays are in milliseconds."""
+    """A `RetryConfig`. Delays are in milliseconds."""
 
     enabled: bool
     max_attempts: int
@@ -61,7 +62,7 @@ class RetryInput(TypedDict, total=False):
 
 
 class IdempotencyInput(TypedDict, total=False):
-    """An `IdempotencyConfig`: how many seconds keys are remembered."""
+    """An `IdempotencyConfig`. ``ttl_seconds`` is how long the ledger remembers keys."""
 
     enabled: bool
     ttl_seconds: int
@@ -76,7 +77,7 @@ class AuditInput(TypedDict, total=False):
 
 
 class CollectionsInput(TypedDict, total=False):
-    """`CollectionNames`: those that differ from the defaults."""
+    """`CollectionNames`. Give only the names that differ from the defaults."""
 
     users: str
     transactions: str
@@ -94,7 +95,7 @@ class CollectionsInput(TypedDict, total=False):
 
 
 class UserMappingInput(TypedDict, total=False):
-    """A `UserMapping`: what the fields of the application's user documents are called."""
+    """A `UserMapping`: the names of the fields in the application's user documents."""
 
     id_type: Literal["string", "objectId", "uuid"]
     idType: Literal["string", "objectId", "uuid"]

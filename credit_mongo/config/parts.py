@@ -1,4 +1,4 @@
-"""What the parts of a configuration have in common: frozen, and checked when they are built."""
+"""The base of all parts of a configuration: frozen, and checked when built."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pydantic_core import PydanticCustomError
 
 from credit_mongo.errors import ConfigurationError
 
-__all__ = ["Part", "wrong"]
+__all__ = ["Part", "invalid"]
 
-_MOST_SHOWN: Final = 10
+_MAX_SHOWN: Final = 10
 
 
-def wrong(reason: str, *field: str) -> PydanticCustomError:
-    """What is wrong; ``field`` is the way from where it was noticed to the key that is wrong."""
-    # As context, because braces in a reason (a formula's, say) are not placeholders.
+def invalid(reason: str, *field: str) -> PydanticCustomError:
+    """Return the error for a check to raise.
+
+    ``reason`` is the text after the key's name. ``field`` leads from the checked part to the wrong
+    key.
+    """
+    # Passed as context, because braces in a reason (such as a formula's) are not placeholders.
     return PydanticCustomError("credit_mongo", "{reason}", {"reason": reason, "field": field})
 
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 else:
 
     class _RaisesConfigurationError(type(BaseModel)):
-        # Not in __init__: pydantic calls that for the parts of a whole, too.
+        # Not in __init__, which pydantic also calls for nested parts.
         def __call__(cls, *arguments, **values):
             try:
                 return super().__call__(*arguments, **values)
@@ -38,7 +42,10 @@ else:
 
 
 class Part(_Checked):
-    """A part, or the whole. What is wrong with it is a ConfigurationError that names the key."""
+    """A part of a configuration, or all of it.
+
+    Building one raises ConfigurationError with the name of the wrong key.
+    """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
@@ -50,7 +57,7 @@ class Part(_Checked):
     )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """What differs from the defaults, as it would be written, long mappings shortened."""
+        """Show the values that differ from the defaults, as people write them, long ones cut."""
         written, fields = self.model_dump(), type(self).model_fields
         for name, info in fields.items():
             value = getattr(self, name)
@@ -59,12 +66,12 @@ class Part(_Checked):
 
 
 class _Shortened(dict[Any, Any]):
-    """A mapping that shows its first items."""
+    """A mapping whose repr shows only the first items."""
 
     def __repr__(self) -> str:
         items = [f"{key!r}: {value!r}" for key, value in self.items()]
-        if len(items) > _MOST_SHOWN:
-            items[_MOST_SHOWN:] = [f"… {len(items) - _MOST_SHOWN} more"]
+        if len(items) > _MAX_SHOWN:
+            items[_MAX_SHOWN:] = [f"… {len(items) - _MAX_SHOWN} more"]
         return f"{{{', '.join(items)}}}"
 
 
@@ -76,10 +83,10 @@ def _shortened(value: Any) -> Any:
 
 def _as_configuration_error(error: ValidationError) -> ConfigurationError:
     errors = error.errors(include_url=False, include_input=False)
-    # A misspelt key also makes the right one missing: name the cause.
+    # A misspelt key also causes an error for the missing right one: report the misspelt key.
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     inner = first.get("ctx", {}).get("field", ()) if first["type"] == "credit_mongo" else ()
     path = ".".join(str(part) for part in (*first["loc"], *inner) if part != "[key]")
     if first["type"] == "extra_forbidden":
-        return ConfigurationError(path, "there is no such key")
+        return ConfigurationError(path, "is not a known key: check its spelling")
     return ConfigurationError(path, first["msg"])

@@ -1,4 +1,4 @@
-"""How the application's own user documents hold the ledger's facts."""
+"""The mapping of the ledger's fields to the application's own user documents."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
-from credit_mongo.config.parts import Part, wrong
+from credit_mongo.config.parts import Part, invalid
 
 __all__ = ["UserMapping"]
 
 _FieldName = Annotated[
-    # Neither an operator nor a path: the ledger's fields stand on the document itself.
+    # No operators and no paths: the fields are at the top level of the document.
     str,
     StringConstraints(pattern=r"^[^$.\x00-\x1f\x7f]+$", max_length=120),
 ]
 
 
 class UserMapping(Part):
-    """The fields of the application's own user documents that the ledger reads and writes.
+    """The names of the fields that the ledger uses in the application's own user documents.
 
-    It writes no others, and never replaces a document. ``id_type`` is what ``_id`` is; to the API a
-    user's id is always a string: of an ObjectId its 24 hexadecimal digits, of a UUID its canonical
-    text, both in lower case. ``created_at`` is left as it is where a document has one.
+    The ledger writes only these fields, and never replaces a document. If a document already has
+    ``created_at``, the ledger keeps it.
+
+    ``id_type`` is the type of ``_id``. In the API, a user's id is always a string: an ObjectId as
+    24 hexadecimal digits, a UUID in its canonical form, both in lower case.
+
+    Raises ConfigurationError if two fields have the same name, or if a name is ``_id``, has more
+    than 120 characters, or contains ``$``, ``.`` or a control character.
     """
 
     id_type: Literal["string", "objectId", "uuid"] = Field(
@@ -50,8 +55,8 @@ class UserMapping(Part):
         seen: set[str] = set()
         for field, name in self.model_dump(exclude={"id_type"}).items():
             if name == "_id":
-                raise wrong("_id is the user's id", field)
+                raise invalid("cannot be '_id', which is the user's id", field)
             if name in seen:
-                raise wrong(f"{name!r} is another field's name already", field)
+                raise invalid(f"{name!r} is already the name of another field", field)
             seen.add(name)
         return self

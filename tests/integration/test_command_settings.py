@@ -246,9 +246,9 @@ async def test_a_configuration_may_be_a_python_object(
         ("shop.broken:config", "shop.broken:config can't be imported: RuntimeError"),
         ("shop.credits:not_one", "shop.credits:not_one must be a CreditConfig, not dict"),
         ("shop.credits:", "shop.credits:: No such file or directory"),
-        ("empty.json", "config: empty.json is empty, not JSON"),
+        ("empty.json", "config: empty.json is empty, but must be JSON"),
         ("cut.json", "config: cut.json is not JSON: Expecting value (line 2, column 2)"),
-        ("twice.json", "config.costs.a.default: this key stands twice: remove one of them"),
+        ("twice.json", "config.costs.a.default: this key appears twice: remove one of them"),
     ],
 )
 async def test_a_configuration_that_can_not_be_had_is_named(

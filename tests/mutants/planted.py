@@ -698,7 +698,7 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
-        "of a key that stands twice the last price counts",
+        "if a key appears twice, the last price counts",
         "config/json_text.py",
         "            if key in found:",
         "            if False:",

@@ -639,9 +639,9 @@ def test_json_that_is_no_configuration_is_refused(text: str | bytes, field: str)
         ('{"costs": {}, "retry": [{"a": 1, "a": 2}]}', "retry.0.a"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused(text: str, field: str) -> None:
+def test_a_key_that_appears_twice_is_refused(text: str, field: str) -> None:
     """Python would take the last, and charge 1 where the first line says 10."""
-    with pytest.raises(ConfigurationError, match="stands twice") as caught:
+    with pytest.raises(ConfigurationError, match="appears twice") as caught:
         CreditConfig.from_json(text)
     assert caught.value.field == field
 
@@ -658,8 +658,8 @@ def test_a_configuration_is_read_in_every_encoding_that_editors_write(encoding: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is empty, not JSON"),
-        (b"\xef\xbb\xbf \n", "is empty, not JSON"),
+        ("", "is empty, but must be JSON"),
+        (b"\xef\xbb\xbf \n", "is empty, but must be JSON"),
         ('{"costs": {},\n }', "is not JSON: .* \\(line 2, column 2\\)"),
     ],
 )
