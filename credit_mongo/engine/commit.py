@@ -112,6 +112,7 @@ class _Batch:
         self.lost_turn = False
         self.held_since: float | None = None
         self.clock = asyncio.get_running_loop().time
+        self.began = self.clock()
         self.is_given_up = False
         self.unknown: _Sent | None = None
         self.tries = 0
@@ -252,9 +253,9 @@ class Committer:
         was. If this raises, there may be a half of the operation in the transaction.
         """
         try:
-            now = self._clock()
+            now, read_at = self._clock(), asyncio.get_running_loop().time()
             loaded = await self._store.load([request], now, session, with_keys=True)
-            await self._clock.check(now, session)
+            await self._clock.check(now, session, read_at=read_at)
             decided = decide_batch(self._policy, loaded, [request], now)
             outcome: R | CreditError = decided.outcomes[0]
             if isinstance(outcome, CreditError):
@@ -355,7 +356,7 @@ class Committer:
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
         with_keys = batch.tries > 1 or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
-        await self._clock.check(batch.now, session)
+        await self._clock.check(batch.now, session, read_at=batch.began)
         decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
         if decided.refusals and not with_keys:
             refused = [refusal.request for refusal in decided.refusals]

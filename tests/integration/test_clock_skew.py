@@ -96,6 +96,33 @@ async def test_a_process_whose_clock_is_wrong_writes_nothing(
     assert await count(database, "idempotency_records") == 0
 
 
+@pytest.mark.parametrize("seconds", [70, 70 * 365 * 86400, -3 * 3600])
+async def test_a_clock_that_is_set_during_an_operation_decides_nothing(
+    database: Database,
+    client: Client,
+    config: CreditConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+) -> None:
+    """Wrong when an operation begins, right a moment later; behind as after a suspension."""
+    readings: list[datetime] = []
+    monkeypatch.setattr(ledger_module, "_now", lambda: readings.pop() if readings else now())
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        readings.append(now() + timedelta(seconds=seconds))
+        with pytest.raises(ClockSkewError) as caught:
+            await ledger.charge("ann", "translate")
+        assert caught.value.skew_seconds == pytest.approx(seconds, abs=5)
+        async with client.start_session() as session:
+            await session.start_transaction()
+            readings.append(now() + timedelta(seconds=seconds))
+            with pytest.raises(ClockSkewError):
+                await ledger.charge("ann", "translate", session=session)
+        assert (await ledger.charge("ann", "translate")).balance_before == 100
+    await check_promises(database)
+
+
 async def test_time_does_not_go_back_between_clocks_that_are_allowed(
     opened: Opened, database: Database
 ) -> None:
@@ -142,6 +169,25 @@ async def test_a_server_that_nobody_has_written_to_is_asked_for_its_clock(
         await asyncio.sleep(3)
         await ledger.quote("ann", "translate")
         assert (await ledger.charge("ann", "translate")).balance_after == 82
+
+
+async def test_a_clock_that_jumps_after_the_primary_was_asked_is_refused(
+    database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The primary's answer holds for some seconds, and says nothing good of another time."""
+    offset = timedelta()
+    monkeypatch.setattr(ledger_module, "_now", lambda: now() + offset)
+    strict = config.model_copy(update={"max_clock_skew_seconds": 1})
+    async with CreditLedger(database, strict) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        await asyncio.sleep(3)  # so that the operation time lags, and the primary is asked
+        await ledger.quote("ann", "translate")
+        offset = timedelta(days=9000)
+        with pytest.raises(ClockSkewError):
+            await ledger.charge("ann", "translate")
+        offset = timedelta()
+        assert (await ledger.charge("ann", "translate")).balance_before == 100
 
 
 # --- What happened already ------------------------------------------------------------------------
