@@ -16,7 +16,7 @@ install = $(if $(filter yes,$(LOCKED)),\
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo example test test-all test-newest lock docs faults faults-short mutants check bench \
+.PHONY: demo example test test-all test-newest lock docs faults faults-short mutants check wheel bench \
 	soak format lint types clean
 
 demo: $(VENV)/demo
@@ -53,6 +53,11 @@ faults-short: $(VENV)/dev
 	FAULTS_CONFLICT_SECONDS=0.5 FAULTS_ROUNDS_WITHOUT_SERVER=10 SOAK_SECONDS=30 \
 	$(if $(SEED),FAULTS_SEED=$(SEED) SOAK_SEED=$(SEED)) \
 	$(BIN)/python -m pytest tests/faults tests/soak $(TESTS)
+
+# What a release is: both files are built, and the wheel is used in an empty environment.
+wheel: $(VENV)/dev
+	@echo "Building the package and using it takes about a minute."
+	@$(BIN)/python scripts/check_wheel.py --keep dist
 
 # Into site/; a link or an anchor that leads nowhere fails it.
 docs: $(VENV)/dev
