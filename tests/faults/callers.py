@@ -13,12 +13,12 @@ from tests.faults.operations import OPENING_CREDITS, charge_of, new_key, refused
 
 __all__ = ["Callers"]
 
-# Between two calls of all callers together: so many that all can be checked.
+# The average pause between two calls, so that a run has few enough calls to check them all.
 _BETWEEN_SECONDS: Final = 0.01
 
 
 class Callers:
-    """Callers who charge, grant and refund for a handful of users, each with keys of its own."""
+    """Callers who charge, grant and refund for a handful of users, each call with its own key."""
 
     def __init__(self, ledger: CreditLedger, count: int, dice: Random) -> None:
         self.ledger = ledger
@@ -27,12 +27,12 @@ class Callers:
         self._users = [f"user-{number}" for number in range(max(count // 5, 2))]
 
     async def open_accounts(self) -> None:
-        """Before anything is disturbed."""
+        """Create the users, before anything is disturbed."""
         opening = (self.ledger.create_user(u, credits=OPENING_CREDITS) for u in self._users)
         await asyncio.gather(*opening)
 
     async def during(self, disturb: Callable[[], Awaitable[None]]) -> list[Answer]:
-        """What all were told who asked while it was disturbed."""
+        """Run the callers while ``disturb`` runs, and return the answers to all their calls."""
         answers: list[Answer] = []
         is_over = asyncio.Event()
         callers = [

@@ -1,7 +1,7 @@
-"""What callers call of a ledger and what they are told, in a form that can be checked and repeated.
+"""A call of a ledger and its answer, in a form that can be repeated and checked.
 
-Each call has a mark in its metadata, by which its rows are found: those of calls without a key, and
-those of refusals, too.
+Each call puts a mark of its own into the metadata. The checks find its rows by the mark, including
+those of refusals and of calls without a key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "outcome_of",
 ]
 
-# Far beyond every deadline of these tests: who has not ended by then never does.
+# Far beyond every deadline of these tests: a call that hasn't ended by then is hanging.
 HANGING_SECONDS: Final = 60.0
 
 Outcome: TypeAlias = Any
@@ -37,7 +37,7 @@ Outcome: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a method: what it is to be refused with, and whether it was done before."""
+    """One call: method, arguments, the error it should end with, and whether it was made before."""
 
     method: str
     user_id: str
@@ -49,7 +49,7 @@ class Call:
     mark: str = field(default_factory=lambda: uuid4().hex)
 
     async def on(self, ledger: CreditLedger, session: AsyncClientSession | None = None) -> Any:
-        """Make the call."""
+        """Make the call on this ledger."""
         return await getattr(ledger, self.method)(
             self.user_id,
             *self.arguments,
@@ -70,15 +70,15 @@ class Answer:
 
 
 class HangingError(Exception):
-    """What is told of a call that does not end: no more than that."""
+    """Stands in for the outcome of a call that never ended."""
 
 
 async def outcome_of(work: Awaitable[Any], seconds: float = HANGING_SECONDS) -> Outcome:
-    """What a call ends with. That of a cancelled caller is its CancelledError."""
+    """Return a call's result or error. A cancelled call's outcome is its CancelledError."""
     task = asyncio.ensure_future(work)
     # Not wait_for, which would wait until the cancelled call has ended.
     if not (await asyncio.wait([task], timeout=seconds))[0]:
-        return HangingError(f"it has not ended after {seconds} s")
+        return HangingError(f"the call has not ended after {seconds} s")
     try:
         return task.result()
     except (Exception, asyncio.CancelledError) as error:
@@ -86,12 +86,12 @@ async def outcome_of(work: Awaitable[Any], seconds: float = HANGING_SECONDS) -> 
 
 
 async def make_call(call: Call, ledger: CreditLedger) -> Answer:
-    """Call, and keep what is told."""
+    """Make the call and return its answer."""
     begun = time.monotonic()
     outcome = await outcome_of(call.on(ledger))
     return Answer(call, outcome, time.monotonic() - begun)
 
 
 async def make_calls(calls: list[Call], ledger: CreditLedger) -> list[Answer]:
-    """Call all at once."""
+    """Make all calls at once."""
     return list(await asyncio.gather(*(make_call(call, ledger) for call in calls)))

@@ -1,11 +1,11 @@
-"""What must hold after whatever has happened, checked straight from the collections and servers.
+"""What must hold after any disturbance, checked straight from the collections and servers.
 
-- Every caller got a result, an error of the library's, or was cancelled by the test.
-- What was acknowledged is there, once; what was refused is audited, and has no other effect; of
-  what failed there is nothing.
-- To call again with the same key settles it: one effect in all, and whoever was told that nothing
-  was written finds it true.
-- The promises hold for each row of the database.
+- Every caller got a result or an error of the library, or was cancelled by the test.
+- An acknowledged call took effect once. A refused call was audited and had no other effect. A
+  failed call had no effect at all.
+- Repeating a call with the same key settles it: there is one effect in all. If the caller had been
+  told that nothing was written, that proves to be true.
+- The promises hold for every row of the database.
 - No transaction is left open on any server.
 """
 
@@ -33,15 +33,15 @@ __all__ = [
     "member_uris",
 ]
 
-# What a caller may hear later than its deadline: these machines are shared.
+# How long after its deadline a call may end: the tests share their machine with others.
 GRACE_SECONDS: Final = 2.0
-# A set that has just lost its primary needs a while, and then each call needs one try.
+# A set that has just lost its primary needs a while to recover before a repeat succeeds.
 SETTLE_SECONDS: Final = 45.0
-# All that is dear to compute and not looked at.
+# Sections of the status that cost much to compute and that no check reads.
 _SECTIONS_LEFT_OUT: Final = dict.fromkeys(
     ("wiredTiger", "metrics", "tcmalloc", "locks", "opLatencies", "flowControl", "repl"), 0
 )
-# Far less than the minute after which the server ends transactions by itself.
+# Far less than the minute after which the server ends open transactions by itself.
 OPEN_SECONDS: Final = 8.0
 
 
@@ -53,25 +53,25 @@ async def check_everything(
     observers: Sequence[Client],
     timeout_seconds: float,
 ) -> None:
-    """All of it, once the disturbance is over. ``ledger`` is the one that was disturbed."""
+    """Run every check once the disturbance is over. ``ledger`` is the one that was disturbed."""
     check_deadlines(answers, timeout_seconds)
-    # Before the ledger is asked again: its next transaction might end the last by chance.
+    # Before the ledger is used again: its next transaction might end the last one by chance.
     await check_no_transaction_open(observers)
     await check_answers(answers, ledger=ledger, database=database)
     await check_stored_rows(database)
 
 
 async def check_stored_rows(database: Database) -> None:
-    """For each row: as these tests see it, and as the library verifies itself."""
+    """Check every row, by these tests' own rules and by the library's verification."""
     await check_promises(database)
     verified = await verify(database)
     assert not verified.findings, verified.findings[:3]
 
 
 def check_deadlines(answers: Sequence[Answer], timeout_seconds: float) -> None:
-    """Each call by its deadline."""
+    """Check that each call ended by its deadline."""
     late = [each for each in answers if each.seconds > timeout_seconds + GRACE_SECONDS]
-    assert not late, f"{len(late)} calls ended late, say {late[0]}"
+    assert not late, f"{len(late)} calls ended late, for example {late[0]}"
 
 
 async def check_answers(
@@ -81,14 +81,14 @@ async def check_answers(
     database: Database,
     audits_may_stay: bool = False,
 ) -> None:
-    """What these callers were told is true, and stays true when they call again.
+    """Check that each caller was told the truth, and gets the same answer to a repeat.
 
-    ``audits_may_stay``: rows of refusals are written outside of the failed transaction.
+    ``audits_may_stay``: the rows of refusals are written outside the failed transaction.
     """
     for each in answers:
         assert isinstance(each.outcome, CreditError | asyncio.CancelledError) or (
             not isinstance(each.outcome, BaseException)
-        ), f"{each.call.method}: not an error of the library's: {each.outcome!r}"
+        ), f"{each.call.method}: not an error of the library: {each.outcome!r}"
     found = await _found(database, answers)
     for each in answers:
         _check_before(each, found[each.call.mark], audits_may_stay=audits_may_stay)
@@ -100,7 +100,7 @@ async def check_answers(
 
 
 async def settle(calls: list[Call], ledger: CreditLedger) -> list[Outcome]:
-    """Call until each has a result or a refusal: as the errors advise, with the same keys."""
+    """Repeat each call with its key until it has a result or a refusal, as the errors advise."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_SECONDS
     settled: dict[str, Outcome] = {}
@@ -116,7 +116,7 @@ async def settle(calls: list[Call], ledger: CreditLedger) -> list[Outcome]:
 
 
 def kind_of(outcome: Outcome) -> str:
-    """The kind of answer: "done", "refused", "failed" (nothing happened) or "unknown"."""
+    """Classify an answer: "done", "refused", "failed" (nothing was written) or "unknown"."""
     if isinstance(outcome, CommitOutcomeUnknownError | asyncio.CancelledError):
         return "unknown"
     if isinstance(outcome, StorageError):
@@ -125,7 +125,7 @@ def kind_of(outcome: Outcome) -> str:
 
 
 class _Found:
-    """The rows of one ask: its effects, and its refusals."""
+    """The rows of one call: its effects and its refusals."""
 
     def __init__(self) -> None:
         self.effects: list[Row] = []
@@ -146,19 +146,21 @@ def _check_before(answer: Answer, found: _Found, *, audits_may_stay: bool) -> No
     call, kind = answer.call, kind_of(answer.outcome)
     counts = (len(found.effects), len(found.refusals))
     if kind == "done":
-        assert call.refused_with is None, f"{call.method} was to be refused: {answer.outcome!r}"
-        assert counts == (1, 0), f"acknowledged, and then {counts} rows: {answer}"
+        assert call.refused_with is None, (
+            f"{call.method} should have been refused: {answer.outcome!r}"
+        )
+        assert counts == (1, 0), f"acknowledged, but found {counts} rows: {answer}"
         _check_result(answer.outcome, found.effects[0])
     elif kind == "refused":
         assert call.refused_with is not None, f"{call.method} was refused: {answer.outcome!r}"
         assert isinstance(answer.outcome, call.refused_with), repr(answer.outcome)
-        assert counts == (0, 1), f"refused, and then {counts} rows: {answer}"
+        assert counts == (0, 1), f"refused, but found {counts} rows: {answer}"
     elif kind == "failed":
         audits = {0, 1} if audits_may_stay else {0}
         assert counts[0] == int(call.is_repeated), f"failed, and then {counts} rows: {answer}"
         assert counts[1] in audits, f"failed, and then {counts} rows: {answer}"
     else:
-        assert sum(counts) <= 1, f"unknown, and then {counts} rows: {answer}"
+        assert sum(counts) <= 1, f"unknown, but found {counts} rows: {answer}"
 
 
 def _check_after(answer: Answer, settled: Outcome, found: _Found) -> None:
@@ -172,14 +174,18 @@ def _check_after(answer: Answer, settled: Outcome, found: _Found) -> None:
     _check_result(settled, found.effects[0])
     kind = kind_of(answer.outcome)
     if kind == "done":
-        assert settled == answer.outcome, f"another answer: {settled!r}, was {answer.outcome!r}"
-        assert settled.replayed, f"acknowledged, and done again: {settled!r}"
+        assert settled == answer.outcome, (
+            f"the answer changed to {settled!r} from {answer.outcome!r}"
+        )
+        assert settled.replayed, f"acknowledged, but done again: {settled!r}"
     elif kind == "failed":
-        assert settled.replayed == call.is_repeated, f"told that nothing was written: {answer}"
+        assert settled.replayed == call.is_repeated, (
+            f"told that nothing was written, but it was: {answer}"
+        )
 
 
 def _check_result(result: Any, row: Row) -> None:
-    """A result says what is stored."""
+    """Check that a result agrees with its row."""
     assert result.user_id == row["userId"]
     if isinstance(result, User):
         assert (result.credits, 1) == (row["balanceAfter"], row["seq"])
@@ -192,14 +198,14 @@ def _check_result(result: Any, row: Row) -> None:
 async def check_no_transaction_open(
     observers: Sequence[Client], seconds: float = OPEN_SECONDS
 ) -> None:
-    """No member has a transaction open, or within seconds none any more.
+    """Check that no member has a transaction open, waiting some seconds for those that are ending.
 
-    ``observers`` are clients of one member each.
+    ``observers`` has one client for each member.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while still_open := [row for client in observers for row in await _open_on(client)]:
-        assert loop.time() < deadline, f"{len(still_open)} are open, say {still_open[0]}"
+        assert loop.time() < deadline, f"{len(still_open)} are open: {still_open[0]}"
         await asyncio.sleep(0.05)
 
 
@@ -217,5 +223,5 @@ async def _open_on(client: Client) -> list[Row]:
 
 
 def member_uris(replica_set: LocalReplicaSet) -> list[str]:
-    """A URI for each member, whatever its state."""
+    """Return a URI for each member, whatever its state."""
     return [f"mongodb://{member.host}/?directConnection=true" for member in replica_set.members]

@@ -1,4 +1,4 @@
-"""What every test of faults stands on."""
+"""The replica set that the fault tests disturb, and the clients that watch it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Cluster"]
 
 @dataclass(frozen=True)
 class Cluster:
-    """A replica set, a client that no fault is meant for, one of each member, and a database."""
+    """A replica set, a client that no fault hits, one client for each member, and a database."""
 
     replica_set: LocalReplicaSet
     client: Client
@@ -22,5 +22,5 @@ class Cluster:
 
     @property
     def primary(self) -> Primary:
-        """Where fail points are set."""
+        """The primary, on which tests set fail points."""
         return Primary(self.client)

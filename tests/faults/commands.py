@@ -17,13 +17,13 @@ from pymongo.monitoring import (
 
 __all__ = ["Command", "Commands"]
 
-# Sent by the driver for itself.
+# The driver sends these for itself.
 _OF_THE_DRIVER: Final = ("hello", "endSessions")
 
 
 @dataclass(frozen=True)
 class Command:
-    """The ``number``-th (from 0) of this name on this collection ("" for commands without one)."""
+    """The ``number``-th command (from 0) of this name on a collection ("" if it has none)."""
 
     name: str
     collection: str
@@ -35,7 +35,7 @@ class Command:
 
 
 class Commands(CommandListener):
-    """Keeps what is sent from ``start`` on, and tells of it at once."""
+    """Records the commands sent since ``start``, and reports each as it is sent and answered."""
 
     def __init__(self) -> None:
         self.sent: list[Command] = []
@@ -47,21 +47,21 @@ class Commands(CommandListener):
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def start(self) -> None:
-        """Forget what was sent."""
+        """Forget earlier commands, and record from here on."""
         self.sent, self.failures = [], []
         self.when_sent = self.when_answered = _nothing
         self._by_request = {}
         self._numbers = Counter()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition on what was sent and has failed holds."""
+        """Wait until a condition on the recorded commands and failures holds."""
         if not condition():
             answer = asyncio.get_running_loop().create_future()
             self._waiting.append((condition, answer))
             await answer
 
     def started(self, event: CommandStartedEvent) -> None:
-        """A command is about to be sent."""
+        """Record a command that is about to be sent."""
         name = event.command_name
         if name in _OF_THE_DRIVER:
             return
@@ -75,12 +75,12 @@ class Commands(CommandListener):
         self.when_sent(command)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
-        """A command was answered, perhaps with a failure in it."""
+        """Record an answer, which may contain a failure."""
         has_failed = "writeConcernError" in event.reply or "writeErrors" in event.reply
         self._answered(event.request_id, has_failed=has_failed)
 
     def failed(self, event: CommandFailedEvent) -> None:
-        """A command failed, or its connection."""
+        """Record a failed command or connection."""
         self._answered(event.request_id, has_failed=True)
 
     def _answered(self, request_id: int, *, has_failed: bool) -> None:

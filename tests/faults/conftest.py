@@ -1,4 +1,4 @@
-"""Three members that can be told to fail, for these tests alone."""
+"""A replica set of three members that can be told to fail, for these tests alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.promises import Client, Database
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The numbers reached."""
+    """Report how many cases of each kind ran."""
     if COUNTS:
         terminalreporter.section(f"faults (seed {SETTINGS.seed})")
         width = max(len(f"{number:,}") for number in COUNTS.values())
@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest_asyncio.fixture(scope="session")
 async def replica_set() -> AsyncIterator[LocalReplicaSet]:
-    """Also where MONGODB_URI is set: nobody else's servers are killed."""
+    """Start a new set even if MONGODB_URI is set: these tests kill servers."""
     parameters = {"enableTestCommands": "1", "ttlMonitorEnabled": "false"}
     async with LocalReplicaSet(members=3, parameters=parameters) as replica_set:
         yield replica_set
@@ -54,7 +54,7 @@ async def observers(replica_set: LocalReplicaSet) -> AsyncIterator[list[Client]]
 async def database(
     replica_set: LocalReplicaSet, client: Client, observers: list[Client]
 ) -> AsyncIterator[Database]:
-    """An empty database on a healthy set; what a test leaves open is not found by the next."""
+    """An empty database on a healthy set. Whatever a test leaves open is gone before the next."""
     await replica_set.wait_until_ready()
     database = client[f"test_{uuid4().hex[:12]}"]
     await ensure_indexes(database, CollectionNames())
@@ -72,5 +72,5 @@ async def database(
 def cluster(
     replica_set: LocalReplicaSet, client: Client, observers: list[Client], database: Database
 ) -> Cluster:
-    """All of these."""
+    """The replica set, its clients and the database in one object."""
     return Cluster(replica_set, client, observers, database)

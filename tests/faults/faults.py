@@ -1,6 +1,6 @@
 """The failures that a server can be told to have, and how to tell it.
 
-Each row was observed with the commit of a transaction; here, all meet all commands.
+Each was observed at the commit of a real transaction. Here every command meets every failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.integration.promises import Client, Row
 
 __all__ = ["FAULTS", "Fault", "Primary"]
 
-# Commands to which a server adds no write concern's failure: they write nothing.
+# Commands that write nothing: a server adds no write concern error to their replies.
 _READS: Final = frozenset({"find", "aggregate", "getMore", "killSessions"})
 
 
@@ -25,8 +25,8 @@ _READS: Final = frozenset({"find", "aggregate", "getMore", "killSessions"})
 class Fault:
     """What the server does to one command.
 
-    ``passes``: another try goes better, and the ledger is to make it. ``is_applied``: the command
-    takes effect, and then its reply says otherwise.
+    ``passes``: a retry can succeed, and the ledger must make it. ``is_applied``: the command takes
+    effect, but its reply reports a failure.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Fault:
     is_applied: bool = False
 
     def fits(self, command: Command) -> bool:
-        """Whether a server can fail the command so."""
+        """Whether a server can fail the command this way."""
         return not (self.is_applied and command.name in _READS)
 
 
@@ -81,15 +81,15 @@ class Primary:
         self._client = client
 
     async def fail(self, command: Command, app_name: str, database: str, data: Row) -> None:
-        """Fail one command of the clients of that name, and none before it of the same kind."""
-        # A server can let some pass or fail some; not both. So all fail from here on, until `heal`.
+        """Fail one command of the clients of that name, but none of the same kind before it."""
+        # A server can skip some commands or fail some, not both. So all fail until `heal`.
         mode: Any = {"skip": command.number} if command.number else {"times": 1}
         if command.collection:
             data = {"namespace": f"{database}.{command.collection}", **data}
         await self.set(mode, app_name, failCommands=[command.name], **data)
 
     async def set(self, mode: Any, app_name: str, **data: Any) -> None:
-        """Set ``failCommand``, of which a server has one."""
+        """Set ``failCommand``. A server has only one."""
         await self._client.admin.command(
             {
                 "configureFailPoint": "failCommand",
@@ -99,14 +99,14 @@ class Primary:
         )
 
     async def heal(self) -> None:
-        """No command fails any more."""
+        """Let all commands succeed again."""
         await self._client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
     @asynccontextmanager
     async def failing(
         self, app_name: str, mode: Any = "alwaysOn", **data: Any
     ) -> AsyncIterator[None]:
-        """While this lasts."""
+        """Fail commands inside the block."""
         await self.set(mode, app_name, **data)
         try:
             yield
@@ -115,7 +115,7 @@ class Primary:
 
 
 def client_of(uri: str, app_name: str = "observer", **options: Any) -> Client:
-    """A client that notices recoveries soon."""
+    """Open a client that soon notices when a server recovers."""
     return AsyncMongoClient(
         uri, appname=app_name, tz_aware=True, heartbeatFrequencyMS=500, **options
     )

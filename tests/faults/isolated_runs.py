@@ -1,4 +1,4 @@
-"""One operation, asked again and again: for the tests that go through its commands."""
+"""One operation, run again and again, for tests that disturb one command in each run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Perform: TypeAlias = Callable[[Call], Awaitable[Any]]
 
 
 class IsolatedRuns:
-    """One operation, asked again and again by another ledger for another user."""
+    """Runs of one operation, each with a new ledger and a new user."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class IsolatedRuns:
     async def prepared(
         self, **options: Any
     ) -> AsyncIterator[tuple[CreditLedger, list[Call], Perform]]:
-        """A ledger, what is to be asked, and how."""
+        """Prepare a run: a ledger, the calls to make, and the function that makes them."""
         user_id = f"user-{uuid4().hex}"
         async with CreditLedger(self.database, prices()) as books:
             calls = await self.operation.prepare(books, self.database, user_id)
@@ -63,7 +63,7 @@ class IsolatedRuns:
                 yield ledger, calls, perform
 
     async def record_commands(self) -> list[Command]:
-        """The commands that it sends."""
+        """Run the operation undisturbed, and return the commands that it sends."""
         async with self.prepared() as (_, calls, perform):
             await asyncio.gather(*(outcome_of(perform(call)) for call in calls))
             return self.target.sent(in_session=self.in_session)

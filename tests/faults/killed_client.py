@@ -21,7 +21,7 @@ MOMENTS = ("before it is sent", "when it was sent", "when it was answered")
 
 @dataclass(frozen=True)
 class ClientTask:
-    """What a process calls for, and when it dies."""
+    """What calls a process makes, and when it dies."""
 
     uri: str
     database: str
@@ -34,7 +34,7 @@ class ClientTask:
 
 
 def run(task: ClientTask) -> None:
-    """Never returns, unless the command was not sent."""
+    """Make the calls. Returns only if the fatal command was never sent."""
     asyncio.run(_run(task))
 
 
@@ -50,7 +50,7 @@ async def _run(task: ClientTask) -> None:
         if command == task.command and task.moment == MOMENTS[0]:
             _die()
         if command == task.command and task.moment == MOMENTS[1]:
-            # The driver writes it before it waits for the first time.
+            # The driver writes the command before its first await.
             loop.call_soon(_die)
 
     def when_answered(command: Command) -> None:
@@ -58,7 +58,7 @@ async def _run(task: ClientTask) -> None:
             _die()
 
     database = target.client[task.database]
-    # It connects when it is used.
+    # This client connects when it is first used.
     other = client_of(task.uri)[task.database]
     ledger = CreditLedger(database, prices())
     if task.in_turns:

@@ -1,4 +1,4 @@
-"""Every operation that writes, as faults meet it: what is there before, and what is asked then."""
+"""Every operation that writes: what it needs beforehand, and the calls it consists of."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Prepare: TypeAlias = Callable[[CreditLedger, Database, str], Awaitable[list[Call
 
 @dataclass(frozen=True)
 class Operation:
-    """``prepare`` makes what a user has before, and returns what is then asked at once.
+    """``prepare`` creates what the calls need, and returns the calls to make at once.
 
-    ``is_repeated``: it was done before.
-    ``in_turns``: by a ledger that takes turns with others; ``turn_is_taken``: by one of them.
-    ``in_sessions``: also tried within transactions of an application's.
+    ``is_repeated``: the call was made before, with the same key.
+    ``in_turns``: the ledger takes turns with others; ``turn_is_taken``: another has the turn.
+    ``in_sessions``: tests also run it in an application's own transaction.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Operation:
 
 
 def prices(**options: Any) -> CreditConfig:
-    """Prices and tiers, and other settings."""
+    """Prices, tiers and caps, with the settings that a test needs."""
     return CreditConfig(
         costs={"post": {"default": 10, "premium": 8}},
         membership={
@@ -56,7 +56,7 @@ def prices(**options: Any) -> CreditConfig:
 
 
 def new_key() -> str:
-    """A key of nobody else's."""
+    """Return a key that no other call uses."""
     return f"key-{uuid4().hex}"
 
 
@@ -66,7 +66,7 @@ def charge_of(user_id: str, *, key: bool = True, **facts: Any) -> Call:
 
 
 def refused_charge_of(user_id: str) -> Call:
-    """A charge that nobody can pay."""
+    """A charge that exceeds every balance."""
     return charge_of(
         user_id, options={"amount": 100 * OPENING_CREDITS}, refused_with=InsufficientCreditsError
     )
@@ -124,7 +124,7 @@ async def _repeated_charge(ledger: CreditLedger, _: Database, user_id: str) -> l
 async def _charge_with_expired_key(
     ledger: CreditLedger, database: Database, user_id: str
 ) -> list[Call]:
-    """The key's record is still there, though its time is over."""
+    """A charge whose key has a record that expired but was not yet removed."""
     await _open(ledger, user_id)
     call = charge_of(user_id)
     moment = datetime.now(timezone.utc) - timedelta(days=2)

@@ -1,4 +1,4 @@
-"""Where one case is tried after the other: clients with names of their own, one fault at a time."""
+"""Clients that faults are aimed at, and applications that call the ledger in a transaction."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 
 class Target:
-    """A client by a name that no other has, so that only it is hit, and the commands it sends."""
+    """A client with a name of its own, so that a fault hits it alone, and its commands."""
 
     def __init__(self, uri: str, number: int) -> None:
         self.app_name = f"target-{number}"
@@ -56,7 +56,7 @@ class Target:
         self.client = client_of(uri, self.app_name, event_listeners=[self.commands])
 
     def sent(self, *, in_session: bool) -> list[Command]:
-        """What the operation sent; in an application's transaction, its commit, too."""
+        """Return what the operation sent, including the commit of an application's transaction."""
         of_application = {"abortTransaction", "killSessions"} if in_session else set()
         return [
             command
@@ -68,7 +68,7 @@ class Target:
 async def spread_over(
     targets: Iterable[Target], cases: Iterable[_T], work: Callable[[Target, _T], Awaitable[None]]
 ) -> None:
-    """Work on all cases, as many at once as there are targets."""
+    """Run all cases, one on each target at a time."""
     left = iter(cases)
 
     async def go_on(target: Target) -> None:
@@ -79,7 +79,7 @@ async def spread_over(
 
 
 async def in_a_transaction(call: Call, ledger: CreditLedger, database: Database) -> Any:
-    """What an application does: an order and its charge, together or not at all."""
+    """Call as an application should: an order and its charge, together or not at all."""
 
     async def work(session: AsyncClientSession) -> Any:
         await database[ORDERS].insert_one({"_id": call.mark}, session=session)
@@ -90,7 +90,7 @@ async def in_a_transaction(call: Call, ledger: CreditLedger, database: Database)
 
 
 async def in_a_stubborn_transaction(call: Call, ledger: CreditLedger, database: Database) -> Any:
-    """What an application should not do: it catches what ends the call, and commits anyhow."""
+    """Call as an application should not: catch the error that ends the call, then commit anyway."""
     async with _session_of(database) as session:
         await session.start_transaction(**_OPTIONS)
         await database[ORDERS].insert_one({"_id": call.mark}, session=session)
@@ -112,10 +112,10 @@ async def _session_of(database: Database) -> AsyncIterator[AsyncClientSession]:
         except CreditError:
             raise
         except PyMongoError as error:
-            # Its own commit. The ledger has no part in it, and no word for it.
+            # The application's own commit failed: the ledger has no part in it and no error for it.
             raise CommitOutcomeUnknownError from error
         finally:
-            # The driver leaves a transaction open whose commit or abort has failed.
+            # The driver leaves a transaction open if its commit or abort failed.
             with contextlib.suppress(PyMongoError):
                 end = database.client.admin.command({"killSessions": [session.session_id]})
                 await asyncio.shield(asyncio.ensure_future(end))
@@ -124,7 +124,7 @@ async def _session_of(database: Database) -> AsyncIterator[AsyncClientSession]:
 async def take_turns(
     ledger: CreditLedger, commands: Commands, database: Database, user_id: str
 ) -> None:
-    """Be in the way of the ledger until it takes turns. ``database`` is of another client."""
+    """Cause conflicts until the ledger takes turns. ``database`` is of another client."""
     commands.start()
     async with database.client.start_session() as session, await session.start_transaction():
         change = {"$set": {"note": "busy"}}
@@ -137,7 +137,7 @@ async def take_turns(
 
 @asynccontextmanager
 async def turn_held(commands: Commands, database: Database) -> AsyncIterator[None]:
-    """Have the turn until the ledger waits for it. ``database`` is of another client."""
+    """Hold the turn until the ledger waits for it. ``database`` is of another client."""
 
     def is_awaited() -> bool:
         return any((c.name, c.collection) == ("update", "turns") for c in commands.sent)
@@ -148,7 +148,7 @@ async def turn_held(commands: Commands, database: Database) -> AsyncIterator[Non
         await database["turns"].update_one(turn, {"$inc": {"taken": 1}}, session=session)
 
         async def let_go() -> None:
-            # What fails before need not wait.
+            # A call that fails earlier never waits for the turn.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(commands.until(is_awaited), 0.05)
             await session.abort_transaction()

@@ -1,4 +1,4 @@
-"""Callers who are cancelled or run out of time at each command, and clients that are full."""
+"""Callers that are cancelled or run out of time at each command, and clients with no room left."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ IN_SESSIONS = [operation for operation in OPERATIONS if operation.in_sessions]
 STUBBORN = [each for each in IN_SESSIONS if each.name in ("charge", "refund of a charge")]
 TIMEOUT_SECONDS: Final = 1.0
 SHORT = prices(operation_timeout_seconds=TIMEOUT_SECONDS)
-# Longer than the deadline, and the server goes on with the command after it.
+# Longer than the deadline. The server still runs the command afterwards.
 BLOCKED: Final = {"blockConnection": True, "blockTimeMS": 1300}
 
 
 @pytest_asyncio.fixture
 async def target(replica_set: LocalReplicaSet) -> AsyncIterator[Target]:
-    """A client whose commands are told of."""
+    """A client whose commands are recorded."""
     target = Target(replica_set.uri, 1)
     async with target.client:
         yield target
@@ -73,14 +73,14 @@ async def cancelled(
 async def cancelled_twice(
     perform: Callable[[], Awaitable[Any]], target: Target, command: Command
 ) -> Any:
-    """The second time while it cleans up."""
+    """Cancel the caller again while it cleans up."""
     return await cancelled(perform, target, command, twice=True)
 
 
 async def left_by_a_scope(
     perform: Callable[[], Awaitable[Any]], target: Target, command: Command
 ) -> Any:
-    """As web frameworks do: each await in the scope is cancelled anew."""
+    """Cancel as web frameworks do: each await in the cancelled scope is cancelled anew."""
     loop = asyncio.get_running_loop()
     with anyio.CancelScope() as scope:
 
@@ -101,7 +101,7 @@ CANCELLATIONS: dict[str, Cancellation] = {
 
 
 async def cancel_at_each_command(runs: IsolatedRuns, how: str, cluster: Cluster) -> None:
-    """The caller is gone; what it asked for has happened once, or not, or does when asked again."""
+    """A cancelled call happened once or not at all. After a repeat it has happened once."""
     commands = await runs.record_commands()
     assert commands
     name = f"cancelled {how} {runs.operation.name} {runs.in_session}"
@@ -135,7 +135,7 @@ async def cancel_at_each_command(runs: IsolatedRuns, how: str, cluster: Cluster)
 async def test_callers_cancelled_at_each_command(
     how: str, target: Target, cluster: Cluster
 ) -> None:
-    """Once, twice, and by a scope."""
+    """A cancelled call has one effect or none, and its key settles which."""
     for operation in OPERATIONS:
         runs = IsolatedRuns(operation, target, cluster.database, in_session=False)
         await cancel_at_each_command(runs, how, cluster)
@@ -146,7 +146,7 @@ async def test_callers_cancelled_at_each_command(
 async def test_callers_cancelled_at_each_command_in_an_applications_transaction(
     how: str, target: Target, cluster: Cluster
 ) -> None:
-    """The application's transaction ends as the application ends it."""
+    """The charge and the application's order still commit together or not at all."""
     await cluster.database.create_collection(ORDERS)
     for operation in IN_SESSIONS:
         runs = IsolatedRuns(operation, target, cluster.database, in_session=True)
@@ -158,7 +158,7 @@ async def test_callers_cancelled_at_each_command_in_an_applications_transaction(
 async def test_cancelled_calls_leave_no_half_that_an_application_could_commit(
     how: str, target: Target, cluster: Cluster
 ) -> None:
-    """It commits at once, whatever has become of the call."""
+    """An application that commits after a cancelled call commits nothing."""
     await cluster.database.create_collection(ORDERS)
     for operation in STUBBORN:
         runs = IsolatedRuns(
@@ -175,7 +175,7 @@ async def test_cancelled_calls_leave_no_half_that_an_application_could_commit(
 async def test_deadlines_that_pass_at_each_command(target: Target, cluster: Cluster) -> None:
     """Every call ends by its deadline, whichever command the server does not answer.
 
-    All operations that send the command wait for it at once: each has a ledger of its own.
+    All operations that send the command wait for it at once, each on its own ledger.
     """
     all_runs = [
         IsolatedRuns(operation, target, cluster.database, in_session=False)
@@ -198,7 +198,7 @@ async def test_deadlines_that_pass_at_each_command(target: Target, cluster: Clus
 async def test_deadlines_that_pass_at_each_command_in_turns(
     target: Target, cluster: Cluster
 ) -> None:
-    """There is one turn, so one ledger after the other."""
+    """The same in turns. A database has one turn, so the ledgers run one after the other."""
     for operation in OPERATIONS:
         if not operation.in_turns:
             continue
@@ -237,7 +237,10 @@ async def _pass_deadlines(
 
 
 async def test_a_full_connection_pool(cluster: Cluster) -> None:
-    """Held by a cursor of the application's: calls end in time, and go on when it is done."""
+    """While the application's cursor holds the only connection, calls fail in time.
+
+    Then they work.
+    """
     database, observers = cluster.database, cluster.observers
     await database["papers"].insert_many([{"text": "x" * 1000} for _ in range(1000)])
     async with (
@@ -264,7 +267,7 @@ async def test_a_full_connection_pool(cluster: Cluster) -> None:
 
 
 async def test_one_connection_is_enough(cluster: Cluster) -> None:
-    """A transaction of the application's on the same client holds its users, and nobody else."""
+    """An application's transaction on the only connection delays just the users it touched."""
     database, observers = cluster.database, cluster.observers
     async with (
         client_of(cluster.replica_set.uri, "full", maxPoolSize=1) as full,
@@ -287,14 +290,17 @@ async def test_one_connection_is_enough(cluster: Cluster) -> None:
 
 
 async def test_a_full_queue(cluster: Cluster) -> None:
-    """Who finds it full is told at once that nothing was written; the others are served."""
+    """A caller that finds the queue full learns at once that nothing was written.
+
+    The rest succeed.
+    """
     database, observers = cluster.database, cluster.observers
     async with (
         client_of(cluster.replica_set.uri, "queue") as client,
         CreditLedger(client[database.name], prices(operation_timeout_seconds=20)) as ledger,
     ):
         await ledger.create_user("user", credits=OPENING_CREDITS)
-        # One of eight calls again; what the others are answers is looked for all the same.
+        # One call in eight has no key, so it cannot be repeated. Its rows are checked all the same.
         calls = [charge_of("user", key=not number % 8) for number in range(5600)]
         async with cluster.primary.failing("queue", {"times": 1}, failCommands=["find"], **BLOCKED):
             answers = await make_calls(calls, ledger)

@@ -1,4 +1,4 @@
-"""The client's process is killed at each command of each operation, before, while and after."""
+"""Client processes killed at each command of each operation: before, during and after it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 
 @pytest_asyncio.fixture
 async def short_transactions(observers: list[Client]) -> AsyncIterator[None]:
-    """What a dead process leaves open is ended by the server, here soon and not after a minute."""
+    """Let the server end a dead client's transactions after seconds instead of a minute."""
     name = "transactionLifetimeLimitSeconds"
     for observer in observers:
         await observer.admin.command({"setParameter": 1, name: LIFETIME_SECONDS})
@@ -48,19 +48,19 @@ Kill: TypeAlias = tuple[Operation, bool, Command, str]
 
 
 def all_kills(commands: Sent) -> Iterator[Kill]:
-    """Each command once, then again at the other moments, and so on."""
+    """Yield each command once, then again at the next moment, and so on."""
     number = seeded_random("moments").randrange(len(MOMENTS))
     while True:
         for (operation, in_session), sent in commands.items():
             for command in sent:
                 number += 1
                 yield operation, in_session, command, MOMENTS[number % len(MOMENTS)]
-        # Their count may be a multiple of that of the moments.
+        # Change the moment even if the number of commands is a multiple of the number of moments.
         number += sum(map(len, commands.values())) % len(MOMENTS) == 0
 
 
 async def run_until_killed(kill: Kill, uri: str, database: Database) -> list[Answer]:
-    """What a process asked for that died; nobody was told anything."""
+    """Run calls in a process that dies. Nobody was told their outcome."""
     operation, in_session, command, moment = kill
     for _ in range(TRIES):
         async with CreditLedger(database, prices()) as books:
@@ -82,7 +82,7 @@ async def run_until_killed(kill: Kill, uri: str, database: Database) -> list[Ans
 
 
 async def exit_code_of(task: ClientTask) -> int | None:
-    """Run it in a process of its own."""
+    """Run a task in its own process, and return the exit code."""
     process = PROCESSES.Process(target=run, args=(task,))
     process.start()
     try:
@@ -90,14 +90,14 @@ async def exit_code_of(task: ClientTask) -> int | None:
         return process.exitcode
     finally:
         if process.exitcode is None:
-            # It hangs: that is no kill at its command.
+            # The process hangs, so it did not die at its command.
             process.kill()
             process.join()
         process.close()
 
 
 async def record_all(uri: str, database: Database) -> Sent:
-    """The commands of all operations, alone and in an application's transaction, or some."""
+    """Record a sample of the commands of every operation, alone and in a transaction."""
     sent: Sent = {}
     target = Target(uri, 0)
     async with target.client:
@@ -115,7 +115,7 @@ async def test_clients_killed_at_each_command(
     observers: list[Client],
     short_transactions: None,
 ) -> None:
-    """All or nothing, and whoever calls next with the same key learns which."""
+    """A dead client's call had its whole effect or none, and a repeat with its key tells which."""
     PROCESSES.set_forkserver_preload([run.__module__])
     await database.create_collection(ORDERS)
     sent = await record_all(replica_set.uri, database)
@@ -123,7 +123,7 @@ async def test_clients_killed_at_each_command(
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def kill_client(number: int, kill: Kill) -> tuple[Database, Kill, list[Answer]]:
-        # The dead keep the turn until the server ends their transactions: each has its own.
+        # A dead process holds the turn until the server ends its transaction: each has its own.
         of_one = database.client[f"{database.name}_{number}"] if kill[0].in_turns else database
         async with at_once:
             return of_one, kill, await run_until_killed(kill, replica_set.uri, of_one)
@@ -146,7 +146,7 @@ async def test_clients_killed_at_each_command(
 
 
 async def check_orders(answers: list[Answer], database: Database) -> None:
-    """An order is there if its charge is, and not without."""
+    """Check that an order exists if and only if its charge does."""
     orders = {row["_id"] for row in await rows(database, ORDERS)}
     for each in answers:
         if not each.call.is_repeated:

@@ -1,6 +1,6 @@
-"""Every operation by every command that it sends by every failure of that command.
+"""Every failure of every command of every operation that writes.
 
-The commands are those that the driver reports: a command that is new is covered by itself.
+The driver reports the commands of each operation, so a new command is covered at once.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from tests.faults.targets import (
 from tests.integration.promises import Client, Database
 
 TARGETS = 8
-# An election that nobody asked for may come between: these machines are shared.
+# An election may interfere: the tests share their machine with others.
 TRIES = 3
 
 
 @pytest_asyncio.fixture(scope="module")
 async def targets(replica_set: LocalReplicaSet) -> AsyncIterator[list[Target]]:
-    """Eight clients; the server has one fault at a time, and most of a case is without."""
+    """Eight clients: the server has one fault at a time, and most of a case runs without it."""
     targets = [Target(replica_set.uri, number) for number in range(TARGETS)]
     yield targets
     await asyncio.gather(*(target.client.close() for target in targets))
@@ -76,7 +76,7 @@ class Matrix:
         self.violations: list[str] = []
 
     async def prepare(self, count: int) -> None:
-        """What so many cases need before, at once."""
+        """Create what so many cases need, all at once."""
         users = [f"user-{uuid4().hex}" for _ in range(count)]
         calls = await asyncio.gather(
             *(self.operation.prepare(self.books, self.database, user_id) for user_id in users)
@@ -84,7 +84,7 @@ class Matrix:
         self.prepared += zip(users, calls, strict=True)
 
     async def record_commands(self, target: Target) -> list[Command]:
-        """What the operation sends when nothing fails, which must hold as well."""
+        """Record what the operation sends when nothing fails, and check its effects too."""
         async with self._prepared(target) as (ledger, calls):
             target.commands.start()
             answers = await self._make_calls(target, ledger, calls)
@@ -94,7 +94,7 @@ class Matrix:
         return commands
 
     async def try_case(self, target: Target, case: Case) -> None:
-        """Keep what is violated, and by which case."""
+        """Try a case, and keep any violation with the case's name."""
         try:
             for _ in range(TRIES):
                 if await self._try(target, case):
@@ -150,18 +150,18 @@ class Matrix:
             return await make_calls(calls, ledger)
 
     def _check_that_the_ledger_retried(self, answers: list[Answer], case: Case) -> None:
-        """A failure that passes is not the caller's, nor is any failure of the ledger's commit."""
+        """The ledger retries a failure that passes, and any failure of its own commit."""
         if self.application is in_a_stubborn_transaction:
             return
         kinds = {kind_of(each.outcome) for each in answers}
         is_ending = case.command.name in ("commitTransaction", "abortTransaction")
-        # Of an application's transaction the commit is the application's; and the row of a
-        # refusal is written outside of it.
+        # The commit of an application's transaction belongs to the application, and the ledger
+        # writes the row of a refusal outside it.
         is_outside = self.in_session and case.command.collection == "audit_logs"
         if self.in_session and (is_ending or is_outside):
             return
         if self.operation.is_repeated:
-            # Nothing is to be written: a commit that fails for good is told as what it is.
+            # Nothing will be written, so a commit that fails for good is reported as a failure.
             is_strict = case.fault.passes and not case.fault.is_applied
         else:
             is_strict = case.fault.passes or is_ending
@@ -177,21 +177,21 @@ class Matrix:
         )
 
     async def _check_order(self, answer: Answer) -> None:
-        """An order is there if its charge is, and not without."""
+        """Check that an order exists if and only if its charge does."""
         mark = answer.call.mark
         kind = kind_of(answer.outcome)
         is_there = await self.database[ORDERS].count_documents({"_id": mark})
         if kind == "unknown":
             query = {"metadata.mark": mark}
             has_effect = await self.database["transactions"].count_documents(query)
-            # What a key had done before stays done.
+            # What the first call with this key did stays done.
             assert is_there == has_effect or answer.call.is_repeated, answer
         else:
             assert is_there == (kind == "done"), answer
 
 
 async def try_all(matrix: Matrix, targets: list[Target], observers: list[Client]) -> None:
-    """Record, try, and check what stays behind."""
+    """Record the commands, try every failure of each, and check what the cases left behind."""
     commands = await matrix.record_commands(targets[0])
     cases = [
         Case(command, fault) for command in commands for fault in FAULTS if fault.fits(command)
@@ -212,10 +212,10 @@ async def try_all(matrix: Matrix, targets: list[Target], observers: list[Client]
 async def test_each_failure_of_each_command(
     operation: Operation, targets: list[Target], cluster: Cluster
 ) -> None:
-    """One effect or none, as the caller is answers, and the key settles it."""
+    """Each call has one effect or none, its caller was told the truth, and its key settles it."""
     async with CreditLedger(cluster.database, prices()) as books:
         matrix = Matrix(operation, cluster.database, cluster.primary, books)
-        # There is one turn in a database.
+        # A database has only one turn.
         await try_all(matrix, targets[:1] if operation.in_turns else targets, cluster.observers)
 
 
@@ -227,7 +227,7 @@ async def test_each_failure_of_each_command(
 async def test_each_failure_of_each_command_in_an_applications_transaction(
     operation: Operation, targets: list[Target], cluster: Cluster
 ) -> None:
-    """The same, and with what the application wrote beside it."""
+    """The same holds inside an application's transaction, and for what the application wrote."""
     await cluster.database.create_collection(ORDERS)
     async with CreditLedger(cluster.database, prices()) as books:
         matrix = Matrix(operation, cluster.database, cluster.primary, books)
@@ -239,7 +239,7 @@ async def test_each_failure_of_each_command_in_an_applications_transaction(
 async def test_no_failure_lets_a_stubborn_application_commit_a_half(
     name: str, targets: list[Target], cluster: Cluster
 ) -> None:
-    """It catches every failure and commits; it is refused, and nothing is there."""
+    """An application that catches every failure and commits is refused, and nothing was written."""
     [operation] = [each for each in OPERATIONS if each.name == name]
     await cluster.database.create_collection(ORDERS)
     async with CreditLedger(cluster.database, prices()) as books:

@@ -1,4 +1,4 @@
-"""Every failure of every command of every read: the right answer, or a typed error."""
+"""Every failure of every command of every read gives the right answer or a typed error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _rows(page: Awaitable[Sequence[Any]]) -> list[Any]:
 
 
 async def opened(database: Database, config: CreditConfig) -> None:
-    """A user with some history."""
+    """Create a user with some history."""
     async with CreditLedger(database, config) as ledger:
         await ledger.create_user("user", credits=100, membership_tier="premium")
         for number in range(3):
@@ -49,7 +49,7 @@ async def opened(database: Database, config: CreditConfig) -> None:
 async def test_each_failure_of_each_command_of_a_read(
     name: str, in_session: bool, cluster: Cluster
 ) -> None:
-    """Never a wrong answer, and never the driver's bare error."""
+    """A read never returns a wrong answer and never raises the driver's bare error."""
     database, primary = cluster.database, cluster.primary
     await opened(database, prices())
     target = Target(cluster.replica_set.uri, 1)
@@ -91,7 +91,7 @@ async def test_each_failure_of_each_command_of_a_read(
 
 
 async def test_reads_slower_than_the_deadline_end_in_time(cluster: Cluster) -> None:
-    """And the next ones are answered."""
+    """Reads that the server blocks end by their deadline, and the next ones are answered."""
     database, primary = cluster.database, cluster.primary
     await opened(database, SHORT)
     target = Target(cluster.replica_set.uri, 1)

@@ -1,4 +1,4 @@
-"""Servers that step down, are killed, freeze, or lose what no majority had, under many callers."""
+"""Many callers on servers that step down, die, freeze, or roll back what no majority had."""
 
 from __future__ import annotations
 
@@ -32,32 +32,34 @@ Disturb = Callable[[LocalReplicaSet, Client, Random], Awaitable[None]]
 
 
 async def primary_of(replica_set: LocalReplicaSet, client: Client) -> Member:
-    """The member that is primary now."""
+    """Return the current primary."""
     hello = await client.admin.command("hello")
     [member] = [m for m in replica_set.members if m.host == hello["primary"]]
     return member
 
 
 async def secondaries_of(replica_set: LocalReplicaSet, client: Client) -> list[Member]:
-    """The two that are not."""
+    """Return the other two members."""
     primary = await primary_of(replica_set, client)
     return [member for member in replica_set.members if member is not primary]
 
 
 async def some_time(dice: Random, longest: float = 0.6) -> None:
-    """In which callers go on."""
+    """Let the callers go on for a while."""
     await asyncio.sleep(dice.uniform(0.05, longest))
 
 
 async def step_down(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """The primary hands over."""
+    """Make the primary hand over."""
     await some_time(dice)
     before = await primary_of(replica_set, client)
-    # By force, in some: it does not wait for a secondary to catch up.
+    # A forced step-down does not wait for a secondary to catch up.
     command = {"replSetStepDown": 3, "force": dice.random() < 0.5}
     if not command["force"]:
         command["secondaryCatchUpPeriodSecs"] = 1
-    with contextlib.suppress(PyMongoError):  # it cuts the connection, or there is no candidate yet
+    with contextlib.suppress(
+        PyMongoError
+    ):  # The command cuts the connection, or there is no candidate yet.
         await client.admin.command(command)
     await replica_set.wait_until_ready()
     if await primary_of(replica_set, client) is not before:
@@ -65,7 +67,7 @@ async def step_down(replica_set: LocalReplicaSet, client: Client, dice: Random) 
 
 
 async def kill(members: list[Member], replica_set: LocalReplicaSet, dice: Random) -> None:
-    """Kill -9, all at once, and start them again after a while."""
+    """Kill all these members at once with SIGKILL, and start them again after a while."""
     await some_time(dice)
     await asyncio.gather(*(member.kill() for member in members))
     COUNTS["kills of servers"] += len(members)
@@ -75,7 +77,7 @@ async def kill(members: list[Member], replica_set: LocalReplicaSet, dice: Random
 
 
 async def freeze(members: list[Member], replica_set: LocalReplicaSet, dice: Random) -> None:
-    """SIGSTOP, and SIGCONT when an election may have happened, or not yet."""
+    """Stop members with SIGSTOP, and resume them before or after an election."""
     await some_time(dice)
     for member in members:
         member.pause()
@@ -89,44 +91,44 @@ async def freeze(members: list[Member], replica_set: LocalReplicaSet, dice: Rand
 
 
 async def kill_primary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """The one that all write to."""
+    """Kill the member that takes all writes."""
     await kill([await primary_of(replica_set, client)], replica_set, dice)
 
 
 async def kill_one_secondary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """There is still a majority."""
+    """Kill one secondary: there is still a majority."""
     await kill((await secondaries_of(replica_set, client))[:1], replica_set, dice)
 
 
 async def kill_both_secondaries(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """There is no majority."""
+    """Kill both secondaries: there is no majority."""
     await kill(await secondaries_of(replica_set, client), replica_set, dice)
 
 
 async def kill_all(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """As a power cut does."""
+    """Kill all members, as a power cut does."""
     await kill(list(replica_set.members), replica_set, dice)
 
 
 async def freeze_primary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """It thaws as one that still believes to be primary."""
+    """Freeze the primary: it resumes in the belief that it still is primary."""
     await freeze([await primary_of(replica_set, client)], replica_set, dice)
 
 
 async def freeze_one_secondary(replica_set: LocalReplicaSet, client: Client, dice: Random) -> None:
-    """There is still a majority."""
+    """Freeze one secondary: there is still a majority."""
     await freeze((await secondaries_of(replica_set, client))[:1], replica_set, dice)
 
 
 async def freeze_both_secondaries(
     replica_set: LocalReplicaSet, client: Client, dice: Random
 ) -> None:
-    """There is no majority."""
+    """Freeze both secondaries: there is no majority."""
     await freeze(await secondaries_of(replica_set, client), replica_set, dice)
 
 
 class DisturbedLedger:
-    """A ledger that is disturbed, its callers, and what must hold after each disturbance."""
+    """A ledger under disturbance, its callers, and what must hold after each disturbance."""
 
     def __init__(self, ledger: CreditLedger, cluster: Cluster, dice: Random) -> None:
         self.ledger = ledger
@@ -138,11 +140,11 @@ class DisturbedLedger:
         self.callers = Callers(ledger, SETTINGS.callers, dice)
 
     async def survive(self, disturb: Callable[[], Awaitable[None]]) -> list[Answer]:
-        """Disturb; then the same ledger works again without help, and everything holds."""
+        """Disturb the set, then check that the ledger recovers by itself and everything holds."""
 
         async def disturb_and_recover() -> None:
             await disturb()
-            # Before the callers leave: through conflicts at each second read nobody may get.
+            # Callers stay until a call succeeds: while every second read conflicts, none may.
             await self._wait_until_it_works()
 
         answers = await self.callers.during(disturb_and_recover)
@@ -170,7 +172,7 @@ class DisturbedLedger:
 
 @asynccontextmanager
 async def disturbed_ledger(name: str, cluster: Cluster) -> AsyncIterator[DisturbedLedger]:
-    """A ledger on a client of its own, with many callers."""
+    """Open a ledger on a client of its own, with many callers."""
     config = prices(operation_timeout_seconds=TIMEOUT_SECONDS)
     client = client_of(cluster.replica_set.uri, "disturbed")
     ledger = CreditLedger(client[cluster.database.name], config)
@@ -178,7 +180,7 @@ async def disturbed_ledger(name: str, cluster: Cluster) -> AsyncIterator[Disturb
     try:
         await disturbed.callers.open_accounts()
         yield disturbed
-    finally:  # else the next test is blamed for what is open
+    finally:  # Otherwise the next test is blamed for what this one left open.
         for close in (ledger.close, client.close):
             closed = await outcome_of(close(), 3 * TIMEOUT_SECONDS + GRACE_SECONDS)
             assert closed is None, closed
@@ -200,7 +202,7 @@ FREEZES: dict[str, Disturb] = {
 async def survive_all(
     subject: DisturbedLedger, disturbances: list[Disturb], name: str, least: int
 ) -> None:
-    """Each in turn, until there were as many as are asked for."""
+    """Run each disturbance, then go round until ``least`` have happened."""
     before = COUNTS[name]
     number = 0
     while number < len(disturbances) or COUNTS[name] - before < least:
@@ -210,13 +212,13 @@ async def survive_all(
 
 
 async def test_elections(cluster: Cluster) -> None:
-    """Another primary takes over, as often as asked for."""
+    """Callers survive as many elections as the settings ask for."""
     async with disturbed_ledger("elections", cluster) as disturbed:
         await survive_all(disturbed, [step_down], "elections by stepping down", SETTINGS.elections)
 
 
 async def test_killed_servers(cluster: Cluster) -> None:
-    """Kill -9 of the primary, of one and of both secondaries, and of all."""
+    """Callers survive SIGKILL of the primary, of one or both secondaries, and of all members."""
     async with disturbed_ledger("kills", cluster) as disturbed:
         await survive_all(
             disturbed, list(KILLS.values()), "kills of servers", SETTINGS.server_kills
@@ -224,23 +226,23 @@ async def test_killed_servers(cluster: Cluster) -> None:
 
 
 async def test_frozen_servers(cluster: Cluster) -> None:
-    """SIGSTOP of the primary, of one and of both secondaries."""
+    """Callers survive SIGSTOP of the primary, and of one or both secondaries."""
     async with disturbed_ledger("freezes", cluster) as disturbed:
         await survive_all(disturbed, list(FREEZES.values()), "freezes of servers", SETTINGS.freezes)
 
 
 async def stop_replication(client: Client, mode: str) -> None:
-    """Let a member fetch nothing from others, or fetch again."""
+    """Stop a member from fetching entries from others, or let it fetch again."""
     await client.admin.command({"configureFailPoint": "stopReplProducer", "mode": mode})
 
 
 def files_of_rollbacks(member: Member) -> set[str]:
-    """A member keeps the documents that it rolls back, one file a collection and rollback."""
+    """List the files in which a member keeps the documents that it rolled back."""
     return {str(path) for path in (member.directory / "rollback").glob("**/*.bson")}
 
 
 async def force_rollback(disturbed: DisturbedLedger) -> None:
-    """The primary commits what no other has, dies, and finds on its return that history went on."""
+    """Make the primary commit what no other member has, die, and roll it back on its return."""
     replica_set, client = disturbed.replica_set, disturbed.client
     await some_time(disturbed.dice)
     former = await primary_of(replica_set, client)
@@ -250,13 +252,13 @@ async def force_rollback(disturbed: DisturbedLedger) -> None:
         if member is not former
     ]
     before = files_of_rollbacks(former)
-    # Members that are killed more often than the checkpoint of each minute comes have ever more to
-    # take back, and WiredTiger walks the history of each key for it: 4 minutes after 16 rollbacks.
+    # A member that dies more often than it takes its checkpoint each minute has ever more to roll
+    # back, and WiredTiger walks each key's history for it: 4 minutes after 16 rollbacks.
     for observer in disturbed.observers:
         await observer.admin.command({"fsync": 1})
     for other in others:
         await stop_replication(other, "alwaysOn")
-    # Callers go on: what they call for now is written on the primary alone.
+    # Callers go on: what they write now reaches the primary alone.
     await asyncio.sleep(disturbed.dice.uniform(1.5, 2.5))
     await former.kill()
     for other in others:
@@ -271,7 +273,7 @@ async def force_rollback(disturbed: DisturbedLedger) -> None:
 
 
 async def primary_of_the_others(others: list[Client]) -> str | None:
-    """The address of the one that was elected."""
+    """Return the address of the newly elected primary, or None."""
     for other in others:
         hello = await other.admin.command("hello")
         if hello["isWritablePrimary"]:
@@ -280,18 +282,18 @@ async def primary_of_the_others(others: list[Client]) -> str | None:
 
 
 async def test_rollbacks(cluster: Cluster) -> None:
-    """What was rolled back had not been acknowledged; what was acknowledged is there."""
+    """No acknowledged call is rolled back, and no call that a majority lacked was acknowledged."""
     async with disturbed_ledger("rollbacks", cluster) as disturbed:
         for _ in range(SETTINGS.rollbacks):
             answers = await disturbed.survive(lambda: force_rollback(disturbed))
-            # While no majority had it, nobody was told that it was done.
+            # While no majority had the writes, no caller was told that they were done.
             assert any(kind_of(each.outcome) == "unknown" for each in answers)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("kind", ["", "ForReads"])
 async def test_conflicts_at_random(probability: float, kind: str, cluster: Cluster) -> None:
-    """The storage engine of the primary reports conflicts, with or without a reason."""
+    """Callers survive conflicts that the primary's storage engine reports at random."""
     async with disturbed_ledger(f"conflicts {probability}", cluster) as disturbed:
         point = {"configureFailPoint": f"WTWriteConflictException{kind}"}
 
@@ -307,8 +309,8 @@ async def test_conflicts_at_random(probability: float, kind: str, cluster: Clust
 
 
 async def test_calls_that_end_while_there_is_no_server() -> None:
-    """By their deadlines, however long the application's client would look for a primary."""
-    # A process of its own: one that hangs would not let this one end.
+    """Calls end by their deadlines, however long the client itself would look for a primary."""
+    # A process of its own: a call that hung would keep this one from ending.
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tests.faults.unreachable_server"),

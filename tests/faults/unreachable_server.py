@@ -1,4 +1,4 @@
-"""A process that calls where nobody listens; it prints how many calls have ended."""
+"""A process that calls a server that isn't there, and prints how many calls have ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_SECONDS: Final = 0.5
 
 
 async def call_without_server() -> int:
-    """How many calls have ended, all of them by their deadline."""
+    """Return how many calls have ended. All of them must end by their deadline."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,16 +38,16 @@ async def call_without_server() -> int:
         assert not hanging, f"{len(hanging)} of {len(outcomes)} calls hang in round {number + 1}"
         kinds = [kind_of(each) for each in outcomes]
         assert set(kinds[:AT_ONCE]) == {"failed"}, outcomes
-        # At the deadline itself, a charge may be on its way as far as its caller knows.
+        # Right at the deadline, the caller cannot know whether a charge is on its way.
         assert set(kinds[AT_ONCE:]) <= {"failed", "unknown"}, outcomes
-    # The client is left: to end its sessions, the driver would look for a server once more.
+    # The client stays open: to end its sessions, the driver would look for a server once more.
     closed = await outcome_of(ledger.close(), 3 * seconds)
     assert closed is None, f"{closed!r}"
     return 2 * AT_ONCE * SETTINGS.rounds_without_server
 
 
 def main() -> None:
-    """Ends the process, whatever still hangs in it."""
+    """Run the calls, then end the process even if something still hangs."""
 
     async def run() -> None:
         try:
