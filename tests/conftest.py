@@ -21,7 +21,7 @@ pytest_plugins = ["pytester", "tests.quick", "tests.run_summary"]
 
 @pytest.fixture(scope="session")
 def credit_mongod_parameters() -> dict[str, str]:
-    """With fail points."""
+    """Start servers on which fail points can be set."""
     return {"enableTestCommands": "1"}
 
 
@@ -32,12 +32,12 @@ def replica_set_uri(credit_replica_set: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what our own mark means."""
+    """Register the marker of these tests."""
     config.addinivalue_line("markers", "drivers(*names): run with each of these drivers")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with each of the drivers that it, or else its module, is marked with."""
+    """Run a marked test, or all tests of a marked module, with each of the drivers named."""
     mark = metafunc.definition.get_closest_marker("drivers")
     if mark is not None and "driver" in metafunc.fixturenames:
         metafunc.parametrize("driver", mark.args, indirect=True, scope="session")
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def driver(request: pytest.FixtureRequest) -> str:
-    """What the application reaches MongoDB with."""
+    """The name of the driver that the application uses."""
     driver: str = getattr(request, "param", "pymongo")
     return driver
 
@@ -60,7 +60,7 @@ def driver_uri(driver: str, request: pytest.FixtureRequest) -> str | None:
 async def client(
     driver: str, driver_uri: str | None
 ) -> AsyncIterator[AsyncMongoClient[dict[str, Any]]]:
-    """An application's own client, as PyMongo's whatever the driver."""
+    """An application's own client, with PyMongo's interface whatever the driver."""
     opened: Any = {
         "pymongo": AsyncMongoClient[dict[str, Any]],
         "motor": AsyncIOMotorClient[dict[str, Any]],
@@ -75,7 +75,7 @@ async def client(
 def credit_client(
     client: AsyncMongoClient[dict[str, Any]],
 ) -> AsyncMongoClient[dict[str, Any]]:
-    """The same."""
+    """The plugin's client is the tests' client."""
     return client
 
 
@@ -87,13 +87,13 @@ def database(credit_database: AsyncDatabase[dict[str, Any]]) -> AsyncDatabase[di
 
 @pytest.fixture
 def credit_clock() -> Callable[[], datetime]:
-    """The time: these ledgers work beside others, of other processes."""
+    """The real time: these ledgers work beside ledgers in other processes."""
     return lambda: datetime.now(timezone.utc)
 
 
 @pytest.fixture(scope="session")
 def config() -> CreditConfig:
-    """Prices and tiers as in the README."""
+    """The README's prices and tiers."""
     return CreditConfig(
         costs={
             "generate-post": {"default": 10, "premium": 8, "enterprise": 5},
@@ -114,7 +114,7 @@ def config() -> CreditConfig:
 
 @pytest.fixture
 def credit_config(config: CreditConfig) -> CreditConfig:
-    """The same."""
+    """The plugin's configuration is the tests' configuration."""
     return config
 
 

@@ -1,11 +1,11 @@
 """The quick run: every module and every promise once, in five minutes.
 
-Two marks say what `--quick` leaves to the whole run:
+Two marks name what `--quick` leaves out:
 
-- ``thorough``: the test itself.
-- ``cases(keep)``: all but ``keep`` of the test's parameter sets, evenly spaced.
+- ``thorough``: this test.
+- ``cases(keep)``: all but ``keep`` of the test's parameter sets. The kept ones are evenly spaced.
 
-They are deselected and counted, not skipped: CI runs the whole.
+pytest counts them as deselected, not skipped. CI runs everything.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option."""
-    parser.addoption("--quick", action="store_true", help="every promise once: see tests/quick.py")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="test every promise once, in five minutes: see tests/quick.py",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the marks mean."""
-    config.addinivalue_line("markers", "thorough: left to the whole run by --quick")
-    config.addinivalue_line("markers", "cases(keep): of so many parameter sets, by --quick")
+    """Register the two marks."""
+    config.addinivalue_line("markers", "thorough: --quick leaves this test out")
+    config.addinivalue_line(
+        "markers", "cases(keep): --quick keeps this many of the test's parameter sets"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave to the whole run what is marked so."""
+    """Deselect the marked tests in a quick run."""
     if not config.getoption("--quick"):
         return
     by_function: dict[str, list[pytest.Item]] = defaultdict(list)
@@ -47,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def evenly(items: list[pytest.Item], keep: int) -> list[pytest.Item]:
-    """``keep`` of the items, evenly spaced, the first and the last among them."""
+    """Return ``keep`` of the items, evenly spaced, including the first and the last."""
     if keep >= len(items):
         return items
     if keep == 1:

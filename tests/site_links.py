@@ -1,8 +1,8 @@
-"""Check that every link between the pages of a built site leads somewhere, its anchor included.
+"""Check that every link between the pages of a built site leads somewhere, anchors included.
 
     python -m tests.site_links site
 
-Links to elsewhere are not followed. Exit code 1: some are broken, one line for each.
+Links to other sites are not followed. Prints one line per broken link. Exit code 1: there are some.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass(eq=False)
 class Page(HTMLParser):
-    """What a page can be linked by, and what it links and loads."""
+    """A page's anchors, and the links and files that it refers to."""
 
     anchors: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Page(HTMLParser):
         super().__init__()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take note of a tag."""
+        """Record the anchors and links of a tag."""
         for name, value in attrs:
             if name == "id" or (name == "name" and tag == "a"):
                 self.anchors.add(value or "")
@@ -34,15 +34,15 @@ class Page(HTMLParser):
 
 
 def broken_links(site: Path) -> list[str]:
-    """The links of a site that lead nowhere, each with its page."""
+    """Return the broken links of a site, each with its page."""
     pages = {path.resolve(): Page() for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
         page.feed(path.read_text(encoding="utf-8"))
-    # The page for what is not found is served from anywhere: its links have no place to start at.
-    pages_with_a_place = {path: page for path, page in pages.items() if path.name != "404.html"}
+    # The 404 page is served at any address, so its relative links have no fixed base.
+    pages_with_an_address = {path: page for path, page in pages.items() if path.name != "404.html"}
     return [
         f"{path.relative_to(site.resolve())}: {link}"
-        for path, page in pages_with_a_place.items()
+        for path, page in pages_with_an_address.items()
         for link in dict.fromkeys(page.links)
         if not _leads_somewhere(link, path, pages)
     ]
@@ -61,7 +61,7 @@ def _leads_somewhere(link: str, path: Path, pages: dict[Path, Page]) -> bool:
 
 
 def main() -> int:
-    """Check the site that is named; the exit code."""
+    """Check the site named on the command line, and return the exit code."""
     site = Path(sys.argv[1])
     found = broken_links(site)
     for each in found:

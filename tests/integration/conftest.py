@@ -1,4 +1,4 @@
-"""Applications that have users already, as the tests of several modules have them."""
+"""Applications that already have users, for the tests of several modules."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.integration.test_operations import (
 
 
 @pytest_asyncio.fixture(scope="module", params=["string", "objectId", *UUIDS])
-async def place(
+async def people_database(
     client: Client, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[str, Database]]:
-    """A database of people with ids of one type, for all tests."""
+    """A database of people whose ids have one type, shared by the tests of a module."""
     options: CodecOptions[Row] = CodecOptions(
         tz_aware=True, uuid_representation=UUIDS.get(request.param, UuidRepresentation.UNSPECIFIED)
     )
@@ -41,15 +41,15 @@ async def place(
 
 
 @pytest.fixture
-def application(place: tuple[str, Database]) -> Application:
-    """With each type of ids."""
-    id_type, database = place
+def application(people_database: tuple[str, Database]) -> Application:
+    """An application with ids of each type."""
+    id_type, database = people_database
     return Application(database, mapped(id_type), Clock(), new_id_of(id_type))
 
 
 @pytest_asyncio.fixture
-async def own(database: Database) -> Application:
-    """With ObjectIds, and a database of the test's own."""
+async def isolated(database: Database) -> Application:
+    """An application with ObjectIds, and a database of the test's isolated_application."""
     application = Application(database, mapped("objectId"), Clock(), new_id_of("objectId"))
     async with application.ledger() as ledger:
         await ledger.ensure_indexes()

@@ -1,4 +1,4 @@
-"""An application that has users already, for the tests of accounts on their documents."""
+"""An application that already has users, whose accounts are kept in their documents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UUIDS = {
 
 @dataclass(frozen=True)
 class Application:
-    """An application with people of its own."""
+    """An application with a collection of people."""
 
     database: Database
     config: CreditConfig
@@ -64,26 +64,26 @@ class Application:
 
     @property
     def users(self) -> UserMapping:
-        """Its mapping."""
+        """How accounts are mapped to people."""
         assert self.config.users is not None
         return self.config.users
 
     @property
     def books(self) -> Row:
-        """For a verification or a repair of books whose clock is years ahead."""
+        """Options to verify or repair books whose clock is years ahead."""
         return {**self.where, "max_clock_skew_seconds": None}
 
     @property
     def where(self) -> Row:
-        """For the jobs."""
+        """Options that tell a job where the application's users are."""
         return {"collections": NAMES, "users": self.users}
 
     def ledger(self) -> CreditLedger:
-        """On its people."""
+        """Return a ledger on the application's people."""
         return CreditLedger(self.database, self.config, clock=self.clock)
 
     async def add_person(self, **fields: Any) -> tuple[str, Any]:
-        """One without an account."""
+        """Add a person without an account."""
         user_id, stored = self.new_id()
         await self.database.command(
             {
@@ -95,13 +95,13 @@ class Application:
         return user_id, stored
 
     async def forget(self, user_id: str, stored: Any) -> None:
-        """Others are to find nothing wrong."""
+        """Remove a person and its rows, so that other tests find nothing wrong."""
         await self.database["people"].delete_one({"_id": stored})
         for collection in ("transactions", "audit_logs", "idempotency_records"):
             await self.database[collection].delete_many({"userId": user_id})
 
     async def person(self, stored: Any) -> Row:
-        """As it is stored, without its id."""
+        """Return the stored person without its id."""
         found = await one(self.database, "people", _id=stored)
         del found["_id"]
         return found
@@ -123,13 +123,13 @@ def new_id_of(id_type: str) -> Callable[[], tuple[str, Any]]:
 
 
 def mapped(id_type: str) -> CreditConfig:
-    """The prices of the operations' tests, for people."""
+    """Return the prices of the operations' tests, with accounts kept in people."""
     users = {"id_type": "uuid" if id_type in UUIDS else id_type, **FIELDS}
     return prices(collections=NAMES, users=users)
 
 
 async def check_books(application: Application) -> None:
-    """All that a verification looks at, and the sums by hand."""
+    """Run every check of a verification, and add up the balances by hand."""
     found = await verify(application.database, **application.books, key_ttl_seconds=100)
     assert found.findings == ()
     reader = StoredUsers.of(application.users, application.database)

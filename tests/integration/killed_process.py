@@ -26,14 +26,14 @@ MOMENTS = ("before it is sent", "when it was sent", "when it was answered")
 Job: TypeAlias = Callable[[Database, str], Awaitable[object]]
 """What a child does with a database, and one word that says with what of it."""
 
-# Sent by the driver for itself.
+# The driver sends these for itself.
 _OF_THE_DRIVER = ("hello", "endSessions", "killSessions")
 _CHILD_SECONDS = 60
 _PROCESSES = multiprocessing.get_context("forkserver")
 
 
 class CommandCounter(CommandListener):
-    """Counts commands, and tells of each when it is sent and when it was answered."""
+    """Counts commands, and reports each one when it is sent and when it is answered."""
 
     def __init__(self, on_event: Callable[[int, bool], None] = lambda _number, _answered: None):
         self.sent: list[str] = []
@@ -71,7 +71,7 @@ class _Task:
 async def run_until_killed(
     uri: str, database: str, job: Job, word: str, *, command: int, moment: str
 ) -> bool:
-    """Do a job in a process that dies at its ``command``-th command; whether it came to that."""
+    """Run a job in a process that dies at its ``command``-th command. Returns whether it died."""
     task = _Task(uri, database, job, word, command, moment)
     _PROCESSES.set_forkserver_preload([__name__, job.__module__])
     process = _PROCESSES.Process(target=_run, args=(task,))
@@ -100,7 +100,7 @@ async def _do(task: _Task) -> None:
         if task.moment == MOMENTS[2 if is_answered else 0]:
             _die()
         if task.moment == MOMENTS[1] and not is_answered:
-            # The driver writes it before it waits for the first time.
+            # The driver writes the command before its first await.
             loop.call_soon(_die)
 
     async with AsyncMongoClient[Row](

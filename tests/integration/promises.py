@@ -1,6 +1,6 @@
 """The promises, checked straight from the collections and the server, without the library's reads.
 
-What stands here is written from the README's promises and not from the code that keeps them.
+These checks follow the README's promises, not the code that keeps them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES = CollectionNames()
 
 
 async def check_promises(database: Database, names: CollectionNames = NAMES) -> None:
-    """Promises 1, 2, 4, 5, 6 and 8 hold for every row of a database that the ledger alone wrote."""
+    """Check promises 1, 2, 4, 5, 6 and 8 for every row of a database that only the ledger wrote."""
     users = await rows(database, names.users)
     transactions = await rows(database, names.transactions)
     audit_logs = await rows(database, names.audit_logs)
@@ -41,7 +41,7 @@ async def check_promises(database: Database, names: CollectionNames = NAMES) -> 
 
 
 def _check_chain(user: Row, chain: list[Row]) -> None:
-    """One user's transactions lead from nothing to the balance, without a gap."""
+    """Check that one user's transactions lead from nothing to the balance without a gap."""
     assert [row["seq"] for row in chain] == list(range(1, len(chain) + 1)), user["_id"]
     assert user["seq"] == len(chain), user["_id"]
     assert user["credits"] == sum(row["amount"] for row in chain), user["_id"]
@@ -57,7 +57,7 @@ def _check_chain(user: Row, chain: list[Row]) -> None:
 
 
 def _check_refunds(transactions: Iterable[Row]) -> None:
-    """No charge was refunded beyond what it took, and only to whom it was taken from."""
+    """Check that refunds of a charge never exceed it, and go to the user who paid it."""
     charges = {row["_id"]: row for row in transactions if row["operation"] == "charge"}
     refunded: dict[Any, int] = defaultdict(int)
     for row in transactions:
@@ -69,7 +69,7 @@ def _check_refunds(transactions: Iterable[Row]) -> None:
 
 
 def _check_audit_logs(transactions: Iterable[Row], audit_logs: Iterable[Row]) -> None:
-    """Each transaction has its audit row, and each audit row of a success its transaction."""
+    """Check that transactions and the audit rows of successes match one to one."""
     by_id = {row["_id"]: row for row in transactions}
     successes = {row["_id"]: row for row in audit_logs if row["status"] == "success"}
     assert successes.keys() == by_id.keys()
@@ -83,7 +83,7 @@ def _check_audit_logs(transactions: Iterable[Row], audit_logs: Iterable[Row]) ->
 
 
 def _check_keys(transactions: Iterable[Row], records: Iterable[Row]) -> None:
-    """Each key has one transaction, and each transaction with a key has its record."""
+    """Check that keys and the transactions with a key match one to one."""
     keyed = [row for row in transactions if row["idempotencyKey"] is not None]
     by_key = {row["idempotencyKey"]: row for row in keyed}
     assert len(by_key) == len(keyed), "one key, two effects"
@@ -99,23 +99,23 @@ def _check_keys(transactions: Iterable[Row], records: Iterable[Row]) -> None:
 
 
 async def rows(database: Database, collection: str, **query: Any) -> list[Row]:
-    """All documents of a collection, or those that have these values."""
+    """Return a collection's documents, or those with these values."""
     return await database[collection].find(query).to_list(None)
 
 
 async def count(database: Database, collection: str, **query: Any) -> int:
-    """How many of them there are."""
+    """Count a collection's documents, or those with these values."""
     return await database[collection].count_documents(query)
 
 
 async def open_transactions(client: Client) -> int:
-    """How many database transactions are open on the primary."""
+    """Count the transactions that are open on the primary."""
     status = await client.admin.command("serverStatus")
     return int(status["transactions"]["currentOpen"])
 
 
 async def check_that_no_transaction_stays_open(client: Client, seconds: float = 4.0) -> None:
-    """Within seconds: what the server's own limit ends after a minute does not count."""
+    """Check this within seconds: after a minute the server itself ends open transactions."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     still_open = await open_transactions(client)
@@ -126,13 +126,13 @@ async def check_that_no_transaction_stays_open(client: Client, seconds: float = 
 
 
 async def end_all_transactions(client: Client) -> None:
-    """So that what one test left open is not found by the next."""
+    """End all transactions, so that one test cannot fail for what another left open."""
     if await open_transactions(client):
         await client.admin.command({"killAllSessions": []})
 
 
 def with_options(uri: str, **options: Any) -> str:
-    """The URI with more options."""
+    """Return the URI with more options."""
     given = "&".join(f"{name}={value}" for name, value in options.items())
     if "?" in uri:
         return f"{uri}&{given}"
@@ -151,7 +151,7 @@ class Failure:
 async def failing(
     client: Client, app_name: str, mode: Any = "alwaysOn", **data: Any
 ) -> AsyncIterator[Failure]:
-    """Let commands of the clients with this name fail on the primary; then tell how many did."""
+    """Make commands of the clients with this name fail on the primary, and count the failures."""
     point: Row = {"configureFailPoint": "failCommand"}
     failure = Failure()
     before = await client.admin.command(

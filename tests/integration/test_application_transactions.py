@@ -1,4 +1,4 @@
-"""In the application's own transaction: with its writes or not at all, and it alone decides."""
+"""The ledger in an application's transaction: all writes commit together, or none does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COLLECTIONS = ("users", "transactions", "audit_logs", "idempotency_records", "or
 
 
 def prices(**options: Any) -> CreditConfig:
-    """The prices of these tests, and other settings."""
+    """Return these tests' prices, with other settings."""
     return CreditConfig(
         costs={"post": {"default": 10, "premium": 8}},
         membership={"tiers": {"premium": 1}, "credits_caps": {"premium": 2000}},
@@ -79,7 +79,7 @@ async def application(replica_set_uri: str, driver: str) -> AsyncIterator[Client
 
 @pytest_asyncio.fixture(scope="module")
 async def shared(application: Client) -> AsyncIterator[Database]:
-    """One database for all tests of this file, with a user of its own for each."""
+    """One database for the tests of this file. Each test has its own user."""
     database = application[f"test_{uuid4().hex[:12]}"]
     await database.create_collection("orders")
     yield database
@@ -96,17 +96,17 @@ async def books(shared: Database) -> AsyncIterator[CreditLedger]:
 
 @pytest_asyncio.fixture
 async def user(books: CreditLedger) -> str:
-    """A user of this test's own with 100 credits."""
+    """A user with 100 credits that no other test has."""
     user_id = f"user-{uuid4().hex[:12]}"
     await books.create_user(user_id, credits=100)
     return user_id
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def all_promises_hold(
+async def check_promises_after_each_test(
     client: Client, shared: Database, books: CreditLedger
 ) -> AsyncIterator[None]:
-    """After each test, whatever the application did; and no transaction is left open."""
+    """After each test, check the promises, and that no transaction is left open."""
     yield
     try:
         await check_that_no_transaction_stays_open(client)
@@ -117,13 +117,13 @@ async def all_promises_hold(
 
 @asynccontextmanager
 async def transaction(client: Client) -> AsyncIterator[AsyncClientSession]:
-    """A transaction of the application: commits at the end, aborts on an error."""
+    """Open a transaction that commits at the end and aborts on an error."""
     async with client.start_session() as session, await begun(session):
         yield session
 
 
 async def in_transaction(client: Client, callback: Work) -> Any:
-    """What most applications do: ``with_transaction``, which repeats the callback."""
+    """Use ``with_transaction`` as most applications do. It repeats the callback."""
     async with client.start_session() as session:
         if isinstance(client, MotorApplication):
             return await with_motor_transaction(session, callback)
@@ -131,14 +131,14 @@ async def in_transaction(client: Client, callback: Work) -> Any:
 
 
 async def traces(database: Database, user_id: str) -> dict[str, int]:
-    """How many rows there are of a user."""
+    """Count a user's rows in each collection."""
     found = {name: await count(database, name, userId=user_id) for name in COLLECTIONS}
     found["users"] = await count(database, "users", _id=user_id)
     return found
 
 
 def counts(**expected: int) -> dict[str, int]:
-    """As many, and none of what is not named."""
+    """Return these counts, and zero for the collections not named."""
     return {**dict.fromkeys(COLLECTIONS, 0), **expected}
 
 
@@ -148,7 +148,7 @@ OPENED = {"users": 1, "transactions": 1, "audit_logs": 1}
 async def test_a_charge_and_the_applications_write_commit_together(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Nobody sees either before the commit, and everybody both after it, the key's record too."""
+    """Nobody sees either write before the commit. Afterwards everybody sees both, and the key."""
     async with transaction(application) as session:
         await shared["orders"].insert_one({"userId": user}, session=session)
         charge = await books.charge(
@@ -170,7 +170,10 @@ async def test_a_charge_and_the_applications_write_commit_together(
 async def test_reads_in_the_transaction_see_what_it_wrote_and_others_do_not(
     application: Client, books: CreditLedger, user: str
 ) -> None:
-    """All reads that take a session; without it, they see what was committed."""
+    """Every read that takes a session sees them.
+
+    Without the session, it sees what was committed.
+    """
     async with transaction(application) as session:
         await books.grant(user, 5, action="gift", session=session)
         assert await books.get_balance(user, session=session) == 105
@@ -187,7 +190,7 @@ async def test_reads_in_the_transaction_see_what_it_wrote_and_others_do_not(
 async def test_several_operations_in_one_transaction_see_each_other(
     application: Client, shared: Database, books: CreditLedger
 ) -> None:
-    """From a new user to the refund of its charge, as one."""
+    """A user's creation, its charge and the refund work in one transaction."""
     user = f"user-{uuid4().hex[:12]}"
     async with transaction(application) as session:
         await books.create_user(user, credits=5, session=session)
@@ -216,29 +219,29 @@ async def test_several_operations_in_one_transaction_see_each_other(
 
 
 async def abort(session: AsyncClientSession) -> None:
-    """The application decides against it."""
+    """The application decides to abort."""
     await session.abort_transaction()
 
 
 async def fail(_: AsyncClientSession) -> None:
-    """The application has a bug."""
+    """The application fails with a bug."""
     raise ZeroDivisionError
 
 
 async def leave(session: AsyncClientSession) -> None:
-    """The application ends the session, and its transaction with it."""
+    """The application ends the session, which ends its transaction."""
     await session.end_session()
 
 
 @pytest.mark.parametrize("end", [abort, fail, leave], ids=lambda end: end.__name__)
-async def test_what_is_not_committed_leaves_no_trace_but_its_refusals(
+async def test_an_aborted_transaction_leaves_only_the_audit_rows_of_refusals(
     application: Client,
     shared: Database,
     books: CreditLedger,
     user: str,
     end: Callable[[AsyncClientSession], Awaitable[None]],
 ) -> None:
-    """No balance, row, audit row or key of a success; the audit row of each refusal stays."""
+    """No balance, row or key of a success remains. The audit row of each refusal does."""
     try:
         async with transaction(application) as session:
             await shared["orders"].insert_one({"userId": user}, session=session)
@@ -262,7 +265,7 @@ async def test_what_is_not_committed_leaves_no_trace_but_its_refusals(
 async def test_an_application_that_catches_a_refusal_can_go_on_and_commit(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """A refusal does nothing to the transaction, which was begun by others."""
+    """A refusal does nothing to the transaction, because the application began it."""
     async with transaction(application) as session:
         with pytest.raises(InsufficientCreditsError):
             await books.charge(user, "post", amount=101, session=session)
@@ -274,9 +277,9 @@ async def test_an_application_that_catches_a_refusal_can_go_on_and_commit(
 async def test_a_refusal_does_not_wait_for_a_transaction_that_made_the_collections(
     application: Client,
 ) -> None:
-    """Where nobody has called ``ensure_indexes``: its audit row is written outside, and at once.
+    """Without ``ensure_indexes``, the refusal's audit row is still written outside, and at once.
 
-    The two make one collection, so that the transaction has to be repeated, as the server says.
+    Both create one collection, so the server makes the transaction repeat.
     """
     database = application[f"test_{uuid4().hex[:12]}"]
 
@@ -316,7 +319,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def transaction_lifetime(client: Client, seconds: int) -> AsyncIterator[None]:
-    """For how long the server keeps transactions of clients that are gone."""
+    """How long the server keeps the transactions of a dead client."""
     name = "transactionLifetimeLimitSeconds"
     given = (await client.admin.command({"getParameter": 1, name: 1}))[name]
     await client.admin.command({"setParameter": 1, name: seconds})
@@ -329,7 +332,7 @@ async def transaction_lifetime(client: Client, seconds: int) -> AsyncIterator[No
 async def test_a_process_killed_in_its_transaction_leaves_no_trace(
     client: Client, shared: Database, books: CreditLedger, user: str, replica_set_uri: str
 ) -> None:
-    """Who waits for its user gets through as soon as the server has dropped the transaction."""
+    """Callers waiting for the user go on as soon as the server has dropped the transaction."""
     async with transaction_lifetime(client, 1):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", DYING, replica_set_uri, shared.name, user),
@@ -351,7 +354,7 @@ async def test_a_process_killed_in_its_transaction_leaves_no_trace(
 
 @dataclass(frozen=True)
 class Fault:
-    """What the server does to one command, and how often the callback runs then."""
+    """What the server does to one command, and how often the callback then runs."""
 
     command: str
     data: Row
@@ -364,7 +367,7 @@ class Fault:
 def writes_both(
     shared: Database, books: CreditLedger, user: str, attempts: list[int]
 ) -> Callable[[AsyncClientSession], Awaitable[ChargeResult]]:
-    """An application's callback, which counts its attempts."""
+    """An application's callback that counts its attempts."""
 
     async def callback(session: AsyncClientSession) -> ChargeResult:
         attempts.append(1)
@@ -390,7 +393,7 @@ def writes_both(
     ],
     ids=str,
 )
-async def test_a_failure_that_may_pass_repeats_the_applications_callback_and_has_one_effect(
+async def test_a_transient_failure_repeats_the_applications_callback_and_has_one_effect(
     *,
     application: Client,
     client: Client,
@@ -399,7 +402,7 @@ async def test_a_failure_that_may_pass_repeats_the_applications_callback_and_has
     user: str,
     fault: Fault,
 ) -> None:
-    """The driver sees in our error what it would have seen in its own."""
+    """The driver reads the same labels in the ledger's error as in its own."""
     attempts: list[int] = []
     point = failing(client, APP_NAME, ONCE, failCommands=[fault.command], **fault.data)
     async with point as failure:
@@ -415,7 +418,7 @@ async def test_a_failure_that_may_pass_repeats_the_applications_callback_and_has
 
 
 @pytest.mark.parametrize("code", [13, 50])
-async def test_a_failure_that_will_not_pass_is_raised_once_and_leaves_nothing(
+async def test_a_permanent_failure_is_raised_once_and_leaves_nothing(
     *,
     application: Client,
     client: Client,
@@ -424,7 +427,7 @@ async def test_a_failure_that_will_not_pass_is_raised_once_and_leaves_nothing(
     user: str,
     code: int,
 ) -> None:
-    """As a StorageError with the driver's error as its cause."""
+    """It is raised as a StorageError, caused by the driver's error."""
     attempts: list[int] = []
     async with failing(client, APP_NAME, ONCE, failCommands=["update"], errorCode=code):
         with pytest.raises(StorageError) as caught:
@@ -439,7 +442,7 @@ async def test_a_failure_that_will_not_pass_is_raised_once_and_leaves_nothing(
 async def test_a_real_conflict_repeats_the_callback_until_the_other_has_ended(
     application: Client, books: CreditLedger, user: str
 ) -> None:
-    """The charge comes to lie on the balance that the other transaction left."""
+    """The charge then builds on the balance that the other transaction left."""
     attempted = 0
     has_conflicts = asyncio.Event()
 
@@ -464,7 +467,7 @@ async def test_a_real_conflict_repeats_the_callback_until_the_other_has_ended(
 async def test_transactions_of_the_application_and_plain_charges_on_one_user_lose_nothing(
     application: Client, books: CreditLedger, user: str
 ) -> None:
-    """Eight of each at once, on a balance that is enough for ten of them."""
+    """Eight of each run at once, on a balance that is enough for ten."""
     told: list[Any] = await asyncio.gather(
         *[
             in_transaction(application, lambda s: books.charge(user, "post", session=s))
@@ -480,10 +483,10 @@ async def test_transactions_of_the_application_and_plain_charges_on_one_user_los
     assert len(await books.get_audit_log(user, status="success")) == 11
 
 
-async def test_a_refusal_inside_with_transaction_is_raised_as_it_is_and_not_repeated(
+async def test_a_refusal_inside_with_transaction_is_raised_unchanged_and_not_repeated(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """One attempt, one failed audit row, and the application's own write is gone."""
+    """There is one attempt and one audit row, and the application's own write is gone."""
     refusals: list[tuple[type[CreditError], Work]] = [
         (InsufficientCreditsError, lambda s: books.charge(user, "post", amount=101, session=s)),
         (UserExistsError, lambda s: books.create_user(user, session=s)),
@@ -502,10 +505,10 @@ async def test_a_refusal_inside_with_transaction_is_raised_as_it_is_and_not_repe
     assert await count(shared, "orders", userId=user) == 0
 
 
-async def test_an_account_that_cannot_be_read_is_not_tried_again(
+async def test_an_unreadable_account_is_not_retried(
     application: Client, database: Database
 ) -> None:
-    """It is a failure of the database to the driver, but none that passes."""
+    """To the driver this is a database error, but not one worth a retry."""
     attempted = 0
     await database["users"].insert_one({"_id": "u", "credits": 0.5})
 
@@ -526,7 +529,7 @@ async def test_an_account_that_cannot_be_read_is_not_tried_again(
 async def test_a_user_created_since_the_transaction_began_exists_at_the_next_attempt(
     application: Client, shared: Database, books: CreditLedger
 ) -> None:
-    """The server reports a conflict, the callback is repeated, and the refusal is the true one."""
+    """The server reports a conflict, the callback runs again, and the refusal is then correct."""
     user = f"user-{uuid4().hex[:12]}"
     attempted = 0
 
@@ -550,7 +553,7 @@ async def test_a_user_created_since_the_transaction_began_exists_at_the_next_att
 async def test_a_key_is_replayed_inside_a_transaction_and_writes_nothing(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """One that was used before, and one that was used in this very transaction."""
+    """The key was used before, or in this same transaction."""
     before = await books.charge(user, "post", idempotency_key=user)
     async with transaction(application) as session:
         first = await books.charge(user, "post", idempotency_key=user, session=session)
@@ -567,10 +570,10 @@ async def test_a_key_is_replayed_inside_a_transaction_and_writes_nothing(
     )
 
 
-async def test_a_key_in_an_open_transaction_is_waited_for_and_then_replayed(
+async def test_a_request_waits_for_its_key_in_an_open_transaction_and_is_then_replayed(
     application: Client, books: CreditLedger, user: str
 ) -> None:
-    """The same request outside neither doubles it nor fails."""
+    """The same request outside the transaction neither doubles the effect nor fails."""
     async with transaction(application) as session:
         charge = await books.charge(user, "post", idempotency_key=user, session=session)
         outside = [
@@ -584,10 +587,10 @@ async def test_a_key_in_an_open_transaction_is_waited_for_and_then_replayed(
     assert all(each.replayed for each in again)
 
 
-async def test_a_key_in_an_open_transaction_is_another_users_conflict_once_committed(
+async def test_another_users_request_waits_for_a_key_in_an_open_transaction_and_conflicts(
     application: Client, books: CreditLedger, user: str
 ) -> None:
-    """Who uses it meanwhile for somebody else waits, and is then refused."""
+    """A request with the same key for another user waits, and is then refused."""
     other = f"{user}-other"
     await books.create_user(other, credits=100)
     async with transaction(application) as session:
@@ -606,7 +609,7 @@ async def test_a_key_in_an_open_transaction_is_another_users_conflict_once_commi
 async def test_two_operations_at_once_on_one_session_are_not_mixed_up(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """The second is refused, be it a read beside a write; the first and what follows go well."""
+    """The second is refused, even a read beside a write. The first one and later ones succeed."""
     async with transaction(application) as session:
         for second in (
             lambda: books.charge(user, "post", session=session),
@@ -632,10 +635,10 @@ async def test_two_operations_at_once_on_one_session_are_not_mixed_up(
     assert await traces(shared, user) == counts(users=1, transactions=5, audit_logs=5)
 
 
-async def test_a_session_that_cannot_work_is_refused_before_anything_is_sent(
+async def test_an_unusable_session_is_refused_before_anything_is_sent(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Of another client, ended, without a transaction, with one that is over, or none at all."""
+    """Its client is another, it has ended, it has no open transaction, or it isn't a session."""
     async with transaction(client) as strange:
         for work in (
             books.charge(user, "post", session=strange),
@@ -665,7 +668,7 @@ async def test_a_session_that_cannot_work_is_refused_before_anything_is_sent(
 async def test_a_cancelled_operation_leaves_the_session_usable_and_no_trace_when_aborted(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Cancelled while the server takes its time for the write; the application aborts."""
+    """The call is cancelled while the server delays the write, and the application aborts."""
     async with application.start_session() as session:
         await begun(session)
         slow = {"blockConnection": True, "blockTimeMS": 400}
@@ -687,7 +690,7 @@ async def test_a_cancelled_operation_leaves_the_session_usable_and_no_trace_when
 async def test_an_operation_in_a_transaction_ends_by_its_deadline(
     application: Client, client: Client, shared: Database, user: str
 ) -> None:
-    """Not with an unknown outcome: the application has committed nothing."""
+    """Its outcome is never unknown, because the application has committed nothing."""
     async with CreditLedger(shared, prices(operation_timeout_seconds=0.3)) as hasty:
         slow = {"blockConnection": True, "blockTimeMS": 5000}
         async with failing(client, APP_NAME, ONCE, failCommands=["update"], **slow):

@@ -1,6 +1,6 @@
-"""Whatever the database answers, or does not: one effect, and the caller hears of it in time.
+"""Whatever the database answers, or fails to answer: one effect, and a timely answer to the caller.
 
-The failures are those that ``failCommand`` makes on a real server, and a server that is frozen.
+The failures come from ``failCommand`` on a real server, and from a frozen server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.integration.promises import (
 
 APP_NAME = "outcomes"
 ONCE = {"times": 1}
-# What a caller may hear later than its deadline on a busy machine.
+# How long after its deadline a call may end on a busy machine.
 GRACE_SECONDS = 2.0
 
 
@@ -65,7 +65,7 @@ def _error(code: int, *labels: str) -> Row:
 
 
 def _applied_with(code: int, *labels: str, **facts: Any) -> Row:
-    """The command takes effect, and then its reply says that it is not durable."""
+    """Apply the command, but report in its reply that the write is not durable."""
     concern = {"code": code, "errmsg": "x", **facts}
     return {"writeConcernError": concern, **({"errorLabels": list(labels)} if labels else {})}
 
@@ -99,7 +99,7 @@ FAULTS = [
 
 @dataclass(frozen=True)
 class Operation:
-    """A call on a user, and what it is to leave behind."""
+    """A call on a user, and the effect that it must have."""
 
     name: str
     key: str | None
@@ -156,7 +156,7 @@ OPERATIONS = [
 
 
 def prices(**options: Any) -> CreditConfig:
-    """The prices of these tests, and other settings."""
+    """Return these tests' prices, with other settings."""
     return CreditConfig(
         costs={"generate-post": {"default": 10}},
         membership={"tiers": {"premium": 1}, "credits_caps": {"premium": 2000}},
@@ -165,7 +165,7 @@ def prices(**options: Any) -> CreditConfig:
 
 
 async def outcome_of(work: Awaitable[Any]) -> Any:
-    """A call's result or its error, which must be one of the library's."""
+    """Return a call's result or its error, which must be one of the library's."""
     try:
         return await work
     except CreditError as error:
@@ -173,20 +173,20 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
 
 
 def some_user() -> str:
-    """A user id of nobody else's."""
+    """Return a user id that no other test has."""
     return f"user-{uuid4().hex[:12]}"
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def each_for_itself(client: Client) -> AsyncIterator[None]:
-    """What one test finds left open is not found again by the next."""
+async def no_open_transactions(client: Client) -> AsyncIterator[None]:
+    """End all transactions, so that one test cannot fail for what another left open."""
     yield
     await end_all_transactions(client)
 
 
 @pytest_asyncio.fixture(scope="module")
 async def shared(client: Client) -> AsyncIterator[Database]:
-    """One database for all tests of this file, with a user of its own for each."""
+    """One database for the tests of this file. Each test has its own user."""
     database = client[f"test_{uuid4().hex[:12]}"]
     yield database
     await client.drop_database(database.name)
@@ -194,7 +194,7 @@ async def shared(client: Client) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="module")
 def uri(replica_set_uri: str) -> str:
-    """A URI whose clients are hit by this file's fail points, and notice recoveries soon."""
+    """A URI whose clients this file's fail points hit, and which soon notice a recovered server."""
     return with_options(replica_set_uri, appName=APP_NAME, heartbeatFrequencyMS=500)
 
 
@@ -220,7 +220,7 @@ async def hasty(uri: str, shared: Database, patient: CreditLedger) -> AsyncItera
 async def test_one_failure_of_the_database_leaves_one_effect_or_none(
     fault: Fault, operation: Operation, client: Client, shared: Database, patient: CreditLedger
 ) -> None:
-    """The caller hears what happened, it happened once, and the same key gives it again."""
+    """The caller hears what happened, it happened once, and a repeat with the key says the same."""
     user_id = some_user()
     key = operation.key and f"key-of-{user_id}"
     if operation.exists_before:
@@ -249,7 +249,7 @@ async def test_one_failure_of_the_database_leaves_one_effect_or_none(
         assert again.replayed is fault.is_retried
         if fault.is_retried:
             assert again == first
-            # It is the answer to the first who asked, however often the ledger had to.
+            # However often the ledger retried, this is the answer to the first call.
             assert first.replayed is False
     await check_promises(shared)
     await check_that_no_transaction_stays_open(client)
@@ -258,7 +258,7 @@ async def test_one_failure_of_the_database_leaves_one_effect_or_none(
 async def test_a_lost_commit_is_settled_even_if_retries_are_disabled(
     uri: str, client: Client, shared: Database, patient: CreditLedger
 ) -> None:
-    """Settling an unknown outcome is no retry that one could do without."""
+    """``max_retries=0`` does not apply: an unknown outcome must always be settled."""
     user_id = some_user()
     await patient.create_user(user_id, credits=100)
     config = prices(retry=RetryConfig(enabled=False))
@@ -279,7 +279,7 @@ async def test_a_lost_commit_is_settled_even_if_retries_are_disabled(
 async def test_a_batch_whose_commit_was_lost_is_settled_as_a_whole(
     client: Client, shared: Database, patient: CreditLedger
 ) -> None:
-    """Successes and refusals of fifty callers stand as they were decided the first time."""
+    """The successes and refusals of fifty callers stand as they were first decided."""
     poor, rich = some_user(), some_user()
     await patient.create_user(poor, credits=35)
     await patient.create_user(rich, credits=1000)
@@ -309,10 +309,10 @@ async def test_a_batch_whose_commit_was_lost_is_settled_as_a_whole(
     await check_promises(shared)
 
 
-async def test_a_document_that_the_server_refuses_fails_its_own_caller_alone(
+async def test_a_document_that_the_server_rejects_fails_its_caller_alone(
     client: Client, config: CreditConfig, database: Database
 ) -> None:
-    """A unique index of the application's rejects one of forty charges; the others go through."""
+    """An application's unique index rejects one of forty charges. The others go through."""
     async with CreditLedger(database, config) as ledger:
         await ledger.ensure_indexes()
         await database["transactions"].create_index(
@@ -334,7 +334,7 @@ async def test_a_document_that_the_server_refuses_fails_its_own_caller_alone(
                 for number in range(40)
             )
         )
-    # Orders 7, 8 and 32 all say that they are number 7.
+    # Orders 7, 8 and 32 share the number 7.
     refused = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
     assert len(refused) == 2
     assert set(refused) < {7, 8, 32}
@@ -367,10 +367,13 @@ FOREIGN_ROWS: dict[str, tuple[str, Row]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN_ROWS)
-async def test_a_row_that_is_not_the_ledgers_fails_its_own_caller_alone(
+async def test_a_row_that_is_not_the_ledgers_fails_its_caller_alone(
     name: str, client: Client, database: Database
 ) -> None:
-    """It is told apart as such, stays as it is, and the thirty-two others are charged."""
+    """The error says that the row is not the ledger's.
+
+    The row stays, and thirty-two are charged.
+    """
     collection, row = FOREIGN_ROWS[name]
     await database[collection].insert_one(row)
     users = [f"user-{number}" for number in range(32)]
@@ -393,10 +396,10 @@ async def test_a_row_that_is_not_the_ledgers_fails_its_own_caller_alone(
     await check_that_no_transaction_stays_open(client)
 
 
-async def test_a_cancelled_caller_finds_its_charge_made(
+async def test_a_charge_cancelled_in_its_commit_still_happens_once(
     client: Client, shared: Database, patient: CreditLedger
 ) -> None:
-    """Cancelled in the commit, twice, the charge happens all the same, and once."""
+    """A charge cancelled twice during its commit still happens, once."""
     user_id = some_user()
     await patient.create_user(user_id, credits=100)
     async with failing(
@@ -422,7 +425,7 @@ async def test_a_cancelled_caller_finds_its_charge_made(
 async def test_a_commit_slower_than_the_deadline_is_unknown_and_the_key_settles_it(
     client: Client, shared: Database, hasty: CreditLedger
 ) -> None:
-    """The call ends in time, says that it does not know, and the same key tells later."""
+    """The call ends in time as unknown, and a repeat with the key tells what happened."""
     user_id = some_user()
     await hasty.create_user(user_id, credits=100)
     async with failing(
@@ -433,7 +436,7 @@ async def test_a_commit_slower_than_the_deadline_is_unknown_and_the_key_settles_
             await hasty.charge(user_id, "generate-post", idempotency_key=user_id)
         assert time.monotonic() - begun < 1 + GRACE_SECONDS
         assert unknown.value.__cause__ is not None
-    # The server commits it meanwhile, unless it was told to give it up.
+    # By now the server commits, unless the ledger told it to abort.
     await asyncio.sleep(1.3)
     effects = await count(shared, "transactions", userId=user_id, operation="charge")
     again = await hasty.charge(user_id, "generate-post", idempotency_key=user_id)
@@ -478,7 +481,7 @@ OUTAGES: dict[str, Row] = {
 async def test_an_outage_beyond_the_deadline_ends_in_time_and_leaves_nothing_open(
     outage: str, client: Client, shared: Database, hasty: CreditLedger
 ) -> None:
-    """All callers hear by their deadline; the server is left clean; the same ledger goes on."""
+    """All callers hear by their deadline, the server is left clean, and the ledger recovers."""
     user_id = some_user()
     await hasty.create_user(user_id, credits=100)
     keys = [f"{user_id}-{number}" for number in range(3)]
@@ -496,7 +499,7 @@ async def test_an_outage_beyond_the_deadline_ends_in_time_and_leaves_nothing_ope
     assert all(isinstance(o, StorageError | CommitOutcomeUnknownError) for o in first), first
     assert len({id(outcome) for outcome in first}) == len(first), "callers share an error"
 
-    # Before the ledger is asked again: its next transaction might end the last by chance.
+    # Before the ledger is used again: its next transaction might end the last one by chance.
     await check_that_no_transaction_stays_open(client)
     unknown = [isinstance(outcome, CommitOutcomeUnknownError) for outcome in first]
     effects = await count(shared, "transactions", userId=user_id, operation="charge")
@@ -514,17 +517,17 @@ async def test_an_outage_beyond_the_deadline_ends_in_time_and_leaves_nothing_ope
 
 @pytest_asyncio.fixture(scope="module")
 async def frozen_set() -> AsyncIterator[LocalReplicaSet]:
-    """A replica set of its own: who else used it would freeze as well."""
+    """A replica set of its own: another test's servers would freeze, too."""
     async with LocalReplicaSet(members=1, parameters={"enableTestCommands": "1"}) as replica_set:
         yield replica_set
 
 
 @pytest.mark.parametrize("frozen_in", ["find", "insert", COMMIT])
 @pytest.mark.cases(1)
-async def test_a_frozen_server_is_waited_for_until_the_deadline_and_then_used_again(
+async def test_calls_wait_for_a_frozen_server_until_the_deadline_and_then_work_again(
     frozen_in: str, frozen_set: LocalReplicaSet
 ) -> None:
-    """Frozen before, while and after a charge writes; thawed, nothing is open and all goes on."""
+    """The server freezes before, during or after a write. Once it resumes, everything goes on."""
     [member] = frozen_set.members
     async with AsyncMongoClient[Row](frozen_set.uri, tz_aware=True) as observer:
         database = observer[f"frozen_{frozen_in}"]
@@ -533,7 +536,7 @@ async def test_a_frozen_server_is_waited_for_until_the_deadline_and_then_used_ag
         async with CreditLedger.connect(uri, database=database.name, config=config) as ledger:
             await ledger.ensure_indexes()
             await ledger.create_user("user", credits=100)
-            # It blocks where it is to freeze, so that it surely freezes there.
+            # The command blocks at this point, so that the server surely freezes in it.
             async with failing(
                 observer,
                 APP_NAME,
@@ -571,12 +574,12 @@ async def test_a_frozen_server_is_waited_for_until_the_deadline_and_then_used_ag
         await check_that_no_transaction_stays_open(observer, seconds=10)
 
 
-async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
+async def test_a_user_locked_by_an_application_does_not_delay_others(
     client: Client, database: Database
 ) -> None:
-    """One of forty is locked for longer than the deadline: thirty-nine are charged meanwhile.
+    """An application locks one of forty users past the deadline. The others are charged.
 
-    Those in the same batch, those who come later, and those of another process.
+    This holds for users in the same batches, for later calls, and for another process.
     """
     config = prices(operation_timeout_seconds=4)
     users = [f"user-{number}" for number in range(40)]
@@ -613,7 +616,7 @@ async def test_a_user_held_by_an_application_does_not_hold_up_the_others(
 async def test_a_charge_beside_the_applications_own_transaction_on_the_user_ends_in_time(
     client: Client, database: Database
 ) -> None:
-    """Who forgets ``session=`` waits for itself: that ends by the deadline, without an effect."""
+    """A caller that forgets ``session=`` waits for itself. The call ends by the deadline."""
     config = prices(operation_timeout_seconds=0.5)
     async with CreditLedger(database, config) as ledger, client.start_session() as session:
         await ledger.ensure_indexes()

@@ -1,4 +1,4 @@
-"""Whatever runs at once, in one process or in several: nothing is lost, doubled or overdrawn."""
+"""Concurrent calls, in one process or several, lose, double and overdraw nothing."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ USERS = [f"user-{number}" for number in range(5)]
 Call: TypeAlias = tuple[str, list[Any], dict[str, Any]]
 """A method's name, its positional and its keyword arguments."""
 
-# Says that it is ready, gets the calls of each of its callers on a line, and answers with what
-# became of each call: by how much it changed the balance, or the error's code.
+# The worker says that it is ready and reads the calls of one caller from each line. For each call
+# it answers with the change of the balance or the error's code.
 WORKER = """
 import asyncio, json, sys
 from credit_mongo import CreditConfig, CreditError, CreditLedger
@@ -93,12 +93,12 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def start_worker(uri: str, database: Database) -> Process:
-    """A process with a ledger of its own, when it is ready."""
+    """Start a process with its own ledger, and wait until it is ready."""
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, uri, database.name, CONFIG),
         stdin=PIPE,
         stdout=PIPE,
-        # Of an odd pipe, the default of 64 KiB a line would be too little.
+        # A line can exceed the default limit of 64 KiB.
         limit=2**24,
         env={**os.environ, "PYTHONPATH": str(Path(credit_mongo.__file__).parents[1])},
     )
@@ -110,7 +110,7 @@ async def start_worker(uri: str, database: Database) -> Process:
 async def run_in_processes(
     uri: str, database: Database, plans: Iterable[Sequence[Sequence[Call]]]
 ) -> list[Any]:
-    """What becomes of the calls of all processes, which begin at once."""
+    """Let all processes call at once, and return the outcomes."""
     plans = list(plans)
     workers = await asyncio.gather(*[start_worker(uri, database) for _ in plans])
     replies = await asyncio.gather(
@@ -124,7 +124,7 @@ async def run_in_processes(
 
 
 async def outcome_of(work: Awaitable[Any]) -> Any:
-    """A call's result or its error, which must be one of the library's."""
+    """Return a call's result or its error, which must be one of the library's."""
     try:
         return await work
     except CreditError as error:
@@ -132,12 +132,12 @@ async def outcome_of(work: Awaitable[Any]) -> Any:
 
 
 async def outcomes_of(work: Iterable[Awaitable[Any]]) -> list[Any]:
-    """The same for calls that run at once."""
+    """Return the outcomes of calls that run at once."""
     return await asyncio.gather(*[outcome_of(each) for each in work])
 
 
 def kinds(outcomes: Iterable[Any]) -> dict[type[Any], int]:
-    """How many of each type."""
+    """Count the outcomes by type."""
     return dict(Counter(type(outcome) for outcome in outcomes))
 
 
@@ -149,14 +149,14 @@ def config() -> CreditConfig:
 
 @pytest_asyncio.fixture
 async def other(database: Database, config: CreditConfig) -> AsyncIterator[CreditLedger]:
-    """A second ledger on the same database, with lanes of its own."""
+    """A second ledger on the same database, with its own lanes."""
     async with CreditLedger(database, config) as ledger:
         yield ledger
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def each_for_itself(client: Client) -> AsyncIterator[None]:
-    """What one test finds left open is not found again by the next."""
+async def no_open_transactions(client: Client) -> AsyncIterator[None]:
+    """End all transactions, so that one test cannot fail for what another left open."""
     yield
     await end_all_transactions(client)
 
@@ -167,7 +167,7 @@ async def each_for_itself(client: Client) -> AsyncIterator[None]:
 async def test_fifty_charges_with_one_key_are_one_charge_and_fifty_equal_results(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """One key, one effect, one result, whoever of the fifty comes first."""
+    """One key has one effect and one result, whichever of the fifty comes first."""
     await ledger.create_user("u", credits=100)
 
     results = await asyncio.gather(
@@ -184,7 +184,7 @@ async def test_fifty_charges_with_one_key_are_one_charge_and_fifty_equal_results
     assert await count(database, "audit_logs", operation="charge") == 1
     assert await count(database, "idempotency_records") == 1
     await check_promises(database)
-    # Each caller's result is its own.
+    # Each caller gets a result object of its own.
     for number, result in enumerate(results):
         assert result.metadata == {"from": "all"}
         assert isinstance(result.metadata, dict)
@@ -207,9 +207,9 @@ OTHER_REQUESTS: list[Call] = [
 async def test_a_key_of_another_request_is_refused(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """Whatever decides the effect is bound to the key; the refusal is audited and changes nothing.
+    """Every field that decides the effect is bound to the key. The refusal is audited.
 
-    Metadata decides nothing: the same request with other metadata is a repetition.
+    Metadata decides nothing: the same request with other metadata is a repeat.
     """
     await asyncio.gather(*[ledger.create_user(name, credits=100) for name in "uv"])
     first = await ledger.charge("u", "post", idempotency_key="k", metadata={"a": 1})
@@ -233,7 +233,7 @@ async def test_a_key_of_another_request_is_refused(
 async def test_one_key_for_twenty_users_at_once_has_one_effect(
     ledger: CreditLedger, other: CreditLedger, database: Database
 ) -> None:
-    """Keys are global: in whatever lane or ledger the others are, they are refused."""
+    """Keys are global: requests for other users are refused, whatever their lane or ledger."""
     names = [f"user-{number}" for number in range(20)]
     await asyncio.gather(*[ledger.create_user(name, credits=100) for name in names])
 
@@ -251,7 +251,7 @@ async def test_one_key_for_twenty_users_at_once_has_one_effect(
 async def test_a_refused_request_leaves_its_key_free_for_any_other(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """Only successes are remembered, also when both are decided in one batch."""
+    """Only successes are remembered, even if one batch decides both requests."""
     await ledger.create_user("u", credits=5)
 
     outcomes = await outcomes_of(
@@ -269,7 +269,7 @@ async def test_a_refused_request_leaves_its_key_free_for_any_other(
 async def test_the_same_keys_from_two_processes_have_one_effect_and_one_result_each(
     ledger: CreditLedger, database: Database, replica_set_uri: str
 ) -> None:
-    """Sixty keys, each asked for twice by each of two processes in another order."""
+    """Two processes use each of sixty keys twice, each in its own order."""
     await asyncio.gather(*[ledger.create_user(name, credits=1000) for name in USERS])
     keys = [f"key-{number}" for number in range(60)]
     rng = random.Random(3)
@@ -292,7 +292,7 @@ async def test_the_same_keys_from_two_processes_have_one_effect_and_one_result_e
 
 
 def hash_of(key: str) -> int:
-    """The user of a key, the same in all processes."""
+    """Return the user of a key, the same in all processes."""
     return int(key.split("-")[1]) % len(USERS)
 
 
@@ -302,7 +302,7 @@ def hash_of(key: str) -> int:
 async def test_two_hundred_charges_on_a_balance_of_a_hundred_leave_zero(
     ledger: CreditLedger, database: Database, replica_set_uri: str
 ) -> None:
-    """From two processes at once: ten succeed, the rest is refused, and all are audited."""
+    """Two processes charge: ten calls succeed, the rest are refused, and all are audited."""
     await ledger.create_user("u", credits=100)
     call: Call = ("charge", ["u", "post"], {})
 
@@ -324,7 +324,7 @@ async def test_two_hundred_charges_on_a_balance_of_a_hundred_leave_zero(
 async def test_two_processes_on_the_same_users_lose_nothing(
     ledger: CreditLedger, database: Database, replica_set_uri: str
 ) -> None:
-    """What forty callers were told adds up to what is stored, user by user."""
+    """The results of forty callers add up to what is stored, user by user."""
     await asyncio.gather(*[ledger.create_user(name, credits=50) for name in USERS])
     rng = random.Random(5)
 
@@ -350,10 +350,10 @@ async def test_two_processes_on_the_same_users_lose_nothing(
     await check_promises(database)
 
 
-async def test_refunds_of_one_charge_from_everywhere_give_back_what_it_took_and_no_more(
+async def test_concurrent_refunds_of_one_charge_never_exceed_it(
     ledger: CreditLedger, other: CreditLedger, database: Database
 ) -> None:
-    """Forty refunds of 9 on a charge of 100: eleven fit."""
+    """Of forty refunds of 9 on a charge of 100, eleven succeed."""
     await ledger.create_user("u", credits=100)
     charge = await ledger.charge("u", "post", amount=100)
 
@@ -369,10 +369,10 @@ async def test_refunds_of_one_charge_from_everywhere_give_back_what_it_took_and_
     await check_promises(database)
 
 
-async def test_a_user_who_is_created_by_forty_at_once_is_created_once(
+async def test_a_user_created_by_forty_callers_at_once_is_created_once(
     ledger: CreditLedger, other: CreditLedger, database: Database
 ) -> None:
-    """One gets the user, and the others hear that it exists."""
+    """One call gets the user. The others hear that it exists."""
     outcomes = await outcomes_of(who.create_user("u", credits=7) for who in (ledger, other) * 20)
 
     assert kinds(outcomes) == {User: 1, UserExistsError: 39}
@@ -381,7 +381,7 @@ async def test_a_user_who_is_created_by_forty_at_once_is_created_once(
 
 
 class Player:
-    """A task that does anything to anybody, and refunds what it has charged."""
+    """A task that makes random calls for random users, and refunds what it charged."""
 
     def __init__(self, seed: int, ledger: CreditLedger) -> None:
         self.rng = random.Random(seed)
@@ -444,10 +444,10 @@ class Player:
         return self.ledger.renew_tier(user_id, membership_expires_at=IN_A_YEAR, idempotency_key=key)
 
 
-async def test_anything_at_once_keeps_every_promise(
+async def test_random_concurrent_calls_keep_every_promise(
     ledger: CreditLedger, other: CreditLedger, database: Database
 ) -> None:
-    """Sixty-four tasks on five users, in two ledgers: every answer is true, the books balance."""
+    """Sixty-four tasks, five users, two ledgers: every answer is true, and the books balance."""
     await asyncio.gather(*[ledger.create_user(name, credits=60) for name in USERS])
     players = [Player(seed, (ledger, other)[seed % 4 == 0]) for seed in range(64)]
 
@@ -468,11 +468,11 @@ async def test_anything_at_once_keeps_every_promise(
     await check_promises(database)
 
 
-# Callers who leave
+# Cancelled callers
 
 
 class Impatient:
-    """Callers who charge with a key each, and leave at any moment."""
+    """Callers that charge, each call with a key, and are cancelled at random moments."""
 
     def __init__(self, seed: int, ledger: CreditLedger) -> None:
         self.rng = random.Random(seed)
@@ -505,12 +505,12 @@ class Impatient:
         return await self.be_cancelled(key, times=2)
 
 
-async def test_cancelled_callers_leave_nothing_open_and_disturb_nobody(
+async def test_cancelled_callers_leave_nothing_open_and_disturb_no_others(
     ledger: CreditLedger, database: Database, client: Client
 ) -> None:
-    """Cancelled once or twice, or out of time, at any moment: asking again with the key settles it.
+    """Callers cancelled once or twice, or out of time, settle their calls by repeating the key.
 
-    Everybody else has a result as if nobody had left.
+    All other callers get their results as if nobody had left.
     """
     await asyncio.gather(*[ledger.create_user(name, credits=10**6) for name in USERS])
     callers = Impatient(11, ledger)
@@ -538,10 +538,10 @@ async def test_cancelled_callers_leave_nothing_open_and_disturb_nobody(
     await check_promises(database)
 
 
-async def test_a_cancelled_batch_of_callers_does_not_stop_the_one_who_stays(
+async def test_the_last_caller_of_a_batch_gets_its_result_when_all_others_are_cancelled(
     ledger: CreditLedger, database: Database, client: Client
 ) -> None:
-    """All callers of a batch leave but one, and the first of them had started its task."""
+    """All callers of a batch but one are cancelled, including the one whose task runs the batch."""
     await ledger.create_user("u", credits=1000)
     tasks = [
         asyncio.ensure_future(ledger.charge("u", "post", idempotency_key=f"key-{number}"))
@@ -564,7 +564,7 @@ async def test_a_cancelled_batch_of_callers_does_not_stop_the_one_who_stays(
 async def test_closing_finishes_what_was_accepted_and_accepts_no_more(
     database: Database, config: CreditConfig, replica_set_uri: str, client: Client
 ) -> None:
-    """A hundred accepted charges have their results, then every operation is refused at once."""
+    """A hundred accepted charges get their results. Then every operation is refused at once."""
     ledger = CreditLedger.connect(replica_set_uri, database=database.name, config=config)
     await asyncio.gather(*[ledger.create_user(name, credits=1000) for name in USERS])
     charges = [
@@ -592,10 +592,10 @@ async def test_closing_finishes_what_was_accepted_and_accepts_no_more(
     await check_promises(database)
 
 
-async def test_an_applications_client_is_open_after_its_ledger_is_closed(
+async def test_an_applications_client_stays_open_after_its_ledger_is_closed(
     database: Database, config: CreditConfig
 ) -> None:
-    """The ledger closes what it opened and nothing else."""
+    """The ledger closes only what it opened."""
     async with CreditLedger(database, config) as ledger:
         await ledger.create_user("u", credits=1)
     assert await count(database, "users") == 1
@@ -605,10 +605,10 @@ async def test_an_applications_client_is_open_after_its_ledger_is_closed(
 # Several ledgers
 
 
-async def test_two_ledgers_on_one_database_are_as_one(
+async def test_two_ledgers_on_one_database_share_everything(
     ledger: CreditLedger, other: CreditLedger, database: Database
 ) -> None:
-    """Keys, balances and history of one are those of the other."""
+    """Keys, balances and history written by one ledger are those of the other."""
     await ledger.create_user("u", credits=1000)
     results = await asyncio.gather(
         *[
@@ -626,16 +626,16 @@ async def test_two_ledgers_on_one_database_are_as_one(
 
 @asynccontextmanager
 async def another_database(client: Client) -> AsyncIterator[Database]:
-    """One more, and away with it."""
+    """A second database, dropped after the test."""
     database = client[f"test_{uuid4().hex[:12]}"]
     yield database
     await client.drop_database(database.name)
 
 
-async def test_two_ledgers_on_two_databases_do_not_cross(
+async def test_two_ledgers_on_two_databases_share_nothing(
     ledger: CreditLedger, database: Database, client: Client
 ) -> None:
-    """The same users, keys and actions at once, with other prices: each has its own books."""
+    """The same users, keys and actions run at once at other prices, and each has its own books."""
     dearer = CreditConfig(costs={"post": {"default": 70}})
     async with another_database(client) as second, CreditLedger(second, dearer) as stranger:
         await stranger.ensure_indexes()
@@ -659,15 +659,15 @@ async def test_two_ledgers_on_two_databases_do_not_cross(
             await check_promises(books)
 
 
-# An application that holds a user
+# An application that locks a user
 
 
-async def test_a_user_held_by_an_application_costs_the_others_nothing(
+async def test_a_user_locked_by_an_application_delays_no_other_user(
     ledger: CreditLedger, database: Database, client: Client, config: CreditConfig
 ) -> None:
-    """Its own charges end by their deadline; the others', in the same batches, long before.
+    """The user's own charges end by their deadline. Others in the same batches end long before.
 
-    When the application lets go, the user can be charged again.
+    When the application ends its transaction, the user can be charged again.
     """
     hasty = CreditLedger(database, config.model_copy(update={"operation_timeout_seconds": 2.0}))
     names = [f"user-{number}" for number in range(16)]
@@ -696,7 +696,7 @@ async def test_a_user_held_by_an_application_costs_the_others_nothing(
         for outcome, seconds in await asyncio.gather(*held):
             assert isinstance(outcome, StorageError), repr(outcome)
             assert seconds < 2.5
-        # The batch that met the held user was parted; that takes some tries, and no deadline.
+        # The batch with the locked user is split. That takes some attempts, but no deadline passes.
         assert max(others) < 1.0
         await session.abort_transaction()
         assert (await hasty.charge("held", "post")).balance_after == 990

@@ -204,35 +204,35 @@ async def test_create_user_opens_the_account_on_the_document(
 
 @pytest.mark.parametrize("signed_up", ["2020-02-02T00:00:00Z", 1580601600])
 async def test_the_day_of_signing_up_stays_however_it_is_kept(
-    own: Application, signed_up: object
+    isolated: Application, signed_up: object
 ) -> None:
     """No date to the ledger, but the application's own: it is never written over."""
-    user_id, stored = await own.add_person(createdAt=signed_up)
-    async with own.ledger() as ledger:
+    user_id, stored = await isolated.add_person(createdAt=signed_up)
+    async with isolated.ledger() as ledger:
         opened = await ledger.create_user(user_id, credits=40)
-        assert (await own.person(stored))["createdAt"] == signed_up
+        assert (await isolated.person(stored))["createdAt"] == signed_up
         assert (await ledger.get_user(user_id)).created_at == opened.created_at
-    await check_books(own)
+    await check_books(isolated)
 
 
 @pytest.mark.parametrize("in_session", [False, True])
 async def test_a_unique_index_of_the_application_s_is_named(
-    own: Application, client: Client, in_session: bool
+    isolated: Application, client: Client, in_session: bool
 ) -> None:
     """By its field, and no value; at once, for another try would go no better."""
-    people = own.database["people"]
+    people = isolated.database["people"]
     await people.create_index("email", unique=True)
-    async with own.ledger() as ledger, client.start_session() as session:
-        await ledger.create_user(own.new_id()[0], credits=5)
+    async with isolated.ledger() as ledger, client.start_session() as session:
+        await ledger.create_user(isolated.new_id()[0], credits=5)
 
         async def create(session: AsyncClientSession | None) -> None:
-            await ledger.create_user(own.new_id()[0], session=session)
+            await ledger.create_user(isolated.new_id()[0], session=session)
 
         with pytest.raises(StorageError, match="email of the collection 'people'") as caught:
             await (session.with_transaction(create) if in_session else create(None))
     assert not caught.value.has_error_label("TransientTransactionError")
-    assert await count(own.database, "people") == 1
-    await check_books(own)
+    assert await count(isolated.database, "people") == 1
+    await check_books(isolated)
 
 
 async def test_an_account_without_a_document_gets_one(application: Application) -> None:
@@ -246,36 +246,36 @@ async def test_an_account_without_a_document_gets_one(application: Application) 
 
 
 async def test_the_tier_that_a_person_has_is_kept_unless_another_is_given(
-    own: Application,
+    isolated: Application,
 ) -> None:
     """With its expiry; one that the configuration does not know is refused as ever."""
     ends = START + timedelta(days=9)
-    kept, _ = await own.add_person(plan="premium", planEnds=ends)
-    given, stored = await own.add_person(plan="premium", planEnds=ends)
-    unknown, _ = await own.add_person(plan="gold")
-    async with own.ledger() as ledger:
+    kept, _ = await isolated.add_person(plan="premium", planEnds=ends)
+    given, stored = await isolated.add_person(plan="premium", planEnds=ends)
+    unknown, _ = await isolated.add_person(plan="gold")
+    async with isolated.ledger() as ledger:
         user = await ledger.create_user(kept, credits=10)
         assert (user.membership_tier, user.membership_expires_at) == ("premium", ends)
         assert (await ledger.charge(kept, "post")).cost == 8
         await ledger.create_user(given, membership_tier="free")
-        assert (await own.person(stored))["plan"] == "free"
-        assert (await own.person(stored))["planEnds"] is None
+        assert (await isolated.person(stored))["plan"] == "free"
+        assert (await isolated.person(stored))["planEnds"] is None
         with pytest.raises(UndefinedTierError):
             await ledger.create_user(unknown)
-    await check_books(own)
+    await check_books(isolated)
 
 
-async def test_an_account_is_opened_once_whoever_asks(own: Application) -> None:
+async def test_an_account_is_opened_once_whoever_asks(isolated: Application) -> None:
     """Of many in two ledgers one succeeds; requests of the same batch see the account."""
-    user_id, _ = await own.add_person()
-    async with own.ledger() as one_ledger, own.ledger() as other:
+    user_id, _ = await isolated.add_person()
+    async with isolated.ledger() as one_ledger, isolated.ledger() as other:
         outcomes = await asyncio.gather(
             *(ledger.create_user(user_id, credits=9) for ledger in (one_ledger, other) * 10),
             return_exceptions=True,
         )
         refused = [each for each in outcomes if isinstance(each, UserExistsError)]
         assert len(refused) == len(outcomes) - 1
-        second, _ = await own.add_person()
+        second, _ = await isolated.add_person()
         too_early, *later = await asyncio.gather(
             one_ledger.charge(second, "post"),
             one_ledger.create_user(second, credits=25),
@@ -286,16 +286,16 @@ async def test_an_account_is_opened_once_whoever_asks(own: Application) -> None:
         assert isinstance(too_early, AccountDataError)
         assert [type(each).__name__ for each in later] == ["User", "ChargeResult", "ChargeResult"]
         assert await one_ledger.get_balance(second) == 5
-    await check_books(own)
+    await check_books(isolated)
 
 
 async def test_a_person_and_its_account_can_come_in_one_transaction(
-    own: Application, client: Client
+    isolated: Application, client: Client
 ) -> None:
     """The application's own: both, or neither."""
-    people = own.database["people"]
-    user_id, stored = own.new_id()
-    async with own.ledger() as ledger:
+    people = isolated.database["people"]
+    user_id, stored = isolated.new_id()
+    async with isolated.ledger() as ledger:
         for commits in (False, True):
             async with client.start_session() as session:
                 await session.start_transaction()
@@ -303,11 +303,11 @@ async def test_a_person_and_its_account_can_come_in_one_transaction(
                 await ledger.create_user(user_id, credits=5, session=session)
                 if not commits:
                     await session.abort_transaction()
-                    assert await count(own.database, "people", _id=stored) == 0
+                    assert await count(isolated.database, "people", _id=stored) == 0
                 else:
                     await session.commit_transaction()
         assert await ledger.get_balance(user_id) == 5
-    await check_books(own)
+    await check_books(isolated)
 
 
 WRONG: list[tuple[Row, str, str]] = [
@@ -376,13 +376,13 @@ class Commands(CommandListener):
 
 
 async def test_only_mapped_fields_are_ever_named_in_an_update(
-    own: Application, replica_set_uri: str
+    isolated: Application, replica_set_uri: str
 ) -> None:
     """Plain updates of documents by their ids: none is replaced, inserted or made on the way."""
     commands = Commands()
-    people = [await own.add_person() for _ in range(3)]
+    people = [await isolated.add_person() for _ in range(3)]
     async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[commands]) as watched:
-        application = replace(own, database=watched[own.database.name])
+        application = replace(isolated, database=watched[isolated.database.name])
         async with application.ledger() as ledger:
             for user_id, _ in people:
                 await ledger.create_user(user_id, credits=50, membership_tier="free")

@@ -68,30 +68,30 @@ async def test_a_verification_finds_what_is_wrong_and_a_repair_settles_it(
     await application.forget(off, stored)
 
 
-async def test_a_balance_from_before_is_put_on_record_by_a_repair(own: Application) -> None:
+async def test_a_balance_from_before_is_put_on_record_by_a_repair(isolated: Application) -> None:
     """Until then a verification tells of it; it can be charged before and after."""
-    charged, _ = await own.add_person(tokenBalance=500)
-    waiting, stored = await own.add_person(tokenBalance=Int64(70))
-    async with own.ledger() as ledger:
+    charged, _ = await isolated.add_person(tokenBalance=500)
+    waiting, stored = await isolated.add_person(tokenBalance=Int64(70))
+    async with isolated.ledger() as ledger:
         with pytest.raises(UserExistsError):
             await ledger.create_user(charged, credits=5)
         assert (await ledger.charge(charged, "post")).balance_after == 490
-        found = await verify(own.database, **own.books)
+        found = await verify(isolated.database, **isolated.books)
         assert {each.user_id for each in found.findings} == {charged, waiting}
-        await repair(own.database, operator="o", reason="from before", **own.books)
-        await check_books(own)
-        assert (await own.person(stored))["tokenBalance"] == 70
+        await repair(isolated.database, operator="o", reason="from before", **isolated.books)
+        await check_books(isolated)
+        assert (await isolated.person(stored))["tokenBalance"] == 70
         await ledger.charge(charged, "post")
         await ledger.charge(waiting, "post")
         assert await ledger.get_balance(waiting) == 60
-    assert (await verify(own.database, **own.books)).findings_total == 0
+    assert (await verify(isolated.database, **isolated.books)).findings_total == 0
 
 
-async def test_documents_with_ids_of_another_type_are_counted(own: Application) -> None:
+async def test_documents_with_ids_of_another_type_are_counted(isolated: Application) -> None:
     """No walk through the people meets them; those without credits are not the ledger's."""
-    people = own.database["people"]
+    people = isolated.database["people"]
     await people.insert_many([{"_id": "a string"}, {"_id": 5, "tokenBalance": 5}])
-    found = await verify(own.database, **own.books)
+    found = await verify(isolated.database, **isolated.books)
     assert [(each.code, each.found) for each in found.findings] == [("user-unusable", 1)]
 
 
@@ -147,12 +147,12 @@ async def test_an_export_finds_the_person_by_the_api_s_id(
 
 
 async def test_an_erasure_spares_an_account_that_is_opened_anew_meanwhile(
-    own: Application, monkeypatch: pytest.MonkeyPatch
+    isolated: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the document has been there all the time."""
     monkeypatch.setattr("credit_mongo.maintenance.erase._TRANSACTIONS", 1)
-    user_id, stored = await own.add_person()
-    async with own.ledger() as ledger:
+    user_id, stored = await isolated.add_person()
+    async with isolated.ledger() as ledger:
         await ledger.create_user(user_id, credits=50)
         for _ in range(3):
             await ledger.charge(user_id, "post")
@@ -171,19 +171,21 @@ async def test_an_erasure_spares_an_account_that_is_opened_anew_meanwhile(
         monkeypatch.setattr(erase._Erasing, "_erase_transactions", after_opening)
         erasing = asyncio.create_task(ledger.delete_user(user_id))
         await begun.wait()
-        own.clock.now = NOW
+        isolated.clock.now = NOW
         await ledger.create_user(user_id, credits=6)
         opened.set()
         assert (await erasing).transactions == 4
         assert await ledger.get_balance(user_id) == 6
-    assert (await own.person(stored))["email"] == PROFILE["email"]
-    await check_books(own)
+    assert (await isolated.person(stored))["email"] == PROFILE["email"]
+    await check_books(isolated)
 
 
-async def test_the_server_keeps_credits_whole_and_lets_people_be_without(own: Application) -> None:
+async def test_the_server_keeps_credits_whole_and_lets_people_be_without(
+    isolated: Application,
+) -> None:
     """The application inserts people as ever; a balance that is no whole number is refused."""
-    people = own.database["people"]
-    report = await status_of(own.database, NAMES, own.users)
+    people = isolated.database["people"]
+    report = await status_of(isolated.database, NAMES, isolated.users)
     assert report.is_ready
     assert "plan_1" in await people.index_information()
     await people.insert_one({"_id": ObjectId(), "email": "new@example.org"})
@@ -194,7 +196,7 @@ async def test_the_server_keeps_credits_whole_and_lets_people_be_without(own: Ap
 
 
 async def test_the_commands_read_the_mapping_from_the_configuration(
-    own: Application, replica_set_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    isolated: Application, replica_set_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As JSON, with the names of other languages."""
     users = {
@@ -217,13 +219,20 @@ async def test_the_commands_read_the_mapping_from_the_configuration(
             }
         )
     )
-    people = [await own.add_person(plan=plan) for plan in ("free", "premium", "premium")]
-    async with own.ledger() as ledger:
+    people = [await isolated.add_person(plan=plan) for plan in ("free", "premium", "premium")]
+    async with isolated.ledger() as ledger:
         for number, (user_id, _) in enumerate(people):
             await ledger.create_user(user_id, credits=number)
 
     async def call(*arguments: str) -> Any:
-        where = ("--uri", replica_set_uri, "--database", own.database.name, "--config", str(path))
+        where = (
+            "--uri",
+            replica_set_uri,
+            "--database",
+            isolated.database.name,
+            "--config",
+            str(path),
+        )
         assert await asyncio.to_thread(main, (arguments[0], *where, "--json", *arguments[1:])) == 0
         return json.loads(capsys.readouterr().out)
 
@@ -242,7 +251,7 @@ async def test_the_commands_read_the_mapping_from_the_configuration(
     assert done["transactions"] == 1
     erased = await call("erase", "--user", people[2][0], "--requested-by", "o", "--yes")
     assert erased["users"] == 1
-    assert (await own.person(people[2][1]))["email"] == PROFILE["email"]
+    assert (await isolated.person(people[2][1]))["email"] == PROFILE["email"]
     roles = (await call("roles"))["roles"]
     [eraser] = [role for role in roles if role["createRole"] == "creditEraser"]
     [granted] = [p for p in eraser["privileges"] if p["resource"]["collection"] == "people"]

@@ -29,24 +29,26 @@ PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory in which all temporary directories are made, here and in subprocesses."""
-    place = tmp_path / "temporary"
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    monkeypatch.setenv("TMPDIR", str(place))
-    return place
+    temporary_directory = tmp_path / "temporary"
+    temporary_directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary_directory))
+    monkeypatch.setenv("TMPDIR", str(temporary_directory))
+    return temporary_directory
 
 
-def processes_of(place: Path) -> list[str]:
+def processes_of(temporary_directory: Path) -> list[str]:
     """Return the command lines, of any process of this machine, that name the directory."""
     listing = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True)
-    return [line for line in listing.stdout.decode().splitlines() if str(place) in line]
+    return [
+        line for line in listing.stdout.decode().splitlines() if str(temporary_directory) in line
+    ]
 
 
-def left_by(place: Path) -> list[str]:
+def left_by(temporary_directory: Path) -> list[str]:
     """Return all that still runs or lies there."""
-    return processes_of(place) + [str(path) for path in place.iterdir()]
+    return processes_of(temporary_directory) + [str(path) for path in temporary_directory.iterdir()]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -86,7 +88,7 @@ async def taken_port() -> AsyncIterator[int]:
     await server.wait_closed()
 
 
-async def test_one_member_runs_transactions_and_leaves_nothing(place: Path) -> None:
+async def test_one_member_runs_transactions_and_leaves_nothing(temporary_directory: Path) -> None:
     """The smallest set is a real replica set, takes parameters, and is gone with the block."""
     async with LocalReplicaSet(parameters={"enableTestCommands": "1"}) as replica_set:
         async with client_of(replica_set) as client, client.start_session() as session:
@@ -99,15 +101,15 @@ async def test_one_member_runs_transactions_and_leaves_nothing(place: Path) -> N
             assert (await client.admin.command(point))["ok"] == 1
         (member,) = replica_set.members
         assert member.running
-        assert str(place) in str(member.directory)
+        assert str(temporary_directory) in str(member.directory)
         assert replica_set.uri == f"mongodb://127.0.0.1:{member.port}/?replicaSet=rs0"
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
     assert not member.running
     with pytest.raises(StorageError, match="stopped"):
         await member.restart()
 
 
-async def test_three_members_survive_the_loss_of_their_primary(place: Path) -> None:
+async def test_three_members_survive_the_loss_of_their_primary(temporary_directory: Path) -> None:
     """There are a primary and two secondaries, also after a kill, a restart and a pause."""
     async with LocalReplicaSet(members=3) as replica_set, client_of(replica_set) as client:
         await client.admin.command("ping")
@@ -135,10 +137,10 @@ async def test_three_members_survive_the_loss_of_their_primary(place: Path) -> N
         members[first[1]].resume()
         await replica_set.wait_until_ready()
         members[first[1]].pause()  # what can't obey must not stay either
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
-async def test_nothing_is_left_after_an_exception_in_the_block(place: Path) -> None:
+async def test_nothing_is_left_after_an_exception_in_the_block(temporary_directory: Path) -> None:
     """The exception arrives as it is, and the set is gone by then, killed members included."""
 
     async def fail() -> NoReturn:
@@ -148,12 +150,12 @@ async def test_nothing_is_left_after_an_exception_in_the_block(place: Path) -> N
 
     with pytest.raises(LookupError):
         await fail()
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 @pytest.mark.parametrize("seconds", [0, 0.02, 0.1, 0.4, 1])
 async def test_nothing_is_left_after_a_cancellation_while_starting(
-    place: Path, seconds: float
+    temporary_directory: Path, seconds: float
 ) -> None:
     """Whatever the start has come to, who awaited the cancelled task finds nothing."""
     starting = asyncio.create_task(LocalReplicaSet(members=3).__aenter__())
@@ -161,10 +163,10 @@ async def test_nothing_is_left_after_a_cancellation_while_starting(
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
-async def test_cancelling_all_tasks_leaves_nothing(place: Path) -> None:
+async def test_cancelling_all_tasks_leaves_nothing(temporary_directory: Path) -> None:
     """So does asyncio.run on an interrupt: also the set's own tasks are cancelled then."""
     started = asyncio.Event()
     before = asyncio.all_tasks()
@@ -180,19 +182,19 @@ async def test_cancelling_all_tasks_leaves_nothing(place: Path) -> None:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await using
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
-async def test_nothing_is_left_if_a_keeper_was_killed(place: Path) -> None:
+async def test_nothing_is_left_if_a_keeper_was_killed(temporary_directory: Path) -> None:
     """Even without the process that would have ended the mongod, leaving the block does."""
     async with LocalReplicaSet() as replica_set:
         os.kill(os.getpgid(replica_set.members[0].pid), signal.SIGKILL)
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_the_uri_and_a_signal_ends_it_cleanly(
-    place: Path, number: signal.Signals
+    temporary_directory: Path, number: signal.Signals
 ) -> None:
     """Ctrl-C and SIGTERM are the usual ways to stop it: exit code 0, nothing left."""
     command = command_line()
@@ -202,7 +204,7 @@ def test_the_command_prints_the_uri_and_a_signal_ends_it_cleanly(
     assert uri.endswith("/?replicaSet=rs0\n")
     os.killpg(command.pid, number)  # as a terminal does: to all in the group
     output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
     assert command.returncode == 0
     assert output == ""
     assert "Ctrl-C" in explanation
@@ -210,30 +212,30 @@ def test_the_command_prints_the_uri_and_a_signal_ends_it_cleanly(
     assert "Traceback" not in explanation
 
 
-def test_an_interrupt_while_the_command_starts_leaves_nothing(place: Path) -> None:
+def test_an_interrupt_while_the_command_starts_leaves_nothing(temporary_directory: Path) -> None:
     """The first seconds are when people notice that they wanted something else."""
     command = command_line("--members", "3")
-    until(lambda: bool(processes_of(place)))
+    until(lambda: bool(processes_of(temporary_directory)))
     os.killpg(command.pid, signal.SIGINT)
     output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
     assert command.returncode == 0
     assert output == ""
     assert "Traceback" not in explanation
 
 
-def test_nothing_is_left_after_a_kill_9_of_the_command(place: Path) -> None:
+def test_nothing_is_left_after_a_kill_9_of_the_command(temporary_directory: Path) -> None:
     """No code of the killed process runs, so the keepers must see it."""
     command = command_line()
     assert command.stdout is not None
     assert command.stdout.readline().startswith("mongodb://")
-    assert len(processes_of(place)) == 2  # a mongod and its keeper
+    assert len(processes_of(temporary_directory)) == 2  # a mongod and its keeper
     command.kill()
     command.communicate(timeout=PATIENCE_SECONDS)
-    until(lambda: left_by(place) == [])
+    until(lambda: left_by(temporary_directory) == [])
 
 
-def test_the_command_tells_errors_in_one_line(place: Path, taken_port: int) -> None:
+def test_the_command_tells_errors_in_one_line(temporary_directory: Path, taken_port: int) -> None:
     """A wrong port is no reason for a traceback: one line on stderr, exit code 2."""
     command = command_line("--port", str(taken_port))
     output, explanation = command.communicate(timeout=PATIENCE_SECONDS)
@@ -241,11 +243,11 @@ def test_the_command_tells_errors_in_one_line(place: Path, taken_port: int) -> N
     assert output == ""
     assert len(explanation.splitlines()) == 1
     assert "Address already in use" in explanation
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 async def test_a_port_lost_to_another_program_is_replaced(
-    place: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
+    temporary_directory: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between choosing a free port and listening on it, somebody else may take it."""
     choose = local_members._free_port
@@ -253,7 +255,7 @@ async def test_a_port_lost_to_another_program_is_replaced(
     monkeypatch.setattr(local_members, "_free_port", lambda: next(ports, 0) or choose())
     async with LocalReplicaSet() as replica_set:
         assert replica_set.members[0].port != taken_port
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 def test_free_ports_are_free_and_not_given_to_outgoing_connections() -> None:
@@ -323,18 +325,22 @@ def test_mongod_is_taken_from_the_environment_then_PATH_then_the_package(  # noq
     ],
 )
 async def test_a_mongod_that_ends_at_once_is_an_error_with_its_own_words(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+    temporary_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    reason: str,
 ) -> None:
     """A missing library is told at once, not after the time for a start, and nothing is left."""
     fake = program(tmp_path / "mongod", script)
     monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(fake))
     with pytest.raises(StorageError, match=reason):
         await LocalReplicaSet(members=3).__aenter__()
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 async def test_a_file_that_cannot_be_executed_is_an_error(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    temporary_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program for another machine has a run bit, too."""
     fake = tmp_path / "mongod"
@@ -343,13 +349,13 @@ async def test_a_file_that_cannot_be_executed_is_an_error(
     monkeypatch.setenv("CREDIT_MONGO_MONGOD", str(fake))
     with pytest.raises(StorageError, match="Exec format error"):
         await LocalReplicaSet().__aenter__()
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.cases(1)
 async def test_kept_data_is_there_after_a_restart_on_other_ports(
-    place: Path, tmp_path: Path, size: int
+    temporary_directory: Path, tmp_path: Path, size: int
 ) -> None:
     """A given directory outlives the set, and needs none of the former ports to serve again."""
     data = tmp_path / "data"
@@ -365,13 +371,15 @@ async def test_kept_data_is_there_after_a_restart_on_other_ports(
         assert await client["shop"]["names"].find_one() == {"_id": "kept"}
         await client["shop"]["names"].insert_one({"_id": "written"})
     assert processes_of(data) == []
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
     with pytest.raises(StorageError, match=f"the data of {size} members, not of {4 - size}"):
         await LocalReplicaSet(4 - size, data).__aenter__()
 
 
-async def test_no_two_sets_share_a_directory_or_an_object(place: Path, tmp_path: Path) -> None:
+async def test_no_two_sets_share_a_directory_or_an_object(
+    temporary_directory: Path, tmp_path: Path
+) -> None:
     """Both would lose the first set; so the second is refused, and the first goes on."""
     async with LocalReplicaSet(1, tmp_path / "data") as replica_set:
         with pytest.raises(StorageError, match="DBPathInUse"):
@@ -380,10 +388,12 @@ async def test_no_two_sets_share_a_directory_or_an_object(place: Path, tmp_path:
             await replica_set.__aenter__()
         await replica_set.wait_until_ready()
     assert processes_of(tmp_path) == []
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
-async def test_wrong_arguments_are_refused_before_anything_starts(place: Path) -> None:
+async def test_wrong_arguments_are_refused_before_anything_starts(
+    temporary_directory: Path,
+) -> None:
     """Two members can't elect a primary when one is gone; ports end at 65535."""
     with pytest.raises(InvalidRequestError, match="members"):
         LocalReplicaSet(2)
@@ -394,21 +404,23 @@ async def test_wrong_arguments_are_refused_before_anything_starts(place: Path) -
         await LocalReplicaSet(1, Path(__file__)).__aenter__()
     with pytest.raises(StorageError, match="nonsense"):
         await LocalReplicaSet(parameters={"nonsense": "1"}).__aenter__()
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 # --- Other users of the machine -------------------------------------------------------------------
 
 
 async def test_the_temporary_directory_is_there_before_a_process_shows_its_name(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    temporary_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everybody can read arguments: whoever learns the name finds the directory taken, and shut."""
     start = asyncio.create_subprocess_exec
     seen: list[tuple[int, int]] = []
 
     async def look_and_start(*command: str, **options: Any) -> asyncio.subprocess.Process:
-        [root] = {Path(part).parent for part in command if part.startswith(str(place))}
+        [root] = {
+            Path(part).parent for part in command if part.startswith(str(temporary_directory))
+        }
         status = root.lstat()
         seen.append((status.st_uid, status.st_mode))
         return await start(*command, **options)
@@ -424,7 +436,7 @@ async def test_the_temporary_directory_is_there_before_a_process_shows_its_name(
     assert seen == [(os.geteuid(), stat.S_IFDIR | 0o700)]
     assert len(modes) > 5
     assert not any(modes)
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 def keeper(directory: Path, kept: str) -> str:
@@ -464,7 +476,7 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
 
 
 async def test_a_data_directory_is_its_owner_s_alone_whatever_the_umask(
-    place: Path, tmp_path: Path
+    temporary_directory: Path, tmp_path: Path
 ) -> None:
     """All that is made on the way to it, too."""
     data = tmp_path / "deep" / "data"
@@ -486,7 +498,7 @@ async def test_a_data_directory_is_its_owner_s_alone_whatever_the_umask(
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
 @pytest.mark.parametrize("name", ["data", "data/member-0"])
 async def test_a_data_directory_that_others_may_write_to_is_refused(
-    place: Path, tmp_path: Path, name: str, mode: int
+    temporary_directory: Path, tmp_path: Path, name: str, mode: int
 ) -> None:
     """They could have put a link in it; the sticky bit does not keep them from that."""
     data = tmp_path / "data"
@@ -499,7 +511,9 @@ async def test_a_data_directory_that_others_may_write_to_is_refused(
     assert list((data / "member-0").iterdir()) == []
 
 
-async def test_a_member_s_directory_that_is_a_link_is_refused(place: Path, tmp_path: Path) -> None:
+async def test_a_member_s_directory_that_is_a_link_is_refused(
+    temporary_directory: Path, tmp_path: Path
+) -> None:
     """The data would go wherever it leads."""
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     data.mkdir(0o700)
@@ -514,17 +528,17 @@ async def test_no_directory_is_used_that_anybody_could_replace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where everybody may write and no sticky bit is set, any name can be given to another."""
-    place = tmp_path / "open"
-    place.mkdir()
-    place.chmod(0o777)
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    for data in (None, place / "data"):
+    temporary_directory = tmp_path / "open"
+    temporary_directory.mkdir()
+    temporary_directory.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary_directory))
+    for data in (None, temporary_directory / "data"):
         with pytest.raises(StorageError, match="no sticky bit"):
             await LocalReplicaSet(1, data).__aenter__()
-    assert processes_of(place) == []
-    place.chmod(0o1777)
+    assert processes_of(temporary_directory) == []
+    temporary_directory.chmod(0o1777)
     async with LocalReplicaSet() as replica_set:
-        assert replica_set.members[0].directory.is_relative_to(place)
+        assert replica_set.members[0].directory.is_relative_to(temporary_directory)
 
 
 def test_a_directory_of_another_user_is_unsafe_and_root_s_is_not() -> None:

@@ -1,4 +1,4 @@
-"""Each operation: what it answers and, to the last field, what it stores."""
+"""Each operation: what it returns and, to the last field, what it stores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ KEY_LIFETIME = timedelta(seconds=100)
 
 
 class Clock:
-    """Stands still until it is set."""
+    """A clock that stands still until a test sets it."""
 
     def __init__(self) -> None:
         self.now = START
@@ -67,7 +67,7 @@ class Clock:
 
 
 def prices(**options: Any) -> CreditConfig:
-    """The prices of these tests, and other settings."""
+    """Return these tests' prices, with other settings."""
     return CreditConfig(
         costs={
             "post": {"default": 10, "premium": 8},
@@ -88,13 +88,13 @@ def prices(**options: Any) -> CreditConfig:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the ledgers."""
+    """The time by which the ledgers work."""
     return Clock()
 
 
 @pytest_asyncio.fixture(scope="module")
 async def shared(client: Client) -> AsyncIterator[Database]:
-    """One database for the tests of this file, which have users of their own."""
+    """One database for the tests of this file. Each test has its own users."""
     database = client[f"test_{uuid4().hex[:12]}"]
     async with CreditLedger(database, prices()) as ledger:
         await ledger.ensure_indexes()
@@ -104,32 +104,32 @@ async def shared(client: Client) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def books(shared: Database, clock: Clock) -> AsyncIterator[CreditLedger]:
-    """A ledger of this test's own time."""
+    """A ledger on this test's own clock."""
     async with CreditLedger(shared, prices(), clock=clock) as ledger:
         yield ledger
 
 
 @pytest.fixture
 def user() -> str:
-    """A user id of nobody else's."""
+    """A user id that no other test has."""
     return f"user-{uuid4().hex[:12]}"
 
 
 async def one(database: Database, collection: str, **query: Any) -> Row:
-    """The only document with these values."""
+    """Return the only document with these values."""
     [document] = await rows(database, collection, **query)
     return document
 
 
 async def insert_unchecked(database: Database, collection: str, *documents: Row) -> None:
-    """As an application wrote them before there was a validator."""
+    """Insert a document as applications wrote them before there was a validator."""
     await database.command(
         {"insert": collection, "documents": [*documents], "bypassDocumentValidation": True}
     )
 
 
 def check_types(document: Any) -> None:
-    """Whole numbers are int64, wherever they stand, and dates have whole milliseconds in UTC."""
+    """Check that integers are int64 everywhere, and dates whole milliseconds in UTC."""
     if isinstance(document, dict):
         for value in document.values():
             check_types(value)
@@ -142,7 +142,7 @@ def check_types(document: Any) -> None:
 
 @dataclass(frozen=True)
 class Success:
-    """A call on a user with 50 credits, its answer, and what it stores."""
+    """A call on a user with 50 credits, its result, and what it stores."""
 
     name: str
     call: Callable[[CreditLedger, str, Row], Awaitable[Any]]
@@ -155,7 +155,7 @@ class Success:
     expires_at: datetime | None = None
 
     def result(self, user: str, transaction_id: str) -> Any:
-        """What the caller is to get."""
+        """Return the result that the caller must get."""
         changed: Row = {"membershipTier": self.tier, "membershipExpiresAt": self.expires_at}
         changed.update(self.changes)
         if "newTier" in self.details:
@@ -184,7 +184,7 @@ class Success:
 
 
 def tier_details(old: str | None, new: str, expires_at: datetime | None) -> Row:
-    """The library's own facts on a tier change."""
+    """Return the details that the library adds to a tier change."""
     return {"oldTier": old, "newTier": new, "membershipExpiresAt": expires_at}
 
 
@@ -310,7 +310,7 @@ SUCCESSES = [
         expires_at=LATER,
     ),
 ]
-# What an application keeps beside the account.
+# Fields that the application keeps in the account's document.
 UNKNOWN = {
     "email": "ann@example.org",
     "credits_note": None,
@@ -325,9 +325,10 @@ UNKNOWN = {
 async def test_a_success_stores_exactly_what_is_documented(
     case: Success, books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """The answer, the account, the transaction, the audit row and the key's record, to the field.
+    """The result, the account and every row match the documentation, to the last field.
 
-    The application's own fields in the account stay as they are, and the key gives the same again.
+    The application's own fields in the account stay as they are. A repeat with the key returns the
+    same result.
     """
     account = {
         "_id": user,
@@ -405,10 +406,10 @@ async def test_a_success_stores_exactly_what_is_documented(
 
 
 @pytest.mark.parametrize("opening", [0, 40])
-async def test_a_new_user_begins_with_a_transaction(
+async def test_a_new_user_starts_with_a_transaction(
     books: CreditLedger, shared: Database, user: str, opening: int
 ) -> None:
-    """Also with no credits; the account has all fields, and the caller gets it."""
+    """This holds with no credits, too. The caller gets the account, which has all fields."""
     result = await books.create_user(
         user,
         credits=opening,
@@ -454,10 +455,10 @@ async def test_a_new_user_begins_with_a_transaction(
     assert again.replayed
 
 
-async def test_a_linked_refund_names_its_charge_until_all_is_given_back(
+async def test_linked_refunds_name_their_charge_and_stop_at_what_it_took(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """In ``refundOf``, as the id that the charge has; what it still holds is counted exactly."""
+    """``refundOf`` holds the charge's id. Refunds count exactly against what the charge took."""
     await books.create_user(user, credits=50)
     charge = await books.charge(user, "post")
     for amount in (4, 6):
@@ -479,7 +480,7 @@ async def test_a_linked_refund_names_its_charge_until_all_is_given_back(
 
 @dataclass(frozen=True)
 class Refused:
-    """A call on a premium user with 50 credits that is refused."""
+    """A call that is refused to a premium user with 50 credits."""
 
     name: str
     call: Callable[[CreditLedger, str, Row], Awaitable[Any]]
@@ -583,7 +584,10 @@ REFUSALS = [
 async def test_a_refusal_is_audited_and_changes_nothing(
     case: Refused, books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """The error has its code and facts; only an audit row is written, and the key stays free."""
+    """The error has its code and attributes.
+
+    Only an audit row is written, and the key stays free.
+    """
     await books.create_user(user, credits=50, membership_tier="premium")
     before = await one(shared, "users", _id=user)
     clock.now = NOW
@@ -615,10 +619,10 @@ async def test_a_refusal_is_audited_and_changes_nothing(
     assert (await books.charge(user, "post", idempotency_key=key)).replayed is False
 
 
-async def test_every_operation_on_nobody_is_refused_and_audited(
+async def test_every_operation_on_an_unknown_user_is_refused_and_audited(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """An unknown user has no history, but an audit log."""
+    """An unknown user has an audit log but no history."""
     for work in (
         books.charge(user, "post"),
         books.refund(user, 1, action="post"),
@@ -644,10 +648,10 @@ async def test_every_operation_on_nobody_is_refused_and_audited(
     assert {attempt.status for attempt in attempts} == {"failed"}
 
 
-async def test_a_user_without_a_tier_has_none_to_lose_or_renew(
+async def test_a_user_without_a_tier_cannot_downgrade_or_renew(
     books: CreditLedger, user: str
 ) -> None:
-    """Both say what the user has."""
+    """Both errors say that the user has no tier."""
     await books.create_user(user, credits=50)
     for work, target in (
         (books.downgrade_tier(user, "free"), "free"),
@@ -661,7 +665,7 @@ async def test_a_user_without_a_tier_has_none_to_lose_or_renew(
 async def test_time_never_goes_back_for_a_user(
     books: CreditLedger, clock: Clock, user: str
 ) -> None:
-    """Newest first is the order of events, for refusals too, when a clock is behind."""
+    """Newest first is the order of events, even for refusals and when a clock is behind."""
     clock.now = LATER
     await books.create_user(user, credits=15)
     clock.now = START
@@ -678,7 +682,7 @@ async def test_time_never_goes_back_for_a_user(
     ]
 
 
-# Documents of others
+# Documents written by others
 
 BAD_FIELDS: list[Row] = [
     {"credits": 50.0},
@@ -698,7 +702,7 @@ BAD_FIELDS: list[Row] = [
 async def test_an_account_that_cannot_be_read_is_refused_and_left_alone(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """Others in the same batch are charged; the refusals name the field and are audited."""
+    """Others in the batch are charged. The refusals name the broken field and are audited."""
     bad = [{"_id": f"{user}-{n}", "credits": 50, **f} for n, f in enumerate(BAD_FIELDS)]
     bad.append({"_id": f"{user}-{len(bad)}", "membershipTier": "premium"})
     fields = [*[next(iter(fields)) for fields in BAD_FIELDS], "credits"]
@@ -729,10 +733,10 @@ async def test_an_account_that_cannot_be_read_is_refused_and_left_alone(
                 await work
 
 
-async def test_an_account_of_an_application_is_charged_as_it_is(
+async def test_an_account_that_an_application_created_is_charged_as_it_is(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """Without ``seq``, tier and dates: its count begins at 1, and no field is made up."""
+    """An account without ``seq``, tier and dates starts at 1, and no field is made up."""
     await insert_unchecked(shared, "users", {"_id": user, "credits": 30, "name": "Ann"})
     assert await books.get_balance(user) == 30
     result = await books.charge(user, "post")
@@ -759,7 +763,7 @@ def sdk_rows(user: str, moment: datetime, ids: list[Any]) -> tuple[list[Row], li
 async def all_pages(
     read: Callable[..., Awaitable[Any]], user: str, limit: int, offset: int = 0
 ) -> list[Any]:
-    """All rows after the offset, a page at a time, by cursor."""
+    """Return all rows after the offset, page by page, through cursors."""
     found: list[Any] = []
     page = await read(user, limit=limit, offset=offset)
     while True:
@@ -771,12 +775,12 @@ async def all_pages(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-async def test_rows_of_the_credit_sdk_are_read_beside_ours(
+async def test_rows_of_the_credit_sdk_are_read_beside_those_of_the_library(
     books: CreditLedger, shared: Database, user: str, limit: int
 ) -> None:
-    """All of them, once each, on pages of any size, though many have one millisecond and no seq.
+    """Pages of any size show each row once, though many share one millisecond and have no seq.
 
-    Some of ours have the same millisecond, too.
+    Some of this library's rows share that millisecond, too.
     """
     await books.create_user(user, credits=50)
     await books.charge(user, "post")
@@ -803,7 +807,7 @@ async def test_rows_of_the_credit_sdk_are_read_beside_ours(
 async def test_rows_of_the_credit_sdk_with_other_ids_are_read_page_by_page(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """Its ids can be strings; at one millisecond they stand beside ObjectIds."""
+    """The SDK's ids can be strings, which at one millisecond stand beside ObjectIds."""
     await books.create_user(user, credits=50)
     ids = ["ckabc1", "ckabc2", "f" * 24, ObjectId(), ObjectId()]
     transactions, audit_logs = sdk_rows(user, START, ids)
@@ -820,7 +824,7 @@ async def test_rows_of_the_credit_sdk_with_other_ids_are_read_page_by_page(
 async def test_a_charge_of_the_credit_sdk_can_be_refunded_and_no_more_than_it_took(
     books: CreditLedger, shared: Database, user: str
 ) -> None:
-    """It says no operation; what it took tells what it was."""
+    """The SDK's row names no operation. The library recognises a charge by its amount."""
     await insert_unchecked(shared, "users", {"_id": user, "credits": 40, "membershipTier": None})
     transactions, _ = sdk_rows(user, START, [ObjectId(), f"ck{user}"])
     await insert_unchecked(shared, "transactions", *transactions)
@@ -836,7 +840,7 @@ async def test_a_charge_of_the_credit_sdk_can_be_refunded_and_no_more_than_it_to
 async def test_a_key_that_only_the_credit_sdk_knows_is_refused_until_it_expires(
     books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """Its record does not say for what; so it is another request's."""
+    """The SDK's record does not say what the key was for, so the request cannot match it."""
     await books.create_user(user, credits=50)
     record = {"_id": user, "result": {"success": True}, "createdAt": START, "expiresAt": LATER}
     await insert_unchecked(shared, "idempotency_records", record)
@@ -854,7 +858,10 @@ async def test_a_key_that_only_the_credit_sdk_knows_is_refused_until_it_expires(
 async def test_a_key_lives_until_its_last_millisecond_and_is_free_after_it(
     books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """Whether or not the server has swept it; then it is remembered anew, for another request."""
+    """It does not matter whether the server has swept the record.
+
+    Then the key is free for any request.
+    """
     await books.create_user(user, credits=50)
     first = await books.charge(user, "post", idempotency_key=user)
     clock.now = START + KEY_LIFETIME - MILLISECOND
@@ -880,10 +887,10 @@ async def test_a_key_lives_until_its_last_millisecond_and_is_free_after_it(
 # Pages
 
 
-async def test_pages_go_on_where_they_ended_whatever_arrives_meanwhile(
+async def test_cursors_continue_where_a_page_ended_while_rows_arrive(
     books: CreditLedger, clock: Clock, user: str
 ) -> None:
-    """Thirty rows of one millisecond, by pages of seven, while others arrive: each row once."""
+    """Thirty rows of one millisecond, read by sevens while others arrive, appear once each."""
     await books.create_user(user, credits=1000)
     await asyncio.gather(*[books.charge(user, "post") for _ in range(29)])
 
@@ -906,7 +913,10 @@ async def test_pages_go_on_where_they_ended_whatever_arrives_meanwhile(
 async def test_pages_are_cut_by_limit_offset_dates_and_names(
     books: CreditLedger, clock: Clock, user: str
 ) -> None:
-    """A range begins with its start and ends before its end; filters go together, with cursors."""
+    """A range includes its start but not its end.
+
+    Filters combine with each other and with cursors.
+    """
     await books.create_user(user, credits=25)
     for number in range(1, 5):
         clock.now = START + number * SECOND
@@ -951,13 +961,13 @@ async def test_pages_are_cut_by_limit_offset_dates_and_names(
     assert len(await attempts(limit=4, offset=4)) == 2
 
 
-# Questions
+# Reads that answer a question
 
 
 async def test_a_quote_is_what_a_charge_would_take_and_writes_nothing(
     books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """Also when it cannot be paid, and when the membership has ended."""
+    """This holds even if the user cannot pay, and after the membership has ended."""
     await books.create_user(user, credits=9, membership_tier="premium", membership_expires_at=LATER)
     before = await one(shared, "users", _id=user)
     assert await books.quote(user, "post") == Quote("post", "premium", 8, 9, affordable=True)
@@ -983,7 +993,10 @@ async def test_a_quote_is_what_a_charge_would_take_and_writes_nothing(
 async def test_access_goes_by_the_tier_in_force(
     books: CreditLedger, shared: Database, clock: Clock, user: str
 ) -> None:
-    """A requirement, or prices without a default; whatever the balance, and nothing is written."""
+    """Requirements and prices without a default decide, whatever the balance.
+
+    Nothing is written.
+    """
     await books.create_user(user, membership_tier="premium", membership_expires_at=LATER)
     assert await books.validate_access(user, "post") is True
     assert await books.validate_access(user, "image") is True
@@ -1002,8 +1015,8 @@ async def test_access_goes_by_the_tier_in_force(
 # Settings
 
 
-async def test_collections_can_have_other_names(database: Database) -> None:
-    """All that is written goes there, and is found there."""
+async def test_collections_can_be_renamed(database: Database) -> None:
+    """The ledger writes to the renamed collections and reads from them."""
     names = CollectionNames(
         users="app_users", transactions="t", audit_logs="a.logs", idempotency_records="keys"
     )
@@ -1024,9 +1037,9 @@ async def test_collections_can_have_other_names(database: Database) -> None:
     await check_promises(database, names)
 
 
-@pytest.mark.drivers("pymongo")  # Beanie 2 takes no other
-async def test_beanie_documents_of_collections_with_other_names(database: Database) -> None:
-    """They read what the ledger wrote there."""
+@pytest.mark.drivers("pymongo")  # Beanie 2 accepts no other client.
+async def test_beanie_documents_read_renamed_collections(database: Database) -> None:
+    """The documents read what the ledger wrote to the renamed collections."""
     names = CollectionNames(
         users="app_users", transactions="t", audit_logs="a.logs", idempotency_records="keys"
     )
@@ -1053,10 +1066,8 @@ async def test_without_audit_only_the_books_are_kept(shared: Database, user: str
     assert await count(shared, "audit_logs", userId=user) == 0
 
 
-async def test_without_idempotency_keys_are_taken_and_not_looked_at(
-    shared: Database, user: str
-) -> None:
-    """The same key twice is two charges, and none is stored."""
+async def test_without_idempotency_keys_are_ignored(shared: Database, user: str) -> None:
+    """Two calls with one key are two charges, and no key is stored."""
     async with CreditLedger(shared, prices(idempotency={"enabled": False})) as ledger:
         await ledger.create_user(user, credits=50)
         results = await asyncio.gather(
@@ -1071,7 +1082,7 @@ async def test_without_idempotency_keys_are_taken_and_not_looked_at(
 async def test_with_two_decimal_places_amounts_are_hundredths(
     database: Database, user: str
 ) -> None:
-    """Prices, caps and formulas are in credits, everything else in units, and rounded once."""
+    """Prices, caps and formulas are in credits, all else is in units, and rounding happens once."""
     config = CreditConfig(
         costs={"a": {"default": 13.5}, "b": {"default": "{n} * 0.333"}, "c": {"default": 0.005}},
         membership={"tiers": {"basic": 0}, "credits_caps": {"basic": 20.25}},
@@ -1088,11 +1099,11 @@ async def test_with_two_decimal_places_amounts_are_hundredths(
         assert await ledger.get_balance(user) == 2025
 
 
-@pytest.mark.drivers("pymongo")  # Beanie 2 takes no other
+@pytest.mark.drivers("pymongo")  # Beanie 2 accepts no other client.
 async def test_beanie_documents_read_what_the_ledger_wrote(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """With snake_case names in Python, through the application's one ``init_beanie``."""
+    """The application calls ``init_beanie`` once, and reads fields by snake_case names."""
     await ledger.create_user("u", credits=50, membership_tier="premium", metadata={"a": {"b": 1}})
     charge = await ledger.charge("u", "generate-post", idempotency_key="k")
     refund = await ledger.refund("u", 3, action="post", transaction_id=charge.transaction_id)

@@ -46,11 +46,11 @@ def database_name(replica_set_uri: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def temporary_directory(tmp_path: Path) -> Path:
     """A directory for all temporary directories of the script."""
-    place = tmp_path / "temporary"
-    place.mkdir()
-    return place
+    temporary_directory = tmp_path / "temporary"
+    temporary_directory.mkdir()
+    return temporary_directory
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,13 @@ def script() -> Any:
     return module
 
 
-def left_by(place: Path) -> list[str]:
+def left_by(temporary_directory: Path) -> list[str]:
     """All that lies there, and the command lines of all processes that name the directory."""
     listing = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True)
-    running = [line for line in listing.stdout.decode().splitlines() if str(place) in line]
-    return [*running, *map(str, place.iterdir())]
+    running = [
+        line for line in listing.stdout.decode().splitlines() if str(temporary_directory) in line
+    ]
+    return [*running, *map(str, temporary_directory.iterdir())]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -216,16 +218,16 @@ def test_made_up_records_equal_the_independent_calculation(
     assert found == wanted
 
 
-def test_own_server_is_started_and_stopped(place: Path) -> None:
+def test_own_server_is_started_and_stopped(temporary_directory: Path) -> None:
     """Without arguments for it, a server is started, the books are shown, and nothing stays."""
-    done = replay("--records", "300", "--users", "3", TMPDIR=str(place))
+    done = replay("--records", "300", "--users", "3", TMPDIR=str(temporary_directory))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Server   a local replica set" in done.stdout
     assert re.search(r"^Indexes  5 collections, \d+ indexes ready$", done.stdout, re.MULTILINE)
     assert re.search(r"^Replay   300 of 300, [0-9,]+ a second, ", done.stdout, re.MULTILINE)
     assert re.search(r"│ all +│ +3 │ +\d+ │ +\d+ │ +12,180\.00 │ +[0-9,]+\.\d\d │", done.stdout)
     assert YES in done.stdout.splitlines()
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 def test_database_with_users_is_refused(replica_set_uri: str, database_name: str) -> None:
@@ -333,11 +335,11 @@ def test_spreadsheet_file_is_taken(script: Any, tmp_path: Path) -> None:
     assert script.read_records(str(path)) == [{"ContextTokens": 1, "GeneratedTokens": 2}]
 
 
-def test_bad_file_starts_nothing(tmp_path: Path, place: Path) -> None:
+def test_bad_file_starts_nothing(tmp_path: Path, temporary_directory: Path) -> None:
     """As a command, a bad file is exit code 2 before any server is started."""
-    done = replay(write_csv(tmp_path / "bad.csv", [(1, -1)]), TMPDIR=str(place))
+    done = replay(write_csv(tmp_path / "bad.csv", [(1, -1)]), TMPDIR=str(temporary_directory))
     assert (done.returncode, done.stdout) == (2, "")
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []
 
 
 @pytest.mark.parametrize("option", ["--users=0", "--callers=-1", "--records=0", "--seed=x"])
@@ -361,7 +363,9 @@ def test_unreachable_server_is_named_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own server", "given server"])
-def test_interrupted_leaves_nothing(place: Path, replica_set_uri: str, own: bool) -> None:
+def test_interrupted_leaves_nothing(
+    temporary_directory: Path, replica_set_uri: str, own: bool
+) -> None:
     """Ctrl-C in the midst of the charges: exit code 130, no server, no database, no traceback."""
     given = {} if own else {"MONGODB_URI": replica_set_uri}
     with MongoClient[dict[str, Any]](replica_set_uri) as client:
@@ -371,7 +375,7 @@ def test_interrupted_leaves_nothing(place: Path, replica_set_uri: str, own: bool
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
-            env=environment(TMPDIR=str(place), **given),
+            env=environment(TMPDIR=str(temporary_directory), **given),
             start_new_session=True,
         ) as process:
             try:
@@ -385,4 +389,4 @@ def test_interrupted_leaves_nothing(place: Path, replica_set_uri: str, own: bool
                 process.kill()
         assert (process.returncode, complaint) == (130, "interrupted: nothing is left running\n")
         assert client.list_database_names() == before
-    assert left_by(place) == []
+    assert left_by(temporary_directory) == []

@@ -1,4 +1,4 @@
-"""Advance: what time has decided is posted before the request that comes upon it."""
+"""Advance: what time has decided is posted before the user's next request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOB = Account("bob", 50, 7, None, None, START, START)
 
 
 def ten_each_hour(account: Account, now: datetime) -> Sequence[Due]:
-    """Ten units of Ann's expire at each full hour since her last transaction."""
+    """Ten units of Ann's credits expire at each full hour since her last transaction."""
     if account.user_id != "ann":
         return ()
     hours = (now - account.updated_at) // HOUR
@@ -50,8 +50,8 @@ def decide(requests: Sequence[ChargeRequest | GrantRequest], now: datetime) -> D
     return decide_batch(POLICY, loaded, requests, now, due_on=ten_each_hour)
 
 
-def test_what_is_due_is_posted_first_and_dated_as_it_was_due() -> None:
-    """The rows follow each other without a gap, and say when they were written."""
+def test_what_is_due_is_posted_first_and_dated_when_it_was_due() -> None:
+    """The rows follow each other without a gap, dated when due, and say when they were written."""
     now = START + HOUR * 2.5
     batch = decide([charge("ann", 5)], now)
     rows = [
@@ -74,7 +74,7 @@ def test_it_is_posted_once_for_all_requests_of_a_batch() -> None:
 
 
 def test_a_refused_request_still_posts_what_is_due() -> None:
-    """Time has decided it, whatever becomes of the request."""
+    """What is due is posted whatever becomes of the request."""
     batch = decide([charge("ann", 45)], START + HOUR)
     assert isinstance(batch.outcomes[0], InsufficientCreditsError)
     assert batch.outcomes[0].available == 40
@@ -83,14 +83,14 @@ def test_a_refused_request_still_posts_what_is_due() -> None:
 
 
 def test_nothing_is_posted_for_users_without_anything_due_or_without_an_account() -> None:
-    """They pay nothing for it."""
+    """A user with nothing due gets no rows, and neither does a user without an account."""
     batch = decide([charge("bob", 5), charge("eve", 5)], START + HOUR)
     assert [p.operation for p in batch.postings] == ["charge"]
     assert isinstance(batch.outcomes[1], UserNotFoundError)
 
 
-def test_ids_follow_from_the_request_and_no_two_requests_make_the_same() -> None:
-    """Another process that posts the same expiry writes another id: a found row proves a commit."""
+def test_ids_of_due_rows_derive_from_the_request_and_differ_between_requests() -> None:
+    """Two processes that post one expiry use different ids, so a row proves its own commit."""
     first, second = charge("ann", 5), charge("ann", 5)
     batches = [decide([request], START + HOUR * 3) for request in (first, second)]
     ids = [[p.transaction_id for p in batch.postings] for batch in batches]
@@ -102,6 +102,6 @@ def test_ids_follow_from_the_request_and_no_two_requests_make_the_same() -> None
 
 @pytest.mark.parametrize("ordinal", [0, 1, 127])
 def test_a_derived_id_is_the_same_in_every_attempt(ordinal: int) -> None:
-    """An attempt after an unknown outcome writes the same rows."""
+    """A retry after an unknown outcome writes the same rows."""
     request_id = str(ObjectId())
     assert derived_id(request_id, ordinal) == derived_id(request_id, ordinal)

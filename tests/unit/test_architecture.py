@@ -1,4 +1,4 @@
-"""The parts of the package import each other in one direction, as docs/architecture.md says."""
+"""The package's parts import each other in one direction, as docs/architecture.md says."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = ROOT / "credit_mongo"
-# Each may import those before it.
+# Each part may import those before it.
 ORDER: Final = ("errors", "core", "config", "storage", "engine", "maintenance", "ledger")
-# Small modules that anything may import, and that import nothing but errors.
+# Small modules that any part may import. They import only errors.
 COMMON: Final = frozenset({"errors", "extras", "printing", "private_files"})
-# What stands on the ledger, with what each may import beside the ledger's own parts.
+# What stands on top of the ledger, and what each may import besides the ledger's parts.
 ON_TOP: Final = {
     "cli": frozenset[str](),
     "integrations": frozenset[str](),
@@ -31,7 +31,7 @@ def _part(module: str) -> str:
 
 
 def _imported_parts(path: Path) -> Iterator[tuple[int, str]]:
-    """What a module imports of the package when it runs, with the line."""
+    """Return which parts a module imports at run time, with the lines."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         node
@@ -71,7 +71,7 @@ PARTS: Final = sorted(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_imports_only_those_below_it(part: str) -> None:
-    """Imports go one way, so that each part can be read and tested without those above it."""
+    """Imports go one way, so each part can be read and tested without those above it."""
     single = PACKAGE / f"{part}.py"
     paths = [single] if single.exists() else sorted((PACKAGE / part).rglob("*.py"))
     wrong = [
@@ -84,7 +84,7 @@ def test_a_part_imports_only_those_below_it(part: str) -> None:
 
 
 def test_the_core_knows_no_driver_and_does_no_input_or_output() -> None:
-    """Decisions are pure: they import neither a driver nor anything that waits."""
+    """Decisions are pure: the core imports no driver and nothing that waits."""
     forbidden = {"asyncio", "beanie", "bson", "logging", "os", "pymongo", "random", "time"}
     found = {
         (path.name, name)
@@ -101,8 +101,8 @@ def test_the_core_knows_no_driver_and_does_no_input_or_output() -> None:
     assert found == set()
 
 
-def test_the_page_has_the_house_as_it_is() -> None:
-    """Every part and every module that the page names is there, and no part is missing."""
+def test_the_page_matches_the_package() -> None:
+    """Every part and module that the page names exists, and the page leaves out no part."""
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     house = page.split("## The house")[1].split("\n## ")[0]
     for part in {*PARTS} - (COMMON - {"errors"}):

@@ -1,4 +1,4 @@
-"""The clock that tests move."""
+"""The clock that tests move by hand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from credit_mongo import InvalidRequestError
 from credit_mongo.testing.clocks import MovableClock
 
 
-def test_it_stands_still_until_it_is_moved() -> None:
-    """Forward, back, and to a moment of another zone; always in UTC, to the millisecond."""
+def test_the_clock_stands_still_until_it_is_moved() -> None:
+    """The clock moves forward, back, or to a moment in any zone.
+
+    It stays in UTC and milliseconds.
+    """
     clock = MovableClock()
     start = clock()
     assert start == clock()
@@ -34,8 +37,8 @@ def test_it_stands_still_until_it_is_moved() -> None:
         ("set", "2030-01-01"),
     ],
 )
-def test_it_is_not_moved_by_what_is_no_time(move: str, value: Any) -> None:
-    """A typed error, and the clock stands where it stood."""
+def test_wrong_arguments_do_not_move_the_clock(move: str, value: Any) -> None:
+    """A wrong argument raises a typed error and leaves the clock where it was."""
     clock = MovableClock()
     start = clock()
     with pytest.raises(InvalidRequestError):

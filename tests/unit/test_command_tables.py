@@ -1,6 +1,6 @@
-"""What the commands show on a terminal: whatever its width, nothing that counts is cut.
+"""Tables that commands print: on a terminal of any width, they cut nothing that matters.
 
-Elsewhere, what programs read: cells between tabs, under their names.
+Elsewhere programs read them: cells between tabs, under the column names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS = (
 def on_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
-    """The lines on a terminal of so many columns."""
+    """Return the lines that a terminal of this width shows."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -41,13 +41,13 @@ def shown(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> list[str]:
-    """The lines on a terminal of so many columns."""
+    """The lines that a terminal of this width shows."""
     return on_terminal(request.param, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("shown", range(10, 240, 7), indirect=True)
 def test_no_number_date_or_id_is_broken_nor_a_name_within_a_word(shown: list[str]) -> None:
-    """What is to be read as one word stands in one line."""
+    """Each number, date and id stands unbroken on one line, and names break only between words."""
     words = [word for line in shown for word in line.split()]
     assert {*NAMES, "1,234,567,830.12", "-", MOMENT, *IDS, "名前"} <= {*words}
     name = "".join(word for word in words if "|" in word or word.endswith("-"))
@@ -58,7 +58,7 @@ def test_no_number_date_or_id_is_broken_nor_a_name_within_a_word(shown: list[str
 
 @pytest.mark.parametrize("shown", [120], indirect=True)
 def test_the_numbers_of_a_table_end_where_their_name_ends(shown: list[str]) -> None:
-    """As one compares them. All of it fits the terminal, and the long name is folded."""
+    """Numbers align right with their heading, everything fits, and the long name is folded."""
     heading, *lines = shown
     end = heading.index("balance") + len("balance")
     amounts = [line[:end].split()[-1] for line in lines if IDS[0] in line]
@@ -69,7 +69,7 @@ def test_the_numbers_of_a_table_end_where_their_name_ends(shown: list[str]) -> N
 
 @pytest.mark.parametrize("shown", [60], indirect=True)
 def test_an_id_that_does_not_fit_stands_below_its_row(shown: list[str]) -> None:
-    """In one piece."""
+    """The id stands in one piece below its row."""
     assert shown[0].split() == ["user", "when", "balance"]
     assert [line for line in shown if IDS[0] in line] == [f"  transaction {IDS[0]}"]
     assert shown[-1] == f"  transaction {IDS[1]}"
@@ -77,8 +77,8 @@ def test_an_id_that_does_not_fit_stands_below_its_row(shown: list[str]) -> None:
 
 
 @pytest.mark.parametrize("shown", [30], indirect=True)
-def test_where_no_table_fits_each_row_stands_by_itself(shown: list[str]) -> None:
-    """Its facts one below the other, with their names."""
+def test_where_no_table_fits_each_row_becomes_a_block(shown: list[str]) -> None:
+    """Each row becomes a block: one fact a line, with its name."""
     assert shown == [
         f"user         {ROWS[0][0]}",
         f"when         {MOMENT}",
@@ -96,7 +96,7 @@ def test_where_no_table_fits_each_row_stands_by_itself(shown: list[str]) -> None
 def test_elsewhere_rows_are_separated_by_tabs_below_their_names(
     decimal_places: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Amounts in units, and in credits beside them if it is known how many units those have."""
+    """Amounts are in units, and also in credits if the number of decimal places is known."""
     rows = [*ROWS, ("a\tb\nc", None, -5, "x"), ("y", MOMENT, -5.5, "z")]
     show_rows(
         ("user", "tier expires", "balance", "id"),
@@ -115,7 +115,10 @@ def test_elsewhere_rows_are_separated_by_tabs_below_their_names(
 
 
 def test_a_listing_has_its_names_even_if_it_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program that reads it needs them. Of other tables, nothing is there."""
+    """A program that reads an empty listing still gets column names.
+
+    Other empty tables print nothing.
+    """
     show_rows(NAMES, [], is_listing=True)
     show_rows(NAMES, [])
     assert capsys.readouterr().out == "user\twhen\tbalance\ttransaction\n"

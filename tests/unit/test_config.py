@@ -1,4 +1,4 @@
-"""The configuration: what it takes, in whose names, and how it says which key is wrong."""
+"""The configuration: what it accepts, under which keys, and how an error names the wrong key."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MEMBERSHIP: MembershipInput = {
     "requirements": {"image": "premium", "post": None},
     "credits_caps": {"free": 100, "premium": 2000},
 }
-# Stands where a wrong value stands, and must not come back in an error.
+# Stands in place of a wrong value, and must not come back in an error.
 PRIVATE = "private-value"
 
 # A whole configuration of the Credit SDK, as JSON.stringify writes it.
@@ -69,22 +69,22 @@ SDK_JSON = """
 
 
 def refusal_of(**values: Any) -> ConfigurationError:
-    """The error of a configuration that is wrong."""
+    """Return the error that a wrong configuration raises."""
     with pytest.raises(ConfigurationError) as caught:
         CreditConfig(**values)
     error = caught.value
-    # Nothing of pydantic shows through, and with it no input.
+    # The error must not wrap pydantic's, which quotes the input.
     assert error.__cause__ is None
     assert error.__suppress_context__
     assert str(error) == (f"{error.field}: {error.reason}" if error.field else error.reason)
     return error
 
 
-# --- What it takes --------------------------------------------------------------------------------
+# --- What it accepts ------------------------------------------------------------------------------
 
 
 def test_costs_alone_are_a_configuration() -> None:
-    """Everything else has a default, as the design gives it."""
+    """Everything but costs has the default that the design gives it."""
     config = CreditConfig(costs=COSTS)
     assert config.membership is None
     assert config.retry.enabled
@@ -110,7 +110,7 @@ def test_costs_alone_are_a_configuration() -> None:
 def test_a_configuration_of_the_credit_sdk_loads_unchanged(
     load: Callable[[str], CreditConfig],
 ) -> None:
-    """Saved as JSON, with its own camelCase keys, it means here what it meant there."""
+    """The SDK's JSON, with its camelCase keys, has the same meaning here."""
     config = load(SDK_JSON)
     assert config.retry == RetryConfig(
         enabled=True,
@@ -209,21 +209,21 @@ def test_parts_can_be_given_as_objects() -> None:
     ],
 )
 def test_numbers_are_taken_exactly_as_written(price: float | Decimal, exact: Fraction) -> None:
-    """A float is the decimal that it prints as, and a tiny one is not lost."""
+    """A float counts as the decimal that it prints as, and a tiny one is not lost."""
     places = 9 if 0 < price < 1 else 0
     config = CreditConfig(costs={"a": {"default": price}}, decimal_places=places)
     assert config.costs["a"]["default"] == exact
 
 
 def test_json_numbers_are_exact_beyond_what_floats_hold() -> None:
-    """JSON is text: what stands there counts, not the nearest binary float."""
+    """Numbers in JSON count as they are written, not as the nearest binary float."""
     config = CreditConfig.from_json('{"costs": {"a": {"default": 1.12345678901234567890123}}}')
     assert config.costs["a"]["default"] == Fraction("1.12345678901234567890123")
 
 
 @pytest.mark.parametrize("zero", ["0E+2000000", "0E-2000000"])
 def test_a_zero_with_any_exponent_is_taken_or_refused_at_once(zero: str) -> None:
-    """A few characters of JSON never cost seconds, however large a power of ten they name."""
+    """A short number with a huge exponent is accepted or refused without delay."""
     started = time.monotonic()
     with contextlib.suppress(ConfigurationError):
         config = CreditConfig.from_json(f'{{"costs": {{"a": {{"default": {zero}}}}}}}')
@@ -231,7 +231,7 @@ def test_a_zero_with_any_exponent_is_taken_or_refused_at_once(zero: str) -> None
     assert time.monotonic() - started < 5  # a hang, not a speed
 
 
-# --- Prices that round to nothing, or fall below it -----------------------------------------------
+# --- Prices that round to nothing, or fall below zero ---------------------------------------------
 
 
 NOTHING = "is above 0 but rounds to 0 units: "
@@ -263,10 +263,10 @@ NOTHING = "is above 0 but rounds to 0 units: "
         ("1e300", 0, "has no value: the result is beyond ±10**18"),
     ],
 )
-def test_a_constant_price_that_no_charge_could_take_is_refused(
+def test_a_constant_price_that_rounds_to_nothing_is_refused(
     price: float | str, decimal_places: int, reason: str
 ) -> None:
-    """As a number and as a formula, by name, and with the number of places that would do."""
+    """The error names the action and the decimal places that the price would need."""
     error = refusal_of(
         costs={"post": {"default": 10, "gold": price}}, decimal_places=decimal_places
     )
@@ -275,13 +275,13 @@ def test_a_constant_price_that_no_charge_could_take_is_refused(
 
 
 @pytest.mark.parametrize("price", [0, 0.0, "0", "1 - 1", "0 * 5", 0.5, "0.5", "1 / 2"])
-def test_what_is_free_on_purpose_or_rounds_up_is_a_price(price: float | str) -> None:
-    """Zero is a price, and a half is rounded up as always."""
+def test_a_price_may_be_zero_or_round_up(price: float | str) -> None:
+    """A price of zero is accepted, and so is one that rounds up to a unit."""
     assert CreditConfig(costs={"post": {"default": price}}).policy is not None
 
 
 def test_a_cap_that_rounds_to_nothing_is_refused() -> None:
-    """A change to that tier would take all credits."""
+    """A change to a tier with such a cap would take all credits."""
     caps = {"free": 0.002, "premium": 20}
     error = refusal_of(**member(credits_caps=caps))
     assert error.field == "membership.credits_caps.free"
@@ -300,10 +300,10 @@ def test_a_cap_that_rounds_to_nothing_is_refused() -> None:
         ("{a} * 0.2 + {b} * 0.2", 0, "a=1, b=1", "set decimal_places to 1"),
     ],
 )
-def test_a_formula_that_can_round_to_nothing_is_warned_of(
+def test_a_formula_that_can_round_to_nothing_gives_a_warning(
     formula: str, decimal_places: int, small: str, remedy: str
 ) -> None:
-    """By name, with small values for which it is free, and what to do about it."""
+    """The warning names the formula, small values for which it is free, and the remedy."""
     costs: CostsInput = {"post": {"default": 10, "gold": formula}}
     with pytest.warns(PriceRoundsToZeroWarning) as caught:
         CreditConfig(costs=costs, decimal_places=decimal_places)
@@ -327,15 +327,15 @@ def test_a_formula_that_can_round_to_nothing_is_warned_of(
         "{t} > 1000 ? {t} * 0.002 : 5",
     ],
 )
-def test_a_formula_that_costs_something_is_not_warned_of(formula: str) -> None:
-    """No false alarm, also where a formula has no value for the smallest numbers."""
+def test_a_formula_that_always_costs_something_gives_no_warning(formula: str) -> None:
+    """No false alarm, even where a formula has no value for the smallest numbers."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CreditConfig(costs={"post": {"default": formula}})
 
 
-def test_identifiers_may_be_what_mongodb_would_mistake() -> None:
-    """Names with spaces, dots, dollars, colons and letters of any script are names."""
+def test_identifiers_may_look_like_mongodb_operators() -> None:
+    """Names may have spaces, dots, dollars, colons and letters of any script."""
     names = ["my action", "a.b", "$where", "a: b", "écrire", "写", "x" * 255]
     config = CreditConfig(costs={name: {"default": 1} for name in names})
     assert list(config.costs) == names
@@ -345,17 +345,17 @@ def test_identifiers_may_be_what_mongodb_would_mistake() -> None:
 
 
 def price(value: Any) -> dict[str, Any]:
-    """A configuration with this price."""
+    """Build a configuration with this price."""
     return {"costs": {"post": {"default": value}}}
 
 
 def part(name: str, **values: Any) -> dict[str, Any]:
-    """A configuration with this part."""
+    """Build a configuration with this part."""
     return {"costs": COSTS, name: values}
 
 
 def member(**values: Any) -> dict[str, Any]:
-    """A configuration with a membership that differs in these keys."""
+    """Build a configuration whose membership differs in these keys."""
     return {"costs": COSTS, "membership": {**MEMBERSHIP, **values}}
 
 
@@ -553,7 +553,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         part("collections", users="transactions"),
         "collections",
     ),
-    # The rest
+    # Everything else
     "decimal places below zero": ({"costs": COSTS, "decimal_places": -1}, "decimal_places"),
     "too many decimal places": ({"costs": COSTS, "decimalPlaces": 10}, "decimalPlaces"),
     "decimal places that are a bool": ({"costs": COSTS, "decimal_places": True}, "decimal_places"),
@@ -587,7 +587,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("values", "field"), WRONG.values(), ids=WRONG)
 def test_the_error_names_the_key_that_is_wrong(values: dict[str, Any], field: str) -> None:
-    """Path and spelling are those of the input, and the value that stands there is not quoted."""
+    """The error has the path in the input's own spelling, and does not quote the value."""
     error = refusal_of(**values)
     assert error.field == field
     assert error.reason
@@ -623,8 +623,8 @@ def test_the_error_names_the_key_that_is_wrong(values: dict[str, Any], field: st
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_json_that_is_no_configuration_is_refused(text: str | bytes, field: str) -> None:
-    """Whatever the text, the error is ours, and in time."""
+def test_json_that_is_not_a_configuration_is_refused(text: str | bytes, field: str) -> None:
+    """Any wrong text raises this library's error, and without delay."""
     with pytest.raises(ConfigurationError) as caught:
         CreditConfig.from_json(text)
     assert caught.value.field == field
@@ -639,8 +639,8 @@ def test_json_that_is_no_configuration_is_refused(text: str | bytes, field: str)
         ('{"costs": {}, "retry": [{"a": 1, "a": 2}]}', "retry.0.a"),
     ],
 )
-def test_a_key_that_appears_twice_is_refused(text: str, field: str) -> None:
-    """Python would take the last, and charge 1 where the first line says 10."""
+def test_a_duplicate_key_is_refused(text: str, field: str) -> None:
+    """Python would keep the last value, and charge 1 although the first line says 10."""
     with pytest.raises(ConfigurationError, match="appears twice") as caught:
         CreditConfig.from_json(text)
     assert caught.value.field == field
@@ -648,7 +648,7 @@ def test_a_key_that_appears_twice_is_refused(text: str, field: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_a_configuration_is_read_in_every_encoding_that_editors_write(encoding: str) -> None:
-    """With a byte order mark or without, as bytes and as the text that they were decoded to."""
+    """Bytes and decoded text are read with or without a byte order mark."""
     text = '\ufeff{"costs": {"größe": {"default": 10}}}'
     wanted = CreditConfig(costs={"größe": {"default": 10}})
     assert CreditConfig.from_json(text) == wanted
@@ -663,8 +663,8 @@ def test_a_configuration_is_read_in_every_encoding_that_editors_write(encoding: 
         ('{"costs": {},\n }', "is not JSON: .* \\(line 2, column 2\\)"),
     ],
 )
-def test_what_is_wrong_with_the_text_is_told(text: str | bytes, said: str) -> None:
-    """And where, but nothing of what stands there."""
+def test_an_error_in_the_text_names_its_cause_and_position(text: str | bytes, said: str) -> None:
+    """The error says what is wrong and where, but quotes nothing of the text."""
     with pytest.raises(ConfigurationError, match=said) as caught:
         CreditConfig.from_json(text)
     assert "costs" not in str(caught.value)
@@ -680,7 +680,7 @@ HUGE: dict[str, tuple[int, str]] = {
 def test_a_configuration_beyond_any_size_is_refused_before_it_is_read(
     prices: int, formula: str
 ) -> None:
-    """As text or as values: it would take the better part of a minute."""
+    """A huge configuration would take the better part of a minute, as text or as values."""
     costs = {f"a{number}": {"default": formula} for number in range(prices)}
     started = time.monotonic()
     error = refusal_of(costs=costs)
@@ -691,7 +691,7 @@ def test_a_configuration_beyond_any_size_is_refused_before_it_is_read(
 
 
 def test_a_fifth_of_the_largest_configuration_is_checked_in_time() -> None:
-    """The longest formulas, which take the longest to try."""
+    """The longest formulas take the longest to check."""
     formula = ("1e-400+" * 140)[:-1] + "+{t}*1"
     costs = {f"a{number}": {"default": formula} for number in range(195)}
     text = json.dumps({"costs": costs})
@@ -702,8 +702,8 @@ def test_a_fifth_of_the_largest_configuration_is_checked_in_time() -> None:
 
 
 @pytest.mark.parametrize("text", [None, 5, ["{}"], {"costs": {}}])
-def test_what_is_no_text_is_no_json(text: Any) -> None:
-    """A wrong type is an error of ours, too."""
+def test_json_must_be_text_or_bytes(text: Any) -> None:
+    """A wrong type raises this library's error, too."""
     with pytest.raises(ConfigurationError):
         CreditConfig.from_json(text)
 
@@ -719,22 +719,20 @@ def test_what_is_no_text_is_no_json(text: Any) -> None:
     ],
     ids=["retry", "idempotency", "audit", "collections", "membership"],
 )
-def test_a_part_that_is_wrong_by_itself_is_our_error(
-    build: Callable[[], object], field: str
-) -> None:
-    """Parts are public, and all errors of this library are under CreditError."""
+def test_a_wrong_part_raises_a_configuration_error(build: Callable[[], object], field: str) -> None:
+    """Parts are public, so their errors are CreditErrors, too."""
     with pytest.raises(CreditError) as caught:
         build()
     assert isinstance(caught.value, ConfigurationError)
     assert caught.value.field == field
 
 
-# --- What it is -----------------------------------------------------------------------------------
+# --- Configurations as values ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def config() -> CreditConfig:
-    """A whole configuration."""
+    """Build a whole configuration."""
     return CreditConfig(costs=COSTS, membership=MEMBERSHIP)
 
 
@@ -748,14 +746,14 @@ def test_a_configuration_is_frozen(config: CreditConfig, name: str) -> None:
 
 
 def test_a_part_of_a_configuration_is_frozen(config: CreditConfig) -> None:
-    """Nor can the fields of its parts."""
+    """No field of a part can be set or deleted either."""
     for held, name in ((config.retry, "enabled"), (config.collections, "users")):
         with pytest.raises((TypeError, ValueError)):
             setattr(held, name, None)
 
 
-def test_what_was_checked_is_what_is_charged(config: CreditConfig) -> None:
-    """Whoever writes into the dictionaries of a configuration cannot smuggle in a price."""
+def test_a_checked_price_cannot_be_changed(config: CreditConfig) -> None:
+    """Writing into a configuration's dictionaries cannot smuggle in a price."""
     prices: Any = config.costs
     with contextlib.suppress(TypeError, AttributeError):
         prices["post"]["default"] = Fraction(-1)
@@ -765,7 +763,7 @@ def test_what_was_checked_is_what_is_charged(config: CreditConfig) -> None:
 
 
 def test_the_callers_own_values_are_copied() -> None:
-    """What the caller does to its dictionaries later changes no price."""
+    """A caller that changes its dictionaries later changes no price."""
     costs = copy.deepcopy(COSTS)
     membership: Any = copy.deepcopy(MEMBERSHIP)
     config = CreditConfig(costs=costs, membership=membership)
@@ -778,7 +776,7 @@ def test_the_callers_own_values_are_copied() -> None:
 
 
 def test_equal_values_make_equal_configurations(config: CreditConfig) -> None:
-    """However numbers were written, and whether the rules were asked for or not."""
+    """Neither the spelling of numbers nor rules computed earlier make a difference."""
     same = CreditConfig(
         costs={"post": {"default": 10.0, "premium": Decimal("8.00")}}, membership=MEMBERSHIP
     )
@@ -797,7 +795,7 @@ def test_equal_values_make_equal_configurations(config: CreditConfig) -> None:
 def test_a_configuration_can_be_copied_and_sent(
     again: Callable[[CreditConfig], CreditConfig], used: bool
 ) -> None:
-    """To another process, say, before or after its first use."""
+    """A copy or a pickle is equal, before and after the first use."""
     config = CreditConfig(costs={"a": {"default": "{n} * 2"}}, membership=MEMBERSHIP)
     if used:
         assert config.policy is not None
@@ -830,8 +828,8 @@ WHOLE: dict[str, Any] = {
 @pytest.mark.parametrize(
     "values", [WHOLE, {"costs": {}}, {"costs": COSTS, "membership": MEMBERSHIP}]
 )
-def test_a_configuration_that_is_written_out_is_read_as_the_same(values: dict[str, Any]) -> None:
-    """As JSON with all digits and formulas as they were, and as plain values, too."""
+def test_a_configuration_survives_a_round_trip_through_json(values: dict[str, Any]) -> None:
+    """JSON keeps all digits and formulas. Plain values work, too."""
     config = CreditConfig(**values)
     written = config.to_json()
     again = CreditConfig.from_json(written)
@@ -844,7 +842,7 @@ def test_a_configuration_that_is_written_out_is_read_as_the_same(values: dict[st
 
 
 def test_json_is_written_as_a_person_would() -> None:
-    """Formulas are their texts, and numbers the numbers that were given."""
+    """Formulas become their texts, and numbers stay as given."""
     written = CreditConfig(**WHOLE).to_json()
     assert '"default": "{token} * 0.001 + 10"' in written
     assert '"premium": 0.1\n' in written
@@ -853,7 +851,7 @@ def test_json_is_written_as_a_person_would() -> None:
 
 
 def test_a_configuration_shows_what_differs_from_the_defaults() -> None:
-    """As it would be written in Python; many prices are cut short."""
+    """``repr`` reads like Python code, and cuts long lists of prices short."""
     config = CreditConfig(
         costs={"post": {"default": 0.1, "premium": "{token} / 3"}},
         membership=MEMBERSHIP,
@@ -876,7 +874,7 @@ def test_a_configuration_shows_what_differs_from_the_defaults() -> None:
 
 
 def test_rules_are_made_once_and_in_smallest_units() -> None:
-    """With two decimal places, a credit is 100 units; formulas stay what they are."""
+    """With two decimal places, a credit is 100 units. Formulas stay as they are."""
     config = CreditConfig(
         costs={"post": {"default": 13.5, "premium": "{token} / 3"}},
         membership={
@@ -898,7 +896,7 @@ def test_rules_are_made_once_and_in_smallest_units() -> None:
 
 
 def test_without_membership_the_rules_have_no_tiers() -> None:
-    """No tier is known, none is required, none has a cap."""
+    """No tier is known, required, or capped."""
     membership = CreditConfig(costs=COSTS).policy.membership
     assert (membership.levels, membership.requirements, membership.caps) == ({}, {}, {})
 
@@ -907,14 +905,14 @@ def test_without_membership_the_rules_have_no_tiers() -> None:
     ("failures", "milliseconds"), [(1, 20), (2, 40), (3, 80), (6, 640), (7, 1000), (10_000, 1000)]
 )
 def test_the_longest_delay_grows_up_to_max_delay_ms(failures: int, milliseconds: float) -> None:
-    """The n-th is the first times the multiplier n - 1 times, and never above the longest."""
+    """Attempt n waits at most the first delay times the multiplier to the power n - 1, capped."""
     retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
     assert retry.longest_delay_seconds(failures) == pytest.approx(milliseconds / 1000)
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(1, 0.02), (3, 0.08), (10_000, 1.0)])
 def test_a_delay_is_drawn_from_zero_to_the_longest(failures: int, longest: float) -> None:
-    """Full jitter: processes that failed together do not try again together."""
+    """Full jitter keeps processes that failed together from retrying together."""
     retry = RetryConfig(initial_delay_ms=20, max_delay_ms=1000, backoff_multiplier=2)
     assert retry.delay_seconds(failures, lambda least, _most: least) == 0
     assert retry.delay_seconds(failures, lambda _least, most: most) == pytest.approx(longest)
@@ -927,13 +925,13 @@ def test_a_delay_is_drawn_from_zero_to_the_longest(failures: int, longest: float
 
 
 def test_two_processes_wait_for_different_times() -> None:
-    """Without being told to: the draw is random by default."""
+    """The draw is random by default."""
     retry = RetryConfig()
     assert len({retry.delay_seconds(5) for _ in range(20)}) > 10
 
 
-def test_settings_are_read_by_their_own_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """URI and DATABASE are somebody else's, and would send the ledger elsewhere."""
+def test_settings_are_read_only_under_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables such as URI and DATABASE belong to others, and would send the ledger elsewhere."""
     for name, value in (("URI", "mongodb://elsewhere/"), ("DATABASE", "elsewhere")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MONGODB_URI", raising=False)

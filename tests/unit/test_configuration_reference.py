@@ -36,7 +36,7 @@ MODELS: list[type[BaseModel]] = [
 
 
 class Row(NamedTuple):
-    """A line of a table."""
+    """A row of a table on the page."""
 
     names: str
     type: str
@@ -72,7 +72,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _limits(info: FieldInfo) -> str | None:
-    """Those that the field itself has."""
+    """Return the limits that the field itself declares."""
     if get_origin(info.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(info.annotation))
     least = [each.ge for each in info.metadata if isinstance(each, Ge)]
@@ -81,7 +81,7 @@ def _limits(info: FieldInfo) -> str | None:
 
 
 def _type(info: FieldInfo) -> str | None:
-    """What the page must call it, where it is one of Python's own types."""
+    """Return the page's name for a field's type."""
     if get_origin(info.annotation) is Literal:
         return "`str`"
     plain = isinstance(info.annotation, type) and info.annotation.__module__ == "builtins"
@@ -92,7 +92,7 @@ def _type(info: FieldInfo) -> str | None:
 def test_the_page_names_each_field_with_its_type_default_and_limits(
     model: type[BaseModel],
 ) -> None:
-    """All of them, in the order of the code, also by the names that JSON may have."""
+    """Fields stand in the order of the code, also under the names that JSON may use."""
     rows = _rows(model)
     fields = model.model_fields
     assert [row.names for row in rows] == [_names(*each) for each in fields.items()]
@@ -107,8 +107,8 @@ def test_the_page_names_each_field_with_its_type_default_and_limits(
         assert name.endswith("_ms") == row.type.endswith(", milliseconds"), name
 
 
-def test_the_page_has_each_part_of_the_configuration() -> None:
-    """A part that is new to the configuration is missed here."""
+def test_the_page_has_a_table_for_each_part_of_the_configuration() -> None:
+    """A new part of the configuration must have its table."""
     parts = {
         kind.__name__
         for info in CreditConfig.model_fields.values()

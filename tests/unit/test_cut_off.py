@@ -1,4 +1,4 @@
-"""Cut-offs, from words to moments: ages, calendar months, dates, and what is refused."""
+"""Cut-offs given as ages, calendar months or dates become moments, or are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOW = datetime(2025, 8, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 
 
 def at(*parts: int) -> datetime:
-    """A moment in UTC."""
+    """Return a moment in UTC."""
     return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
@@ -41,13 +41,13 @@ def at(*parts: int) -> datetime:
         ("2025-02-28 10:00:00.123456", at(2025, 2, 28, 10, 0, 0, 123_000)),
     ],
 )
-def test_what_is_meant(text: str, expected: datetime) -> None:
-    """Months are those of the calendar, moments in UTC and of whole milliseconds."""
+def test_a_cut_off_becomes_a_moment(text: str, expected: datetime) -> None:
+    """Months are calendar months. Moments are in UTC and whole milliseconds."""
     assert parse_cut_off(text, NOW) == expected
 
 
 def test_a_leap_day_less_a_year_is_the_last_of_february() -> None:
-    """There is no 29 February in the year before."""
+    """The year before has no 29 February."""
     assert parse_cut_off("1y", at(2024, 2, 29, 5)) == at(2023, 2, 28, 5)
     assert parse_cut_off("4y", at(2024, 2, 29, 5)) == at(2020, 2, 29, 5)
 
@@ -60,8 +60,8 @@ def test_a_leap_day_less_a_year_is_the_last_of_february() -> None:
         *("2025-08-31T99:00:00", "900000d", "6mo\x00", "0000-01-01"),
     ],
 )
-def test_what_nobody_understands_is_refused(text: str) -> None:
-    """With the argument's name."""
+def test_an_unreadable_cut_off_is_refused(text: str) -> None:
+    """The error names the argument."""
     with pytest.raises(InvalidRequestError) as caught:
         parse_cut_off(text, NOW, field="when")
     assert caught.value.field == "when"
@@ -72,14 +72,14 @@ def test_what_nobody_understands_is_refused(text: str) -> None:
     "value", ["2025-09-01", "2025-08-31T12:30:16Z", NOW + timedelta(milliseconds=1)]
 )
 def test_the_future_is_refused(value: Any) -> None:
-    """Nothing is that old."""
+    """Nothing can be older than a moment that has yet to come."""
     with pytest.raises(InvalidRequestError, match="future"):
         check_cut_off(value, NOW)
 
 
 @pytest.mark.parametrize("value", [None, 6, 6.0, b"6mo", True, [], timedelta(days=1)])
 def test_other_types_are_refused(value: Any) -> None:
-    """A moment has to be one, with a time zone."""
+    """A moment must be a datetime with a time zone."""
     with pytest.raises(InvalidRequestError) as caught:
         check_cut_off(value, NOW)
     assert caught.value.field == "older_than"
@@ -94,7 +94,7 @@ def test_other_types_are_refused(value: Any) -> None:
     st.integers(0, 600),
 )
 def test_months_count_like_a_calendar(moment: datetime, months: int) -> None:
-    """So many months earlier by name, and never a later day or another time."""
+    """The result is that many calendar months earlier, never on a later day or at another time."""
     before = months_before(moment, months)
     assert (moment.year * 12 + moment.month) - (before.year * 12 + before.month) == months
     assert before.time() == moment.time()
@@ -104,7 +104,7 @@ def test_months_count_like_a_calendar(moment: datetime, months: int) -> None:
 
 @given(st.text())
 def test_any_text_is_a_moment_or_refused(text: str) -> None:
-    """Nothing else comes of it."""
+    """Any text either gives a moment or raises the typed error."""
     try:
         assert parse_cut_off(text, NOW) <= NOW
     except InvalidRequestError:

@@ -1,4 +1,4 @@
-"""Deadlines: how long callers wait, and what becomes of the work."""
+"""Deadlines: how long callers wait, and what becomes of the work after that."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from credit_mongo.errors import StorageError
 
 @pytest_asyncio.fixture
 async def deadlines() -> AsyncIterator[Deadlines]:
-    """Of a client that never connects."""
+    """Deadlines of a client that never connects."""
     async with AsyncMongoClient[dict[str, Any]](connect=False) as client:
         yield Deadlines(client)
 
 
 @contextmanager
 def unhandled() -> Iterator[list[str]]:
-    """What asyncio reports of errors that nobody has seen."""
+    """The errors that asyncio reports because nobody retrieved them."""
     told: list[str] = []
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
@@ -38,7 +38,7 @@ def unhandled() -> Iterator[list[str]]:
 
 
 async def conflict_when_cancelled() -> None:
-    """The server's answer arrives in the same moment as the cancellation."""
+    """Raise as if the server's answer arrived at the same moment as the cancellation."""
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
@@ -46,7 +46,7 @@ async def conflict_when_cancelled() -> None:
 
 
 async def go_on(seconds: float) -> str:
-    """Work that a cancellation does not stop at once."""
+    """Do work that a cancellation does not stop at once."""
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
@@ -54,10 +54,10 @@ async def go_on(seconds: float) -> str:
     return "done"
 
 
-async def test_an_error_that_meets_a_cancellation_is_not_reported_as_never_seen(
+async def test_an_error_that_meets_a_cancellation_is_not_reported_as_unhandled(
     deadlines: Deadlines,
 ) -> None:
-    """The caller is cancelled and hears of that alone."""
+    """The caller sees only its cancellation."""
     with unhandled() as told:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(
@@ -67,8 +67,8 @@ async def test_an_error_that_meets_a_cancellation_is_not_reported_as_never_seen(
     assert told == []
 
 
-async def test_work_that_ends_although_it_is_late_has_its_result(deadlines: Deadlines) -> None:
-    """An error or a result that came with the deadline is true, and nothing is left."""
+async def test_work_that_ends_just_as_it_is_late_keeps_its_result(deadlines: Deadlines) -> None:
+    """A result or an error that comes right at the deadline is returned, and no work is left."""
     left: list[Late] = []
     assert await deadlines.keep_or_cancel(go_on(0), 0.01, left) == "done"
     with pytest.raises(StorageError, match="a conflict"):
@@ -78,10 +78,10 @@ async def test_work_that_ends_although_it_is_late_has_its_result(deadlines: Dead
     assert left == []
 
 
-async def test_a_caller_that_is_cancelled_twice_leaves_what_still_goes_on(
+async def test_a_caller_cancelled_twice_leaves_the_work_that_still_runs(
     deadlines: Deadlines,
 ) -> None:
-    """It does not wait any longer, and whoever uses the session next is told what to wait for."""
+    """The caller stops waiting. The session's next user learns what it has to wait for."""
     left: list[Late] = []
     caller = asyncio.ensure_future(deadlines.keep_or_cancel(go_on(0.2), 60, left))
     for _ in range(2):
@@ -94,8 +94,8 @@ async def test_a_caller_that_is_cancelled_twice_leaves_what_still_goes_on(
     assert await work == "done"
 
 
-async def test_a_deadline_can_move_while_the_work_is_under_way(deadlines: Deadlines) -> None:
-    """Each time that it comes, the work has what is left by then."""
+async def test_a_deadline_can_move_while_the_work_runs(deadlines: Deadlines) -> None:
+    """Whenever the deadline comes up, the work gets the time that is left by then."""
     clock = asyncio.get_running_loop().time
     began = clock()
     moving = [began + 0.02]

@@ -1,4 +1,4 @@
-"""Errors: their codes, their facts, and what their texts never tell."""
+"""Errors: their codes, their attributes, and what their messages never contain."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
     ),
 ]
 KINDS = [type(error) for error, _, _ in ERRORS]
-# Facts that stand in the text.
+# Attributes that stand in the message.
 TOLD = {"user_id", "field", "action", "tier", "transaction_id", "formula", "reason"}
 each_error = pytest.mark.parametrize(
     ("error", "code", "expected"), ERRORS, ids=[kind.__name__ for kind in KINDS]
@@ -149,36 +149,36 @@ each_error = pytest.mark.parametrize(
 
 
 def facts(error: CreditError) -> dict[str, Any]:
-    """An error's public attributes."""
+    """Return an error's public attributes."""
     return {name: value for name, value in vars(error).items() if not name.startswith("_")}
 
 
 def labels_of(error: PyMongoError) -> list[str]:
-    """The labels that the driver looks at."""
+    """Return the labels that the driver looks at."""
     return [label for label in LABELS if error.has_error_label(label)]
 
 
-# --- Codes and facts ------------------------------------------------------------------------------
+# --- Codes and attributes -------------------------------------------------------------------------
 
 
 @each_error
-def test_an_error_has_its_code_and_its_facts(
+def test_an_error_has_its_code_and_its_attributes(
     error: CreditError, code: str, expected: dict[str, Any]
 ) -> None:
-    """Programs read codes and attributes; both are stable, and the code is the class's own."""
+    """Programs read codes and attributes: both are stable, and each class has its own code."""
     assert error.code == type(error).code == code
     assert facts(error) == expected
     assert isinstance(error, CreditError)
 
 
 def test_no_two_errors_share_a_code() -> None:
-    """A code tells which error it is."""
+    """A code identifies its error."""
     codes = [CreditError.code, *(code for _, code, _ in ERRORS)]
     assert len(set(codes)) == len(codes)
 
 
 def test_every_error_is_here_and_public() -> None:
-    """All of the module are in the table above, in its ``__all__``, and in the package's."""
+    """Each error of the module is in the table above, in ``__all__``, and in the package."""
     classes = {
         name
         for name, value in vars(errors).items()
@@ -200,14 +200,14 @@ def test_every_error_is_here_and_public() -> None:
 
 
 def _kinds_under(kind: type[CreditError]) -> set[type[CreditError]]:
-    """All of its subclasses, of modules that are loaded."""
+    """Return all subclasses in the loaded modules."""
     subclasses = set(kind.__subclasses__())
     return subclasses.union(*(_kinds_under(subclass) for subclass in subclasses))
 
 
 @each_error
-def test_an_error_says_something(error: CreditError, code: str, expected: dict[str, Any]) -> None:
-    """Every text is a sentence for people, with the names that it is about."""
+def test_an_error_has_a_message(error: CreditError, code: str, expected: dict[str, Any]) -> None:
+    """Each message is a sentence for people, and names what it is about."""
     assert len(str(error)) > 10
     for name, value in expected.items():
         if name in TOLD:
@@ -220,8 +220,8 @@ def test_an_error_of_the_whole_configuration_names_no_key() -> None:
     assert (str(error), error.field) == ("must be a JSON object", "")
 
 
-def test_facts_are_the_errors_own() -> None:
-    """What the caller does to its variables afterwards changes no error."""
+def test_an_error_owns_its_attributes() -> None:
+    """A caller that changes its variables afterwards changes no error."""
     names, variables = ["a"], {"a": 1}
     missing = MissingVariableError("{a} + {b}", "b", names)
     failed = FormulaEvaluationError("1 / {a}", variables, "division by zero")
@@ -231,11 +231,11 @@ def test_facts_are_the_errors_own() -> None:
     assert failed.variables == {"a": 1}
 
 
-# --- Texts ----------------------------------------------------------------------------------------
+# --- Messages -------------------------------------------------------------------------------------
 
 
 def test_a_conflict_does_not_tell_the_key() -> None:
-    """Keys can be secrets of the application: only the attribute has it."""
+    """Keys can be an application's secrets, so only the attribute has the key."""
     error = IdempotencyConflictError(KEY)
     for text in (str(error), repr(error), f"{error}", str(error.args)):
         assert KEY not in text
@@ -243,7 +243,7 @@ def test_a_conflict_does_not_tell_the_key() -> None:
 
 
 def test_a_failed_formula_does_not_tell_the_values() -> None:
-    """Its text has the formula and the reason; the values are attributes."""
+    """The message has the formula and the reason. Only the attributes have the values."""
     error = FormulaEvaluationError("1 / {a}", {"a": 123456789}, "division by zero")
     missing = MissingVariableError("{a} + {b}", "b", ["token_of_a_customer"])
     for text in (str(error), repr(error), str(missing), repr(missing)):
@@ -252,7 +252,7 @@ def test_a_failed_formula_does_not_tell_the_values() -> None:
 
 
 def test_a_text_shows_control_characters_and_does_not_send_them() -> None:
-    """Names are quoted, so that none can forge a line of a log."""
+    """Names are quoted, so that none can forge a line in a log."""
     name = "a\nERROR forged\x1b[31m"
     for error in (
         UndefinedActionError(name),
@@ -286,13 +286,13 @@ def test_a_text_shows_control_characters_and_does_not_send_them() -> None:
     ],
 )
 @each_error
-def test_an_error_crosses_processes_with_its_facts_and_without_its_cause(
+def test_an_error_crosses_processes_with_its_attributes_but_not_its_cause(
     again: Callable[[CreditError], CreditError],
     error: CreditError,
     code: str,
     expected: dict[str, Any],
 ) -> None:
-    """Copied or pickled, it is the same error with the same text, code, facts and labels."""
+    """A copied or pickled error keeps its text, code, attributes and labels."""
     try:
         raise error from AutoReconnect("a driver's error, perhaps with a socket in it")
     except CreditError as raised:
@@ -341,12 +341,12 @@ def test_only_errors_of_the_database_are_the_drivers(kind: type[CreditError]) ->
 
 @pytest.mark.parametrize("labels", [[], LABELS[:1], LABELS[1:], LABELS])
 def test_a_storage_error_keeps_labels(labels: list[str]) -> None:
-    """``with_transaction`` sees through it which failures are worth another try."""
+    """``with_transaction`` reads the labels to decide whether to retry."""
     assert labels_of(StorageError("no answer", error_labels=labels)) == labels
 
 
 def test_a_storage_error_has_no_label_of_its_own() -> None:
-    """None is retried by the driver unless the driver's own error was to be."""
+    """The driver retries only what its own error marked as worth a retry."""
     for error, _, _ in ERRORS:
         if isinstance(error, StorageError) and type(error) is not StorageError:
             assert labels_of(error) == []
@@ -365,17 +365,17 @@ def test_a_storage_error_has_no_label_of_its_own() -> None:
         (OperationFailure("x", 20, {"codeName": "IllegalOperation"}), ReplicaSetRequiredError, []),
     ],
 )
-def test_a_drivers_error_becomes_one_of_ours_with_its_labels(
+def test_a_driver_error_becomes_a_storage_error_with_its_labels(
     driver_error: PyMongoError, kind: type[StorageError], labels: list[str]
 ) -> None:
-    """Driver errors never reach a caller bare, and lose nothing that a retry needs."""
+    """No driver error reaches a caller bare, and the labels that a retry needs are kept."""
     error = as_storage_error(driver_error)
     assert type(error) is kind
     assert labels_of(error) == labels
 
 
 def test_the_servers_words_are_not_repeated() -> None:
-    """They can quote documents: the code and its name tell enough."""
+    """The server's words can quote documents. Its code and the code's name are enough."""
     error = as_storage_error(
         OperationFailure(
             "E11000 dup key: { email: 'ann@example.com' }",

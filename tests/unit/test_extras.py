@@ -1,4 +1,4 @@
-"""What is told where an extra of the installation is needed and is not there."""
+"""The error when an extra of the package is needed but not installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
     ],
 )
 def test_an_extra_that_is_missing_is_named(module: str, lacks: str, extra: str) -> None:
-    """By the import that needs it, with the command that brings it."""
+    """The import that needs the extra fails, and names the command that installs it."""
     program = f"import sys; sys.modules[{lacks!r}] = None; import credit_mongo.{module}"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
@@ -27,8 +27,8 @@ def test_an_extra_that_is_missing_is_named(module: str, lacks: str, extra: str) 
     assert done.stderr.splitlines()[-1] == told
 
 
-def test_a_module_of_our_own_that_is_missing_is_no_extra() -> None:
-    """That would be a bug, and shows where."""
+def test_a_missing_module_of_the_package_is_not_taken_for_an_extra() -> None:
+    """A missing module of the package itself is a bug, and the error shows where."""
     from credit_mongo.extras import missing
 
     error = ModuleNotFoundError("No module named 'credit_mongo.x'", name="credit_mongo.x")

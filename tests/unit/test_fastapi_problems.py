@@ -109,7 +109,7 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    """A client that calls the application itself."""
+    """Open a client that calls the application in this process."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -135,7 +135,7 @@ async def _problem_of(error: CreditError, **options: Any) -> httpx.Response:
 async def test_an_error_is_a_problem(
     error: CreditError, status: int, facts: Mapping[str, Any]
 ) -> None:
-    """Its status, its standard members, its public facts, and nothing that is not public."""
+    """It has its status, the standard members and the public attributes, and nothing else."""
     answer = await _problem_of(error)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
@@ -164,8 +164,8 @@ class _OwnError(InsufficientCreditsError):
     code = "OWN"
 
 
-async def test_the_map_can_be_changed() -> None:
-    """By class and for its subclasses; the nearest counts. The type can be an address."""
+async def test_the_map_of_errors_to_statuses_can_be_changed() -> None:
+    """The entry of the nearest class counts, for subclasses too. The type can be a URL."""
     own = _OwnError("ann", 2, 1)
     assert (await _problem_of(own)).status_code == 402
     assert (await _problem_of(own, statuses={CreditError: 418})).status_code == 418
@@ -183,7 +183,7 @@ async def test_the_map_can_be_changed() -> None:
     [{StorageError: 200}, {StorageError: "503"}, {StorageError: True}, {ValueError: 500}],
 )
 def test_a_wrong_map_is_refused(statuses: Any) -> None:
-    """Before any request comes."""
+    """A wrong map is refused before any request arrives."""
     with pytest.raises(ConfigurationError, match="statuses"):
         add_credit_handlers(FastAPI(), statuses=statuses)
 
@@ -210,7 +210,7 @@ def test_a_wrong_map_is_refused(statuses: Any) -> None:
     ],
 )
 async def test_the_key_is_checked(values: list[str], key: str | None) -> None:
-    """A quoted string, as the draft has it, or the same bare; anything else is a 400."""
+    """The key is a quoted string as in the draft, or a bare one. Anything else gives a 400."""
     app = FastAPI()
     add_credit_handlers(app)
 

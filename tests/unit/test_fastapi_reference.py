@@ -12,13 +12,13 @@ PAGE = (Path(__file__).parents[2] / "docs/reference/fastapi.md").read_text(encod
 
 
 def test_the_page_has_every_public_name() -> None:
-    """Each with its signature and docstring."""
+    """Each name has its signature and docstring."""
     shown = re.findall(r"^::: credit_mongo\.integrations\.fastapi\.(\w+)$", PAGE, re.MULTILINE)
     assert sorted(shown) == sorted(fastapi.__all__)
 
 
-def test_the_page_has_every_answer_to_an_error() -> None:
-    """Its status, code and facts, and whether it may pass."""
+def test_the_page_has_the_answer_to_every_error() -> None:
+    """Each error has its status, code and attributes, and says whether a retry can help."""
     rows = re.findall(r"^\| (\d+) \| `(\w+)`[^|]*\|([^|]*)\|([^|]*)\|$", PAGE, re.MULTILINE)
     told = {
         code: (int(status), tuple(re.findall(r"`(\w+)`", facts)), passes.strip() == "yes")

@@ -1,4 +1,4 @@
-"""Two requests have one fingerprint if they are the same, and only then."""
+"""Two requests have the same fingerprint if and only if they are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORM = 'multipart/form-data; boundary="{}"'
 
 
 def scope_of(*, path: bytes = b"/", query: bytes = b"", **headers: str) -> dict[str, Any]:
-    """An HTTP request's scope; a header's name has underscores for hyphens."""
+    """Return an HTTP request's scope. Underscores in a header's name stand for hyphens."""
     raw = [(name.replace("_", "-").encode(), v.encode("latin-1")) for name, v in headers.items()]
     return {
         "type": "http",
@@ -30,7 +30,7 @@ def scope_of(*, path: bytes = b"/", query: bytes = b"", **headers: str) -> dict[
 
 
 def digest_of(body: bytes, *cuts: int, action: str = "a", **facts: Any) -> str:
-    """The fingerprint of a request whose body comes in the chunks between the cuts."""
+    """Return the fingerprint of a request whose body is cut into chunks at these positions."""
     scope = scope_of(**facts)
     digest = BodyDigest(scope)
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
@@ -41,7 +41,7 @@ def digest_of(body: bytes, *cuts: int, action: str = "a", **facts: Any) -> str:
 
 
 def form_of(boundary: str, *parts: tuple[str, str]) -> bytes:
-    """As clients write it: the lines of a part's headers, and its content."""
+    """Write a form as clients do: each part's headers, then its content."""
     lines = [f"--{boundary}\r\n{head}\r\n\r\n{content}\r\n" for head, content in parts]
     return ("".join(lines) + f"--{boundary}--\r\n").encode()
 
@@ -51,24 +51,24 @@ FILE = ('Content-Disposition: form-data; name="f"; filename="x"', "AAA")
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=5))
-def test_chunks_do_not_count(body: bytes, cuts: list[int]) -> None:
-    """Neither for a body of any kind, nor for a form."""
+def test_chunks_make_no_difference(body: bytes, cuts: list[int]) -> None:
+    """The chunks of a body make no difference, whether it is a form or not."""
     for content_type in ("application/json", FORM.format("xyz")):
         whole = digest_of(body, content_type=content_type)
         assert digest_of(body, *cuts, content_type=content_type) == whole
 
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.sampled_from(["a", "----B7", "Z'(x)"]))
-def test_a_boundary_does_not_count(cuts: list[int], boundary: str) -> None:
-    """A retry has another one, and comes in other chunks."""
+def test_a_boundary_makes_no_difference(cuts: list[int], boundary: str) -> None:
+    """A retry has another boundary and other chunks."""
     one = digest_of(form_of("0123", FIELD, FILE), content_type=FORM.format("0123"))
-    # A boundary of one letter occurs elsewhere, so the body is hashed as it was sent.
+    # A boundary of one letter occurs in the content too, so the body is hashed as it was sent.
     other = digest_of(form_of(boundary, FIELD, FILE), *cuts, content_type=FORM.format(boundary))
     assert (one == other) == (boundary != "a")
 
 
 def all_different() -> dict[str, str]:
-    """Requests of which no two are the same."""
+    """Return requests of which no two are the same."""
     form = form_of("B", FIELD, FILE)
     plain = {"content_type": "text/plain"}
     bound = {"content_type": FORM.format("B")}
@@ -116,8 +116,8 @@ def all_different() -> dict[str, str]:
     }
 
 
-def test_other_requests_have_other_fingerprints() -> None:
-    """Whatever of a request differs."""
+def test_different_requests_have_different_fingerprints() -> None:
+    """Any difference between two requests gives different fingerprints."""
     found = all_different()
     by_digest: dict[str, list[str]] = {}
     for name, digest in found.items():
@@ -126,8 +126,8 @@ def test_other_requests_have_other_fingerprints() -> None:
 
 
 @given(st.text("-\r\nA ", max_size=40))
-def test_what_looks_like_a_boundary_in_a_file_is_content(content: str) -> None:
-    """Exchanging the boundaries everywhere makes another file, unless it has none of them."""
+def test_text_that_looks_like_a_boundary_is_content(content: str) -> None:
+    """A file that contains the boundary is another file if the boundary changes everywhere."""
     other = content.replace("A", "B")
     one_digest = digest_of(form_of("A", (FILE[0], content)), content_type=FORM.format("A"))
     other_digest = digest_of(form_of("B", (FILE[0], other)), content_type=FORM.format("B"))
@@ -150,15 +150,15 @@ def test_what_looks_like_a_boundary_in_a_file_is_content(content: str) -> None:
         "multipart/form-data;boundary=a b",
     ],
 )
-def test_a_hostile_content_type_is_a_part_like_another(content_type: str) -> None:
-    """It is hashed as it was sent, with the body."""
+def test_a_hostile_content_type_is_hashed_as_it_is(content_type: str) -> None:
+    """The body is hashed as it was sent."""
     one, other = (digest_of(body, content_type=content_type) for body in (b"a", b"b"))
     assert one != other
     assert one != digest_of(b"a", content_type=content_type + "x")
 
 
 def test_a_form_of_too_many_parts_is_hashed_as_it_was_sent() -> None:
-    """Parts cost more than bytes, so their number is bounded."""
+    """Parts cost more than bytes, so their number is limited."""
     parts = [FIELD] * 2001
     digests = {digest_of(form_of(b, *parts), content_type=FORM.format(b)) for b in ("0123", "4567")}
     assert len(digests) == 2

@@ -27,7 +27,7 @@ from credit_mongo.errors import (
 
 
 def value_of(text: str, **variables: object) -> Fraction:
-    """What the formula gives for these variables."""
+    """Return the formula's value for these variables."""
     return Formula.parse(text).evaluate(exact_variables(variables))
 
 
@@ -242,8 +242,8 @@ def test_binds_as_in_javascript(text: str, same_as: str, not_as: str) -> None:
         ("1 == 2 != 3", 7, "comparisons cannot be chained"),
     ],
 )
-def test_refuses_what_is_no_formula(text: str, position: int, reason: str) -> None:
-    """Anything outside the language is refused, and the error says where and why."""
+def test_refuses_text_that_is_not_a_formula(text: str, position: int, reason: str) -> None:
+    """Text outside the language is refused, and the error says where and why."""
     with pytest.raises(FormulaSyntaxError) as caught:
         Formula.parse(text)
     assert caught.value.position == position
@@ -252,14 +252,14 @@ def test_refuses_what_is_no_formula(text: str, position: int, reason: str) -> No
 
 
 def test_compares_comparisons_in_parentheses() -> None:
-    """What chained comparisons would mean can be written with parentheses or ``&&``."""
+    """Parentheses or ``&&`` express what chained comparisons would mean."""
     assert value_of("(3 > 2) > 1") == 0
     assert value_of("3 > 2 && 2 > 1") == 1
     assert value_of("1 < 2 == 3 < 4") == 1
 
 
 def test_lists_variables_once_in_order_of_appearance() -> None:
-    """``variables`` has each name once, in the order of the text, and ``text`` is unchanged."""
+    """``variables`` has each name once, in the order of the text. ``text`` is unchanged."""
     formula = Formula.parse(" {b} + {a} * {b} - {_c9}")
     assert formula.variables == ("b", "a", "_c9")
     assert formula.text == " {b} + {a} * {b} - {_c9}"
@@ -299,7 +299,7 @@ trees = st.recursive(
 
 
 def render(tree: Tree, space: str, *, fully: bool) -> str:
-    """The tree as text: with all possible parentheses, or only those that it needs."""
+    """Write the tree as text, with all possible parentheses or only those it needs."""
     kind, *parts = tree
     own = TIGHTNESS[kind]
 
@@ -321,7 +321,7 @@ def render(tree: Tree, space: str, *, fully: bool) -> str:
 
 
 def calculate(tree: Tree) -> Fraction:  # noqa: C901, PLR0911, PLR0912
-    """The value of the tree, from its definition and not from any text."""
+    """Compute the tree's value from its definition, not from any text."""
     kind, *parts = tree
     match kind:
         case "leaf":
@@ -360,7 +360,7 @@ def calculate(tree: Tree) -> Fraction:  # noqa: C901, PLR0911, PLR0912
         case "/":
             return values[0] / values[1]
         case "%":
-            # Of the sizes, with the sign of the dividend.
+            # JavaScript's remainder: it has the dividend's sign.
             rest = abs(values[0]) % abs(values[1])
             return rest if values[0] > 0 else -rest
     order = (values[0] > values[1]) - (values[0] < values[1])
@@ -416,7 +416,7 @@ def test_arithmetic_is_exact(text: str) -> None:
 
 
 def test_is_not_rounded() -> None:
-    """The value is the exact fraction: rounding is the price's job, once."""
+    """The value is the exact fraction. Only the price rounds, and only once."""
     assert value_of("10 / 3") == Fraction(10, 3)
 
 
@@ -441,7 +441,7 @@ def test_evaluates_only_what_is_needed(text: str) -> None:
     ],
 )
 def test_division_by_zero_is_an_evaluation_error(text: str) -> None:
-    """Division by zero is typed, with the formula and variables, without values in any message."""
+    """The typed error has the formula and the variables. Its message has no values."""
     with pytest.raises(FormulaEvaluationError, match="division by zero") as caught:
         value_of(text, n=987654, half=0.5)
     assert caught.value.formula == text
@@ -452,7 +452,7 @@ def test_division_by_zero_is_an_evaluation_error(text: str) -> None:
 
 
 def test_a_missing_variable_is_named() -> None:
-    """The first missing variable is reported, with the given names in order and no values."""
+    """The error names the first missing variable and lists the given names, without values."""
     with pytest.raises(MissingVariableError) as caught:
         value_of("{b} + {x} + {y}", b=123456, a=1)
     assert caught.value.formula == "{b} + {x} + {y}"
@@ -462,7 +462,7 @@ def test_a_missing_variable_is_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["1 ? 2 : {x}", "1 || {x}", "0 && {x}", "{x} / 0"])
-def test_variables_of_untaken_branches_must_be_there(text: str) -> None:
+def test_variables_of_untaken_branches_are_required(text: str) -> None:
     """A forgotten variable shows at once, not only when its branch is first taken."""
     with pytest.raises(MissingVariableError, match="'x'"):
         value_of(text)
@@ -502,14 +502,14 @@ FIFTY = "+".join(f"{{v{index}}}" for index in range(50))
     ],
 )
 def test_reaches_its_limits_and_no_further(accepted: str, refused: str) -> None:
-    """Length, depth, digits, number of variables and names may be at the limit, not beyond."""
+    """Length, depth, digits, variables and names may reach their limits but not exceed them."""
     Formula.parse(accepted)
     with pytest.raises(FormulaSyntaxError):
         Formula.parse(refused)
 
 
-def test_depth_counts_what_is_inside_not_what_is_beside() -> None:
-    """Many parentheses beside each other are no deeper than one."""
+def test_depth_counts_nesting_and_not_siblings() -> None:
+    """Parentheses side by side are no deeper than one pair."""
     assert value_of("+".join(["(1)", "-1", "!1", "(1?1:1)"] * 40)) == 40
 
 
@@ -539,7 +539,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:12])
 def test_hostile_text_is_refused_at_once(text: str) -> None:
-    """Text made to exhaust time or stack is an ordinary syntax error, and no hang."""
+    """Text made to exhaust time or stack is an ordinary syntax error."""
     started = time.perf_counter()
     with pytest.raises(FormulaSyntaxError):
         Formula.parse(text)
@@ -547,7 +547,7 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
 
 
 def frames_needed(action: Callable[[], object]) -> int:
-    """How many stack frames the action uses."""
+    """Return how many stack frames the action uses."""
     deepest = current = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -565,7 +565,7 @@ def frames_needed(action: Callable[[], object]) -> int:
 
 
 def test_the_deepest_formula_leaves_most_of_the_stack() -> None:
-    """Parsing and evaluating at the depth limit take a small part of Python's 1,000 frames."""
+    """Parsing and evaluating at the depth limit takes a small part of Python's 1,000 frames."""
     text = "0||1&&1==1<1+1*max(" * 32 + "1" + ")" * 32
     formula = Formula.parse(text)
     assert frames_needed(lambda: Formula.parse(text)) < 400
@@ -585,8 +585,8 @@ PRODUCTS = [f"{{{first}}}*{{{second}}}" for first, second in pairwise("abcdefgh"
     ],
     ids=["power", "sum of products", "quotients", "remainders"],
 )
-def test_the_longest_numbers_do_not_take_long(text: str) -> None:
-    """Full-length formulas of the longest variables end, by value or by error, and never hang."""
+def test_the_longest_numbers_evaluate_soon(text: str) -> None:
+    """Full-length formulas of the longest variables end soon, with a value or an error."""
     long = {
         name: Decimal(f"0.{str(7**473)[:398]}{index}1") for index, name in enumerate("abcdefgh")
     }
@@ -599,7 +599,7 @@ def test_the_longest_numbers_do_not_take_long(text: str) -> None:
 
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_results_are_bounded(sign: str) -> None:
-    """10**18 is a result, and the least fraction more is an error, on either side of 0."""
+    """Results up to ±10**18 are allowed. The least fraction more is an error."""
     assert abs(value_of(f"{sign}{{large}}", large=10**18)) == 10**18
     with pytest.raises(FormulaEvaluationError, match="beyond ±10") as caught:
         value_of(f"{sign}({{large}} + 0.001)", large=10**18)
@@ -607,7 +607,7 @@ def test_results_are_bounded(sign: str) -> None:
 
 
 def test_intermediate_results_are_bounded_by_size_not_value() -> None:
-    """Intermediates may exceed what results may; only unreasonable precision is refused."""
+    """Intermediate values may exceed the limit for results. Only absurd precision is refused."""
     assert value_of("{a} * {a} * {a} / {a} / {a}", a=10**18) == 10**18
     for text in (
         "*".join(["{a}"] * 100) + "* 0",
@@ -619,7 +619,7 @@ def test_intermediate_results_are_bounded_by_size_not_value() -> None:
 
 
 def test_errors_show_variables_readably() -> None:
-    """The error's variables are ints where whole, else decimals of at most 34 digits."""
+    """The error's variables are ints if whole, else decimals of at most 34 digits."""
     with pytest.raises(FormulaEvaluationError) as caught:
         value_of(
             "1 / 0 + {whole} + {tenth} + {long}",
@@ -636,14 +636,14 @@ def test_errors_show_variables_readably() -> None:
 
 
 def pickled(formula: Formula) -> Formula:
-    """The formula as another process gets it."""
+    """Return the formula as another process gets it."""
     twin: Formula = pickle.loads(pickle.dumps(formula))  # noqa: S301
     return twin
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
 def test_survives_copies_and_pickling(copied: Callable[[Formula], Formula]) -> None:
-    """A formula that crossed a process is equal to itself and evaluates the same."""
+    """A formula that crossed a process is equal to the original and evaluates the same."""
     formula = Formula.parse("{n} > 10 && !{m} ? -{n} * 0.5 : {m} || 3")
     twin = copied(formula)
     assert twin == formula
@@ -663,7 +663,7 @@ def test_syntax_errors_survive_pickling() -> None:
 
 
 def test_is_immutable_and_equal_by_text() -> None:
-    """Formulas can be shared and be keys: no attribute changes, and the text decides equality."""
+    """Formulas can be shared and used as keys: they never change, and their text decides."""
     formula = Formula.parse("1 + {a}")
     with pytest.raises(FrozenInstanceError):
         formula.text = "2"  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Group commit's queues: who shares a commit, who waits, and what each caller is told.
 
-What a commit does is shown on a real replica set elsewhere; here it is a stand-in that the tests
-hold up and let go, so that every order of events can be had at will.
+Other tests show real commits on a replica set. Here a stand-in holds each commit until the test
+lets it go, so that any order of events can be played.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 def request(number: int, user_id: str = "user") -> GrantRequest:
-    """A request that can be told from others."""
+    """Return a request that differs from those with other numbers."""
     return GrantRequest(user_id=user_id, transaction_id=str(number), amount=1, action="gift")
 
 
 def result(of: Request[Any]) -> GrantResult:
-    """What its caller is to get."""
+    """Return the result that the request's caller must get."""
     return GrantResult(of.transaction_id, of.user_id, of.action, 1, 0, 1, NOW, None)
 
 
 class Commits:
-    """Commits that wait until they are let go, and what they were given."""
+    """Stand-in commits that wait until the gate opens, and the batches that they were given."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -60,7 +60,7 @@ class Commits:
     async def commit(
         self, requests: list[Request[Any]], deadline: float, take_more: TakeMore
     ) -> list[Outcome | Held]:
-        """Outcomes, once the gate is open."""
+        """Return the outcomes once the gate is open."""
         assert deadline > asyncio.get_running_loop().time()
         self.batches.append([r.transaction_id for r in requests])
         self.begun.set()
@@ -77,7 +77,7 @@ class Commits:
     async def commit_patiently(
         self, requests: list[Request[Any]], deadline: float, _take_more: TakeMore
     ) -> list[Outcome | Held]:
-        """The same for a user apart."""
+        """Do the same for a user who travels alone."""
         assert deadline > asyncio.get_running_loop().time()
         self.patient.append([r.transaction_id for r in requests])
         if self.held & {r.user_id for r in requests}:
@@ -91,30 +91,30 @@ class Commits:
 
 @pytest_asyncio.fixture
 async def commits() -> AsyncIterator[Commits]:
-    """Commits, let go at the end of the test."""
+    """Commits, which are let go at the end of the test."""
     commits = Commits()
     yield commits
     commits.gate.set()
 
 
 def lanes_on(commits: Commits, timeout_seconds: float = 5.0) -> Lanes:
-    """Lanes in front of these commits."""
+    """Put lanes in front of these commits."""
     return Lanes(commits.commit, commits.commit_patiently, Turns(), timeout_seconds=timeout_seconds)
 
 
 def submit(lanes: Lanes, *requests: Request[Any]) -> list[asyncio.Task[object]]:
-    """A caller for each request."""
+    """Start a caller for each request."""
     return [asyncio.ensure_future(lanes.submit(r)) for r in requests]
 
 
 async def settle() -> None:
-    """Let everything happen that can happen."""
+    """Let every event happen that can happen."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 async def test_an_idle_lane_commits_at_once(commits: Commits) -> None:
-    """No timer collects a batch: a request alone is on its way before anything else happens."""
+    """No timer collects a batch: a lone request is on its way before anything else happens."""
     [caller] = submit(lanes_on(commits), request(1))
     await settle()
     assert commits.batches == [["1"]]
@@ -122,8 +122,10 @@ async def test_an_idle_lane_commits_at_once(commits: Commits) -> None:
     assert await caller == result(request(1))
 
 
-async def test_what_arrives_while_a_lane_is_busy_shares_the_next_commit(commits: Commits) -> None:
-    """One commit for all who waited, in the order in which they came, each with its own result."""
+async def test_requests_that_arrive_while_a_lane_is_busy_share_the_next_commit(
+    commits: Commits,
+) -> None:
+    """All waiting requests share one commit, in order of arrival. Each gets its own result."""
     lanes = lanes_on(commits)
     callers = submit(lanes, request(0))
     await commits.begun.wait()
@@ -134,8 +136,8 @@ async def test_what_arrives_while_a_lane_is_busy_shares_the_next_commit(commits:
     assert commits.batches == [["0"], [str(n) for n in range(1, 40)]]
 
 
-async def test_who_comes_while_a_commit_waits_for_its_turn_rides_along(commits: Commits) -> None:
-    """The commit takes them in before it reads anything; each has its own result and deadline."""
+async def test_requests_queued_while_a_commit_waits_for_its_turn_join_it(commits: Commits) -> None:
+    """They join before the commit reads anything. Each has its own result and deadline."""
     lanes = lanes_on(commits)
     commits.takes_more = True
     callers = submit(lanes, request(0))
@@ -151,7 +153,7 @@ async def test_who_comes_while_a_commit_waits_for_its_turn_rides_along(commits: 
 
 
 async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) -> None:
-    """The rest goes with the one after it."""
+    """The remaining requests go with the next commit."""
     lanes = lanes_on(commits)
     callers = submit(lanes, *(request(n) for n in range(LARGEST_BATCH + 7)))
     await settle()
@@ -160,8 +162,8 @@ async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) ->
     assert [len(batch) for batch in commits.batches] == [LARGEST_BATCH, 7]
 
 
-async def test_a_refusal_is_its_callers_alone(commits: Commits) -> None:
-    """The others of the batch get their results."""
+async def test_a_refusal_reaches_its_caller_alone(commits: Commits) -> None:
+    """The other requests of the batch get their results."""
     lanes = lanes_on(commits)
     commits.refused["1"] = InsufficientCreditsError("user", 2, 1)
     commits.gate.set()
@@ -171,8 +173,8 @@ async def test_a_refusal_is_its_callers_alone(commits: Commits) -> None:
         await second
 
 
-async def test_a_full_queue_refuses_at_once_and_keeps_what_it_accepted(commits: Commits) -> None:
-    """LedgerBusyError, and everybody who got in is served."""
+async def test_a_full_queue_refuses_at_once_and_serves_what_it_accepted(commits: Commits) -> None:
+    """The caller gets a LedgerBusyError, and every accepted request is served."""
     lanes = lanes_on(commits)
     callers = submit(lanes, request(0))
     await commits.begun.wait()
@@ -185,8 +187,8 @@ async def test_a_full_queue_refuses_at_once_and_keeps_what_it_accepted(commits: 
     assert len(await asyncio.gather(*callers)) == room + 1
 
 
-async def test_a_caller_that_is_cancelled_in_the_queue_asked_for_nothing(commits: Commits) -> None:
-    """Its request is not sent; those around it are."""
+async def test_the_request_of_a_caller_cancelled_in_the_queue_is_not_sent(commits: Commits) -> None:
+    """Its request is never sent. Those around it are."""
     lanes = lanes_on(commits)
     first, *others = submit(lanes, request(0))
     await commits.begun.wait()
@@ -199,8 +201,8 @@ async def test_a_caller_that_is_cancelled_in_the_queue_asked_for_nothing(commits
     assert waiting[1].cancelled()
 
 
-async def test_a_caller_that_is_cancelled_in_flight_stops_nobody(commits: Commits) -> None:
-    """The commit goes on; the others of its batch get their results."""
+async def test_a_caller_cancelled_in_flight_stops_no_other(commits: Commits) -> None:
+    """The commit goes on, and the others of its batch get their results."""
     lanes = lanes_on(commits)
     callers = submit(lanes, request(0), request(1))
     await commits.begun.wait()
@@ -212,10 +214,10 @@ async def test_a_caller_that_is_cancelled_in_flight_stops_nobody(commits: Commit
     assert commits.batches == [["0", "1"]]
 
 
-async def test_at_the_deadline_a_caller_in_the_queue_hears_that_nothing_happened(
+async def test_at_the_deadline_a_queued_caller_learns_that_nothing_was_written(
     commits: Commits,
 ) -> None:
-    """And one in flight that it is unknown; the lane goes on with who comes then."""
+    """A caller in flight hears that its outcome is unknown. The lane serves the next callers."""
     lanes = lanes_on(commits, timeout_seconds=0.2)
     [in_flight] = submit(lanes, request(0))
     await commits.begun.wait()
@@ -230,8 +232,8 @@ async def test_at_the_deadline_a_caller_in_the_queue_hears_that_nothing_happened
     assert commits.batches == [["0"], ["2"]]
 
 
-async def test_an_error_nobody_expected_leaves_nobody_waiting(commits: Commits) -> None:
-    """Its callers hear that the outcome is unknown, with the cause; the next are served."""
+async def test_an_unexpected_error_leaves_no_caller_waiting(commits: Commits) -> None:
+    """Its callers hear that the outcome is unknown, and why. The next callers are served."""
     lanes = lanes_on(commits)
     commits.failure = RuntimeError("a bug")
     callers = submit(lanes, request(0), request(1))
@@ -246,7 +248,7 @@ async def test_an_error_nobody_expected_leaves_nobody_waiting(commits: Commits) 
 
 
 async def test_closing_finishes_what_was_accepted(commits: Commits) -> None:
-    """Also what is still in the queue; then nothing is accepted any more."""
+    """Requests in the queue are finished too, and no more are accepted."""
     lanes = lanes_on(commits)
     callers = submit(lanes, request(0))
     await commits.begun.wait()
@@ -262,13 +264,13 @@ async def test_closing_finishes_what_was_accepted(commits: Commits) -> None:
     assert all(caller.done() for caller in callers)
 
 
-async def test_a_user_who_is_held_travels_alone_until_its_requests_are_through(
+async def test_a_user_with_a_conflict_travels_alone_until_its_requests_are_done(
     commits: Commits,
 ) -> None:
-    """Others of its lane do not wait for it, its later requests follow it, and then it is back."""
+    """Others in the lane don't wait for it. Its later requests follow it, and then it is back."""
     lanes = lanes_on(commits)
     commits.gate.set()
-    # In turns all users share a lane: so they are in one here.
+    # While the ledger takes turns, all users share one lane, so these two do.
     lanes._turns.met_conflict(2, asyncio.get_running_loop().time())
     commits.held.add("held")
     held = submit(lanes, request(1, "held"))
@@ -286,8 +288,8 @@ async def test_a_user_who_is_held_travels_alone_until_its_requests_are_through(
     assert commits.batches[-1] == ["5"]
 
 
-async def test_a_lane_has_no_part_in_its_callers_context(commits: Commits) -> None:
-    """A deadline that a caller has set for itself (pymongo.timeout) is not that of the batch."""
+async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> None:
+    """A deadline that one caller set for itself (pymongo.timeout) does not limit the batch."""
     mine = contextvars.ContextVar("mine", default="nobody's")
     seen: list[str] = []
 
@@ -304,7 +306,7 @@ async def test_a_lane_has_no_part_in_its_callers_context(commits: Commits) -> No
 
 
 def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer() -> None:
-    """One conflict is chance; who meets them again right after the turns stays longer in turns."""
+    """One conflict is chance. A ledger that meets more right after turns takes turns longer."""
     turns, now, lengths = Turns(), 100.0, []
     turns.met_conflict(1, now)
     assert not turns.are_needed(now)
@@ -313,7 +315,7 @@ def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer(
         turns.met_conflict(in_a_row, now)
         began = now
         while turns.are_needed(now):
-            turns.met_conflict(2, now)  # in turns, this changes nothing
+            turns.met_conflict(2, now)  # Taking turns already: this changes nothing.
             now += 0.5
         lengths.append(now - began)
     assert lengths[:8] == sorted(lengths[:8])
@@ -321,23 +323,27 @@ def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer(
     assert lengths[8] == lengths[0]
 
 
-def test_the_turn_is_left_to_others_after_a_run_of_commits() -> None:
-    """As long as nobody waits, or the run is short, the next commit begins at once."""
+def test_the_ledger_yields_the_turn_after_a_run_of_commits() -> None:
+    """While nobody waits, or the run is short, the next commit begins at once."""
     turns = Turns()
     turns.had_turn(Turn(taken=7, awaited=3), began=10.00, now=10.01)
     assert turns.seconds_to_pause(10.01) == 0
-    turns.had_turn(Turn(taken=8, awaited=5), began=10.02, now=10.04)  # others wait, for a moment
+    # Others have waited for a moment.
+    turns.had_turn(Turn(taken=8, awaited=5), began=10.02, now=10.04)
     assert turns.seconds_to_pause(10.04) == 0
-    turns.had_turn(Turn(taken=9, awaited=7), began=10.05, now=10.07)  # and for long
+    # Others have waited for long.
+    turns.had_turn(Turn(taken=9, awaited=7), began=10.05, now=10.07)
     assert 0 < turns.seconds_to_pause(10.07) < 0.01
-    turns.had_turn(Turn(taken=13, awaited=9), began=10.20, now=10.22)  # three had it in between
+    # Three others had the turn in between.
+    turns.had_turn(Turn(taken=13, awaited=9), began=10.20, now=10.22)
     assert turns.seconds_to_pause(10.22) == 0
-    turns.had_turn(Turn(taken=14, awaited=9), began=10.23, now=10.99)  # nobody waits
+    # Nobody waits.
+    turns.had_turn(Turn(taken=14, awaited=9), began=10.23, now=10.99)
     assert turns.seconds_to_pause(10.99) == 0
 
 
 def test_turns_are_given_up_for_a_while_when_one_holder_keeps_the_turn() -> None:
-    """Not while it changes hands; and when it is tried again, one more look is enough."""
+    """This does not happen while the turn changes hands. At the next try, one look is enough."""
     turns = Turns(timeout_seconds=5)
     turns.met_conflict(2, 100.0)
     for taken, now in ((1, 100.0), (1, 100.4), (2, 100.6), (2, 101.0)):

@@ -1,4 +1,4 @@
-"""What the two commands and CI install is locked, and the lock files follow pyproject.toml."""
+"""The lock files pin what the make targets and CI install, and follow pyproject.toml."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCKED_EXTRAS = ("demo", "dev", "bench")
 
 
 def requirements_of(extra: str) -> list[Requirement]:
-    """Everything that an extra asks for, its own extras and the package's dependencies included."""
+    """Return what an extra requires, including its extras and the package's dependencies."""
     found = [Requirement(text) for text in PROJECT["dependencies"]]
     for text in PROJECT["optional-dependencies"][extra]:
         requirement = Requirement(text)
@@ -34,7 +34,7 @@ def requirements_of(extra: str) -> list[Requirement]:
 
 
 def locked_versions(extra: str) -> dict[str, list[str]]:
-    """The versions of each package in a lock file: more than one where Pythons differ."""
+    """Return each package's versions in a lock file: several if Python versions differ."""
     text = (ROOT / "requirements" / f"{extra}.txt").read_text()
     found: dict[str, list[str]] = {}
     for name, version in re.findall(r"(?m)^([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", text):
@@ -44,7 +44,7 @@ def locked_versions(extra: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("extra", LOCKED_EXTRAS)
 def test_each_requirement_is_locked_at_versions_that_it_allows(extra: str) -> None:
-    """Whoever changes pyproject.toml and forgets `make lock` is told here."""
+    """Fails if pyproject.toml has changed and `make lock` has not run since."""
     locked = locked_versions(extra)
     for requirement in requirements_of(extra):
         versions = locked.get(canonicalize_name(requirement.name))
@@ -62,8 +62,8 @@ def test_each_locked_package_has_hashes_and_no_file_names_a_registry(extra: str)
     assert "://" not in text
 
 
-def test_environments_of_the_demo_and_the_benchmarks_agree_with_that_of_the_tests() -> None:
-    """All are installed into one environment, where each package has one version."""
+def test_the_lock_files_agree_on_each_version() -> None:
+    """All three go into one environment, which holds one version of each package."""
     tests = locked_versions("dev")
     for extra in ("demo", "bench"):
         for name, versions in locked_versions(extra).items():

@@ -1,4 +1,4 @@
-"""The filter on the driver's log: what it takes out, what it leaves, and when it does nothing."""
+"""The filter on the driver's log: what it hides, what it keeps, and when it does nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGGER = logging.getLogger("pymongo.command")
 
 
 class Records(logging.Handler):
-    """Keeps what it is given."""
+    """Keeps the records that it is given."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -28,13 +28,13 @@ class Records(logging.Handler):
 
     @property
     def texts(self) -> list[str]:
-        """The messages."""
+        """Return the messages."""
         return [record.getMessage() for record in self.records]
 
 
 @pytest.fixture
 def logged() -> Iterator[Records]:
-    """What the driver's logger for commands hands on, at DEBUG."""
+    """What the driver's command logger passes on at DEBUG."""
     handler = Records()
     level = LOGGER.level
     LOGGER.addHandler(handler)
@@ -45,7 +45,7 @@ def logged() -> Iterator[Records]:
 
 
 class Message:
-    """A message that is made when it is read, as the driver's are."""
+    """A message that is built when it is read, as the driver's messages are."""
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
@@ -57,23 +57,23 @@ class Message:
 
 
 def started(document: Any = None) -> Message:
-    """What the driver says before a command."""
+    """Return the record that the driver logs before a command."""
     document = json.dumps(
         {"insert": "users", "documents": [SECRET]} if document is None else document
     )
     return Message(message="Command started", commandName="insert", requestId=7, command=document)
 
 
-def test_a_command_outside_is_logged_as_ever(logged: Records) -> None:
-    """The very same record, with the driver's own message."""
+def test_a_command_outside_the_block_is_logged_unchanged(logged: Records) -> None:
+    """The record is the same object, with the driver's own message."""
     message = started()
     LOGGER.debug(message)
     assert logged.records[0].msg is message
     assert SECRET in logged.texts[0]
 
 
-def test_a_command_within_keeps_all_but_its_documents(logged: Records) -> None:
-    """Its name and its number help to find what was slow."""
+def test_a_command_inside_the_block_is_logged_without_its_documents(logged: Records) -> None:
+    """The command's name and number stay: they help to find slow commands."""
     with Unlogged():
         LOGGER.debug(started())
         LOGGER.debug(Message(message="Command succeeded", durationMS=1.5, reply=SECRET, new=SECRET))
@@ -110,8 +110,8 @@ def test_a_command_within_keeps_all_but_its_documents(logged: Records) -> None:
         (None, REDACTED),
     ],
 )
-def test_of_a_failure_its_code_is_left(logged: Records, failure: Any, shown: Any) -> None:
-    """Cut off, or of no known form: nothing."""
+def test_a_failure_keeps_its_code(logged: Records, failure: Any, shown: Any) -> None:
+    """A message that is cut off or of unknown form keeps nothing."""
     with Unlogged():
         LOGGER.debug(Message(message="Command failed", failure=failure))
     assert json.loads(logged.texts[0]) == {"message": "Command failed", "failure": shown}
@@ -120,8 +120,8 @@ def test_of_a_failure_its_code_is_left(logged: Records, failure: Any, shown: Any
 @pytest.mark.parametrize(
     "message", [SECRET, "", "[1]", f'["{SECRET}"]', f'"{SECRET}"', "5", "null"]
 )
-def test_a_message_of_another_form_is_not_shown_at_all(logged: Records, message: str) -> None:
-    """Should the driver once log in another way."""
+def test_a_message_of_unknown_form_is_hidden(logged: Records, message: str) -> None:
+    """This holds if a later driver logs in another form."""
     with Unlogged():
         LOGGER.debug(message)
         LOGGER.debug("%s", message)
@@ -131,7 +131,7 @@ def test_a_message_of_another_form_is_not_shown_at_all(logged: Records, message:
     assert all(SECRET not in str(vars(record)) for record in logged.records)
 
 
-async def test_it_holds_for_tasks_that_begin_within_and_for_no_others(logged: Records) -> None:
+async def test_tasks_begun_inside_the_block_are_covered_and_no_others(logged: Records) -> None:
     """A deadline runs its work in a task of its own."""
 
     async def command(name: str) -> None:
@@ -152,8 +152,8 @@ async def test_it_holds_for_tasks_that_begin_within_and_for_no_others(logged: Re
     assert "within" not in "".join(shown)
 
 
-def test_an_error_within_ends_it(logged: Records) -> None:
-    """What comes after is the application's."""
+def test_an_error_inside_the_block_ends_it(logged: Records) -> None:
+    """What the application logs afterwards is its own."""
     with pytest.raises(KeyError), Unlogged():
         raise KeyError
     LOGGER.debug(started())
@@ -161,7 +161,7 @@ def test_an_error_within_ends_it(logged: Records) -> None:
 
 
 def test_without_debug_no_message_is_read(logged: Records) -> None:
-    """It costs nothing then: no filter is asked."""
+    """The filter is not even called then, so it costs nothing."""
     LOGGER.setLevel(logging.INFO)
     message = started()
     with Unlogged():
@@ -170,7 +170,7 @@ def test_without_debug_no_message_is_read(logged: Records) -> None:
     assert not message.was_read
 
 
-def test_the_filter_is_there_once() -> None:
-    """However often the library is imported."""
+def test_the_filter_is_installed_once() -> None:
+    """Importing the library again does not add another filter."""
     ours = [f for f in LOGGER.filters if type(f).__module__ == "credit_mongo.storage.redaction"]
     assert len(ours) == 1

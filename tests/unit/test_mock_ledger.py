@@ -1,4 +1,4 @@
-"""The ledger in memory: what an application's unit tests rely on."""
+"""The ledger in memory: what an application's unit tests can rely on."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COLLECTIONS = ("users", "transactions", "audit_logs", "idempotency_records")
 
 
 async def all_rows(client: Client) -> dict[str, list[dict[str, Any]]]:
-    """Everything that there is."""
+    """Return every row of the database."""
     return {name: await client["app"][name].find().to_list(None) for name in COLLECTIONS}
 
 
 async def test_an_application_finds_the_rows_in_its_own_mock() -> None:
-    """It passes its own client's database, and looks there."""
+    """An application can pass its own client's database and look there."""
     client: Client = AsyncMongoMockClient()
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         await ledger.create_user("u", credits=15)
@@ -42,16 +42,16 @@ async def test_an_application_finds_the_rows_in_its_own_mock() -> None:
     assert (user["credits"], user["seq"]) == (5, 2)
 
 
-async def test_each_ledger_is_empty_and_alone() -> None:
-    """Without a database of the application's."""
+async def test_each_ledger_starts_empty_and_shares_nothing() -> None:
+    """Without a given database, each ledger has its own."""
     async with mock_ledger(CONFIG) as one, mock_ledger(CONFIG) as other:
         await one.create_user("u")
         with pytest.raises(UserNotFoundError):
             await other.get_user("u")
 
 
-async def test_its_time_is_the_clock_s_and_no_key_is_swept() -> None:
-    """A key is known until it is over by the ledger's clock, however long ago that was."""
+async def test_keys_expire_by_the_ledgers_clock() -> None:
+    """A key counts until it expires by the ledger's clock, however old it is by the computer's."""
     now = datetime(2001, 2, 3, tzinfo=timezone.utc)
     async with mock_ledger(CONFIG, clock=lambda: now) as ledger:
         await ledger.ensure_indexes()
@@ -64,8 +64,8 @@ async def test_its_time_is_the_clock_s_and_no_key_is_swept() -> None:
         assert (await ledger.charge("u", "post", idempotency_key="k")).balance_after == 10
 
 
-async def test_what_fails_leaves_nothing_behind() -> None:
-    """A batch in which a key is known is written twice: what came first is undone, row by row."""
+async def test_a_failed_write_leaves_nothing_behind() -> None:
+    """A batch with a known key is written twice: the first writes are undone row by row."""
     client: Client = AsyncMongoMockClient()
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         await ledger.create_user("a", credits=100)
@@ -78,8 +78,8 @@ async def test_what_fails_leaves_nothing_behind() -> None:
         assert (after, refusal["status"]) == (before, "failed")
 
 
-async def test_a_server_s_failure_can_be_played() -> None:
-    """What is written before the failure is undone, and the next try finds the books in order."""
+async def test_a_server_failure_can_be_simulated() -> None:
+    """Whatever was written before the failure is undone, and the retry finds the books in order."""
     client: Client = AsyncMongoMockClient()
     database = as_database(client["app"])
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
@@ -100,8 +100,8 @@ async def test_a_server_s_failure_can_be_played() -> None:
         assert (await ledger.charge("a", "post")).balance_after == 90
 
 
-async def test_callers_at_once_get_each_their_own() -> None:
-    """More than the balance holds: as many as it holds succeed, with keys told apart."""
+async def test_concurrent_callers_get_their_own_results() -> None:
+    """As many calls succeed as the balance allows, and each gets its own result."""
     async with mock_ledger(CONFIG) as ledger:
         await ledger.create_user("u", credits=55)
         outcomes = await asyncio.gather(
@@ -115,7 +115,7 @@ async def test_callers_at_once_get_each_their_own() -> None:
 
 
 async def test_metadata_comes_back_as_a_server_gives_it() -> None:
-    """Through BSON: whole milliseconds, with a time zone, and UUIDs."""
+    """Metadata goes through BSON: whole milliseconds, with a time zone, and UUIDs."""
     moment = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=2)))
     given = {"at": moment, "id": UUID(int=7), "deep": {"a.b": [1, {"$ref": "x", "$id": 1}]}}
     async with mock_ledger(CONFIG) as ledger:
@@ -127,7 +127,7 @@ async def test_metadata_comes_back_as_a_server_gives_it() -> None:
 
 
 async def test_pages_go_on_where_they_ended() -> None:
-    """By cursors, also of audit rows."""
+    """Cursors lead from page to page, in the audit log too."""
     async with mock_ledger(CONFIG) as ledger:
         await ledger.create_user("u", credits=100)
         for number in range(7):
@@ -144,8 +144,8 @@ async def test_pages_go_on_where_they_ended() -> None:
             assert moments == sorted(moments, reverse=True)
 
 
-async def test_what_it_cannot_do_is_told_by_a_typed_error() -> None:
-    """The jobs need a server."""
+async def test_an_unsupported_job_raises_a_typed_error() -> None:
+    """The maintenance jobs need a server."""
     client: Client = AsyncMongoMockClient()
     database = client["app"]
     async with mock_ledger(CONFIG, database=database) as ledger:
@@ -157,7 +157,7 @@ async def test_what_it_cannot_do_is_told_by_a_typed_error() -> None:
 
 
 async def test_a_ledger_shows_where_its_credits_are() -> None:
-    """And whether it is open, in one line."""
+    """``repr`` shows the collections and whether the ledger is open, in one line."""
     client: Client = AsyncMongoMockClient()
     async with mock_ledger(CONFIG, database=client["app"]) as ledger:
         shown = (

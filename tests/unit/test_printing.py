@@ -1,4 +1,4 @@
-"""What is shown moves no terminal, hides nothing and stays readable; moments have one form."""
+"""Printed text controls no terminal, hides nothing and stays readable. Moments have one format."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("character", UNSAFE, ids=ascii)
-def test_what_a_terminal_obeys_is_shown_as_an_escape(character: str) -> None:
-    """In plain text by its name, in JSON so that the value stays."""
+def test_a_control_character_is_shown_as_an_escape(character: str) -> None:
+    """Plain text shows the character's name. JSON escapes it, so that the value stays the same."""
     shown = printable(f"a{character}b")
     assert shown.isascii()
     assert shown.isprintable()
@@ -33,8 +33,8 @@ def test_what_a_terminal_obeys_is_shown_as_an_escape(character: str) -> None:
     assert character in "\r\n" or character not in printable_lines(text)
 
 
-def test_no_control_or_format_character_is_left_but_the_joiners_and_arabic_signs() -> None:
-    """By the Unicode database, so that none is forgotten."""
+def test_only_joiners_and_arabic_signs_remain_of_the_control_and_format_characters() -> None:
+    """The Unicode database lists them, so none is forgotten."""
     left = {
         name
         for name in map(chr, range(0x110000))
@@ -43,13 +43,13 @@ def test_no_control_or_format_character_is_left_but_the_joiners_and_arabic_signs
     arabic = {name for name in left if 0x600 <= ord(name) <= 0x8E2}
     assert left - arabic <= {
         *"\u200c\u200d",
-        # Visible signs of scripts that few use, beside their numbers and names.
+        # Visible signs of rare scripts.
         *map(chr, (0x110BD, 0x110CD, *range(0x13430, 0x13440))),
     }
 
 
 def test_names_of_all_scripts_stay_as_they_are() -> None:
-    """Emoji that are joined, too."""
+    """Joined emoji stay whole, too."""
     for name in (
         "Zo\u00eb",
         "\u5f20\u4e09",
@@ -60,8 +60,8 @@ def test_names_of_all_scripts_stay_as_they_are() -> None:
         assert printable(name) == printable_lines(name) == name
 
 
-def test_moments_are_in_utc_whatever_they_came_in() -> None:
-    """To the second for people, to the millisecond for programs."""
+def test_moments_are_shown_in_utc() -> None:
+    """Moments show seconds for people and milliseconds for programs."""
     moment = datetime(2026, 1, 31, 13, 0, 5, 123456, timezone(timedelta(hours=1)))
     assert moment_to_seconds(moment) == "2026-01-31T12:00:05Z"
     assert moment_to_milliseconds(moment) == "2026-01-31T12:00:05.123Z"

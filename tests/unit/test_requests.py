@@ -47,7 +47,7 @@ PRIVATE = "private-value"
 
 
 class Text(str):
-    """A string of a kind of its own."""
+    """A subclass of str."""
 
     __slots__ = ()
 
@@ -68,11 +68,11 @@ class Number(enum.IntEnum):
 
 
 class Moment(datetime):
-    """A datetime of a kind of its own, as test clocks and data frames have."""
+    """A subclass of datetime, like those of test clocks and data frames."""
 
 
 class Autumn(tzinfo):
-    """A zone in the night when its clocks go back, and an hour comes twice."""
+    """A time zone on the night when its clocks go back, so that one hour comes twice."""
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
         return timedelta(hours=1 if moment is not None and moment.fold else 2)
@@ -85,7 +85,7 @@ class Autumn(tzinfo):
 
 
 class Astray(tzinfo):
-    """A time zone whose offset cannot be: two days, a number, or an error."""
+    """A time zone with an impossible offset: two days, a number, or an error."""
 
     def __init__(self, offset: Any) -> None:
         self.offset = offset
@@ -104,7 +104,7 @@ class Astray(tzinfo):
 
 
 def refusal_of(call: Callable[..., object], *arguments: object) -> InvalidRequestError:
-    """The error of a call with a bad argument. It quotes nothing, and no other error hangs on."""
+    """Return a wrong call's error, after checking that it quotes and chains nothing."""
     with pytest.raises(InvalidRequestError) as caught:
         call(*arguments)
     error = caught.value
@@ -182,27 +182,27 @@ GOOD_STRINGS = {
 
 @pytest.mark.parametrize("value", NO_STRINGS.values(), ids=NO_STRINGS)
 def test_an_identifier_is_a_string_and_nothing_else(value: Any) -> None:
-    """What is no string never reaches the database, where it could be an operator."""
+    """Anything else could be an operator in the database, so it never gets there."""
     error = refusal_of(check_identifier, "user_id", value)
     assert (error.field, error.reason) == ("user_id", f"must be a str, not {type(value).__name__}")
 
 
 @pytest.mark.parametrize("value", BAD_STRINGS.values(), ids=BAD_STRINGS)
 def test_an_identifier_has_1_to_255_characters_and_no_controls(value: str) -> None:
-    """Too short, too long and unprintable ones are refused."""
+    """Identifiers that are too short, too long or unprintable are refused."""
     assert refusal_of(check_identifier, "action", value).field == "action"
 
 
 @pytest.mark.parametrize("value", GOOD_STRINGS.values(), ids=GOOD_STRINGS)
-def test_any_other_string_is_an_identifier_as_it_stands(value: str) -> None:
-    """Nothing is trimmed, folded or normalised, and the database can hold it."""
+def test_any_other_string_is_an_identifier_unchanged(value: str) -> None:
+    """Nothing is trimmed, folded or normalised, and the database can hold the string."""
     assert check_identifier("key", value) == value
     assert bson.decode(bson.encode({"_id": value}))["_id"] == value
 
 
 @given(st.text(max_size=300))
 def test_an_identifier_is_judged_by_its_characters_alone(value: str) -> None:
-    """Any text is either an identifier that comes back unchanged, or refused with its field."""
+    """Any text either comes back unchanged as an identifier, or is refused with its field."""
     controls = any(
         ord(c) < 0x20 or 0x7F <= ord(c) <= 0x9F or 0xD800 <= ord(c) < 0xE000 for c in value
     )
@@ -213,8 +213,8 @@ def test_an_identifier_is_judged_by_its_characters_alone(value: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "plain"), [(Text("post"), "post"), (Word.POST, "post")])
-def test_a_kind_of_string_becomes_a_plain_one(value: str, plain: str) -> None:
-    """An enumeration's member is its value, and no class of the caller's is carried along."""
+def test_a_subclass_of_str_becomes_a_plain_str(value: str, plain: str) -> None:
+    """A member of an enumeration becomes its value, without the caller's class."""
     checked = check_identifier("action", value)
     assert checked == plain
     assert type(checked) is str
@@ -244,7 +244,7 @@ NO_AMOUNTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", NO_AMOUNTS.values(), ids=NO_AMOUNTS)
 def test_an_amount_is_an_int_and_nothing_else(value: Any) -> None:
-    """No bool, float, Decimal or string is taken for a number of credits."""
+    """No bool, float, Decimal or string counts as a number of credits."""
     error = refusal_of(check_amount, "amount", value)
     assert (error.field, error.reason) == ("amount", f"must be an int, not {type(value).__name__}")
 
@@ -255,27 +255,27 @@ def test_an_amount_is_an_int_and_nothing_else(value: Any) -> None:
     ids=lambda value: f"{value.bit_length()} bits",
 )
 def test_an_amount_lies_within_its_limits(value: int) -> None:
-    """One is the least, 2**53 - 1 the most; the error tells the limits, not the value."""
+    """The limits are 1 and 2**53 - 1. The error names the limits, not the value."""
     error = refusal_of(check_amount, "amount", value)
     assert (error.field, error.reason) == ("amount", f"must be from 1 to {2**53 - 1}")
 
 
 @pytest.mark.parametrize("value", [1, 2, 2**31, 2**53 - 1])
-def test_every_amount_within_the_limits_is_taken(value: int) -> None:
-    """Also what floats and 32 bits cannot hold."""
+def test_every_amount_within_the_limits_is_accepted(value: int) -> None:
+    """This includes numbers that floats and 32 bits cannot hold."""
     assert check_amount("amount", value) == value
 
 
 def test_opening_credits_may_be_zero() -> None:
-    """Where nothing is a number, too, zero is the least, and -1 is still refused."""
+    """Opening credits can be zero, but -1 is refused."""
     assert check_amount("credits", 0, least=0) == 0
     error = refusal_of(lambda: check_amount("credits", -1, least=0))
     assert (error.field, error.reason) == ("credits", f"must be from 0 to {LARGEST_AMOUNT}")
 
 
 @pytest.mark.parametrize("value", [Number.TEN, Int64(10)])
-def test_a_kind_of_int_becomes_a_plain_one(value: int) -> None:
-    """An enumeration's member or BSON's int64 is a number, and then only that."""
+def test_a_subclass_of_int_becomes_a_plain_int(value: int) -> None:
+    """A member of an enumeration and BSON's int64 become plain ints."""
     checked = check_amount("amount", value)
     assert checked == 10
     assert type(checked) is int
@@ -283,14 +283,14 @@ def test_a_kind_of_int_becomes_a_plain_one(value: int) -> None:
 
 @pytest.mark.parametrize("value", [None, 0, 1, 1.0, "true", "", b"", [], {}, Number.TEN, object()])
 def test_a_flag_is_true_or_false(value: Any) -> None:
-    """Nothing that merely looks like one."""
+    """Values that only look like a flag are refused."""
     error = refusal_of(check_flag, "refill", value)
     assert (error.field, error.reason) == ("refill", f"must be a bool, not {type(value).__name__}")
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_both_flags_are_taken(value: bool) -> None:
-    """As they are."""
+def test_both_flags_are_accepted(value: bool) -> None:
+    """True and False are accepted unchanged."""
     assert check_flag("refill", value) is value
 
 
@@ -330,7 +330,7 @@ NO_MOMENTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", NO_MOMENTS.values(), ids=NO_MOMENTS)
 def test_a_moment_is_a_datetime_with_a_time_zone(value: Any) -> None:
-    """Naive ones, other types, and what lies outside of the calendar in UTC are refused."""
+    """Naive datetimes, other types, and moments outside the UTC calendar are refused."""
     assert refusal_of(check_moment, "start_date", value).field == "start_date"
 
 
@@ -369,7 +369,7 @@ def test_a_moment_is_a_datetime_with_a_time_zone(value: Any) -> None:
     ],
 )
 def test_a_moment_becomes_utc_in_whole_milliseconds(value: datetime, expected: datetime) -> None:
-    """What is kept in memory is what the database gives back."""
+    """The value in memory is the same as the database returns."""
     checked = check_moment("start_date", value)
     assert checked == expected
     assert checked.tzinfo is UTC
@@ -379,7 +379,7 @@ def test_a_moment_becomes_utc_in_whole_milliseconds(value: datetime, expected: d
 
 
 def test_milliseconds_are_cut_before_1970_as_after() -> None:
-    """A moment is never moved forward, and cutting again changes nothing."""
+    """A moment is never moved forward, and cutting it again changes nothing."""
     for moment in (
         datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC),
         datetime(2026, 1, 1, 0, 0, 0, 1, UTC),
@@ -393,7 +393,7 @@ def test_milliseconds_are_cut_before_1970_as_after() -> None:
 
 
 def nested(depth: int, leaf: object = None) -> dict[str, Any]:
-    """Dictionaries within dictionaries."""
+    """Return dictionaries nested this deep."""
     value: Any = leaf
     for _ in range(depth):
         value = {"a": value}
@@ -402,7 +402,7 @@ def nested(depth: int, leaf: object = None) -> dict[str, Any]:
 
 
 def nested_lists(depth: int) -> dict[str, Any]:
-    """Lists within lists."""
+    """Return lists nested this deep."""
     value: Any = None
     for _ in range(depth):
         value = [value]
@@ -410,14 +410,14 @@ def nested_lists(depth: int) -> dict[str, Any]:
 
 
 def cyclic_dict() -> dict[str, Any]:
-    """A dictionary that contains itself."""
+    """Return a dictionary that contains itself."""
     value: dict[str, Any] = {}
     value["a"] = {"b": [value]}
     return value
 
 
 def cyclic_list() -> dict[str, Any]:
-    """A list that contains itself."""
+    """Return a list that contains itself."""
     value: list[Any] = []
     value.append(value)
     return {"a": value}
@@ -439,7 +439,7 @@ class Liar(Mapping[str, Any]):
 BROKEN_BSON = b"\x0d\x00\x00\x00\x02a\x00\xff\x00\x00\x00z\x00"
 
 BAD_METADATA: dict[str, Any] = {
-    # No mapping
+    # Not a mapping
     "true": True,
     "number": 5,
     "NaN": float("nan"),
@@ -492,7 +492,7 @@ BAD_METADATA: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", BAD_METADATA.values(), ids=BAD_METADATA)
 def test_metadata_that_cannot_be_stored_is_refused(value: Any) -> None:
-    """Whatever is wrong with it, the error is ours, names the field, and quotes nothing."""
+    """Each error is the library's own, names the field, and quotes nothing."""
     assert refusal_of(copy_metadata, value).field == "metadata"
 
 
@@ -528,20 +528,20 @@ GOOD_METADATA: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("value", GOOD_METADATA.values(), ids=GOOD_METADATA)
 def test_metadata_is_stored_verbatim(value: dict[str, Any]) -> None:
-    """Any BSON document is taken, and what comes out of the database equals what went in."""
+    """Any BSON document is accepted, and the database returns what was stored."""
     copied = copy_metadata(value)
     assert copied == value
     assert copy_metadata(copied) == value
 
 
-def test_no_metadata_is_none_and_not_an_empty_document() -> None:
-    """The two stay apart."""
+def test_missing_metadata_is_none_and_not_an_empty_document() -> None:
+    """None and an empty document stay different."""
     assert copy_metadata(None) is None
     assert copy_metadata({}) == {}
 
 
 def test_metadata_may_have_16_kib_and_not_a_byte_more() -> None:
-    """The limit is that of the document's BSON; the error tells both sizes."""
+    """The limit counts the document's BSON. The error has both sizes."""
     overhead = len(bson.encode({"a": ""}))
     largest = {"a": "x" * (16 * 1024 - overhead)}
     assert copy_metadata(largest) == largest
@@ -549,8 +549,8 @@ def test_metadata_may_have_16_kib_and_not_a_byte_more() -> None:
     assert refusal_of(copy_metadata, largest).reason == "takes 16385 bytes of at most 16384"
 
 
-def test_metadata_may_be_deep_but_not_as_deep_as_the_server_allows() -> None:
-    """It is put into other documents, so the limit lies well below the server's 180."""
+def test_metadata_may_be_nested_but_less_than_the_server_allows() -> None:
+    """Metadata is nested in other documents, so its limit lies well below the server's 180."""
     assert copy_metadata(nested(99)) == nested(99)
     assert copy_metadata(nested_lists(98)) == nested_lists(98)
     assert refusal_of(copy_metadata, nested(101)).field == "metadata"
@@ -558,7 +558,7 @@ def test_metadata_may_be_deep_but_not_as_deep_as_the_server_allows() -> None:
 
 
 def test_metadata_is_copied_when_the_call_is_made() -> None:
-    """What the caller does to its own objects afterwards changes no record, at no depth."""
+    """A caller that changes its objects afterwards changes no record, at any depth."""
     inner: dict[str, Any] = {"b": [1, 2]}
     given_: dict[str, Any] = {"a": inner}
     copied = copy_metadata(given_)
@@ -581,7 +581,7 @@ def test_metadata_is_copied_when_the_call_is_made() -> None:
     ids=["mappings", "tuple", "string", "int64", "DBRef", "raw", "naive moment"],
 )
 def test_metadata_comes_back_as_plain_values(value: Any, plain: dict[str, Any]) -> None:
-    """Mappings become dicts, sequences lists: what a replay or the history gives, too."""
+    """Mappings become dicts and sequences lists, the same as in a replay or the history."""
     copied = copy_metadata(value)
     assert copied == plain
     assert type(copied) is dict
@@ -644,16 +644,16 @@ OTHER_EFFECTS: list[tuple[Request[Any], dict[str, Any]]] = [
     OTHER_EFFECTS,
     ids=[f"{r.operation}-{'-'.join(changes)}" for r, changes in OTHER_EFFECTS],
 )
-def test_what_decides_the_effect_decides_the_fingerprint(
+def test_fields_that_decide_the_effect_decide_the_fingerprint(
     request_: Request[Any], changes: dict[str, Any]
 ) -> None:
-    """A key cannot be used for a request that differs in any of this."""
+    """A key cannot be reused for a request that differs in any of these fields."""
     assert replace(request_, **changes).fingerprint != request_.fingerprint
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: str(request.operation))
-def test_what_has_no_effect_has_no_say_in_the_fingerprint(request_: Request[Any]) -> None:
-    """Metadata, the key itself, the id of the try and what only forbids are free to differ."""
+def test_fields_without_effect_do_not_change_the_fingerprint(request_: Request[Any]) -> None:
+    """Metadata, the key, the attempt's id and permissions may differ."""
     same = replace(request_, metadata={"a": 1}, key="other", transaction_id="1" * 24)
     if isinstance(same, RenewTierRequest):
         same = replace(same, allow_earlier=True)
@@ -661,7 +661,7 @@ def test_what_has_no_effect_has_no_say_in_the_fingerprint(request_: Request[Any]
 
 
 def test_every_field_of_every_request_is_accounted_for() -> None:
-    """A new field must be found to decide the effect, or not to, above."""
+    """A new field must be added to one of the two tests above."""
     for request in REQUESTS:
         without_say = {"transaction_id", "key", "metadata"}
         if isinstance(request, RenewTierRequest):
@@ -676,7 +676,7 @@ def test_every_field_of_every_request_is_accounted_for() -> None:
 
 
 def test_no_two_operations_share_a_fingerprint() -> None:
-    """Not even with the same words in all fields."""
+    """Equal words in all fields do not make two operations the same."""
     alike: list[Request[Any]] = [
         CreateUserRequest(**COMMON, credits=5, membership_tier=None, membership_expires_at=None),
         ChargeRequest(**COMMON, action="a", amount=5, variables=None),
@@ -699,7 +699,7 @@ def test_no_two_operations_share_a_fingerprint() -> None:
     ],
 )
 def test_fields_do_not_run_into_each_other(one: tuple[str, str], other: tuple[str, str]) -> None:
-    """Quotes and commas in a name imitate no other pair of names."""
+    """Quotes and commas in a name cannot imitate another pair of names."""
     first, second = (
         replace(GRANT, user_id=user_id, action=action).fingerprint
         for user_id, action in (one, other)
@@ -720,14 +720,14 @@ def test_fields_do_not_run_into_each_other(one: tuple[str, str], other: tuple[st
     ],
 )
 def test_equal_variables_make_equal_fingerprints(variables: dict[str, Any]) -> None:
-    """1, 1.0 and Decimal("1.00") are one number; what is none, and the order, has no say."""
+    """1, 1.0 and Decimal("1.00") are one number. Nulls and the order make no difference."""
     same = replace(CHARGE, variables=exact_variables(variables))
     expected = replace(CHARGE, variables={"n": Fraction(1), "m": Fraction(1, 10)})
     assert same.fingerprint == expected.fingerprint
 
 
 def test_a_moment_is_the_same_in_every_zone() -> None:
-    """What matters of an expiry is when it comes."""
+    """For an expiry, only the moment itself counts."""
     in_kathmandu = check_moment("expiry", AT.astimezone(KATHMANDU))
     assert replace(RENEW, membership_expires_at=in_kathmandu).fingerprint == RENEW.fingerprint
 
@@ -736,13 +736,13 @@ def test_a_moment_is_the_same_in_every_zone() -> None:
 def test_a_fingerprint_tells_nothing_and_is_the_same_in_every_process(
     request_: Request[Any],
 ) -> None:
-    """It is a digest: fixed in length, and without the user's words."""
+    """It is a digest of fixed length that contains none of the user's words."""
     assert re.fullmatch("[0-9a-f]{40}", request_.fingerprint)
     assert request_.fingerprint == replace(request_).fingerprint
 
 
 def test_fingerprints_stay_what_they_are() -> None:
-    """Records of yesterday's version are read by today's: a change here breaks replays."""
+    """Today's version reads yesterday's records, so a changed fingerprint would break replays."""
     assert CREATE.fingerprint == "a93e5f00a1aac0b7fcd1d324ffdcee024f0c0df1"
     assert CHARGE.fingerprint == "c3399fb0afd6358e0c459576b72090b1a619a34a"
     assert RENEW.fingerprint == "0630d8612c29b88705f9a057f59c87df23bbc7e2"
@@ -750,7 +750,7 @@ def test_fingerprints_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: str(request.operation))
 def test_a_request_is_frozen_and_slotted(request_: Request[Any]) -> None:
-    """What was checked cannot change on its way."""
+    """A request cannot change after its check."""
     for name in ("user_id", "key", "novel"):
         with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
             setattr(request_, name, "x")

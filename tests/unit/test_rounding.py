@@ -1,4 +1,4 @@
-"""Prices in smallest units: exact, and rounded half up once, as decimal arithmetic does it."""
+"""Prices in smallest units: exact, and rounded half up once, as in decimal arithmetic."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _cost(config: CreditConfig, action: str, **variables: int | Decimal) -> int:
 
 @given(amount=_DECIMALS, places=st.integers(0, 9))
 def test_units_are_credits_rounded_half_up(amount: Decimal, places: int) -> None:
-    """Also where decimals end in a five, and below zero."""
+    """This holds for decimals that end in a five, and below zero."""
     assert to_units(Fraction(amount), 10**places) == _half_up(amount, places)
 
 
@@ -44,8 +44,8 @@ def test_units_are_credits_rounded_half_up(amount: Decimal, places: int) -> None
     denominator=st.integers(1, 10**20),
     places=st.integers(0, 9),
 )
-def test_no_other_whole_number_is_nearer(numerator: int, denominator: int, places: int) -> None:
-    """For any fraction; of two as near, it is the greater."""
+def test_no_other_integer_is_nearer(numerator: int, denominator: int, places: int) -> None:
+    """For any fraction, no other integer is nearer. Of two equally near, the greater is chosen."""
     exact = Fraction(numerator, denominator) * 10**places
     units = to_units(Fraction(numerator, denominator), 10**places)
     assert -Fraction(1, 2) < units - exact <= Fraction(1, 2)
@@ -60,7 +60,7 @@ def test_no_other_whole_number_is_nearer(numerator: int, denominator: int, place
 def test_a_formula_costs_what_decimal_arithmetic_says(
     rate: Decimal, base: int, tokens: int | Decimal, places: int
 ) -> None:
-    """From the configuration's text to the units that are charged."""
+    """The whole way is exact, from the configuration's text to the units charged."""
     config = CreditConfig(
         costs={"ai": {"default": f"{{token}} * {rate:f} + {base}"}}, decimal_places=places
     )
@@ -71,15 +71,15 @@ def test_a_formula_costs_what_decimal_arithmetic_says(
 
 @given(written=st.decimals(min_value=0, max_value=10**9, places=4), places=st.integers(0, 4))
 def test_a_fixed_price_is_read_as_written(written: Decimal, places: int) -> None:
-    """A float in the configuration is the decimal number that it prints as."""
+    """A float in the configuration counts as the decimal that it prints as."""
     units = _half_up(written, places)
-    assume(units or not written)  # the others are refused
+    assume(units or not written)  # Other prices are refused.
     for given_as in (written, float(written)):
         config = CreditConfig(costs={"post": {"default": given_as}}, decimal_places=places)
         assert _cost(config, "post") == units
 
 
-# Dollars a token for input, output and cached input, as public price lists write them.
+# Dollars per token for input, output and cached input, as public price lists give them.
 _TOKEN_PRICES: tuple[tuple[str, ...], ...] = (
     ("0", "0"),
     ("0", "2.8e-07"),
@@ -124,10 +124,10 @@ _TOKENS = (("input", 987_654), ("output", 32_123), ("cached", 1))
 
 @pytest.mark.parametrize("prices", _TOKEN_PRICES, ids=",".join)
 @pytest.mark.parametrize("places", [0, 2, 9])
-def test_token_prices_charge_exactly_as_their_list_writes_them(
+def test_token_prices_charge_exactly_what_their_list_says(
     prices: tuple[str, ...], places: int
 ) -> None:
-    """Each becomes a formula by an f-string, as text or as a float, and nothing of it is lost."""
+    """Each becomes a formula through an f-string, as text or a float, and loses nothing."""
     with localcontext(_WIDE):
         wanted = sum(
             (n * Decimal(price) for (_, n), price in zip(_TOKENS, prices, strict=False)), Decimal(0)

@@ -1,4 +1,4 @@
-"""The check of the documentation's links finds those that lead nowhere."""
+"""The link check finds links in the documentation that lead nowhere."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def site(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "link", ["sub/#here", "sub/index.html", "#here", "picture.png", "https://example.org/x", "?q=1"]
 )
-def test_a_link_that_leads_somewhere_is_no_finding(site: Path, link: str) -> None:
-    """To a page, a directory's page, an anchor, a file, elsewhere."""
+def test_a_link_that_leads_somewhere_passes(site: Path, link: str) -> None:
+    """Links to a page, a directory, an anchor, a file or another site pass."""
     (site / "page.html").write_text(PAGE.format(link))
     assert broken_links(site) == []
 
 
 @pytest.mark.parametrize("link", ["nowhere.html", "sub/#nowhere", "#nowhere", "../page.html"])
 def test_a_link_that_leads_nowhere_is_named_with_its_page(site: Path, link: str) -> None:
-    """A page that is not there, an anchor that is not there."""
+    """A missing page and a missing anchor are named with the page that links to them."""
     (site / "page.html").write_text(PAGE.format(link))
     assert broken_links(site) == [f"page.html: {link}"]

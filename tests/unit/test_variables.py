@@ -1,4 +1,4 @@
-"""The variables of a call: what counts as a number, and what is refused where a formula uses it."""
+"""A call's variables: which values count as numbers, and which a formula refuses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LoudFloat(float):
     ],
 )
 def test_variables_become_exact(value: object, expected: str) -> None:
-    """Numbers of every kind become what they are, or the decimal that they print as, exactly."""
+    """Numbers of every type become exact. A float becomes the decimal that it prints as."""
     exact = exact_variables({"a": value})
     assert exact == {"a": Fraction(expected)}
     assert isinstance(exact["a"], Fraction)
@@ -107,8 +107,8 @@ NO_NUMBERS = [
 @pytest.mark.parametrize(
     ("value", "reason"), NO_NUMBERS, ids=[f"{type(v).__name__}-{r}" for v, r in NO_NUMBERS]
 )
-def test_what_a_formula_uses_must_be_a_number(value: object, reason: str) -> None:
-    """It is refused by the variable's name, without its value; where no formula uses it, never."""
+def test_a_variable_that_a_formula_uses_must_be_a_number(value: object, reason: str) -> None:
+    """The error has the variable's name but not its value. Unused variables are never refused."""
     variables = exact_variables({"ok": 1, "size": value})
     assert Formula.parse("{ok} + 1").evaluate(variables) == 2
     with pytest.raises(InvalidRequestError) as caught:
@@ -121,8 +121,8 @@ def test_what_a_formula_uses_must_be_a_number(value: object, reason: str) -> Non
 @pytest.mark.parametrize(
     "name", ["", "1a", "a b", "a\n", "é", "a.b", "$where", "{a}", "a" * 65, 1, None, b"a", ("a",)]
 )
-def test_a_name_that_no_formula_can_have_is_left_out(name: object) -> None:
-    """And it stands in no message, as it may be anything."""
+def test_a_name_that_no_formula_can_use_is_dropped(name: object) -> None:
+    """Such a name can be anything, so it appears in no message."""
     variables = exact_variables({name: 1, "b": 2})
     assert variables == {"b": 2}
     with pytest.raises(MissingVariableError) as caught:
@@ -130,8 +130,8 @@ def test_a_name_that_no_formula_can_have_is_left_out(name: object) -> None:
     assert caught.value.provided_variables == ("b",)
 
 
-def test_a_usage_object_is_taken_as_a_provider_gives_it() -> None:
-    """Nested parts and nulls that the price does not use are no fault; those that it uses are."""
+def test_a_providers_usage_object_is_accepted_as_it_is() -> None:
+    """Nested parts and nulls are fine unless the price uses them."""
     usage: dict[str, Any] = {
         "prompt_tokens": 1200,
         "completion_tokens": 300,
@@ -149,28 +149,28 @@ def test_a_usage_object_is_taken_as_a_provider_gives_it() -> None:
     assert readable_variables(variables, ["cost", "prompt_tokens"]) == {"prompt_tokens": 1200}
 
 
-def test_what_was_found_unusable_stays_so() -> None:
-    """It can be written down and given again, with the reason of the first time."""
+def test_an_unusable_variable_stays_unusable() -> None:
+    """A recorded request can be decided again and gives the same reason."""
     first = exact_variables({"a": None})
     assert exact_variables(first) == first == {"a": Unusable("must be a number, not NoneType")}
 
 
 @pytest.mark.parametrize("variables", [None, 5, "a", [("a", 1)], {"a"}])
-def test_refuses_what_is_no_mapping(variables: object) -> None:
-    """Only a mapping gives names to numbers."""
+def test_refuses_variables_that_are_not_a_mapping(variables: object) -> None:
+    """Only a mapping gives numbers names."""
     with pytest.raises(InvalidRequestError, match="variables: must be a mapping"):
         exact_variables(variables)
 
 
 def test_takes_at_most_two_hundred_names() -> None:
-    """Whatever they hold: they are looked through for each call."""
+    """The limit counts every name, because each call looks through them all."""
     assert len(exact_variables({f"v{index}": None for index in range(200)})) == 200
     with pytest.raises(InvalidRequestError, match="at most 200"):
         exact_variables({f"v{index}": None for index in range(201)})
 
 
 def test_leaves_the_given_mapping_alone() -> None:
-    """The result is a new dict, so later changes by the caller change no price."""
+    """The result is a new dict, so the caller's later changes affect no price."""
     given_variables = {"a": 1}
     exact = exact_variables(given_variables)
     given_variables["a"] = 2
