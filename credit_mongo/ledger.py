@@ -215,7 +215,12 @@ class CreditLedger:
             latest_write=latest_write,
             timeout_seconds=config.operation_timeout_seconds,
         )
-        self._opening = Opening(own, LedgerSettings.of(config))
+        self._opening = Opening(
+            own,
+            LedgerSettings.of(config),
+            self._deadlines,
+            timeout_seconds=config.operation_timeout_seconds,
+        )
 
     @classmethod
     def connect(

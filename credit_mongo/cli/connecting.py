@@ -12,6 +12,7 @@ import typer
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config import CollectionNames, CreditConfig, Settings
+from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.opening import Opening
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.storage.connection import check_replica_set, connect
@@ -91,7 +92,13 @@ class Connecting:
 
         async def checked(database: Database) -> _T:
             ledger = LedgerDatabase.of(database, config.collections, config.users)
-            await Opening(ledger, LedgerSettings.of(config)).check()
+            opening = Opening(
+                ledger,
+                LedgerSettings.of(config),
+                Deadlines(ledger.client),
+                timeout_seconds=self.timeout_seconds,
+            )
+            await asyncio.wait_for(opening.check(), self.timeout_seconds + 1)
             await _check_ledger(database, config.collections)
             return await work(database)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import copy
 import logging
 from typing import Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
+from credit_mongo.engine import tasks
+from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import may_pass
+from credit_mongo.errors import CreditError
 from credit_mongo.storage.collations import check_collations
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings
@@ -28,23 +33,47 @@ _PAUSE_SECONDS: Final = 0.1
 class Opening:
     """What has to be known before the first operation of a ledger, and costs the others nothing."""
 
-    def __init__(self, database: LedgerDatabase, settings: LedgerSettings) -> None:
+    def __init__(
+        self,
+        database: LedgerDatabase,
+        settings: LedgerSettings,
+        deadlines: Deadlines,
+        *,
+        timeout_seconds: float,
+    ) -> None:
         self.is_done: bool = False
         self._database = database
         self._settings = settings
+        self._deadlines = deadlines
+        # So that an operation whose look hangs has time for another, and for its own work.
+        self._seconds = timeout_seconds / 3
         # Operations that come together at the beginning wait for one look.
-        self._lock = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
 
     async def check(self) -> None:
         """Raise ConfigurationError if the ledger was set up with other settings, or collections.
 
         A failure is not remembered: the next operation looks again. Raises PyMongoError.
         """
-        async with self._lock:
-            if not self.is_done:
-                self._settings.check(await self._kept())
-                await check_collations(self._database)
-                self.is_done = True
+        while not self.is_done:
+            if self._look is None or self._look.done():
+                # In a context of its own: a caller's pymongo.timeout() is not that of the others.
+                self._look = contextvars.Context().run(tasks.start, self._look_in_time())
+            try:
+                await tasks.result_of(self._look)
+            except asyncio.TimeoutError:
+                continue  # its connection hangs, and another may not
+            except CreditError as error:
+                # One for each: an error that is raised takes up the traceback of its raising.
+                raise copy.copy(error) from error.__cause__
+
+    async def _look_in_time(self) -> None:
+        await self._deadlines.keep(self._compare(), self._seconds)
+
+    async def _compare(self) -> None:
+        self._settings.check(await self._kept())
+        await check_collations(self._database)
+        self.is_done = True
 
     async def _kept(self) -> tuple[LedgerSettings, ...]:
         for number in range(1, _MOST_TRIES + 1):

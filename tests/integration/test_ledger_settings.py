@@ -412,3 +412,65 @@ async def test_a_failure_that_passes_is_tried_again(
         )
         ledger = CreditLedger(unlucky[database.name], settings())
         assert (await ledger.create_user("u", credits=5)).credits == 5
+
+
+async def test_a_look_that_hangs_holds_up_no_other(
+    database: Database, client: Client, replica_set_uri: str
+) -> None:
+    """One reply that never comes costs one look, and no operation."""
+    await set_up(database, settings())
+    app = "hanging-settings"
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as hanging:
+        data = {
+            "failCommands": ["find"],
+            "blockConnection": True,
+            "blockTimeMS": 15_000,
+            "appName": app,
+        }
+        await client.admin.command(
+            {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data}
+        )
+        config = settings(operation_timeout_seconds=6)
+        ledger = CreditLedger(hanging[database.name], config)
+        users = await asyncio.gather(*(ledger.create_user(f"u{n}", credits=5) for n in range(3)))
+        assert [user.credits for user in users] == [5, 5, 5]
+
+
+async def test_many_first_operations_are_refused_by_one_look(
+    database: Database, replica_set_uri: str
+) -> None:
+    """Each gets an error of its own, at once, and a later one looks again."""
+    await set_up(database, settings())
+    commands = Commands()
+    async with AsyncMongoClient[Row](
+        replica_set_uri, tz_aware=True, event_listeners=[commands]
+    ) as client:
+        ledger = CreditLedger(client[database.name], settings(decimal_places=0))
+        works = [ledger.charge("ann", "post") for _ in range(500)]
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {ConfigurationError}
+        assert len({id(outcome) for outcome in outcomes}) == 500
+        assert commands.finds == 1
+        with pytest.raises(ConfigurationError, match="decimal_places"):
+            await ledger.get_balance("ann")
+        assert commands.finds == 2
+
+
+async def test_a_first_operation_that_is_cancelled_leaves_the_others(
+    database: Database, replica_set_uri: str
+) -> None:
+    """They wait for the look that it has begun."""
+    await set_up(database, settings())
+    commands = Commands()
+    async with AsyncMongoClient[Row](
+        replica_set_uri, tz_aware=True, event_listeners=[commands]
+    ) as client:
+        ledger = CreditLedger(client[database.name], settings())
+        first = asyncio.ensure_future(ledger.create_user("u1", credits=5))
+        others = [asyncio.ensure_future(ledger.create_user(f"v{n}", credits=5)) for n in range(5)]
+        await asyncio.sleep(0)
+        first.cancel()
+        assert [user.credits for user in await asyncio.gather(*others)] == [5] * 5
+        assert commands.finds == 1
+        await ledger.close()
+    assert await rows(database, "users", _id="u1") == []

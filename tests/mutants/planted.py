@@ -439,6 +439,13 @@ PLANTED: Final = (
         (SKEW,),
     ),
     Bug(
+        "a look at the settings that hangs holds up all operations",
+        "engine/opening.py",
+        "self._seconds = timeout_seconds / 3",
+        "self._seconds = timeout_seconds * 3",
+        (SETTINGS,),
+    ),
+    Bug(
         "a wrong clock charges in batches",
         "engine/commit.py",
         "        await self._clock.check(batch.now, session, read_at=batch.began)\n",
