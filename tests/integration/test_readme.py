@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig
@@ -77,15 +78,18 @@ def test_every_block_is_run() -> None:
     assert len(BLOCKS) == 2
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_file_that_a_page_names_is_there(name: str) -> None:
     """The tests that show the promises, the scripts, and the pages that it links."""
-    paths = re.findall(r"`((?:tests|scripts|benchmarks)/[\w/.]+)`", README)
-    links = [
-        link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https://")
-    ]
-    assert paths
-    assert links
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:tests|scripts|benchmarks|docs)/[\w/.]+)`", text)
+    links = re.findall(r"\]\(((?!https://)[^)#]+)", text)
     assert [path for path in (*paths, *links) if not (ROOT / path).exists()] == []
+    for test in re.findall(r"`(test_\w+\.py)`", text):
+        assert list((ROOT / "tests").rglob(test)), test
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make ([\w-]+)", text):
+        assert f"\n{target}:" in targets, target
 
 
 def test_the_readme_can_be_read_in_five_minutes() -> None:
