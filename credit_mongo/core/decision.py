@@ -155,6 +155,10 @@ class Operation(Generic[Q, R]):
     request_type: ClassVar[type[AnyRequest]]
     result_type: ClassVar[type[Any]]
     usage: ClassVar[UsageKinds] = UsageKinds()
+    is_refundable: ClassVar[bool] = False
+    """Whether a refund may name a transaction of this operation."""
+    opens_account: ClassVar[bool] = False
+    """Whether the transaction is the user's first. Such a result has no ``transaction_id``."""
 
     def needs(self, request: Q) -> Needs:  # noqa: ARG002 - some subclasses use it
         """Return what must be loaded for the request besides its user's account."""

@@ -19,9 +19,7 @@ from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure
 from credit_mongo.core.batch import DecidedBatch, Refusal
 from credit_mongo.core.decision import AnyRequest
 from credit_mongo.core.membership import is_past
-from credit_mongo.core.operations import OPERATIONS
-from credit_mongo.core.operations.charge import ChargeRequest
-from credit_mongo.core.operations.create_user import CreateUserRequest
+from credit_mongo.core.operations import OPENING, OPERATIONS, REFUNDABLE
 from credit_mongo.core.state import Loaded
 from credit_mongo.core.values import Account, RefundableCharge, Unopened
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
@@ -104,7 +102,7 @@ class Store:
         needs = [OPERATIONS[request.operation].needs(request) for request in requests]
         charge_ids = {charge_id for needed in needs for charge_id in needed.charges}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
-        created = {r.user_id for r in requests if isinstance(r, CreateUserRequest)}
+        created = {request.user_id for request in requests if request.operation in OPENING}
         erased = await self._erased_until(created - accounts.keys(), session)
         loaded = Loaded(
             accounts, unreadable, charges, {}, frozenset(), unopened=unopened, erased_until=erased
@@ -220,7 +218,7 @@ class Store:
             {
                 "_id": {"$in": list(charge_ids)},
                 # None: rows of the Credit SDK do not say what they are.
-                "operation": {"$in": [ChargeRequest.operation, None]},
+                "operation": {"$in": [*REFUNDABLE, None]},
                 "amount": {"$lte": 0},
             },
             {"userId": 1, "amount": 1, "createdAt": 1},

@@ -410,7 +410,7 @@ async def test_the_applications_own_commands_are_logged_as_ever(
 ) -> None:
     """On the same client and the same collections, also while the ledger works: no side effect."""
     await life.call("create_user", "u", credits=60)
-    users = life.ledger._database["users"]
+    users = life.ledger._database.client[life.database]["users"]
 
     async def look() -> None:
         for _ in range(10):

@@ -19,7 +19,7 @@ from credit_mongo.core.operations.refund import Refund
 from credit_mongo.core.operations.renew_tier import RenewTier
 from credit_mongo.core.operations.upgrade_tier import UpgradeTier
 
-__all__ = ["OPERATIONS"]
+__all__ = ["OPENING", "OPERATIONS", "REFUNDABLE"]
 
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
     operation.request_type.operation: operation
@@ -34,3 +34,9 @@ OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
         Correct(),
     )
 }
+
+REFUNDABLE: Final = tuple(name for name, each in OPERATIONS.items() if each.is_refundable)
+"""The operations whose transactions a refund may name."""
+
+OPENING: Final = tuple(name for name, each in OPERATIONS.items() if each.opens_account)
+"""The operations that open an account."""

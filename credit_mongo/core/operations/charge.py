@@ -59,6 +59,7 @@ class Charge(Operation[ChargeRequest, ChargeResult]):
     request_type: ClassVar[type[ChargeRequest]] = ChargeRequest
     result_type: ClassVar[type[ChargeResult]] = ChargeResult
     usage: ClassVar[UsageKinds] = UsageKinds(taken="spent")
+    is_refundable: ClassVar[bool] = True
 
     def decide(
         self, request: ChargeRequest, state: State, policy: Policy, now: datetime

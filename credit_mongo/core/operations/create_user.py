@@ -38,6 +38,7 @@ class CreateUser(Operation[CreateUserRequest, User]):
     request_type: ClassVar[type[CreateUserRequest]] = CreateUserRequest
     result_type: ClassVar[type[User]] = User
     usage: ClassVar[UsageKinds] = UsageKinds(added="granted")
+    opens_account: ClassVar[bool] = True
 
     def decide(
         self, request: CreateUserRequest, state: State, policy: Policy, now: datetime

@@ -7,7 +7,7 @@ through the rows, as no index has all of them by time; what comes back is bounde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
 from typing import Final, NamedTuple, TypeAlias
@@ -24,6 +24,7 @@ from credit_mongo.maintenance.usage.expressions import (
     part_of,
     with_integers,
 )
+from credit_mongo.maintenance.usage.kinds import GRANTS, REFUNDS, SPENDING, SPENDS, name_of
 from credit_mongo.maintenance.usage.periods import (
     check_period,
     parts_of,
@@ -40,30 +41,11 @@ OnProgress: TypeAlias = Callable[[int, int | None], None]
 
 MOST_PLACES: Final = 100
 """How many actions, tiers or users are named at most."""
-_KINDS: Final[Mapping[str, tuple[str, str]]] = {
-    "create_user": ("granted", "other_taken"),
-    "grant": ("granted", "other_taken"),
-    "charge": ("other_added", "spent"),
-    "refund": ("refunded", "other_taken"),
-    "upgrade_tier": ("tier_changes_added", "tier_changes_taken"),
-    "downgrade_tier": ("tier_changes_added", "tier_changes_taken"),
-    "renew_tier": ("tier_changes_added", "tier_changes_taken"),
-    "correction": ("corrections_added", "corrections_taken"),
-    # Rows of the Credit SDK do not say what they are.
-    "": ("granted", "spent"),
-}
-_UNKNOWN: Final = ("other_added", "other_taken")
 # To a query, an array is of each type that one of its values has; to a sum, it is an error.
 _NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
 _WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
 _DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
 _IS_WHOLE: Final[Raw] = {"$in": [{"$type": "$amount"}, ["int", "long"]]}
-_SPENDS: Final[Raw] = {"amount": {"$lt": 0}, "operation": {"$in": ["charge", "", None]}}
-_GRANTS: Final[Raw] = {
-    "amount": {"$gt": 0},
-    "operation": {"$in": ["grant", "create_user", "", None]},
-}
-_REFUNDS: Final[Raw] = {"operation": "refund", "amount": {"$gt": 0}}
 _IS_SPENT: Final[Raw] = {"$lt": ["$amount", 0]}
 _STEPS: Final = 5
 
@@ -209,8 +191,8 @@ class _Asking:
                 # What cannot be counted in this period is told; that of the one before is not.
                 left_out += row["count"] if part else 0
                 continue
-            kind, amount = _kind_of(found), abs(row["amount"])
-            sums[part][kind] = sums[part].get(kind, 0) + amount
+            kind = name_of(found.get("operation"), is_taken=found["taken"])
+            sums[part][kind] = sums[part].get(kind, 0) + abs(row["amount"])
             counts[part] += row["count"]
         before, *parts = (Sums(**each) for each in sums)
         return _OverTime(
@@ -234,7 +216,7 @@ class _Asking:
             kind: [{"$match": {kind: {"$ne": 0}}}, *self._first(kind, order)]
             for kind, order in (("spent", 1), ("granted", -1))
         }
-        query = self._whole({"$or": [_SPENDS, _GRANTS]})
+        query = self._whole({"$or": [SPENDS, GRANTS]})
         [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
         return (
             _used_by(found["spent"], "spent", "charges"),
@@ -258,7 +240,7 @@ class _Asking:
                 for field in ("charges", "chargesBefore")
             },
         }
-        query = self._whole({"$or": [_SPENDS, _REFUNDS]}, also_before=True)
+        query = self._whole({"$or": [SPENDS, REFUNDS]}, also_before=True)
         [found] = await self._ask(self.names.transactions, query, group, [{"$facet": lists}])
         active, active_before = (
             sum(row["users"] for row in found[field]) for field in ("charges", "chargesBefore")
@@ -274,7 +256,7 @@ class _Asking:
             "charges": {"$sum": 1},
         }
         query = {
-            "operation": "charge",
+            "operation": {"$in": SPENDING},
             "details": _NO_ARRAY,
             "details.amount": {**_WHOLE, "$lt": 0},
         }
@@ -318,7 +300,7 @@ class _Asking:
                 {"$group": {"_id": "$_id.tier", "refunded": {"$sum": "$refunded"}}},
             ],
         }
-        query = self._whole(_REFUNDS)
+        query = self._whole(REFUNDS)
         pipeline = [{"$facet": lists}]
         [found] = await self._ask(names.transactions, query, group, pipeline, look_up)
 
@@ -376,12 +358,6 @@ class _Asking:
 
 
 # What comes back
-
-
-def _kind_of(found: Raw) -> str:
-    operation = found.get("operation") or ""
-    kinds = _KINDS.get(operation, _UNKNOWN) if isinstance(operation, str) else _UNKNOWN
-    return kinds[found["taken"]]
 
 
 def _total(parts: Iterable[Sums]) -> Sums:

@@ -15,6 +15,8 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.operations import REFUNDABLE
+from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import StorageError
@@ -36,6 +38,7 @@ _PATIENCE_SECONDS: Final = 1.0
 # SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
 _GONE: Final = frozenset({239, 246, 43})
 _BAD_HINT: Final = 2
+_CHARGE: Final = ChargeRequest.operation
 # An expired record is swept by the clock of the server, and was judged by those of the processes.
 CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
 
@@ -212,7 +215,8 @@ class RefundedCharge(NamedTuple):
     def wrong_for(self, user_id: str) -> Code | None:
         """What is wrong with a refund of it that this user got."""
         charge = self.charge
-        if charge is None or charge.get("operation", "charge") != "charge":
+        # Rows of the Credit SDK have no operation.
+        if charge is None or charge.get("operation", _CHARGE) not in REFUNDABLE:
             return "refund-orphaned"
         if charge.get("userId") != user_id:
             return "refund-foreign"

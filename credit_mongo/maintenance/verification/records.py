@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from credit_mongo.core.operations import OPENING
 from credit_mongo.maintenance.verification.reading import BATCH, LOOK_UP, Reading, Rows
 from credit_mongo.storage.rows import Raw, to_object_id
 
@@ -36,7 +37,6 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
 # Each is a plan of its own to the server.
 _CREATIONS: Final = 100
 _BY_ID: Final = [("_id", 1)]
-_CREATE_USER: Final = "create_user"
 
 
 class RecordSweep:
@@ -98,7 +98,7 @@ async def find_odd(
     by_id: dict[Any, Raw] = {}
     creations: list[Raw] = []
     for record in records:
-        if record.get("operation") == _CREATE_USER:
+        if record.get("operation") in OPENING:
             creations.append(record)
         else:
             by_id[to_object_id(str(_result(record).get("transaction_id")))] = record
