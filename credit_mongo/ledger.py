@@ -46,7 +46,7 @@ from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
-from credit_mongo.engine.turns import Turns
+from credit_mongo.engine.turns import Turns, TurnTaker
 from credit_mongo.errors import (
     ConfigurationError,
     CreditError,
@@ -195,7 +195,7 @@ class CreditLedger:
             store,
             self._policy,
             retry=config.retry,
-            turns=turns,
+            turn_taker=TurnTaker(turns, own),
             latest_write=latest_write,
             deadlines=self._deadlines,
             reaper=reaper,

@@ -1,17 +1,17 @@
-"""The commit: the only code that starts a database transaction.
+"""The commit: how a batch of requests becomes one transaction.
 
     load → decide → write → commit
 
 A failure before the commit was sent means that nothing happened. From the moment it is sent, every
 error, timeout and cancellation leaves the outcome unknown, whatever its label says: some commits
-are applied and then raise. An unknown outcome is settled by the next try. It looks for the rows of
-the commit before; if any is there, or in the archive, so was the whole batch, with the outcomes
-decided then. If not, it writes the same rows under the same ids. When the server has taken those
-writes, the commit before can no longer happen: were it still open, they would have conflicted with
-it, and had it ended since this try's snapshot, likewise.
+are applied and then raise. The next attempt settles an unknown outcome. It looks for the rows of
+the commit before. If any of them is there, or in the archive, the whole batch was committed, with
+the outcomes decided then. If none is, the attempt writes the same rows under the same ids. Once the
+server has taken these writes, the commit before can no longer happen: if it were still open, or had
+ended since this attempt's snapshot, the writes would have conflicted with it.
 
-That needs both tries to write the same rows. They do: a batch is decided as of one moment, and as
-long as the commit before is open, nobody else can change what it read and wrote.
+That needs both attempts to write the same rows. They do: a batch is decided as of one moment, and
+as long as the commit before is open, nobody else can change what it read and wrote.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import DuplicateKeyError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import RetryConfig
 from credit_mongo.core.batch import DecidedBatch, Outcome, decide_batch
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import Loaded
+from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.cooldown import Cooldown
-from credit_mongo.engine.deadlines import Deadlines, Late
-from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
+from credit_mongo.engine.deadlines import Deadlines
+from credit_mongo.engine.failures import as_storage_error, caused_by
+from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError
 from credit_mongo.engine.session_reaper import SessionReaper
-from credit_mongo.engine.turns import Turns, seconds_to_wait
+from credit_mongo.engine.transactions import Transactions, begin
+from credit_mongo.engine.turns import TurnTaker
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
 from credit_mongo.storage.clocks import CheckedClock
 from credit_mongo.storage.latest_write import LatestWrite
-from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.unit_of_work import JOURNALED_MAJORITY, Store, Turn, Witness
+from credit_mongo.storage.unit_of_work import Store, Witness
 from credit_mongo.storage.unreachable import not_in_time
 
 __all__ = ["HELD", "Committer", "Held", "More", "TakeMore"]
@@ -64,10 +64,7 @@ def _nothing_more() -> More:
     return More((), float("-inf"))
 
 
-# A key or an id that another process commits between our reads and our writes shows itself as a
-# duplicate once. One that stays is a document that is not found by its id (a collation's doing).
-_MOST_DUPLICATES: Final = 3
-# After a repeated request, those of others are more likely, and a batch is too dear to fail often.
+# One repeated request suggests a wave of retries, and a batch is too expensive to fail often.
 _KEYS_SECONDS: Final = 10.0
 # How long a batch that has the turn meets conflicts before it is parted. Commits of ledgers that
 # take no turns yet end sooner; an application's transaction can hold a user as long as it likes.
@@ -92,33 +89,18 @@ class _Sent:
     outcomes: list[Outcome]
 
 
+@dataclass(slots=True)
 class _Batch:
-    """Requests on their way to one commit, and what is known of the way so far."""
+    """Requests on their way to one commit."""
 
-    def __init__(
-        self,
-        requests: list[AnyRequest],
-        take_more: TakeMore,
-        now: datetime,
-        deadline: float,
-        patience: float | None,
-    ) -> None:
-        self.requests = requests
-        self.take_more = take_more
-        self.now = now
-        self.deadline = deadline
-        self.patience = patience
-        self.has_turn = False
-        self.lost_turn = False
-        self.held_since: float | None = None
-        self.clock = asyncio.get_running_loop().time
-        self.began = self.clock()
-        self.is_given_up = False
-        self.unknown: _Sent | None = None
-        self.tries = 0
-        self.failures = 0
-        self.conflicts = 0
-        self.duplicates = 0
+    requests: list[AnyRequest]
+    take_more: TakeMore
+    now: datetime
+    deadline: float
+    retries: Retries
+    clock: Callable[[], float]
+    began: float
+    sent: _Sent | None = None
 
     def add(self, more: More) -> None:
         """Take requests along, which have time until their own deadlines."""
@@ -127,26 +109,6 @@ class _Batch:
 
     def seconds_left(self) -> float:
         return self.deadline - self.clock()
-
-    def check_that_it_goes_on(self) -> None:
-        """Once the callers have had their answer, nothing is committed or taken from the queue."""
-        if self.is_given_up:
-            raise _GivenUpError
-
-    def patience_is_over(self) -> bool:
-        """Whether a user is held for too long by somebody who takes no turns."""
-        now = self.clock()
-        self.held_since = self.held_since or now
-        return self.patience is not None and now - self.held_since >= self.patience
-
-    def not_done(self, error: BaseException, client: AsyncMongoClient[Any]) -> CreditError:
-        """What to tell the callers when there will be no further try."""
-        if self.unknown is not None:
-            return caused_by(error, CommitOutcomeUnknownError())
-        if isinstance(error, asyncio.TimeoutError):
-            late = StorageError(f"{not_in_time(client)}; nothing was written")
-            return caused_by(error, late)
-        return as_storage_error(error)
 
 
 class Committer:
@@ -159,7 +121,7 @@ class Committer:
         policy: Policy,
         *,
         retry: RetryConfig,
-        turns: Turns,
+        turn_taker: TurnTaker,
         latest_write: LatestWrite,
         deadlines: Deadlines,
         reaper: SessionReaper,
@@ -169,11 +131,12 @@ class Committer:
         self._store = store
         self._policy = policy
         self._retry = retry
-        self._turns = turns
+        self._turn_taker = turn_taker
+        self._turns = turn_taker.turns
         self._latest_write = latest_write
         self._repeats = Cooldown(shortest_seconds=_KEYS_SECONDS, longest_seconds=_KEYS_SECONDS)
         self._clock = clock
-        self._deadlines = deadlines
+        self._transactions = Transactions(client, deadlines, reaper)
         self._reaper = reaper
 
     async def commit(
@@ -204,22 +167,23 @@ class Committer:
         patience: float | None,
     ) -> list[Outcome | Held]:
         failed: CreditError
+        clock = asyncio.get_running_loop().time
         try:
-            now = self._clock()
+            now, began = self._clock(), clock()
         except CreditError as error:  # the application's clock tells no time: nothing was sent
             return [_copy(error) for _ in requests]
-        batch = _Batch(requests, take_more, now, deadline, patience)
+        retries = Retries(self._retry, self._turns, patience)
+        batch = _Batch(requests, take_more, now, deadline, retries, clock, began)
         try:
-            with Unlogged():
-                return list(await self._commit_together(batch))
-        except _HeldError:
+            return list(await self._commit_together(batch))
+        except UserHeldError:
             users = list(dict.fromkeys(request.user_id for request in requests))
             if len(users) == 1:
                 return [HELD] * len(requests)
             first = set(users[: len(users) // 2])
             parts = [request.user_id in first for request in requests]
             patience = 0.0
-        except _RefusedError as refused:
+        except RefusedError as refused:
             parts = [number < len(requests) // 2 for number in range(len(requests))]
             failed = as_storage_error(refused.error)
         except CreditError as error:
@@ -274,87 +238,52 @@ class Committer:
         await self._reaper.close(seconds)
 
     async def _commit_together(self, batch: _Batch) -> list[Outcome]:
-        session = self._client.start_session()
-        left: list[Late] = []
-        has_ended = False
-        try:
-            while True:
-                try:
-                    outcomes = await self._deadlines.keep_while(
-                        self._try(batch, session), batch.seconds_left, left
-                    )
-                except Exception as error:
-                    seconds = self._seconds_to_next_try(batch, error)
-                    session = await self._reaper.next_session(session, batch.seconds_left())
-                    await asyncio.sleep(seconds)
-                else:
-                    has_ended = True
-                    self._latest_write.was(session)
-                    return outcomes
-        finally:
-            if has_ended:
-                await session.end_session()
-            else:
-                batch.is_given_up = True
-                self._reaper.end(session, left)
-
-    async def _try(self, batch: _Batch, session: AsyncClientSession) -> list[Outcome]:
-        batch.tries += 1
-        batch.has_turn = False
-        turn, turn_began = Turn(0, 0), 0.0
-        in_turns = await self._wait_for_turn(batch)
-        await session.start_transaction(
-            read_concern=ReadConcern("snapshot"),
-            write_concern=JOURNALED_MAJORITY,
-            read_preference=ReadPreference.PRIMARY,
+        return await self._transactions.run(
+            lambda attempt, session: self._attempt(batch, attempt, session),
+            seconds_left=batch.seconds_left,
+            after_failure=lambda attempt, error: self._seconds_after(batch, attempt, error),
         )
-        if in_turns:
-            batch.lost_turn = True
-            turn, turn_began = await self._store.take_turn(session), batch.clock()
-            batch.check_that_it_goes_on()
-            batch.lost_turn = False
-            batch.has_turn = True
-            if batch.unknown is None:
-                batch.add(batch.take_more())
-        sent = batch.unknown
+
+    async def _attempt(
+        self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
+    ) -> list[Outcome]:
+        turn, turn_began = None, 0.0
+        takes_turn = await self._turn_taker.wait(attempt)
+        attempt.check_that_it_goes_on()
+        await begin(session)
+        if takes_turn:
+            turn, turn_began = await self._turn_taker.take(attempt, session), batch.clock()
+        attempt.enter(Stage.WRITING)
+        sent = batch.sent
+        if turn is not None and sent is None:
+            batch.add(batch.take_more())
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.
-            await session.commit_transaction()
+            attempt.enter(Stage.COMMITTING)
+            await self._end(session)
             return sent.outcomes
-        loaded, decided = await self._decide(batch, session)
-        batch.check_that_it_goes_on()
+        loaded, decided = await self._decide(batch, attempt, session)
+        attempt.check_that_it_goes_on()
         witness = await self._store.write(decided, loaded, session)
-        batch.check_that_it_goes_on()
+        attempt.enter(Stage.COMMITTING)
         if witness is not None:
-            batch.unknown = _Sent(witness, decided.outcomes)
-        await session.commit_transaction()
-        if in_turns:
+            batch.sent = _Sent(witness, decided.outcomes)
+        await self._end(session)
+        if turn is not None:
             self._turns.had_turn(turn, turn_began, batch.clock())
         return decided.outcomes
 
-    async def _wait_for_turn(self, batch: _Batch) -> bool:
-        """Whether the turn is to be taken; a batch that has just lost it waits until it is free."""
-        turns = self._turns
-        if turns.are_needed(batch.clock()) and (pause := turns.seconds_to_pause(batch.clock())):
-            await asyncio.sleep(pause)
-        while batch.lost_turn and turns.are_needed(batch.clock()):
-            taken = await self._store.wait_for_turn()
-            batch.check_that_it_goes_on()
-            if taken is None:
-                turns.seen_free()
-                break
-            turns.seen_held(taken, batch.clock())
-        batch.lost_turn = False
-        batch.check_that_it_goes_on()
-        return turns.are_needed(batch.clock())
+    async def _end(self, session: AsyncClientSession) -> None:
+        await session.commit_transaction()
+        self._latest_write.was(session)
 
     async def _decide(
-        self, batch: _Batch, session: AsyncClientSession
+        self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
     ) -> tuple[Loaded, DecidedBatch]:
-        # Requests are mostly new ones. Keys are looked up only if an insertion has failed, now or
-        # lately, or if a request would be refused: it may have been granted before.
+        # Most requests are new. Keys are looked up only if an insertion has failed, now or lately,
+        # or if a request would be refused: an earlier call with its key may have succeeded.
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
-        with_keys = batch.tries > 1 or lately
+        with_keys = attempt.number > 1 or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
         await self._clock.check(batch.now, session, read_at=batch.began)
         decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
@@ -365,53 +294,27 @@ class Committer:
                 decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
         return loaded, decided
 
-    def _seconds_to_next_try(self, batch: _Batch, error: Exception) -> float:
-        """How long to wait after a failure; raises if there is to be no next try."""
+    def _seconds_after(self, batch: _Batch, attempt: Attempt, error: Exception) -> float:
+        """How long to wait after a failure; raises if there is to be no other attempt."""
         if isinstance(error, asyncio.TimeoutError | ClockSkewError):
-            raise batch.not_done(error, self._client)
-        if isinstance(error, DuplicateKeyError) and batch.duplicates < _MOST_DUPLICATES:
-            batch.duplicates += 1
-            self._repeats.begin(batch.clock())
-            return 0.0
-        if is_conflict(error):
-            seconds = self._seconds_to_wait_for_others(batch)
-        elif batch.unknown is None and not may_pass(error):
-            raise _RefusedError(error)
-        else:
-            batch.failures += 1
-            gives_up = not self._retry.enabled or batch.failures >= self._retry.max_attempts
-            if gives_up and batch.unknown is None:
-                raise batch.not_done(error, self._client)
-            seconds = self._retry.delay_seconds(batch.failures)
-        if seconds >= batch.seconds_left():
-            raise batch.not_done(error, self._client)
+            raise self._not_done(batch, error)
+        now = batch.clock()
+        if isinstance(error, DuplicateKeyError):
+            self._repeats.begin(now)
+        is_unknown = batch.sent is not None
+        seconds = batch.retries.seconds_after(attempt, error, now, is_unknown=is_unknown)
+        if seconds is None or seconds >= batch.seconds_left():
+            raise self._not_done(batch, error)
         return seconds
 
-    def _seconds_to_wait_for_others(self, batch: _Batch) -> float:
-        if batch.lost_turn:
-            return 0.0  # the next try waits for it
-        batch.conflicts += 1
-        if not batch.has_turn and not self._turns.are_stuck(batch.clock()):
-            self._turns.met_conflict(batch.conflicts, batch.clock())
-        elif batch.patience_is_over() and batch.unknown is None:
-            raise _HeldError
-        return seconds_to_wait(batch.conflicts)
-
-
-class _RefusedError(Exception):
-    """Another try would fail the same way."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
-class _GivenUpError(Exception):
-    """The deadline has passed; nobody waits for this try."""
-
-
-class _HeldError(Exception):
-    """Another transaction holds a user of the batch."""
+    def _not_done(self, batch: _Batch, error: BaseException) -> CreditError:
+        """What to tell the callers when there will be no other attempt."""
+        if batch.sent is not None:
+            return caused_by(error, CommitOutcomeUnknownError())
+        if isinstance(error, asyncio.TimeoutError):
+            late = StorageError(f"{not_in_time(self._client)}; nothing was written")
+            return caused_by(error, late)
+        return as_storage_error(error)
 
 
 _AnyError = TypeVar("_AnyError", bound=CreditError)

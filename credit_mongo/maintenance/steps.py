@@ -1,7 +1,7 @@
-"""Steps: the transactions of a job that comes to its end by many of them, each by a deadline.
+"""Steps: the transactions of a job that needs many of them, each with a deadline.
 
-A step can be taken again without harm: it looks at what is there, and goes on from that. So every
-error of the commit, after which nobody knows whether it was applied, is another try, too.
+A step can be taken again without harm: it looks at what is there, and goes on from that. So an
+error of the commit, whose outcome is unknown, leads to another attempt like any other.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
-from credit_mongo.engine.deadlines import Deadlines, Late
+from credit_mongo.engine.attempt import Attempt, Stage
+from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
 from credit_mongo.engine.session_reaper import SessionReaper
+from credit_mongo.engine.transactions import Transactions, begin
 from credit_mongo.errors import CreditError, JobTimeoutError, StorageError
-from credit_mongo.storage.database import JOURNALED_MAJORITY
-from credit_mongo.storage.redaction import Unlogged
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +31,7 @@ __all__ = ["Step", "Steps"]
 _T = TypeVar("_T")
 Step: TypeAlias = Callable[[AsyncClientSession], Awaitable[_T]]
 
+_PASSING: Final = (asyncio.TimeoutError, DuplicateKeyError)
 # Whoever holds a user lets go of it within milliseconds; an election takes seconds.
 _SHORTEST_PAUSE_SECONDS: Final = 0.002
 _LONGEST_PAUSE_SECONDS: Final = 0.1
@@ -43,10 +42,10 @@ class Steps:
     """Takes steps. When it is left, no transaction stays open on a server that answers."""
 
     def __init__(self, client: AsyncMongoClient[Any], step_seconds: float) -> None:
-        self._client = client
         self._seconds = step_seconds
-        self._deadlines = Deadlines(client)
-        self._reaper = SessionReaper(client, self._deadlines)
+        deadlines = Deadlines(client)
+        self._reaper = SessionReaper(client, deadlines)
+        self._transactions = Transactions(client, deadlines, self._reaper)
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,63 +65,32 @@ class Steps:
         it is, and StorageError.
         """
         clock = asyncio.get_running_loop().time
-        deadline, tries, may_be_written = clock() + self._seconds, 0, False
-        while True:
-            attempt = _Attempt(self._client.start_session())
-            try:
-                with Unlogged():
-                    return await self._make(attempt, step, deadline - clock())
-            except (PyMongoError, asyncio.TimeoutError) as error:
-                tries += 1
-                pause = _pause(tries)
-                may_be_written = may_be_written or attempt.is_sent
-                if not attempt.can_be_repeated_after(error):
-                    raise as_storage_error(error)  # noqa: B904 - with its cause
-                if clock() + pause >= deadline:
-                    raise _not_in_time(error, may_be_written)  # noqa: B904 - with its cause
-                await asyncio.sleep(pause)
+        deadline = clock() + self._seconds
+        may_be_written = False
 
-    async def _make(self, attempt: _Attempt, step: Step[_T], seconds: float) -> _T:
-        left: list[Late] = []
-        is_done = False
-        try:
-            done = await self._deadlines.keep(attempt.make(step), seconds, left)
-            is_done = True
-        finally:
-            if not is_done:
-                attempt.is_given_up = True
-                self._reaper.end(attempt.session, left)
-        await attempt.session.end_session()
-        return done
+        async def make(attempt: Attempt, session: AsyncClientSession) -> _T:
+            await begin(session)
+            attempt.enter(Stage.WRITING)
+            done = await step(session)
+            attempt.enter(Stage.COMMITTING)
+            await session.commit_transaction()
+            return done
 
+        def after_failure(attempt: Attempt, error: Exception) -> float:
+            nonlocal may_be_written
+            is_sent = attempt.stage is Stage.COMMITTING
+            may_be_written = may_be_written or is_sent
+            if not isinstance(error, PyMongoError | asyncio.TimeoutError):
+                raise error
+            if not (is_sent or isinstance(error, _PASSING) or may_pass(error)):
+                raise as_storage_error(error)
+            pause = _pause(attempt.number)
+            if clock() + pause >= deadline:
+                raise _not_in_time(error, may_be_written)
+            return pause
 
-class _Attempt:
-    """One try of a step, in a session of its own."""
-
-    def __init__(self, session: AsyncClientSession) -> None:
-        self.session = session
-        self.is_given_up = False
-        self.is_sent = False
-
-    async def make(self, step: Step[_T]) -> _T:
-        await self.session.start_transaction(
-            read_concern=ReadConcern("snapshot"),
-            write_concern=JOURNALED_MAJORITY,
-            read_preference=ReadPreference.PRIMARY,
-        )
-        done = await step(self.session)
-        if self.is_given_up:
-            # Nobody waits for it; another try may be at the same.
-            raise asyncio.CancelledError
-        self.is_sent = True
-        await self.session.commit_transaction()
-        return done
-
-    def can_be_repeated_after(self, error: Exception) -> bool:
-        return (
-            self.is_sent
-            or isinstance(error, asyncio.TimeoutError | DuplicateKeyError)
-            or may_pass(error)
+        return await self._transactions.run(
+            make, seconds_left=lambda: deadline - clock(), after_failure=after_failure
         )
 
 

@@ -6,15 +6,14 @@ already. Nothing here starts, ends or repeats a transaction.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from bson import Int64, ObjectId
+from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure, WriteError
+from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
 from credit_mongo.core.batch import DecidedBatch, Refusal
 from credit_mongo.core.decision import AnyRequest
@@ -23,7 +22,7 @@ from credit_mongo.core.operations import OPENING, OPERATIONS, REFUNDABLE
 from credit_mongo.core.state import Loaded
 from credit_mongo.core.values import Account, RefundableCharge, Unopened
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
-from credit_mongo.storage.database import JOURNALED_MAJORITY, LedgerDatabase
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until, is_erased
 from credit_mongo.storage.rows import (
     Raw,
@@ -36,7 +35,7 @@ from credit_mongo.storage.rows import (
 )
 from credit_mongo.storage.server_transactions import fields_of
 
-__all__ = ["JOURNALED_MAJORITY", "Store", "Turn", "Witness"]
+__all__ = ["Store", "Witness", "command_in"]
 
 _DUPLICATE_KEY: Final = 11000
 _IN_THE_WAY: Final = (
@@ -44,8 +43,6 @@ _IN_THE_WAY: Final = (
     "missing counts as null); nothing was written"
 )
 _LARGEST_REPLY: Final = 100_000
-_TURN: Final = "turn"
-_WAIT_MILLISECONDS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +55,6 @@ class Witness:
     collection: str
     archive: str
     row_ids: tuple[ObjectId, ...]
-
-
-class Turn(NamedTuple):
-    """What the document says to those who take a turn: how often that was done, and waited for."""
-
-    taken: int
-    awaited: int
 
 
 class Store:
@@ -82,7 +72,6 @@ class Store:
         self._users = database.users
         self._audits = audits
         self._remembers_for = remembers_for
-        self._has_turn = False
 
     # What a batch reads
 
@@ -254,57 +243,6 @@ class Store:
                 return True
         return False
 
-    # Whose turn it is
-
-    async def wait_for_turn(self) -> int | None:
-        """Wait for a moment until nobody has the turn: such a write waits on the server.
-
-        Returns None if the turn is free, else how often it has been taken. The server looks ever
-        more seldom, so it is asked anew each time: whoever has waited for long is not to come last.
-        """
-        update = {"q": {"_id": _TURN}, "u": {"$inc": {"awaited": Int64(1)}}}
-        command = {
-            "update": self._names.turns,
-            "updates": [update],
-            "maxTimeMS": _WAIT_MILLISECONDS,
-            # It is written in order to wait; nobody needs to know it again.
-            "writeConcern": {"w": 1, "j": False},
-        }
-        try:
-            await self._database.command(command)
-        except ExecutionTimeout:
-            return await self._times_taken()
-        except OperationFailure:
-            return None  # Nothing was lost but the wait: who takes the turn is told what is wrong.
-        return None
-
-    async def _times_taken(self) -> int:
-        """Without the one who has it now: that is written when his transaction commits."""
-        query = {"find": self._names.turns, "filter": {"_id": _TURN}, "singleBatch": True}
-        found = (await self._database.command(query))["cursor"]["firstBatch"]
-        return int(found[0].get("taken", 0)) if found else 0
-
-    async def take_turn(self, session: AsyncClientSession) -> Turn:
-        """Have the turn for as long as the session's transaction lasts, or fail with a conflict."""
-        if not self._has_turn:
-            # Made outside of the transaction: there, others could not see it until it ends.
-            with contextlib.suppress(DuplicateKeyError):  # another process has just made it
-                await self._database[self._names.turns].update_one(
-                    {"_id": _TURN}, {"$setOnInsert": {"awaited": Int64(0)}}, upsert=True
-                )
-        reply = await self._command(
-            {
-                "findAndModify": self._names.turns,
-                "query": {"_id": _TURN},
-                "update": {"$inc": {"taken": Int64(1)}},
-            },
-            session,
-        )
-        # Somebody may remove the document: then there are no turns until the next.
-        turn = reply["value"]
-        self._has_turn = turn is not None
-        return Turn(int(turn.get("taken", 0)), int(turn["awaited"])) if turn else Turn(0, 0)
-
     # What a batch writes
 
     async def write(
@@ -381,17 +319,26 @@ class Store:
             await self._command({"insert": collection, "documents": documents}, session)
 
     async def _command(self, command: Raw, session: AsyncClientSession) -> Raw:
-        reply = await self._database.command({**command, **fields_of(session)}, session=session)
-        if errors := reply.get("writeErrors"):
-            # The server's own text would quote the document's values.
-            code = errors[0]["code"]
-            if code == _DUPLICATE_KEY:
-                fields = ", ".join(errors[0].get("keyPattern", ["_id"]))
-                if fields != "_id":
-                    raise StorageError(_IN_THE_WAY.format(fields, next(iter(command.values()))))
-                raise DuplicateKeyError("the server has a document with this key", code)
-            raise WriteError("the server refused a document", code)
-        return reply
+        return await command_in(self._database, command, session)
+
+
+async def command_in(database: LedgerDatabase, command: Raw, session: AsyncClientSession) -> Raw:
+    """The reply to a command that belongs to the session's transaction, and to no other.
+
+    Raises DuplicateKeyError, WriteError, StorageError (a unique index of the application's) and
+    what the driver raises.
+    """
+    reply = await database.command({**command, **fields_of(session)}, session=session)
+    if errors := reply.get("writeErrors"):
+        # The server's own text would quote the document's values.
+        code = errors[0]["code"]
+        if code == _DUPLICATE_KEY:
+            fields = ", ".join(errors[0].get("keyPattern", ["_id"]))
+            if fields != "_id":
+                raise StorageError(_IN_THE_WAY.format(fields, next(iter(command.values()))))
+            raise DuplicateKeyError("the server has a document with this key", code)
+        raise WriteError("the server refused a document", code)
+    return reply
 
 
 def _is_over(record: Mapping[str, Any], now: datetime) -> bool:

@@ -19,6 +19,7 @@ CONFIG: Final = "tests/unit/test_config.py"
 VARIABLES: Final = "tests/unit/test_variables.py"
 ERRORS: Final = "tests/unit/test_errors.py"
 LANES: Final = "tests/unit/test_lanes.py"
+ATTEMPT: Final = "tests/unit/test_attempts.py"
 OPERATIONS: Final = "tests/integration/test_operations.py"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
@@ -399,8 +400,8 @@ PLANTED: Final = (
     Bug(
         "a dropped session",
         "storage/unit_of_work.py",
-        "self._database.command({**command, **fields_of(session)}, session=session)",
-        "self._database.command(command)",
+        "await database.command({**command, **fields_of(session)}, session=session)",
+        "await database.command(command)",
         (OPERATIONS, SESSIONS),
     ),
     Bug(
@@ -526,8 +527,8 @@ PLANTED: Final = (
     Bug(
         "an error of the commit is taken for a failure",
         "engine/commit.py",
-        "            batch.unknown = _Sent(witness, decided.outcomes)\n",
-        "            batch.unknown = None\n",
+        "            batch.sent = _Sent(witness, decided.outcomes)\n",
+        "            batch.sent = None\n",
         (OUTCOMES,),
     ),
     Bug(
@@ -546,7 +547,7 @@ PLANTED: Final = (
     ),
     Bug(
         "a cancel leaves the transaction open",
-        "engine/commit.py",
+        "engine/transactions.py",
         "                self._reaper.end(session, left)\n",
         "                pass\n",
         (OUTCOMES, CONCURRENCY),
@@ -561,7 +562,7 @@ PLANTED: Final = (
     Bug(
         "a new try without looking keys up",
         "engine/commit.py",
-        "with_keys = batch.tries > 1 or lately",
+        "with_keys = attempt.number > 1 or lately",
         "with_keys = lately",
         (OPERATIONS,),
     ),
@@ -782,6 +783,20 @@ PLANTED: Final = (
         (HALVES,),
     ),
     Bug(
+        "work that was abandoned commits",
+        "engine/attempt.py",
+        "        if self.stage is Stage.ABANDONED:\n",
+        "        if False:\n",
+        (ATTEMPT,),
+    ),
+    Bug(
+        "a conflict over the turn is one over a user",
+        "engine/retries.py",
+        "        if attempt.stage is Stage.TAKING_TURN:\n",
+        "        if False:\n",
+        (ATTEMPT,),
+    ),
+    Bug(
         "a frozen process stops all others",
         "engine/turns.py",
         "            self._stuck.begin(now)\n",
@@ -790,9 +805,9 @@ PLANTED: Final = (
     ),
     Bug(
         "a user whom a frozen process has written stops all others",
-        "engine/commit.py",
-        "        if not batch.has_turn and not self._turns.are_stuck(batch.clock()):\n",
-        "        if not batch.has_turn:\n",
+        "engine/retries.py",
+        "        if not attempt.has_turn and not self._turns.are_stuck(now):\n",
+        "        if not attempt.has_turn:\n",
         (TURNS,),
     ),
     Bug(

@@ -20,14 +20,13 @@ from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
 from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
-from credit_mongo.engine.turns import Turns
+from credit_mongo.engine.turns import Turn, Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     InsufficientCreditsError,
     LedgerBusyError,
     StorageError,
 )
-from credit_mongo.storage.unit_of_work import Turn
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -16,8 +16,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
 
 from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
 from credit_mongo.config.user_mapping import UserMapping
@@ -27,8 +25,9 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.session_reaper import SessionReaper
-from credit_mongo.engine.turns import Turns
+from credit_mongo.engine.turns import Turns, TurnTaker
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verification.examination import Examined
 from credit_mongo.maintenance.verification.reading import Reading
 from credit_mongo.maintenance.verification.verify import (
@@ -40,7 +39,6 @@ from credit_mongo.maintenance.verification.verify import (
 )
 from credit_mongo.storage.clocks import CheckedClock
 from credit_mongo.storage.codecs import CODEC_OPTIONS
-from credit_mongo.storage.database import JOURNALED_MAJORITY
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.unit_of_work import Store
 
@@ -167,7 +165,7 @@ class _Repairing:
             store,
             replace(config.policy, max_lead=None if skew is None else 2 * skew),
             retry=config.retry,
-            turns=Turns(),
+            turn_taker=TurnTaker(Turns(), database),
             latest_write=LatestWrite(database.client),
             deadlines=deadlines,
             reaper=SessionReaper(database.client, deadlines),
@@ -226,10 +224,8 @@ class _Repairing:
                 await records.insert_many(rows, session=session)
             return len(found)
 
-        async with self._database.client.start_session() as session:
-            while await session.with_transaction(
-                replace_some, ReadConcern("snapshot"), JOURNALED_MAJORITY, ReadPreference.PRIMARY
-            ):
+        async with Steps(self._database.client, _TIMEOUT_SECONDS) as steps:
+            while await steps.take(replace_some):
                 pass
 
     def _request(self, examined: Examined) -> CorrectionRequest:
