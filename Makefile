@@ -1,13 +1,13 @@
-# Two commands for a fresh machine: `make demo` and `make test`. The rest is for developers.
-# Each makes its own virtual environment and starts the replica set that it needs.
+# `make demo` and `make test` need only Python. They make a virtual environment and start a replica
+# set. The other targets are for developers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# What is installed is what the lock files in requirements/ say, each file with its hashes.
-# `make lock` updates them, and `make test-newest` tests with the newest versions instead.
+# The lock files in requirements/ give the versions and hashes to install. `make lock` updates them.
+# `make test-newest` tests with the newest versions instead.
 LOCKED ?= yes
 install = $(if $(filter yes,$(LOCKED)),\
 	$(PIP) --require-hashes --requirement requirements/$(1).txt && \
@@ -22,44 +22,44 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 demo: $(VENV)/demo
 	@$(BIN)/python scripts/replay.py $(if $(TRACE),"$(TRACE)")
 
-# An application on FastAPI, with all that it does at http://127.0.0.1:8000/docs.
+# A FastAPI application. Its pages are at http://127.0.0.1:8000/docs.
 example: $(VENV)/dev
 	@$(BIN)/python examples/fastapi_app.py
 
-# Every module and every promise once, on real replica sets: two processes, each with its own.
+# Tests every module and every promise once, on real replica sets. Two processes, each with its own.
 test: $(VENV)/dev
 	@echo "The tests take about 5 minutes on two cores (make test-all, which CI runs: 15)."
 	CREDIT_MONGO_HISTORIES=20 $(PYTEST) --quick $(TESTS)
 
-# The whole suite: every case of what make test samples.
+# The whole suite: every case, where `make test` takes a sample.
 test-all: $(VENV)/dev
 	@echo "All tests take about 15 minutes on two cores."
 	$(PYTEST) $(TESTS)
 
-# The same with the newest versions that pyproject.toml allows, in an environment of their own.
+# `make test` with the newest versions that pyproject.toml allows, in a separate environment.
 test-newest:
 	$(MAKE) test VENV=.venv-newest LOCKED=no
 
-# Far more of each disturbance than `make test`; prints the numbers reached.
+# Far more of each disturbance than `make test`. Prints how many there were.
 faults: $(VENV)/dev
 	FAULTS_SERVER_KILLS=$(or $(KILLS),200) FAULTS_CLIENT_KILLS=$(or $(KILLS),200) \
 	FAULTS_ELECTIONS=$(or $(ELECTIONS),100) FAULTS_ROLLBACKS=$(or $(ROLLBACKS),20) \
 	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
 	$(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(TESTS)
 
-# A part of the cases, by chance: each operation, each failure, each disturbance; and a short soak.
+# A random sample of the cases, with every operation, failure and disturbance, and a short soak.
 faults-short: $(VENV)/dev
 	FAULTS_SHARE=0.1 FAULTS_CALLERS=30 FAULTS_ELECTIONS=1 FAULTS_FREEZES=1 FAULTS_SERVER_KILLS=1 \
 	FAULTS_CONFLICT_SECONDS=0.5 FAULTS_ROUNDS_WITHOUT_SERVER=10 SOAK_SECONDS=30 \
 	$(if $(SEED),FAULTS_SEED=$(SEED) SOAK_SEED=$(SEED)) \
 	$(BIN)/python -m pytest tests/faults tests/soak $(TESTS)
 
-# What a release is: both files are built, and the wheel is used in an empty environment.
+# Makes a release's two files, and uses the wheel in an empty environment.
 wheel: $(VENV)/dev
 	@echo "Building the package and using it takes about a minute."
 	@$(BIN)/python scripts/check_wheel.py --keep dist
 
-# Into site/; a link or an anchor that leads nowhere fails it.
+# Writes site/. Fails on a broken link or anchor.
 docs: $(VENV)/dev
 	$(BIN)/zensical build --clean --strict
 	$(BIN)/python -m tests.site_links site
@@ -73,7 +73,7 @@ soak: $(VENV)/dev
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) \
 	$(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
 
-# Plants bugs, one at a time, and sees whether the tests find them.
+# Plants bugs, one at a time, and checks that the tests find them.
 mutants: $(VENV)/dev
 	$(BIN)/python -m tests.mutants $(BUG)
 
@@ -81,11 +81,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# It asks the first python on PATH where packages are, and does not see those that are editable.
+# basedpyright asks the first python on PATH for packages, and does not find editable ones.
 PUBLIC_TYPES = PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/tests/typing" \
 	basedpyright --ignoreexternal --verifytypes
 
-# Inside, and what those see who install it: each public name has a type that is told in full.
+# mypy checks the code. basedpyright checks that every public name has a complete type.
 types: $(VENV)/dev
 	$(BIN)/mypy
 	$(PUBLIC_TYPES) credit_mongo
@@ -116,8 +116,8 @@ $(VENV)/dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@$(call install,dev,dev)
 	@touch $@
 
-# Versions and hashes for every supported Python, so that the same commit installs the same files
-# on every machine. The second and third file follow the first, for all share one environment.
+# Versions and hashes for every supported Python, so that a commit installs the same files on every
+# machine. The second and third file use the first one's versions, because all share an environment.
 LOCK = $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	--generate-hashes --no-annotate --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml requirements/build.in

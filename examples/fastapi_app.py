@@ -1,7 +1,7 @@
 """An application that sells posts for credits: `make example`, or `python examples/fastapi_app.py`.
 
-It uses MONGODB_URI and MONGODB_DATABASE, and starts a replica set that is there only meanwhile if
-there is no MONGODB_URI. PORT (8000) is where it listens on 127.0.0.1. Then:
+It uses MONGODB_URI and MONGODB_DATABASE. Without MONGODB_URI, it starts a temporary replica set. It
+listens on 127.0.0.1, on PORT (8000). Then try:
 
 curl -X PUT localhost:8000/users/ann
 curl -X POST localhost:8000/posts -H 'X-User: ann' -H 'Idempotency-Key: 1' --json '{"topic": "tea"}'
@@ -45,7 +45,7 @@ CONFIG = CreditConfig(
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The application's own start and end: here, its posts are in the same database."""
+    """The application's own start and end. Its posts are in the ledger's database here."""
     settings = Settings()
     async with AsyncMongoClient[dict[str, Any]](settings.uri, tz_aware=True) as client:
         app.state.posts = client[settings.database]["posts"]
@@ -62,24 +62,24 @@ add_credit_handlers(app)
 
 
 def current_user(x_user: Annotated[str, Header()]) -> str:
-    """Who asks. A real application looks at a token here, and trusts no name in a header."""
+    """The caller's id. A real application checks a token instead of trusting a header."""
     return x_user
 
 
 class Draft(BaseModel):
-    """What to write a post about."""
+    """The topic of a post."""
 
     topic: str = Field(max_length=200)
 
 
 class Text(BaseModel):
-    """What to translate."""
+    """The text to translate."""
 
     text: str = Field(max_length=100_000)
 
 
 def words(text: Text) -> dict[str, int]:
-    """The variables of the price of a translation."""
+    """The variables of a translation's price."""
     return {"words": len(text.text.split())}
 
 
@@ -90,26 +90,26 @@ Key = Annotated[str, Depends(required_idempotency_key)]
 
 @app.put("/users/{user_id}")
 async def open_account(user_id: str, ledger: Ledger) -> Mapping[str, Any]:
-    """Open an account with 100 credits; 409 if there is one."""
+    """Open an account with 100 credits. Answers 409 if the user has one."""
     user = await ledger.create_user(user_id, credits=100, membership_tier="free")
     return {"user": user.user_id, "credits": user.credits}
 
 
 @app.get("/balance")
 async def balance(user: User, ledger: Ledger) -> Mapping[str, int]:
-    """The credits that are left."""
+    """The user's credits."""
     return {"credits": await ledger.get_balance(user)}
 
 
 @app.get("/history")
 async def history(user: User, ledger: Ledger, cursor: str | None = None) -> HistoryPage:
-    """What happened to the credits, newest first; ``next_cursor`` gives the next page."""
+    """The user's transactions, newest first. ``next_cursor`` gives the next page."""
     return await ledger.get_history(user, limit=20, cursor=cursor)
 
 
 @app.post("/upgrade")
 async def upgrade(user: User, ledger: Ledger, key: Key) -> Mapping[str, Any]:
-    """Become a premium member. The ledger itself answers a repetition as the first time."""
+    """Become a premium member. The ledger gives a repeat the same answer."""
     change = await ledger.upgrade_tier(user, "premium", idempotency_key=f"upgrade:{user}:{key}")
     return {"tier": change.new_tier, "credits": change.new_credits}
 
@@ -121,7 +121,7 @@ async def generate_post(
     draft: Draft,
     paid: Annotated[Paid, Charge("generate-post", user=current_user, answers_again=True)],
 ) -> Mapping[str, Any]:
-    """Write a post for credits. A repetition gives the same post; what fails costs nothing."""
+    """Write a post for credits. A repeat returns the same post. A failure costs nothing."""
     posts = request.app.state.posts
     if paid.replayed:
         response.status_code = 200
@@ -138,12 +138,12 @@ async def translate(
     text: Text,
     paid: Annotated[Paid, Charge("translate", user=current_user, variables=words)],
 ) -> Mapping[str, Any]:
-    """Translate for what the words cost. A repetition is refused: nothing is kept here."""
+    """Translate a text, priced by its words. A repeat is refused, because no answer is stored."""
     return {"text": text.text.upper(), "cost": paid.cost}
 
 
 async def write(topic: str) -> str:
-    """Where a model would write. It can't about trouble."""
+    """Stands for a model that writes a post. It fails on the topic "trouble"."""
     await asyncio.sleep(0.05)
     if topic == "trouble":
         raise HTTPException(502, "the model has failed")
@@ -157,7 +157,7 @@ async def main() -> None:
     if "MONGODB_URI" in os.environ:
         await server.serve()
         return
-    print("Starting a replica set for the time being …", file=sys.stderr, flush=True)
+    print("Starting a temporary replica set …", file=sys.stderr, flush=True)
     async with LocalReplicaSet() as replica_set:
         os.environ["MONGODB_URI"] = replica_set.uri
         print(f"http://127.0.0.1:{port}/docs", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
     python scripts/archive.py --older-than 6mo --uri 'mongodb://…/?replicaSet=rs0' --database app
 
-The same as ``credit-mongo archive``, with its options and exit codes.
+This is ``credit-mongo archive``, with the same options and exit codes.
 """
 
 from __future__ import annotations

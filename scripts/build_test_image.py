@@ -1,13 +1,13 @@
-"""Build a Docker image from this machine's mongod, for machines that reach no registry.
+"""Build a Docker image from this machine's mongod, for machines that can't reach a registry.
 
     python scripts/build_test_image.py [--tag credit-mongo-test]
 
-The image has the ``mongod`` that `credit_mongo.local` finds and the libraries that ``ldd`` names,
-and nothing else. Linux, with a Docker engine and its ``docker`` command. Then:
+The image contains the ``mongod`` that `credit_mongo.local` finds and the libraries that ``ldd``
+names, and nothing else. This needs Linux, a Docker engine and the ``docker`` command. Then run:
 
     CREDIT_MONGO_TEST_IMAGE=credit-mongo-test TESTCONTAINERS_RYUK_DISABLED=true pytest
 
-Exits 2 with one line if the image can't be built.
+Exit code 2, with one line on stderr: the image can't be built.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pathlib import Path
 from credit_mongo.errors import StorageError
 from credit_mongo.local import find_mongod
 
-# What is in Docker's names; of their order its engine is the judge.
+# The characters of Docker's image names. The engine checks the rest.
 _TAG = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]{0,254}", re.ASCII)
 
 
 def _libraries(program: Path) -> list[Path]:
-    """The files that ``ldd`` names, the loader among them."""
-    shown = subprocess.run(  # noqa: S603 - on the mongod that runs here anyway
+    """The files that ``ldd`` names, including the loader."""
+    shown = subprocess.run(  # noqa: S603 - we run this mongod anyway
         ["ldd", str(program)],  # noqa: S607
         check=True,
         capture_output=True,
     ).stdout.decode(errors="surrogateescape")
     if missing := re.findall(r"(\S+) => not found", shown):
-        raise StorageError(f"{program} needs {', '.join(missing)}, which this machine has not")
+        raise StorageError(f"{program} needs {', '.join(missing)}: install them on this machine")
     return [Path(name) for name in re.findall(r"(/\S+) \(0x", shown)]
 
 
@@ -55,13 +55,13 @@ def _root_file_system(program: Path) -> bytes:
 
 
 def build(tag: str) -> Path:
-    """Give the Docker engine the image; return the mongod that is in it.
+    """Build the image in the Docker engine and return the path of its mongod on this machine.
 
-    Raises StorageError if there is no mongod, or no Docker engine takes the image.
+    Raises StorageError if there is no mongod, or if Docker can't import the image.
     """
     program = find_mongod()
     if shutil.which("docker") is None:
-        raise StorageError("there is no docker command on PATH: install Docker, or docker.io")
+        raise StorageError("there is no docker command on PATH: install Docker")
     command = ["docker", "import", "--change", "ENV PATH=/usr/bin", "-", tag]
     try:
         subprocess.run(  # noqa: S603 - no shell
@@ -77,14 +77,14 @@ def build(tag: str) -> Path:
 
 def _tag(text: str) -> str:
     if not _TAG.fullmatch(text):
-        raise argparse.ArgumentTypeError("must be a name for an image, say credit-mongo-test:1")
+        raise argparse.ArgumentTypeError("must be an image name, for example credit-mongo-test:1")
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build it, say so, and return the exit code."""
+    """Build the image, print its name, and return the exit code."""
     parser = argparse.ArgumentParser(description="Build a Docker image from the local mongod.")
-    parser.add_argument("--tag", type=_tag, default="credit-mongo-test", help="its name")
+    parser.add_argument("--tag", type=_tag, default="credit-mongo-test", help="the image's name")
     tag = parser.parse_args(arguments).tag
     try:
         program = build(tag)

@@ -1,8 +1,8 @@
-"""Remove expired idempotency records, where the TTL index is turned off.
+"""Remove expired idempotency records if the TTL index is turned off.
 
     python scripts/cleanup.py --uri 'mongodb://…/?replicaSet=rs0' --database app
 
-The same as ``credit-mongo cleanup``, with its options and exit codes.
+This is ``credit-mongo cleanup``, with the same options and exit codes.
 """
 
 from __future__ import annotations

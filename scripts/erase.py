@@ -1,8 +1,8 @@
-"""Erase a user with all that is kept of it, for good.
+"""Erase a user and all its rows for good.
 
     python scripts/erase.py --user ada --requested-by 'Eve of Support' --database app
 
-The same as ``credit-mongo erase``, with its options and exit codes.
+This is ``credit-mongo erase``, with the same options and exit codes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python scripts/export.py --from 2026-01-01 --to 2026-02-01 --output january.csv --database app
 
-The same as ``credit-mongo export``, with its options and exit codes.
+This is ``credit-mongo export``, with the same options and exit codes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Create the collections, the indexes and the validator of the ledger; run it as often as you like.
+"""Create the ledger's collections, indexes and validator. Run it as often as you like.
 
     python scripts/init_indexes.py --uri 'mongodb://…/?replicaSet=rs0' --database app
 
-The same as ``credit-mongo init``, with its options and exit codes.
+This is ``credit-mongo init``, with the same options and exit codes.
 """
 
 from __future__ import annotations

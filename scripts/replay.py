@@ -1,9 +1,9 @@
-"""Replay an LLM service's usage records as charges, and compare the books afterwards.
+"""Replay an LLM service's usage records as charges, and check the books afterwards.
 
-python scripts/replay.py              made-up records, on a replica set that is there only meanwhile
+python scripts/replay.py              made-up records, on a temporary replica set
 python scripts/replay.py trace.csv    the records of a file: TIMESTAMP,ContextTokens,GeneratedTokens
 
-Exit code 0: the books agree; 1: they do not; 2: unusable input or server (see stderr); 130: Ctrl-C.
+Exit code 0: the books agree; 1: they don't; 2: unusable input or server (see stderr); 130: Ctrl-C.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ PRICES: Final = {
     "enterprise": "{ContextTokens} * 0.0005 + {GeneratedTokens} * 0.002",
 }
 TIERS: Final = ("free", "premium", "enterprise")
-# What users start with: in the free tier it lasts some of them to the end, and others not.
+# Users start with these. In the free tier, some users run out and others don't.
 OPENING_CREDITS: Final = dict(zip(TIERS, (180, 2_000, 10_000), strict=True))
-# A record of one or two tokens is free for some, as cents are the smallest unit here. In a product,
-# give more decimal places, or round up in the formula.
+# Here a cent is the smallest unit, so a record of one or two tokens is free in some tiers. In a
+# product, use more decimal places, or round up in the formula.
 warnings.simplefilter("ignore", PriceRoundsToZeroWarning)
 CONFIG: Final = CreditConfig(
     costs={ACTION: PRICES},
@@ -67,12 +67,12 @@ Record: TypeAlias = dict[str, int]  # the variables of the price formulas
 
 
 class UnusableError(Exception):
-    """The input or the server is of no use; the message says why."""
+    """The input or the server can't be used. The message says why."""
 
 
 @dataclass
 class Tally:
-    """What the callers were told, by the number of the user, and then what the database says."""
+    """The callers' results by the number of the user, and then the database's balances."""
 
     charges: Counter[int] = field(default_factory=Counter)
     refusals: Counter[int] = field(default_factory=Counter)
@@ -82,9 +82,9 @@ class Tally:
 
 
 def read_records(path: str) -> list[Record]:
-    """All records of a CSV file; UnusableError names the line that is none."""
+    """Read all records of a CSV file. Raises UnusableError, which names a line that isn't one."""
     try:
-        # Bytes that are no text become characters that are no digit, and so get a line as well.
+        # Bytes that aren't text become characters that aren't digits, so an error names the line.
         with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.DictReader(file, strict=True, skipinitialspace=True)
             try:
@@ -96,13 +96,13 @@ def read_records(path: str) -> list[Record]:
 
 
 def parse_records(rows: csv.DictReader[str]) -> list[Record]:
-    """The records of all rows; ValueError if the row that was read last is none."""
+    """Return the records of all rows. Raises ValueError if the last row read isn't one."""
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
         raise ValueError(f"there is no column {missing[0]}")
     records = []
     for row in rows:
         numbers = {name: row[name] or "" for name in COLUMNS[1:]}
-        # int() would also take "1_000" and the digits of other scripts.
+        # int() would also accept "1_000" and the digits of other scripts.
         for name, text in numbers.items():
             if not re.fullmatch("[0-9]{1,9}", text):
                 raise ValueError(f"{name} must be a whole number < 10**9, not {text!r:.40}")
@@ -110,12 +110,12 @@ def parse_records(rows: csv.DictReader[str]) -> list[Record]:
             raise ValueError("there are more fields than columns")
         records.append({name: int(text) for name, text in numbers.items()})
     if not records:
-        raise ValueError("no records follow")
+        raise ValueError("there are no records below it")
     return records
 
 
 def make_records(count: int, seed: int) -> list[Record]:
-    """Made-up records, the same for the same seed: mostly small, now and then very large."""
+    """Make up records, mostly small and sometimes very large. A seed always gives the same ones."""
     generator = random.Random(seed)
     return [
         {
@@ -127,15 +127,16 @@ def make_records(count: int, seed: int) -> list[Record]:
 
 
 def user_id(user: int) -> str:
-    """The id of a user, from its number."""
+    """The id of a user by its number."""
     return f"user-{user:03}"
 
 
 async def share_out(
     count: int, options: Namespace, work: Callable[[int, int], Awaitable[None]]
 ) -> None:
-    """``work(n, user)`` for every n below ``count``, by several callers at once."""
-    # The next one of each user who has none under way: so who runs out, and when, is certain.
+    """Call ``work(n, user)`` for every n below ``count``, in several concurrent callers."""
+    # The next n of each user without a running call. Each user's calls run in order, so the same
+    # users always run out at the same record.
     ready = deque(range(min(count, options.users)))
 
     async def call() -> None:
@@ -155,7 +156,7 @@ async def share_out(
 
 
 async def create_users(ledger: CreditLedger, options: Namespace) -> None:
-    """Open all accounts, of the tiers in turn."""
+    """Open all accounts, with the tiers in turn."""
 
     async def create(_: int, user: int) -> None:
         name, tier = user_id(user), TIERS[user % len(TIERS)]
@@ -167,7 +168,7 @@ async def create_users(ledger: CreditLedger, options: Namespace) -> None:
 async def charge_all(
     ledger: CreditLedger, records: list[Record], options: Namespace, advance: Callable[[], None]
 ) -> Tally:
-    """Charge every record to its user."""
+    """Charge each user for its records."""
     tally = Tally()
 
     async def charge(number: int, user: int) -> None:
@@ -187,7 +188,7 @@ async def charge_all(
 
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """Show how far it is: a bar in a terminal, elsewhere a line every second."""
+    """Show the progress: a bar on a terminal, elsewhere a line every second."""
     live = console.is_terminal and not console.quiet
     columns = ("Replay  ", BarColumn(20), "{task.description}")
     bar = Progress(*columns, console=console, disable=not live)
@@ -218,7 +219,7 @@ async def check_books(database: AsyncDatabase[Any], tally: Tally, users: int) ->
     booked = {row.pop("_id"): row async for row in cursor}
     accounts = {row["_id"]: row async for row in database[CONFIG.collections.users].find()}
     for user in range(users):
-        name, count = user_id(user), 1 + tally.charges[user]  # opened, and charged as was told
+        name, count = user_id(user), 1 + tally.charges[user]  # the opening and the charges
         balance = tally.balances[name] = accounts[name]["credits"]
         wanted = {"first": 1, "sum": balance, "count": count, "last": count}
         if booked.get(name) != wanted or accounts[name]["seq"] != count:
@@ -226,9 +227,9 @@ async def check_books(database: AsyncDatabase[Any], tally: Tally, users: int) ->
 
 
 async def init_indexes(uri: str, database: str) -> str:
-    """Run the script of that name; what there is now, in a few words."""
+    """Run ``init_indexes.py`` and return its outcome in a few words."""
     command = [sys.executable, str(Path(__file__).with_name("init_indexes.py")), "--json"]
-    # An URI can have a password, and arguments are for every user of the machine to see.
+    # Not as arguments: a URI can have a password, and every user of the machine can see arguments.
     env = {**os.environ, "MONGODB_URI": uri, "MONGODB_DATABASE": database}
     process = await asyncio.create_subprocess_exec(*command, env=env, stdout=PIPE, stderr=PIPE)
     try:
@@ -239,16 +240,16 @@ async def init_indexes(uri: str, database: str) -> str:
             await process.wait()
     if process.returncode:
         reason = errors.decode().removeprefix("error: ")
-        raise UnusableError(reason or f"{database} has other indexes: run init_indexes.py")
+        raise UnusableError(reason or f"{database} has conflicting indexes: run init_indexes.py")
     report = json.loads(output)
     kinds = Counter(change["kind"] for state in ("created", "kept") for change in report[state])
     return f"{kinds['collection']} collections, {kinds['index']} indexes ready"
 
 
 async def run(options: Namespace, records: list[Record], console: Console) -> dict[str, Any]:
-    """Everything, from the server's start to its end; the facts to be shown."""
+    """Do everything, from the server's start to its end, and return the facts to show."""
     if sys.platform != "win32" and (task := asyncio.current_task()):
-        # Before Python 3.11, Ctrl-C would be raised wherever the loop is just then.
+        # Before Python 3.11, Ctrl-C could interrupt the event loop at any point.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     name = options.database or f"credit_mongo_replay_{os.urandom(4).hex()}"
     async with AsyncExitStack() as stack:
@@ -256,7 +257,7 @@ async def run(options: Namespace, records: list[Record], console: Console) -> di
         uri = options.uri or (await stack.enter_async_context(LocalReplicaSet())).uri
 
         async def tidy(kind: type[BaseException] | None, *_: object) -> None:
-            # An unusable server has nothing to be dropped, and would keep us waiting.
+            # An unusable server has nothing to drop, and would keep us waiting.
             if options.uri and not options.database and kind is not UnusableError:
                 async with AsyncMongoClient[Any](uri, serverSelectionTimeoutMS=5000) as client:
                     await client.drop_database(name)
@@ -265,7 +266,7 @@ async def run(options: Namespace, records: list[Record], console: Console) -> di
         console.print(f"Indexes  {await init_indexes(uri, name)}")
         database = (await stack.enter_async_context(AsyncMongoClient[dict[str, Any]](uri)))[name]
         if await database[CONFIG.collections.users].find_one():
-            raise UnusableError(f"the database {name} has users already: name a new one")
+            raise UnusableError(f"the database {name} already has users: give a new name")
         async with CreditLedger.connect(uri, database=name, config=CONFIG) as ledger:
             await create_users(ledger, options)
             console.print(f"Users    {options.users:,}, in turn {', '.join(TIERS)}")
@@ -277,7 +278,7 @@ async def run(options: Namespace, records: list[Record], console: Console) -> di
 
 
 def facts_of(tally: Tally) -> dict[str, Any]:
-    """The facts of all users and of each tier; amounts are in smallest units."""
+    """The facts of all users and of each tier. Amounts are in smallest units."""
     tiers = {}
     for level, tier in enumerate(TIERS):
         own = range(level, len(tally.balances), len(TIERS))
@@ -300,7 +301,7 @@ def facts_of(tally: Tally) -> dict[str, Any]:
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """The facts as a table."""
+    """Show the facts as a table."""
     titles = ("Users", "Charges", "Refusals", "Credits before", "Credits after")
     table = Table("Tier", *(Column(title, justify="right") for title in titles))
     for tier, row in {**facts["tiers"], "all": facts}.items():
@@ -314,18 +315,22 @@ def show(facts: dict[str, Any], console: Console) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
-    """The command line's options."""
+    """Read the command line's options."""
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("trace", nargs="?", help=f"a CSV file with {', '.join(COLUMNS)} (default: made-up records)")
-    add("--uri", default=os.environ.get("MONGODB_URI"), help="default: MONGODB_URI, or a new one")
-    add("--database", help="without users, and stays (default: a new one, dropped afterwards)")
+    add(
+        "--uri",
+        default=os.environ.get("MONGODB_URI"),
+        help="default: MONGODB_URI, or a temporary server",
+    )
+    add("--database", help="one without users; it is kept (default: a new one, dropped afterwards)")
     add("--users", type=int, default=100, help="default: 100")
-    add("--callers", type=int, default=64, help="charges at a time (default: 64)")
-    add("--records", type=int, default=5_000, help="made-up ones (default: 5000)")
-    add("--seed", type=int, default=1, help="of the made-up records (default: 1)")
+    add("--callers", type=int, default=64, help="concurrent charges (default: 64)")
+    add("--records", type=int, default=5_000, help="how many records to make up (default: 5000)")
+    add("--seed", type=int, default=1, help="seed of the made-up records (default: 1)")
     add("--json", action="store_true", help="print the facts as JSON, amounts in smallest units")
-    add("--balances", action="store_true", help="with --json: each user's balance too")
+    add("--balances", action="store_true", help="with --json: also each user's balance")
     options = parser.parse_args(arguments)
     if min(options.users, options.callers, options.records) < 1:
         parser.error("--users, --callers and --records must be 1 or more")
@@ -333,7 +338,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the command line's arguments; return the exit code."""
+    """Run the command line's arguments and return the exit code."""
     options = parse_arguments(arguments)
     console = Console(quiet=options.json, highlight=False, markup=False, soft_wrap=True)
     trace = options.trace
@@ -344,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: nothing is left running", file=sys.stderr)
         return 130
     except (UnusableError, CreditError, PyMongoError) as error:
-        # On one line, and without the password of an URI that stands in the wrong place.
+        # On one line, and without the password of a URI given in the wrong place.
         print("error:", re.sub(r":/+\S*@", "://…@", " ".join(str(error).split())), file=sys.stderr)
         return 2
     if not options.balances:

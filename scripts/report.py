@@ -2,7 +2,7 @@
 
     python scripts/report.py usage.html --png usage.png --from 2026-01-01 --to 2026-02-01
 
-The same as ``credit-mongo report``, with its options and exit codes.
+This is ``credit-mongo report``, with the same options and exit codes.
 """
 
 from __future__ import annotations

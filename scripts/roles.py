@@ -1,9 +1,9 @@
-"""Print the least-privilege roles of a database as commands for mongosh, or create them.
+"""Print a database's least-privilege roles as commands for mongosh, or create them.
 
     python scripts/roles.py --database app
     python scripts/roles.py --uri 'mongodb://…/?replicaSet=rs0' --database app --create
 
-The same as ``credit-mongo roles``, with its options and exit codes.
+This is ``credit-mongo roles``, with the same options and exit codes.
 """
 
 from __future__ import annotations

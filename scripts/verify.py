@@ -1,8 +1,8 @@
-"""Look for everything that is wrong with the books, and settle it by corrections.
+"""Find everything that is wrong with the books, and repair it with corrections.
 
     python scripts/verify.py --uri 'mongodb://…/?replicaSet=rs0' --database app
 
-The same as ``credit-mongo verify``, with its options and exit codes.
+This is ``credit-mongo verify``, with the same options and exit codes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The command line, ``credit-mongo COMMAND …``. It needs the extra ``cli``; the library does not.
+"""The command line, ``credit-mongo COMMAND …``. It needs the extra ``cli``.
 
-Exit codes, of every command:
+Every command has these exit codes:
 
     0    done, and all is well
     1    something is wrong with the data, or something of the application's is in the way
-    2    it could not be done; one line on stderr says what to do
+    2    the command could not be carried out; one line on stderr says why and what to do
     130  Ctrl-C
 
-A command is a module in ``credit_mongo/cli/commands``. It is found by being there:
+Each module in ``credit_mongo/cli/commands`` is a command, and needs no registration:
 
     @app.command("count")                                       # from credit_mongo.cli.application
     def count(
@@ -28,10 +28,10 @@ A command is a module in ``credit_mongo/cli/commands``. It is found by being the
         show_facts({"users": users}) if as_json else show(f"{where.database}: {users} users")
         return DONE                                             # from credit_mongo.cli.failures
 
-It returns the exit code, and lets errors rise: ``failures.explain`` makes one line of any.
-``where.run_on_ledger`` connects, sees to it that the server is a replica set and that the database
-has a ledger with these settings (``where.run`` does not ask for that), and closes. A script is a
-thin door: ``sys.exit(main(["count", *sys.argv[1:]]))``.
+A command returns its exit code and doesn't catch errors: ``failures.explain`` turns each into one
+line. ``where.run_on_ledger`` connects, checks that the server is a replica set and that the
+database has a ledger with these settings, runs the work and closes. ``where.run`` does the same
+without checking for a ledger. A script only calls ``sys.exit(main(["count", *sys.argv[1:]]))``.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with the command line's arguments (without the program's name); the exit code."""
+    """Run a command. ``arguments`` come without the program's name. Returns the exit code."""
     try:
-        import rich  # noqa: F401, PLC0415 - whether they are there
+        import rich  # noqa: F401, PLC0415 - checks that the extra is installed
         import typer  # noqa: F401, PLC0415
 
         from credit_mongo.cli.application import run  # noqa: PLC0415 - it needs both
@@ -58,5 +58,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(needed, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: run it again to complete it", file=sys.stderr)
+        print("interrupted: run the command again to complete it", file=sys.stderr)
         return 130

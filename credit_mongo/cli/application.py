@@ -1,4 +1,4 @@
-"""The application: all commands, and the one place where each of them begins and ends."""
+"""The application. It finds the commands, runs one, and turns its errors into exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from credit_mongo.printing import printable
 
 __all__ = ["app", "run"]
 
-# In this order in the overview; a command that names none is for maintenance.
+# The panels of the overview, in order. A command without one belongs to the last.
 _PANELS: Final = ("Accounts", "Records", "Maintenance")
 
 app: Final[typer.Typer] = typer.Typer(
@@ -51,9 +51,9 @@ def credit_mongo(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # What the terminal's character set lacks is no reason to end with a traceback.
+        # Don't end with a traceback if the terminal's character set lacks a character.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for module in pkgutil.iter_modules(commands.__path__):
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {printable(explain(error, _names_of(arguments)))}", file=sys.stderr)
         return NOT_DONE
     except SystemExit as ended:
-        # Typer's way with a broken pipe, as if something were wrong with the data.
+        # Typer exits with code 1 on a broken pipe, which would mean that the data is wrong.
         if isinstance(ended.__context__, BrokenPipeError):
             return _end_unread()
         raise
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _names_of(arguments: Sequence[str]) -> dict[str, str]:
-    """The parameters of the command that is called, by their names in Python: {"user": "USER"}."""
+    """How the called command's parameters are typed, by their Python names: {"user": "USER"}."""
     group = get_command(app)
     commands: dict[str, Any] = getattr(group, "commands", {})
     called = next((commands[each] for each in arguments if each in commands), None)
@@ -92,7 +92,7 @@ def _names_of(arguments: Sequence[str]) -> dict[str, str]:
 
 def _arrange() -> None:
     for command in app.registered_commands:
-        # As paragraphs, which Typer fits to the terminal's width; it would keep the lines' ends.
+        # Join each paragraph's lines, so that Typer fits them to the terminal's width.
         command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
         if command.rich_help_panel not in _PANELS:
             command.rich_help_panel = _PANELS[-1]
@@ -100,6 +100,6 @@ def _arrange() -> None:
 
 
 def _end_unread() -> int:
-    """Whoever read the output has gone. Python would fail again when it flushes at the end."""
+    """End after the output's reader has gone. Without this, Python's last flush would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return NOT_DONE

@@ -1,7 +1,7 @@
-"""The configuration behind a command: what --config names, or what the database says of itself.
+"""A command's configuration, from --config or from the settings stored in the database.
 
-Most commands need no prices. What they need besides, where the users are and how many decimal
-places a credit has, the ledger's database knows: see `credit_mongo.storage.settings`.
+Most commands need no prices. They only need to know where the users are and how many decimal places
+a credit has. The ledger's database stores that: see `credit_mongo.storage.settings`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ConfigFile = Annotated[
         metavar="FILE|MODULE:NAME",
         show_default=False,
         help="The ledger's CreditConfig: a JSON file, or package.module:name of a Python object. "
-        "Needed for prices; else the database's own settings do.",
+        "Only prices and tiers need it. Default: the settings stored in the database.",
     ),
 ]
 
@@ -43,11 +43,12 @@ _UNAUTHORIZED: Final = 13
 
 
 def settings_of(where: Connecting, config: str | None, *, reads_users: bool = True) -> CreditConfig:
-    """The configuration that --config names; without it, one without prices from the database.
+    """The configuration that --config names. Default: the database's settings, without prices.
 
-    ``reads_users``: whether the command would go wrong if the users were elsewhere. Raises
-    ConfigurationError, also if the database cannot say which ledger is meant or where its users
-    are, OSError, and what ``Connecting.run`` raises.
+    ``reads_users``: whether the command would go wrong if the users were elsewhere.
+
+    Raises ConfigurationError, OSError, and what ``Connecting.run`` raises. Without --config, it
+    raises ConfigurationError if the database has several ledgers or can't tell where the users are.
     """
     if config is not None:
         return load_config(config)
@@ -65,7 +66,7 @@ async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
         raise ConfigurationError(
             "config",
             f"{database.name} has {len(kept)} ledgers, with transactions in {names}: "
-            "say by --config which is meant",
+            "choose one with --config",
         )
     [settings] = kept
     return CreditConfig(
@@ -77,9 +78,9 @@ async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
 
 
 async def _check_that_defaults_fit(database: Database) -> None:
-    """Raise ConfigurationError if transactions are there, but no accounts by the default names.
+    """Raise ConfigurationError if there are transactions but no accounts at the default names.
 
-    With the users elsewhere, good books would look as if all accounts were lost.
+    Then the users are elsewhere, and sound books would look as if all accounts were lost.
     """
     names = CollectionNames()
     try:
@@ -91,17 +92,17 @@ async def _check_that_defaults_fit(database: Database) -> None:
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:
             raise
-        return  # the command itself says what its role lacks
+        return  # the command itself says which privilege the role lacks
     raise ConfigurationError(
         "config",
-        f"{database.name} has transactions, but no accounts in {names.users!r}, and does not say "
-        "where they are: give --config with its collections and users. credit-mongo init --config "
-        "writes them down for all other commands",
+        f"{database.name} has transactions but no accounts in {names.users!r}, and no stored "
+        "settings say where they are: give --config with its collections and users. "
+        "credit-mongo init --config stores them for all other commands",
     )
 
 
 def load_config(config: str) -> CreditConfig:
-    """What --config names: a JSON file, or a Python object as package.module:name.
+    """Load the configuration that --config names: a JSON file, or package.module:name.
 
     Raises ConfigurationError and OSError.
     """
@@ -114,10 +115,10 @@ def load_config(config: str) -> CreditConfig:
 def _read(path: Path) -> CreditConfig:
     try:
         with path.open("rb") as file:
-            # No more: a device may never end.
+            # With a limit, because a device may never end.
             text = file.read(MAX_JSON_LENGTH + 1)
     except ValueError:
-        raise ConfigurationError("config", "is no name of a file") from None
+        raise ConfigurationError("config", "is not a file name") from None
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", PriceRoundsToZeroWarning)
         try:
@@ -131,7 +132,7 @@ def _read(path: Path) -> CreditConfig:
 
 
 def _import(module: str, name: str) -> CreditConfig:
-    # As ``python -m`` does: an application's modules are found from where it is run.
+    # As with ``python -m``, modules in the current directory are found.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -139,7 +140,7 @@ def _import(module: str, name: str) -> CreditConfig:
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as error:
-        # Its text may hold anything that the application knows.
+        # The error's own text may contain the application's secrets, so name only its type.
         what = f" {error.name!r}" if isinstance(error, ImportError | AttributeError) else ""
         raise ConfigurationError(
             "config", f"{module}:{name} can't be imported: {type(error).__name__}{what}"

@@ -1,4 +1,4 @@
-"""Where the database is: the options of every command that needs one, and the way to it."""
+"""Connect to the database, with the options that every command has for that."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _LONGEST_TIMEOUT_SECONDS: Final = 3600
 
 
 def seconds_up_to(longest: int) -> Callable[[str | float], float]:
-    """What reads a time span above zero, in seconds, from the command line."""
+    """A parser for the command line: a time span in seconds, above 0 and up to ``longest``."""
 
     def read(text: str | float) -> float:
         with contextlib.suppress(ValueError):
             if 0 < float(text) <= longest:
                 return float(text)
-        raise typer.BadParameter(f"must be above 0, up to {longest} seconds")
+        raise typer.BadParameter(f"must be above 0 and at most {longest} seconds")
 
     return read
 
@@ -54,7 +54,7 @@ Timeout = Annotated[
     typer.Option(
         parser=seconds_up_to(_LONGEST_TIMEOUT_SECONDS),
         metavar="SECONDS",
-        help="How long to wait for the server to answer at all.",
+        help="How long to wait for the server's first answer.",
     ),
 ]
 
@@ -69,7 +69,7 @@ class Connecting:
 
     @classmethod
     def to(cls, uri: str | None, database: str | None, timeout_seconds: float) -> Connecting:
-        """What the command line says, or else the environment."""
+        """Take what the command line gives, and the rest from the environment."""
         settings = Settings()
         return cls(
             settings.uri if uri is None else uri,
@@ -78,16 +78,17 @@ class Connecting:
         )
 
     def run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
-        """Connect, see to it that the server is a replica set, do the work, close.
+        """Connect, check that the server is a replica set, do the work, and close.
 
         Raises ConfigurationError, ReplicaSetRequiredError, asyncio.TimeoutError and PyMongoError.
         """
         return asyncio.run(self._run(work))
 
     def run_on_ledger(self, config: CreditConfig, work: Callable[[Database], Awaitable[_T]]) -> _T:
-        """The same, on a database that has a ledger: a name with a typo is none, and stays none.
+        """As `run`, but only on a database that has a ledger with these settings.
 
-        Raises ConfigurationError, too, if the ledger was set up with other settings.
+        So a mistyped name is refused and creates nothing. Raises ConfigurationError if there is no
+        ledger, or if it was set up with other settings.
         """
 
         async def checked(database: Database) -> _T:
@@ -107,7 +108,7 @@ class Connecting:
     async def _run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
         database = connect(self.uri, self.database, self.timeout_seconds)
         try:
-            # A moment more, for the driver to say which servers did not answer it in time.
+            # A second more, so that the driver can say which servers did not answer in time.
             await asyncio.wait_for(
                 check_replica_set(LedgerDatabase.of(database)), self.timeout_seconds + 1
             )
@@ -117,15 +118,15 @@ class Connecting:
 
 
 async def _check_ledger(database: Database, collections: CollectionNames) -> None:
-    """Raises ConfigurationError if neither users nor transactions are there, not even empty."""
+    """Raise ConfigurationError if neither users nor transactions exist, not even empty."""
     wanted = {"name": {"$in": [collections.users, collections.transactions]}}
-    # Those that the role may see: it need not see all.
+    # Lists only collections that the role may read.
     if await database.list_collection_names(filter=wanted, authorizedCollections=True):
         return
-    # Who may see nothing is told so.
+    # If the role may read neither, this raises Unauthorized.
     await database[collections.transactions].find_one({}, {"_id": 1})
     raise ConfigurationError(
         "database",
-        f"{database.name} has no ledger: is that its name (--database, MONGODB_DATABASE)? "
-        "A new one is made by credit-mongo init",
+        f"{database.name} has no ledger: check the name (--database, MONGODB_DATABASE), "
+        "or run credit-mongo init to create one",
     )

@@ -1,4 +1,4 @@
-"""How commands end: the exit codes, and one line that says what went wrong and what to do."""
+"""Exit codes, and one line for each error that says what went wrong and what to do."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ EXPECTED: Final[tuple[type[Exception], ...]] = (
     OSError,
     asyncio.TimeoutError,
 )
-"""What is explained in one line. Anything else is a bug, and shows where."""
+"""Errors that `explain` turns into one line. Any other is a bug and shows its traceback."""
 
 _UNAUTHORIZED: Final = 13
 _AUTHENTICATION_FAILED: Final = 18
 
 
-# Fields of the library's errors, and parameters of commands, where their names differ.
+# A command's parameter for a field of the library's errors, where the names differ.
 _PARAMETERS: Final = {
     "from": "start",
     "to": "end",
@@ -61,10 +61,10 @@ _PARAMETERS: Final = {
 
 
 def explain(error: BaseException, names: Mapping[str, str]) -> str:
-    """What went wrong and what to do, in one line and without what an URI keeps secret.
+    """Say in one line what went wrong and what to do, without any secret of a URI.
 
-    ``names`` are the parameters of the command as they are typed: errors name those, and not the
-    arguments of the library.
+    ``names`` maps the command's parameters to their typed form. The line names these, not the
+    library's arguments.
     """
     if isinstance(error, TyperException):
         return _explain_usage(error)
@@ -73,26 +73,26 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
         return _in_one_line(f"{typed}: {error.reason}")
     cause = error.__cause__
     if isinstance(error, CreditError) and isinstance(cause, OperationFailure):
-        # Its code tells what the server misses.
+        # The server's code says more: a missing privilege, for example.
         error = cause
     if isinstance(error, OperationFailure) and not isinstance(error, CreditError):
         return _explain_refusal(error)
     if isinstance(error, ServerSelectionTimeoutError | NetworkTimeout | asyncio.TimeoutError):
         return _in_one_line(no_usable_server(str(error)))
     if isinstance(error, OSError) and error.filename and error.strerror:
-        # Without its number.
+        # Leave out the error number.
         return _in_one_line(f"{error.filename}: {error.strerror}")
     return _in_one_line(str(error) or type(error).__name__)
 
 
 def _explain_refusal(error: OperationFailure) -> str:
-    # The server's text can quote the command; its code cannot.
+    # Show only the code, because the server's text can quote the command.
     name = (error.details or {}).get("codeName", "error")
-    reason = f"the server refuses it: {name} (code {error.code})"
+    reason = f"the server refused the command: {name} (code {error.code})"
     if error.code == _AUTHENTICATION_FAILED:
-        return f"{reason}; check user name, password and authSource of the URI"
+        return f"{reason}; check the URI's user name, password and authSource"
     if error.code == _UNAUTHORIZED:
-        return f"{reason}; the user needs a role for it: credit-mongo roles shows them"
+        return f"{reason}; give the user a role that allows it: credit-mongo roles shows them"
     return reason
 
 
@@ -100,13 +100,13 @@ def _explain_usage(error: TyperException) -> str:
     option = getattr(error, "option_name", "")
     if re.match(r"-[\d.]", option):
         return _in_one_line(
-            f"{option}… looks like a negative number, and amounts are whole numbers above 0. "
-            "To take credits, use charge. Before an id that begins with a dash, write --"
+            f"{option}… looks like a negative number, but amounts are whole numbers above 0. "
+            "To take credits, use charge. Write -- before an id that begins with a dash"
         )
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "credit-mongo"
-    # It quotes what it was given, which may be an URI in the wrong place.
-    # Each word is looked at once, from its beginning: one may be as long as a command line.
+    # The message quotes the arguments, and one may be a URI in the wrong place. The patterns look
+    # at each word once, from its beginning, as it may be as long as a command line.
     message = error.format_message().removeprefix("Invalid value: ")
     message = re.sub(r"(?<!\S)\S*@", "…@", re.sub(r"://.*", "://…", message))
     return _in_one_line(f"{message.rstrip('. ')}; see {program} --help")

@@ -1,8 +1,8 @@
-"""The ledger behind a command: its configuration, amounts as they are shown, periods.
+"""Run a command's work on a ledger, read its options, and show its values.
 
-Amounts are whole numbers of the smallest unit, as everywhere in the library, on the command line
-and in JSON. Lines and tables for people have the same in credits beside them if the configuration
-has decimal places: ``1350 (13.50)``.
+On the command line and in JSON, amounts are whole numbers of the smallest unit, as everywhere in
+the library. If the configuration has decimal places, lines and tables for people also show credits:
+``1350 (13.50)``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-Limit = Annotated[str, typer.Option("--limit", metavar="N", help="How many at most, up to 1000.")]
+Limit = Annotated[
+    str, typer.Option("--limit", metavar="N", help="How many rows to show, up to 1000.")
+]
 Cursor = Annotated[
     str | None,
     typer.Option(
-        "--cursor", metavar="CURSOR", show_default=False, help="Go on where that page ended."
+        "--cursor",
+        metavar="CURSOR",
+        show_default=False,
+        help="Continue after the page that printed this cursor.",
     ),
 ]
 PeriodStart = Annotated[
@@ -54,11 +59,11 @@ PeriodStart = Annotated[
 PeriodEnd = Annotated[
     str | None,
     typer.Option(
-        "--to", metavar="DATE", show_default=False, help="Up to, but not including, this one."
+        "--to", metavar="DATE", show_default=False, help="Before this date or moment, UTC."
     ),
 ]
 ShowMetadata = Annotated[
-    bool, typer.Option("--metadata", help="Show metadata as well; it may be personal.")
+    bool, typer.Option("--metadata", help="Also show metadata, which may be personal.")
 ]
 
 
@@ -67,7 +72,7 @@ def with_ledger(
     config: CreditConfig,
     work: Callable[[CreditLedger], Awaitable[_T]],
 ) -> _T:
-    """Do the work with a ledger, and see to it that nothing of it is left open."""
+    """Do the work with a ledger, and close the ledger."""
 
     async def run(database: Database) -> _T:
         async with CreditLedger(database, config) as ledger:
@@ -76,39 +81,39 @@ def with_ledger(
     return where.run_on_ledger(config, run)
 
 
-# What is given
+# Read options
 
 
 def whole_number(name: str, text: str) -> int:
-    """A whole number as it is written, without sign, point or exponent."""
-    # Python would read 1_000, and digits of any script; and take long for very many of them.
+    """A whole number in plain digits, without sign, point or exponent."""
+    # int() alone would accept 1_000 and the digits of any script, and be slow for very many digits.
     if text.isascii() and text.isdigit() and len(text) <= len(str(2**64)):
         return int(text)
     raise typer.BadParameter(f"{name} must be a whole number")
 
 
 def moment_of(name: str, text: str | None, zone: tzinfo = timezone.utc) -> datetime | None:
-    """A date or moment, in ``zone`` unless it says otherwise. Raises InvalidRequestError."""
+    """A date or moment, in ``zone`` unless it names its own. Raises InvalidRequestError."""
     return None if text is None else parse_moment(name, text, zone)
 
 
-# What is shown
+# Show values
 
 
 def shown(amount: object, config: CreditConfig) -> str:
-    """An amount for people. What is no whole number is shown as it is."""
+    """An amount for people. A value that is not a whole number is shown as it is."""
     if config.decimal_places and isinstance(amount, int) and not isinstance(amount, bool):
         return f"{amount} ({in_credits(amount, config.decimal_places)})"
     return "-" if amount is None else str(amount)
 
 
 def shown_moment(moment: object) -> str | None:
-    """To the second, in UTC: 2026-01-31T12:00:00Z."""
+    """A moment in UTC, to the second: 2026-01-31T12:00:00Z. None if it isn't a moment."""
     return moment_to_seconds(moment) if isinstance(moment, datetime) else None
 
 
 def plain(value: Any) -> Any:
-    """What BSON knows and JSON does not, as text; mappings, lists and numbers as they are."""
+    """A value for JSON. BSON types that JSON lacks become text."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

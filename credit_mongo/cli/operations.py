@@ -1,4 +1,4 @@
-"""Commands that change an account: safe to be given again with the same idempotency key."""
+"""Commands that change an account. Repeating one with the same idempotency key is safe."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from credit_mongo.printing import printable
 
 __all__ = [
     "Action",
-    "Asked",
     "DryRun",
     "ExpiresAt",
+    "Invocation",
     "Key",
     "MetadataText",
     "NoExpiry",
     "Operation",
-    "do",
     "expiry_of",
     "metadata_from",
+    "perform",
     "variables_from",
 ]
 
 Action = Annotated[
-    str, typer.Option("--action", metavar="NAME", help="What for; kept with the transaction.")
+    str, typer.Option("--action", metavar="NAME", help="What it's for. Stored in the transaction.")
 ]
 Key = Annotated[
     str | None,
@@ -54,17 +54,17 @@ Key = Annotated[
         "--idempotency-key",
         metavar="KEY",
         show_default=False,
-        help="With the same key, nothing happens twice. Default: a random one, which is printed.",
+        help="With the same key, nothing happens twice. Default: a random key, which is printed.",
     ),
 ]
 MetadataText = Annotated[
     str | None,
     typer.Option(
-        "--metadata", metavar="JSON", show_default=False, help="An object to keep with it."
+        "--metadata", metavar="JSON", show_default=False, help="A JSON object to store with it."
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Write nothing, show what it would do or why it can't.")
+    bool, typer.Option("--dry-run", help="Write nothing. Show what it would do, or why it can't.")
 ]
 
 ExpiresAt = Annotated[
@@ -77,11 +77,11 @@ NoExpiry = Annotated[bool, typer.Option("--no-expiry", help="The tier never expi
 
 _Result: TypeAlias = ChargeResult | RefundResult | GrantResult | TierChangeResult | User
 Operation: TypeAlias = Callable[[CreditLedger, dict[str, Any]], Awaitable[_Result]]
-"""Does it on a ledger, with the options that all of them have."""
+"""Carries out a command on a ledger, with the options that all these commands share."""
 
 
-class Asked(NamedTuple):
-    """How it is to be done, as the command line says."""
+class Invocation(NamedTuple):
+    """The options of one call of a command."""
 
     where: Connecting
     settings: CreditConfig
@@ -91,35 +91,42 @@ class Asked(NamedTuple):
     as_json: bool
 
 
-class _Undone(Exception):  # noqa: N818 - it is no error
+class _Undone(Exception):  # noqa: N818 - not an error
     def __init__(self, result: _Result) -> None:
         self.result = result
 
 
-def do(asked: Asked, operation: Operation) -> int:
-    """Do it, or with ``dry_run`` do it and undo it; show what came of it; the exit code."""
-    options: dict[str, Any] = {"metadata": metadata_from(asked.metadata)}
-    if asked.settings.idempotency.enabled and asked.key is None:
+def perform(invocation: Invocation, operation: Operation) -> int:
+    """Carry out an operation, show its result and return the exit code.
+
+    With ``dry_run``, the operation runs in a transaction that is then aborted.
+    """
+    options: dict[str, Any] = {"metadata": metadata_from(invocation.metadata)}
+    if invocation.settings.idempotency.enabled and invocation.key is None:
         options["idempotency_key"] = f"credit-mongo-{uuid4()}"
-    elif asked.settings.idempotency.enabled:
-        options["idempotency_key"] = asked.key
-    elif asked.key is not None:
-        raise typer.BadParameter("--idempotency-key: the configuration has keys disabled")
+    elif invocation.settings.idempotency.enabled:
+        options["idempotency_key"] = invocation.key
+    elif invocation.key is not None:
+        raise typer.BadParameter("--idempotency-key: keys are disabled in the configuration")
     key = options.get("idempotency_key")
-    # Before it is sent: whatever happens then, it can be asked again.
-    announced = asked.key is None and key is not None and not (asked.dry_run or asked.as_json)
+    # Print the key before sending, so that the operation can be repeated whatever happens.
+    announced = (
+        invocation.key is None
+        and key is not None
+        and not (invocation.dry_run or invocation.as_json)
+    )
 
     async def work(database: Database) -> _Result:
-        if asked.dry_run:
-            return await _try_out(database, asked.settings, operation, options)
-        async with CreditLedger(database, asked.settings) as ledger:
+        if invocation.dry_run:
+            return await _try_out(database, invocation.settings, operation, options)
+        async with CreditLedger(database, invocation.settings) as ledger:
             if announced:
                 show(f"idempotency key: {key}")
                 sys.stdout.flush()
             return await operation(ledger, options)
 
     try:
-        result = asked.where.run_on_ledger(asked.settings, work)
+        result = invocation.where.run_on_ledger(invocation.settings, work)
     except CommitOutcomeUnknownError:
         raise CommitOutcomeUnknownError(
             f"run the command again with --idempotency-key {key}, which settles it"
@@ -127,18 +134,18 @@ def do(asked: Asked, operation: Operation) -> int:
             else "look into credit-mongo history before running the command again"
         ) from None
     except KeyboardInterrupt:
-        if key is not None and not asked.dry_run:
+        if key is not None and not invocation.dry_run:
             print(f"to complete it: --idempotency-key {printable(key)}", file=sys.stderr)
         raise
-    _show(asked, result, key)
+    _show(invocation, result, key)
     return DONE
 
 
 async def _try_out(
     database: Database, settings: CreditConfig, operation: Operation, options: dict[str, Any]
 ) -> _Result:
-    """What it would do, by the ledger's own rules: done in a transaction that is not committed."""
-    # The audit row of a refusal would stay, as it is not part of the transaction.
+    """Run the operation in a transaction that is not committed, and return its result."""
+    # A refusal's audit row is not part of the transaction, so it would stay.
     quiet = settings.model_copy(update={"audit": AuditConfig(enabled=False)})
 
     async def attempt(session: AsyncClientSession) -> None:
@@ -146,37 +153,37 @@ async def _try_out(
 
     async with CreditLedger(database, quiet) as ledger, database.client.start_session() as session:
         try:
-            # Repeated if another transaction writes the same user; not without end.
+            # PyMongo repeats it if another transaction writes the same user. Limit the time.
             await asyncio.wait_for(
                 session.with_transaction(attempt), settings.operation_timeout_seconds
             )
         except _Undone as undone:
             return undone.result
         except asyncio.TimeoutError:
-            raise StorageError("the database did not answer in time") from None
-    raise AssertionError("it ends with what it would have done")
+            raise StorageError("the database did not answer in time: try again") from None
+    raise AssertionError("an attempt always raises")
 
 
-def _show(asked: Asked, result: _Result, key: str | None) -> None:
-    if asked.as_json:
+def _show(invocation: Invocation, result: _Result, key: str | None) -> None:
+    if invocation.as_json:
         facts = {name: plain(value) for name, value in asdict(result).items() if name != "metadata"}
-        facts |= {} if asked.dry_run else {"idempotency_key": key}
-        show_facts({"database": asked.where.database, "dry_run": asked.dry_run, **facts})
+        facts |= {} if invocation.dry_run else {"idempotency_key": key}
+        show_facts({"database": invocation.where.database, "dry_run": invocation.dry_run, **facts})
         return
-    done = _words(result, asked.settings)
-    show(f"{result.user_id}: {'would be ' if asked.dry_run else ''}{done}")
+    done = _words(result, invocation.settings)
+    show(f"{result.user_id}: {'would be ' if invocation.dry_run else ''}{done}")
     name = "" if isinstance(result, User) else f"transaction {result.transaction_id}"
     if result.replayed:
         name = f"{name}, " if name else name
-        show(f"{name}done before: this is what the key did then")
-    elif asked.dry_run:
+        show(f"{name}done before: this is the result of the key's first use")
+    elif invocation.dry_run:
         show("dry run: nothing was written")
     elif name:
         show(name)
 
 
 def _words(result: _Result, settings: CreditConfig) -> str:
-    """What was done to the user."""
+    """Say what was done to the user."""
     if isinstance(result, User):
         tier = result.membership_tier
         membership = "" if tier is None else f", tier {tier}{_until(result.membership_expires_at)}"
@@ -208,16 +215,16 @@ def _until(expires_at: datetime | None) -> str:
 
 
 def expiry_of(expires_at: str | None, *, never: bool) -> datetime | Keep | None:
-    """What --expires-at and --no-expiry say together; KEEP if neither is given."""
+    """The expiry from --expires-at and --no-expiry: a moment, None for never, KEEP if not given."""
     if expires_at is not None and never:
-        raise typer.BadParameter("--expires-at and --no-expiry exclude each other")
+        raise typer.BadParameter("--expires-at and --no-expiry can't be combined: give one")
     if never:
         return None
     return KEEP if expires_at is None else moment_of("--expires-at", expires_at)
 
 
 def metadata_from(text: str | None) -> dict[str, Any] | None:
-    """A JSON object. What is wrong with it is told without quoting it."""
+    """Read a JSON object. Errors don't quote it."""
     if text is None:
         return None
     try:
@@ -230,12 +237,12 @@ def metadata_from(text: str | None) -> dict[str, Any] | None:
 
 
 def _refuse(_name: str) -> None:
-    # Python reads NaN and Infinity, which JSON has not.
+    # Python reads NaN and Infinity, which JSON doesn't have.
     raise ValueError
 
 
 def variables_from(given: list[str]) -> dict[str, Decimal] | None:
-    """Formula variables, each as NAME=NUMBER; exactly as written."""
+    """Read formula variables, each given as NAME=NUMBER, as exact numbers."""
     variables: dict[str, Decimal] = {}
     for text in given:
         name, equals, number = text.partition("=")
@@ -246,6 +253,6 @@ def variables_from(given: list[str]) -> dict[str, Decimal] | None:
         if not (equals and name and value.is_finite()):
             raise typer.BadParameter("--variable must be NAME=NUMBER")
         if name in variables:
-            raise typer.BadParameter("--variable: a name is given twice")
+            raise typer.BadParameter(f"--variable: {name} is given twice")
         variables[name] = value
     return variables or None

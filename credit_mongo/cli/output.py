@@ -1,6 +1,6 @@
-"""What commands show: lines, JSON, notes, and progress on a terminal.
+"""The output of commands: lines, JSON, notes, and progress on a terminal.
 
-Nothing that is shown is taken for markup, and no control character of a stored name reaches the
+Output is never interpreted as markup, and no control character of a stored name reaches the
 terminal.
 """
 
@@ -31,29 +31,29 @@ from credit_mongo.printing import printable, printable_lines
 __all__ = ["Advance", "AsJson", "note", "progress", "show", "show_facts"]
 
 Advance: TypeAlias = Callable[[int, int | None], None]
-"""How many are done, and of how many (None: nobody knows)."""
+"""Called with how many are done, and of how many (None if unknown)."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def show(line: str) -> None:
-    """One line, never wrapped: it may be a command to be copied."""
+    """Print one line. It is never wrapped, because it may be a command to copy."""
     print(printable(line))
 
 
 def note(line: str) -> None:
-    """One line beside the output, on stderr: what is piped to a program has rows alone."""
+    """Print one line on stderr, so that a pipe receives only rows."""
     print(printable(line), file=sys.stderr)
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """The result as JSON."""
+    """Print the result as JSON."""
     print(printable_lines(json.dumps(facts, indent=2)))
 
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Advance]:
-    """A bar on stderr with count, rate and time left; nothing if that is no terminal."""
+    """Show a bar on stderr with count, rate and time left. Nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
@@ -69,14 +69,14 @@ def progress(label: str, unit: str) -> Iterator[Advance]:
     )
     with bar:
         task = bar.add_task(label, total=None)
-        # An estimate may turn out to be too small.
+        # The total may be an estimate that is too small.
         yield lambda done, total: bar.update(
             task, completed=done, total=None if total is None else max(done, total)
         )
 
 
 class _RateColumn(ProgressColumn):
-    """How many of them a second."""
+    """The number of units a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()

@@ -1,9 +1,8 @@
 """Rows as a table on a terminal, and tab-separated elsewhere.
 
-On a terminal, a number, a date or an id that is to be copied is never broken, and text only between
-words, or after punctuation where a word is too long. If that takes more columns than there are, the
-id of each row goes on a line of its own; if that is still too wide, every row is its facts, one
-below the other.
+On a terminal, a number, a date or an id to copy is never broken. Text is broken between words, or
+after punctuation if a word is too long. If the table is too wide then, each row's id goes on its
+own line. If it is still too wide, every row is printed as a list of its values.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from credit_mongo.printing import printable
 __all__ = ["show_rows"]
 
 _GAP = 2
-# Narrower, text is hard to read.
+# Text in narrower columns is hard to read.
 _COMFORTABLE = 24
 _NUMBER = re.compile(r"[-+.,\d ]*[\d%][-+.,\d %]*")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 _WORD = re.compile(r"\S*\s*")
-# Of a long word, with the punctuation that ends it.
+# A part of a long word, with the punctuation that ends it.
 _PIECE = re.compile(r"[^\s/@:._,;|-]*[\s/@:._,;|-]*")
 
 
@@ -41,14 +40,15 @@ def show_rows(
     decimal_places: int = 0,
     is_listing: bool = False,
 ) -> None:
-    """Rows under the names of ``columns``; nothing if there are none.
+    """Print rows under the names of ``columns``, or nothing if there are no rows.
 
-    On a terminal a table; the column ``whole`` is never broken, as it is to be copied. Elsewhere
-    lines of cells between tabs, below a line of the columns' names, which a listing has even if
-    there are no rows.
+    A terminal gets a table. Its column ``whole`` is never broken, so that it can be copied. A pipe
+    or file gets tab-separated lines below a line with the columns' names. A listing prints that
+    line even without rows.
 
     The columns ``amounts`` are in smallest units. With ``decimal_places``, a terminal shows them in
-    credits, and elsewhere a column ``…_credits`` stands beside each. None is a dash, or nothing.
+    credits, and a pipe or file gets a column ``…_credits`` beside each. None is shown as a dash on
+    a terminal, and as an empty cell elsewhere.
     """
     if sys.stdout.isatty():
         if rows:
@@ -74,7 +74,7 @@ def _on_terminal(cell: object, decimal_places: int) -> str:
 
 
 def _credits(amount: object, decimal_places: int) -> str:
-    # In a database of other software there may be anything.
+    # Other software may have written anything.
     if isinstance(amount, int) and not isinstance(amount, bool):
         return in_credits(amount, decimal_places)
     return printable(str(amount))
@@ -112,7 +112,7 @@ def _print_lines(
 
 @dataclass(slots=True)
 class _Column:
-    """A table's column, as wide as all of it needs, and how narrow it could be."""
+    """A table's column with its full width and the narrower widths it could have."""
 
     name: str
     cells: list[str]
@@ -163,7 +163,7 @@ def _show_table(names: Sequence[str], rows: Sequence[Sequence[str]], whole: str)
 
 
 def _fit(columns: Sequence[_Column], width: int, least: Sequence[int]) -> bool:
-    """Make them narrower, the widest first, until all fit; False if they can't be."""
+    """Narrow the columns until they fit, the widest first. Returns False if they can't fit."""
     if sum(least) + _GAP * (len(columns) - 1) > width:
         return False
     while sum(column.width + _GAP for column in columns) - _GAP > width:
@@ -179,11 +179,11 @@ def _print_table(console: Console, columns: Sequence[_Column], below: Sequence[s
     console.print(Text(heading, style="bold"), soft_wrap=True)
     for number in range(len(columns[0].cells)):
         cells = [list(_folded(column.cells[number], column.width)) for column in columns]
-        for place in range(max(map(len, cells))):
+        for index in range(max(map(len, cells))):
             print(
                 _line(
                     [
-                        _aligned(parts[place] if place < len(parts) else "", column)
+                        _aligned(parts[index] if index < len(parts) else "", column)
                         for parts, column in zip(cells, columns, strict=True)
                     ]
                 )
@@ -202,7 +202,7 @@ def _aligned(cell: str, column: _Column) -> str:
 
 
 def _pieces(text: str, width: int) -> Iterator[str]:
-    """Words, and of those that are longer than a line their parts."""
+    """The words of a text. A word longer than a line comes in parts."""
     for word in _WORD.findall(text):
         if cell_len(word.rstrip()) <= width:
             yield word
@@ -211,7 +211,7 @@ def _pieces(text: str, width: int) -> Iterator[str]:
 
 
 def _folded(text: str, width: int) -> Iterator[str]:
-    """Lines of at most so many columns, ended between words or after punctuation."""
+    """The text in lines of at most ``width`` columns, broken between words or after punctuation."""
     line = ""
     for piece in _pieces(text, width):
         if line and cell_len((line + piece).rstrip()) > width:

@@ -1,4 +1,4 @@
-"""The pictures of a usage report. They need matplotlib, of the extra ``report``."""
+"""The pictures of a usage report. They need the extra ``report`` (matplotlib)."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _CORRECTIONS: Final = "#8c6d1f"
 _OTHERS: Final = "#9a9a9a"
 _GRID: Final = "#dddddd"
 _DOTS_PER_INCH: Final = 150
-# Ids of 36 characters stand on one line.
+# An id of 36 characters fits on one line.
 _NAME_COLUMNS: Final = 40
 _NAME_LINES: Final = 2
 _INCHES_WIDE: Final = 14
 _INCHES_A_ROW: Final = 0.27
 _INCHES_A_LINE: Final = 0.15
-# Draws the box that stands for what is missing, for every character there is.
+# This font covers every character, but draws only boxes.
 _NO_FONT: Final = "Last Resort"
 
-# Each with a scale of its own: one month's grant may be a hundred days' charges.
+# These two have separate scales, because one grant may equal a hundred days of charges.
 _TAKEN: Final = (("spent", "spent", "", _SPENT),)
 _GIVEN: Final = (
     ("granted", "granted", "", _GRANTED),
     ("refunded", "refunded", "", _REFUNDED),
 )
-# Above the line what was given, below it what was taken.
+# Given credits are drawn above the line, taken ones below it.
 _RARE: Final = (
     ("tier changes", "tier_changes_added", "tier_changes_taken", _TIERS),
     ("corrections", "corrections_added", "corrections_taken", _CORRECTIONS),
@@ -63,7 +63,7 @@ _RARE: Final = (
 
 
 def draw_over_time(usage: Usage, scale: Scale) -> str:
-    """What was granted and spent over time, as an SVG element without any text from outside."""
+    """Draw what was granted and spent over time, as an SVG element without any stored text."""
     with _style([]):
         figure = Figure(figsize=(11, 5 + 1.6 * _has_rare(usage.totals)), layout=_layout())
         _draw_over_time(figure, usage, scale)
@@ -75,7 +75,7 @@ def draw_over_time(usage: Usage, scale: Scale) -> str:
 
 
 def draw_report(usage: Usage, database: str, scale: Scale) -> bytes:
-    """Everything on one picture, as PNG; if nothing happened, that alone."""
+    """Draw everything in one PNG picture. If nothing happened, it only says so."""
     lists = lists_of(usage)
     with _style([database, *(name for each in lists for name in each.names)]) as drawable:
         database = fold(drawable(printable(database)), 50)
@@ -109,7 +109,7 @@ def _draw_all(
     _write_heading(above, usage, database, scale)
     _draw_over_time(above, usage, scale)
     for part, pair in zip(below, pairs, strict=True):
-        # All bars as thick as each other, also where there are few.
+        # All bars have the same height, even in short lists.
         slots = max(3, *(len(names) for _, names in pair))
         for panel, (listed, names) in zip(part.subplots(1, 2), pair, strict=True):
             _draw_list(panel, listed, names, slots, scale)
@@ -193,13 +193,13 @@ def _draw_bars(
             reached = [low + height for low, height in zip(base, heights, strict=True)]
             above, below = (reached, below) if sign > 0 else (above, reached)
     panel.axhline(0, color="#555555", linewidth=0.8)
-    # It has no types of its own.
+    # matplotlib.dates has no types.
     ticks: Any = dates
     zone = zone_of(usage.timezone)
     locator = ticks.AutoDateLocator(minticks=3, maxticks=9, tz=zone)
     panel.xaxis.set_major_locator(locator)
     panel.xaxis.set_major_formatter(ticks.ConciseDateFormatter(locator, tz=zone))
-    # Without the end itself, which may be the first moment of another month.
+    # Exclude the end itself, which may be the first moment of the next month.
     panel.set_xlim(starts[0], ends[-1] - timedelta(seconds=1))
     panel.use_sticky_edges = False
     panel.margins(y=0.06)
@@ -224,7 +224,7 @@ def _draw_bars(
 
 
 def _end_of_last(usage: Usage, starts: Sequence[datetime]) -> datetime:
-    """Where the last part of the period would end if it were a whole one."""
+    """The end of the period's last part, if that part were complete."""
     if len(starts) > 1:
         return starts[-1] + (starts[-1] - starts[-2])
     spans = {"hour": 1 / 24, "day": 1.0, "week": 7.0, "month": 30.0, "year": 365.0}
@@ -243,11 +243,11 @@ def _draw_list(panel: Any, listed: Listed, names: Sequence[str], slots: int, sca
         panel.set_yticks([])
         panel.text(0.0, 0.85, "nothing", transform=panel.transAxes, color="#666666", fontsize=10)
         return
-    # What is not named has no bar: it may be a thousand times as much as all that is.
+    # The unnamed rest has no bar, as it may be a thousand times the rest of the list.
     amounts = [scale.drawn(each.amount) for each in listed.rows]
     color = _SPENT if listed.is_spent else _GRANTED
     panel.barh(range(len(amounts)), amounts, height=0.68, color=color)
-    # Of one width each, so that it is known how many fit.
+    # A monospaced font, so that we know how many characters fit.
     families = ["DejaVu Sans Mono", *mpl.rcParams["font.family"]]
     panel.set_yticks(range(len(names)), names, fontsize=8, fontfamily=families)
     panel.tick_params(axis="y", length=0)
@@ -277,7 +277,10 @@ def _draw_list(panel: Any, listed: Listed, names: Sequence[str], slots: int, sca
 
 @contextmanager
 def _style(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
-    """The settings to draw with, whatever the machine's own are; and what makes names drawable."""
+    """Draw with our own settings, whatever the machine's are. Yields a function for names.
+
+    It makes a name drawable: it escapes each character that no font has.
+    """
     with mpl.rc_context():
         mpl.rcdefaults()
         characters = {each for name in names for each in printable(name)}
@@ -285,7 +288,7 @@ def _style(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
         mpl.rcParams.update(
             {
                 "font.family": families,
-                # A name with two "$" is no formula.
+                # A name with two "$" must not become a formula.
                 "text.parse_math": False,
                 "svg.fonttype": "path",
                 "svg.hashsalt": "credit-mongo",
@@ -298,10 +301,10 @@ def _style(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
 
 
 def _fonts_for(characters: set[str]) -> tuple[list[str], set[str]]:
-    """Fonts of this machine that have them, and which of the characters they have.
+    """This machine's fonts for the characters, and the characters that they cover.
 
-    matplotlib's own has Latin, Greek, Cyrillic, Arabic and more. What no font has is written as an
-    escape, by which two names can still be told apart; a row of empty boxes could not.
+    matplotlib's own font has Latin, Greek, Cyrillic, Arabic and more. Names show the other
+    characters as escapes, which tell two names apart where empty boxes would not.
     """
     families = ["DejaVu Sans"]
     covered = characters & _characters_of(font_manager.findfont("DejaVu Sans"))

@@ -1,4 +1,4 @@
-"""The page of a usage report: one HTML file that loads nothing. It needs the extra ``report``."""
+"""A usage report as one HTML page that loads nothing else. It needs the extra ``report``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEMPLATE: Final = Path(__file__).with_name("usage_page.html")
 
 
 def write_page(usage: Usage, database: str, chart: str, scale: Scale) -> str:
-    """The page. ``chart`` is an SVG element without anybody's names; all else is escaped."""
+    """Write the page. ``chart`` is an SVG element without any names. All other text is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,9 +47,9 @@ def write_page(usage: Usage, database: str, chart: str, scale: Scale) -> str:
 
 
 def _totals(usage: Usage, scale: Scale) -> Iterator[tuple[str, str, str, str]]:
-    """Name, this period, the one before, and the change."""
+    """Rows of the totals: name, this period, the period before, and the change."""
     now, before = dict(totals(usage.totals)), dict(totals(usage.before.totals))
-    # What happened in either.
+    # Every name that occurs in either period.
     for name in {**now, **before}:
         amount, earlier = now.get(name, 0), before.get(name, 0)
         yield name, scale.exact(amount), scale.exact(earlier), change(amount, earlier)
@@ -61,7 +61,7 @@ def _totals(usage: Usage, scale: Scale) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _list(listed: Listed, scale: Scale) -> dict[str, Any]:
-    # What is not named has no bar: it may be a thousand times as much as all that is.
+    # The unnamed rest has no bar, as it may be a thousand times the rest of the list.
     largest = max((each.amount for each in listed.rows), default=0)
     others = [] if listed.others is None else [listed.others]
     return {

@@ -1,4 +1,4 @@
-"""Numbers, moments and names of a usage report as people read them."""
+"""Write a usage report's numbers, moments and names for people."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ _SCALES: Final = (
 
 
 class Scale(NamedTuple):
-    """How amounts are written: in credits, if it is known how many units a credit has."""
+    """How to write amounts: in credits, if the ledger has decimal places."""
 
     decimal_places: int
 
     @property
     def unit(self) -> str:
-        """What the amounts are."""
+        """The unit of the amounts."""
         return "credits" if self.decimal_places else "credits (smallest units)"
 
     def exact(self, amount: int) -> str:
-        """To the last unit: 1,234.50."""
+        """An amount to the last unit: 1,234.50."""
         return in_credits(amount, self.decimal_places)
 
     def compact(self, amount: int) -> str:
-        """To the third digit: 1.23 million."""
+        """An amount with three digits: 1.23 million."""
         return compact(amount / 10**self.decimal_places)
 
     def drawn(self, amount: int) -> float:
-        """As a length in a picture."""
+        """An amount as a length in a picture."""
         return float(amount / 10**self.decimal_places)
 
 
 class Listed(NamedTuple):
-    """A list of a report: who or what has the most, and all others."""
+    """One list of a report: the largest rows, and the sum of all others."""
 
     title: str
     of: str
@@ -74,22 +74,23 @@ class Listed(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As they are shown."""
+        """The rows' names as shown."""
         rows = (*self.rows, *([self.others] if self.others else []))
         return tuple(NO_TIER if each.name is None else printable(each.name) for each in rows)
 
 
 _TIER_NOTE: Final = (
-    "By the tier in force at the time of each charge. The tier of a charge is not known if its "
-    "audit row is not in the database, nor that of a refund that names no charge."
+    "Each charge counts for the tier in force at its time. That tier is not known if the charge's "
+    "audit row is no longer in the database. Neither is the tier of a refund that names no charge."
 )
 _ACTION_NOTE: Final = (
-    "A refund counts for the action of the charge that it names, or else for its own."
+    "A refund counts for the action of the charge that it names. If it names none, it counts for "
+    "its own action."
 )
 
 
 def lists_of(usage: Usage) -> tuple[Listed, Listed, Listed, Listed]:
-    """Spent by action, by tier and by user; granted by action."""
+    """The lists of a report: spent by action, tier and user, and granted by action."""
     spent, granted = usage.totals.spent, usage.totals.granted
     return (
         Listed(
@@ -134,14 +135,14 @@ def lists_of(usage: Usage) -> tuple[Listed, Listed, Listed, Listed]:
 
 
 def _others(name: str, amount: int, refunded: int) -> UsedBy | None:
-    # Nobody counted their transactions.
+    # Their transactions were not counted.
     return UsedBy(name, amount, 0, refunded) if amount or refunded else None
 
 
 def fold(text: str, columns: int, lines: int = 1) -> str:
-    """The text in lines of so many columns (wide characters take two), its middle cut if need be.
+    """The text in at most ``lines`` lines of ``columns`` columns. Wide characters take two columns.
 
-    Both ends stay: ids that begin alike differ at the end.
+    A longer text loses its middle. Both ends stay, because ids that begin alike differ at the end.
     """
     if _width(text) > columns * lines:
         kept = columns * lines - 1
@@ -159,7 +160,7 @@ def _width(text: str) -> int:
 
 
 def _first(text: str, columns: int) -> str:
-    """As many characters as fit, and at least one."""
+    """The first characters of the text: as many as fit, and at least one."""
     number = min(len(text), columns)
     while number > 1 and _width(text[:number]) > columns:
         number -= 1
@@ -167,9 +168,9 @@ def _first(text: str, columns: int) -> str:
 
 
 def compact(amount: float) -> str:
-    """A number to the third digit: 999,999, 1.23 million, 12.3 quadrillion."""
+    """A number with three digits and a word: 999,999, 1.23 million, 12.3 quadrillion."""
     for size, word in _SCALES:
-        # What rounds up to the next word is written with it.
+        # A number that rounds up to the next word is written with that word.
         if abs(amount) >= size * 0.9995:
             scaled = amount / size
             digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0  # noqa: PLR2004
@@ -181,7 +182,7 @@ def compact(amount: float) -> str:
 
 
 def share(amount: int, total: int) -> str:
-    """How much of the total it is, in percent."""
+    """The amount's share of the total, in percent."""
     if total <= 0:
         return ""
     percent = 100 * amount / total
@@ -189,23 +190,22 @@ def share(amount: int, total: int) -> str:
 
 
 def change(amount: int, before: int) -> str:
-    """How much more or less than before, in percent."""
+    """The change from the amount before: in percent, and as a factor from 1000 % on."""
     if before <= 0 or amount < 0:
         return ""
     percent = 100 * (amount - before) / before
-    # Beyond that, nobody thinks in percent.
     if -0.5 <= percent <= 0.5:  # noqa: PLR2004
         return "0 %"
     return f"{percent:+,.0f} %" if percent < 1000 else f"× {amount / before:,.0f}"  # noqa: PLR2004, RUF001
 
 
 def period(usage: Usage) -> str:
-    """From when to when, in the report's time zone; only days if it is whole days."""
+    """The report's period in its time zone. Whole days are written without times."""
     return _period(usage.start, usage.end, usage.timezone)
 
 
 def period_before(usage: Usage) -> str:
-    """The one to compare it with."""
+    """The period before, to compare with."""
     return _period(usage.before.start, usage.before.end, usage.timezone)
 
 
@@ -226,7 +226,7 @@ def _moment(moment: datetime, zone: tzinfo) -> str:
 
 
 def totals(sums: Sums) -> list[tuple[str, int]]:
-    """What became of credits, by name; what is rare only if it happened."""
+    """The sums by name. Rare kinds are listed only if they happened."""
     rows = [
         ("granted", sums.granted),
         ("spent", sums.spent),

@@ -174,7 +174,8 @@ async def test_accounts_are_opened_and_tiers_changed(
     create = ("create-user", "ada", "--credits", "100", "--tier", "free", *config)
     shown = "ada: created with 100 (1.00), tier free\n"
     assert (await call(*create, *key))[1] == shown
-    assert (await call(*create, *key))[1] == f"{shown}done before: this is what the key did then\n"
+    repeated = f"{shown}done before: this is the result of the key's first use\n"
+    assert (await call(*create, *key))[1] == repeated
     upgrade = ("upgrade", "ada", "premium", "--expires-at", "2090-01-01", *config)
     moved = "moved from free to tier premium until 2090-01-01T00:00:00Z"
     balance = "balance 100 (1.00) → 5000 (50.00)"
@@ -238,7 +239,7 @@ async def test_an_unknown_outcome_is_told_with_the_key(
     async with failing(client, "lost-answers", **data):
         code, output, errors = await call(*grant, uri=uri)
     assert (code, output) == (2, "")
-    found = re.search("ask again with --idempotency-key (.+), which settles it", errors)
+    found = re.search("run the command again with --idempotency-key (.+), which settles it", errors)
     assert found is not None
     # It may still be under way on the server; the same key waits for it or does it.
     await call(*grant, "--idempotency-key", found[1], uri=uri)
@@ -289,7 +290,7 @@ async def test_history_goes_on_through_the_archive(
     code, output, errors = await call("history", "ada")
     # The names of the columns alone: what is piped has rows, and notes go beside.
     assert (code, output.count("\n")) == (0, 1)
-    assert errors == "ada: no such transactions; archived ones are shown by --include-archived\n"
+    assert errors == "ada: no such transactions; --include-archived shows archived ones\n"
     whole = facts(await call("history", "ada", "--json", "--include-archived"))["transactions"]
     assert [row["seq"] for row in whole] == [2, 1]
 

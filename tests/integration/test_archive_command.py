@@ -130,7 +130,7 @@ async def test_the_script_names_who_was_left_alone(
         (("--older-than", "6"), "must be an age"),
         (("--older-than", "2999-01-01"), "lies in the future"),
         (("--older-than", "2025-02-30"), "must be an age"),
-        (("--older-than", "1h", "--format", "bson"), "--format goes with --to"),
+        (("--older-than", "1h", "--format", "bson"), "--format needs --to"),
         (("--older-than", "1h", "--to", "DIR", "--format", "csv"), "must be one of"),
         (("--older-than", "1h", "--only", "users"), "--only must be one of"),
         (("--older-than", "1h", "--to", "FULL"), "is not empty"),

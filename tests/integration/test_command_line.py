@@ -257,7 +257,7 @@ async def test_ctrl_c_exits_130(client: Client, replica_set_uri: str, database: 
         process.send_signal(signal.SIGINT)
         output, errors = await process.communicate()
     assert (process.returncode, output) == (130, b"")
-    assert errors.decode() == "interrupted: run it again to complete it\n"
+    assert errors.decode() == "interrupted: run the command again to complete it\n"
 
 
 async def wait_until_blocked(client: Client, app_name: str) -> None:

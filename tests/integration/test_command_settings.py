@@ -144,7 +144,7 @@ async def test_without_settings_no_command_takes_good_books_for_lost_ones(
     before = {name: await rows(database, name) for name in await database.list_collection_names()}
     code, output, errors = await run(replica_set_uri, database, *command)
     assert (code, output, errors.count("\n")) == (2, "", 1)
-    assert "has transactions, but no accounts in 'users'" in errors
+    assert "has transactions but no accounts in 'users'" in errors
     assert "give --config" in errors
     after = {name: await rows(database, name) for name in await database.list_collection_names()}
     assert after == before

@@ -732,7 +732,7 @@ async def test_the_command_erases_and_says_what(
     ("arguments", "told"),
     [
         (("--user", "nil", "--requested-by", "Eve", "--yes"), "there is no user 'nil'"),
-        (("--user", ADA, "--requested-by", "Eve"), "no terminal to ask on"),
+        (("--user", ADA, "--requested-by", "Eve"), "no terminal to ask for confirmation"),
         (("--user", ADA, "--yes"), "--requested-by"),
         (("--requested-by", "Eve", "--yes"), "--user"),
         (("--user", "", "--requested-by", "Eve", "--yes"), "--user: must have 1"),

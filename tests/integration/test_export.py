@@ -419,7 +419,7 @@ async def test_what_is_in_files_is_not_in_it_and_that_is_told(
     here = (*where(replica_set_uri, database), "--output", str(path), "--force")
     code, _, errors = await run("export", *here)
     assert code == 0
-    assert "archived to files is not in it" in errors
+    assert "archived to files are not included" in errors
     code, _, errors = await run("export", *here, "--user", "user-1")
     assert (code, errors) == (0, "")
 
@@ -656,7 +656,7 @@ async def test_to_a_file_the_command_says_how_many(
         (("--from", "2026-02-01", "--to", "2026-02-01"), "--to: must be later than the start"),
         (("--from", "0001-01-01T00:00:00+14:00"), "--from: is out of range"),
         (("--format", "xls"), "csv, jsonl, parquet"),
-        (("--output", "all.xls"), "--format is needed"),
+        (("--output", "all.xls"), "give --format"),
         (("--output", "there.csv"), "--force overwrites it"),
         (("--output", "missing/all.csv"), "No such file or directory"),
         (("--output", "there.csv/all.csv"), "Not a directory"),

@@ -1,1 +1,1 @@
-"""The commands, a module each; ``credit_mongo.cli`` says how one joins."""
+"""The commands, one module each. ``credit_mongo.cli`` says how to write one."""

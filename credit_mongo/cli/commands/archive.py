@@ -1,4 +1,4 @@
-"""``credit-mongo archive``: old transactions and audit logs, to archive collections or to files."""
+"""``credit-mongo archive``: move old transactions and audit logs to collections or files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def archive(
     older_than: Annotated[
         str,
         typer.Option(
-            metavar="AGE|DATE", help="36h, 90d, 12w, 6mo, 2y (of the calendar), or a date in UTC."
+            metavar="AGE|DATE",
+            help="36h, 90d, 12w, 6mo or 2y (calendar months and years), or a date in UTC.",
         ),
     ],
     directory: Annotated[
@@ -39,7 +40,7 @@ def archive(
             "--directory",
             metavar="DIRECTORY",
             show_default=False,
-            help="To files there. Default: to collections.",
+            help="Archive to files in this directory. Default: to collections.",
         ),
     ] = None,
     file_format: Annotated[
@@ -55,7 +56,7 @@ def archive(
         bool, typer.Option("--full-speed", help="Do not slow down while users are being charged.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Move nothing, count what is old enough.")
+        bool, typer.Option("--dry-run", help="Move nothing. Count the rows that are old enough.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -65,17 +66,18 @@ def archive(
 ) -> int:
     """Move old transactions and audit logs to archive collections, or to files in a directory.
 
-    It can be killed at any point and run again; one run works at a time. Archived to collections,
-    charges can still be refunded, and histories read on. Archived to files, they are gone from the
-    database: a charge in a file can't be refunded by its id, and erasing a user does not reach it.
-    Of both, the balances before stay known, so that the books can still be verified.
+    It can be killed at any point and run again. Only one run can work at a time. A charge archived
+    to collections can still be refunded, and still shows in histories. A charge archived to files
+    is gone from the database: it can't be refunded by its id, and erasing a user doesn't reach it.
+    Either way the earlier balances stay known, so the books can still be verified.
 
-    The directory must be empty, or have this archive's own files. Each BSON file is one of
-    mongodump's, for mongorestore --gzip. Exit code 1: the books of some users do not follow from
-    row to row, and were left alone from there on; verify says more, unless a repair has settled it.
+    The directory must be empty, or hold only this archive's files. Each BSON file has the format of
+    mongodump, for mongorestore --gzip. Exit code 1: some users' transactions don't follow from one
+    another, and were left alone from there on. To see these, run credit-mongo verify. It leaves out
+    those that a repair has settled.
     """
     if directory is None and file_format is not None:
-        raise typer.BadParameter("--format goes with --to DIRECTORY")
+        raise typer.BadParameter("--format needs --to DIRECTORY")
     if only is not None and only not in _ONLY:
         raise typer.BadParameter(f"--only must be one of {', '.join(_ONLY)}")
     where = Connecting.to(uri, database, timeout)
@@ -92,7 +94,7 @@ def archive(
     }
 
     async def work(found: Database) -> Archive:
-        # Rows come and go by the million, none in a cycle.
+        # Millions of rows come and go, none of them in a cycle. Collecting less often saves time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         with progress("Archiving", "rows") as advance:
@@ -101,7 +103,7 @@ def archive(
     try:
         done = where.run_on_ledger(settings, work)
     except OSError as error:
-        # A full disk says so without the place.
+        # The error of a full disk doesn't name the directory.
         if directory is not None and error.errno and not error.filename:
             error.filename = str(directory)
         raise
@@ -115,7 +117,7 @@ def archive(
 def _show(done: Archive, database: str) -> None:
     show_rows(_LEFT, done.left[:_MOST_SHOWN])
     if done.users_left:
-        show(f"{database}: {done.users_left} users were left alone from some transaction on")
+        show(f"{database}: {done.users_left} users were left alone from the transactions shown on")
     what = f"{done.transactions} transactions and {done.audit_logs} audit logs"
     before = f"from before {moment_to_seconds(done.cut_off)}"
     if done.dry_run:

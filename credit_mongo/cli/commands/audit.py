@@ -1,4 +1,4 @@
-"""``credit-mongo audit``: what was attempted on a user, refused attempts too."""
+"""``credit-mongo audit``: list a user's attempts, including refused ones."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def audit(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """List what was attempted on a user, newest first, also on one that does not exist.
+    """List a user's attempts, newest first, including refused ones. The user need not exist.
 
-    Amounts are in smallest units; if the ledger has decimal places, a terminal shows
-    credits, and piped lines have both. Moments are in UTC. Metadata is shown with --metadata only.
+    Amounts are in smallest units. If the ledger has decimal places, a terminal shows credits, and
+    piped lines have both. Moments are in UTC. Metadata is only shown with --metadata.
     """
     options: dict[str, Any] = {
         "limit": whole_number("--limit", limit),

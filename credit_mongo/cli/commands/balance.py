@@ -1,4 +1,4 @@
-"""``credit-mongo balance``: how many credits a user has."""
+"""``credit-mongo balance``: show a user's credits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def balance(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Show a user's balance in smallest units; with --json also tier, expiry and seq.
+    """Show a user's balance in smallest units. With --json, also the tier, its expiry and seq.
 
-    In a ledger with decimal places, it is shown in credits as well: 1350 (13.50).
+    If the ledger has decimal places, credits are shown too: 1350 (13.50).
     """
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config)

@@ -1,4 +1,4 @@
-"""``credit-mongo charge``: take credits, an amount or what an action costs."""
+"""``credit-mongo charge``: charge a user the price of an action, or a given amount."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.ledgers import whole_number
-from credit_mongo.cli.operations import Asked, DryRun, Key, MetadataText, do, variables_from
+from credit_mongo.cli.operations import (
+    DryRun,
+    Invocation,
+    Key,
+    MetadataText,
+    perform,
+    variables_from,
+)
 from credit_mongo.cli.output import AsJson
 
 
 @app.command("charge", rich_help_panel="Accounts")
 def charge(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="What for.")],
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="What it's for.")],
     *,
     amount: Annotated[
         str | None,
-        typer.Option(metavar="N", show_default=False, help="In smallest units, not the price."),
+        typer.Option(metavar="N", show_default=False, help="Smallest units, instead of the price."),
     ] = None,
     variable: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=NUMBER", show_default=False, help="For a price that is a formula."
+            metavar="NAME=NUMBER", show_default=False, help="A variable of the price's formula."
         ),
     ] = None,
     config: ConfigFile = None,
@@ -38,21 +45,23 @@ def charge(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Charge a user what ACTION costs by --config, or --amount of smallest units.
+    """Charge a user the price of ACTION in --config, or the smallest units of --amount.
 
-    Without --config no tier is asked for: anyone may be charged for anything. The idempotency key
-    is printed before anything is sent; asked again with it, the answer is the same, and nothing is
-    taken twice. With --json, give a key of your own to be sure of that. In a ledger with decimal
-    places, amounts are shown in credits as well: 1350 (13.50).
+    Without --config, no action requires a tier. The idempotency key is printed before anything is
+    sent. Repeating the command with the key gives the same answer and charges nothing twice. --json
+    doesn't print a key in advance, so give your own. If the ledger has decimal places, credits are
+    shown too: 1350 (13.50).
     """
     if amount is None and config is None:
-        raise typer.BadParameter("--amount N is needed, or --config FILE with the prices")
+        raise typer.BadParameter("give --amount N, or --config with the prices")
     units = None if amount is None else whole_number("--amount", amount)
     variables = variables_from(variable or [])
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
-    return do(
-        asked,
+    invocation = Invocation(
+        where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json
+    )
+    return perform(
+        invocation,
         lambda ledger, options: ledger.charge(
             user, action, amount=units, variables=variables, **options
         ),

@@ -1,4 +1,4 @@
-"""``credit-mongo cleanup``: expired idempotency records go, and audit rows of old refusals."""
+"""``credit-mongo cleanup``: remove expired idempotency records and audit rows of old refusals."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def cleanup(
     *,
     grace: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="Keep what has expired less than this long ago."),
+        typer.Option(metavar="SECONDS", help="Keep records that expired less than this long ago."),
     ] = GRACE_SECONDS,
     refusals_older_than: Annotated[
         float | None,
         typer.Option(
             metavar="DAYS",
-            help="Also remove audit rows of attempts that were refused longer ago, for good.",
+            help="Also remove, for good, audit rows of attempts refused longer ago.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Remove nothing, show how many would be.")
+        bool, typer.Option("--dry-run", help="Remove nothing. Count what would be removed.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -40,10 +40,10 @@ def cleanup(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Remove expired idempotency records and, if asked for, audit rows of old refusals.
+    """Remove expired idempotency records and, if asked to, audit rows of old refusals.
 
-    The TTL index, where it is on, removes the records by itself. This can be interrupted and run
-    again, and run while the application is at work.
+    If the TTL index is on, it removes expired records anyway. This command can be interrupted and
+    run again, and can run while the application does.
     """
     days = refusals_older_than
     where = Connecting.to(uri, database, timeout)
@@ -65,9 +65,9 @@ def cleanup(
         show_facts({"database": where.database, **done.to_dict()})
     else:
         what = f"{done.removed} records that expired before {moment_to_seconds(done.before)}"
-        ending = "would be removed (dry run: nothing was written)" if dry_run else "removed"
-        show(f"{where.database}: {what} {ending}")
+        outcome = "would be removed (dry run: nothing was written)" if dry_run else "removed"
+        show(f"{where.database}: {what} {outcome}")
         if (before := done.refusals_before) is not None:
             what = f"{done.refusals_removed} audit rows of refusals before"
-            show(f"{where.database}: {what} {moment_to_seconds(before)} {ending}")
+            show(f"{where.database}: {what} {moment_to_seconds(before)} {outcome}")
     return DONE

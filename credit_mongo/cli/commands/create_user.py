@@ -10,7 +10,7 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.ledgers import moment_of, whole_number
-from credit_mongo.cli.operations import Asked, DryRun, ExpiresAt, Key, MetadataText, do
+from credit_mongo.cli.operations import DryRun, ExpiresAt, Invocation, Key, MetadataText, perform
 from credit_mongo.cli.output import AsJson
 
 
@@ -19,10 +19,11 @@ def create_user(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
     *,
     opening_credits: Annotated[
-        str, typer.Option("--credits", metavar="N", help="To begin with, in smallest units.")
+        str, typer.Option("--credits", metavar="N", help="Opening credits, in smallest units.")
     ] = "0",
     tier: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Needs --config.")
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="The first tier. Needs --config."),
     ] = None,
     expires_at: ExpiresAt = None,
     idempotency_key: Key = None,
@@ -34,21 +35,23 @@ def create_user(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Open an account for a user, with the credits and in the tier that it begins with.
+    """Open an account for a user, with its first credits and tier.
 
-    The idempotency key is printed before anything is sent. With the same key again, the answer is
-    the same, and nothing happens twice. With --json, give a key of your own to be sure of that.
+    The idempotency key is printed before anything is sent. Repeating the command with the key gives
+    the same answer and does nothing twice. --json doesn't print a key in advance, so give your own.
     """
     if tier is not None and config is None:
-        raise typer.BadParameter("--tier needs --config, which says what tiers there are")
+        raise typer.BadParameter("--tier needs --config, which defines the tiers")
     units, moment = (
         whole_number("--credits", opening_credits),
         moment_of("--expires-at", expires_at),
     )
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
-    return do(
-        asked,
+    invocation = Invocation(
+        where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json
+    )
+    return perform(
+        invocation,
         lambda ledger, options: ledger.create_user(
             user, credits=units, membership_tier=tier, membership_expires_at=moment, **options
         ),

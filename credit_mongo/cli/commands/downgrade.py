@@ -9,7 +9,7 @@ import typer
 from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
-from credit_mongo.cli.operations import Asked, DryRun, Key, MetadataText, NoExpiry, do
+from credit_mongo.cli.operations import DryRun, Invocation, Key, MetadataText, NoExpiry, perform
 from credit_mongo.cli.output import AsJson
 
 
@@ -28,17 +28,19 @@ def downgrade(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Move a user to a lower tier, and set the balance to the tier's cap: more than that is lost.
+    """Move a user to a lower tier, and set the balance to its cap. Credits above the cap are lost.
 
-    The idempotency key is printed before anything is sent. With the same key again, the answer is
-    the same, and nothing happens twice. With --json, give a key of your own to be sure of that.
+    The idempotency key is printed before anything is sent. Repeating the command with the key gives
+    the same answer and does nothing twice. --json doesn't print a key in advance, so give your own.
     """
     if config is None:
-        raise typer.BadParameter("--config is needed: it says what tiers there are")
+        raise typer.BadParameter("--config is missing: it defines the tiers")
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
-    return do(
-        asked,
+    invocation = Invocation(
+        where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json
+    )
+    return perform(
+        invocation,
         lambda ledger, options: ledger.downgrade_tier(
             user, tier, clear_expiration=no_expiry, **options
         ),

@@ -1,4 +1,4 @@
-"""``credit-mongo erase``: a user with all that is kept of it, for good."""
+"""``credit-mongo erase``: erase a user and all its rows for good."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def erase(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="Who asks for it; stays in the record. Needed, but for --dry-run.",
+            help="Who asked for it. Stays in the record. Required unless --dry-run.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Erase nothing, show how much there is.")
+        bool, typer.Option("--dry-run", help="Erase nothing. Count what would be erased.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Erase a user: account, transactions, audit logs and idempotency records, archived ones too.
+    """Erase a user's account, transactions, audit logs and idempotency records, archived ones too.
 
-    It cannot be undone. If it is interrupted, run it again to complete it. A record stays of how
-    many rows went, when, and who asked, without the user's name. Archive files, exports and backups
-    are beyond its reach. The role creditEraser may do it, and the application's own may not.
+    This can't be undone. If it's interrupted, run it again to complete it. A record stays that says
+    how many rows were erased, when, and who asked, without the user's name. Archive files, exports
+    and backups are not erased. The role creditEraser allows it. The application's own role doesn't.
     """
     if requested_by is None and not dry_run:
-        raise typer.BadParameter("--requested-by NAME is needed: it stays in the record")
+        raise typer.BadParameter("--requested-by NAME is missing: it stays in the record")
     where = Connecting.to(uri, database, timeout)
     if dry_run:
         _preview(where, settings_of(where, config), user, as_json=as_json)
@@ -80,8 +80,8 @@ def erase(
 
 def _is_confirmed(user: str, database: str) -> bool:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: --yes confirms it")
-    # On one line, whatever the name is made of, and apart from what may be piped to a program.
+        raise typer.BadParameter("there is no terminal to ask for confirmation: give --yes")
+    # On one line, whatever the name contains, and on stderr, as stdout may be piped to a program.
     question = f"Erase {user!r} and all its rows in {database!r} for good? [y/N] "
     print(printable(question), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -122,6 +122,6 @@ def _counts(erasure: Erasure | ErasurePreview) -> str:
 def _show_files(erasure: Erasure | ErasurePreview) -> None:
     if erasure.transactions_in_files:
         show(
-            f"{erasure.transactions_in_files} transactions of the user are in archive files, "
-            "where they stay: see to those yourself"
+            f"{erasure.transactions_in_files} transactions of the user stay in archive files: "
+            "remove them there yourself"
         )

@@ -1,4 +1,4 @@
-"""``credit-mongo export``: transactions of a period as CSV, JSON lines or Parquet."""
+"""``credit-mongo export``: export a period's transactions as CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.maintenance.export.exporting import Export, export_transactions, parse_moment
 from credit_mongo.maintenance.export.formats import FORMATS, Format
 
-_ENDINGS: Final[dict[str, Format]] = {
+_SUFFIXES: Final[dict[str, Format]] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -35,31 +35,32 @@ def export(
         str | None, typer.Option("--from", metavar="DATE", help="From this date or moment, UTC.")
     ] = None,
     end: Annotated[
-        str | None, typer.Option("--to", metavar="DATE", help="Up to, but not including, this one.")
+        str | None, typer.Option("--to", metavar="DATE", help="Before this date or moment, UTC.")
     ] = None,
     include_archived: Annotated[
-        bool, typer.Option("--include-archived", help="Also what the archive collections have.")
+        bool, typer.Option("--include-archived", help="Include the archive collections.")
     ] = False,
     output: Annotated[
-        str, typer.Option(metavar="FILE", help="Where to write; - is the standard output.")
+        str, typer.Option(metavar="FILE", help="The file to write, or - for standard output.")
     ] = "-",
     kind: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="|".join(FORMATS), help="Default: as the file is named, or csv."
+            "--format", metavar="|".join(FORMATS), help="Default: by the file's suffix, or csv."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the file if it is there.")
+        bool, typer.Option("--force", help="Overwrite the file if it exists.")
     ] = False,
     verbatim: Annotated[
         bool,
         typer.Option(
-            "--verbatim", help="CSV for programs: no apostrophe before what looks like a formula."
+            "--verbatim",
+            help="CSV for programs: no apostrophe before cells that look like formulas.",
         ),
     ] = False,
     byte_order_mark: Annotated[
-        bool, typer.Option("--bom", help="CSV for Excel: begin with a byte order mark.")
+        bool, typer.Option("--bom", help="CSV for Excel: start with a byte order mark.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -69,10 +70,10 @@ def export(
 ) -> int:
     """Export transactions, user by user, newest first.
 
-    Amounts are in smallest units, and if the ledger has decimal places in credits as well. Moments
-    are in UTC, metadata is JSON. In CSV, an apostrophe goes before =, +, - and @ where a cell
-    starts, also after a semicolon, as a spreadsheet would run it as a formula. A file is written as
-    a whole or not at all. What was archived to files is not in it.
+    Amounts are in smallest units. If the ledger has decimal places, credits are exported too.
+    Moments are in UTC, and metadata is JSON. A spreadsheet would run a CSV cell that starts with
+    =, +, - or @ as a formula, so an apostrophe goes before these, also after a semicolon. A file is
+    written completely or not at all. Transactions archived to files are not included.
     """
     path = None if output == "-" else Path(output)
     options: dict[str, Any] = {
@@ -88,7 +89,7 @@ def export(
     if path is None and as_json:
         raise typer.BadParameter("--json needs --output FILE")
     if path is None and options["format"] == "parquet" and sys.stdout.isatty():
-        raise typer.BadParameter("Parquet is nothing for a terminal: --output FILE is needed")
+        raise typer.BadParameter("Parquet can't be shown on a terminal: give --output FILE")
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config, reads_users=False)
     options |= {
@@ -98,7 +99,7 @@ def export(
     }
 
     async def work(found: Database) -> Export:
-        # Rows come and go by the million, none in a cycle.
+        # Millions of rows come and go, none of them in a cycle. Collecting less often saves time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         with progress("Exporting", "transactions") as advance:
@@ -106,7 +107,7 @@ def export(
 
     done = where.run_on_ledger(settings, work)
     if done.has_files:
-        note = "what was archived to files is not in it: see the archive's directory"
+        note = "transactions archived to files are not included: see the archive's directory"
         print(f"note: {note}", file=sys.stderr)
     if as_json:
         facts = {"transactions": done.transactions, "has_files": done.has_files}
@@ -123,6 +124,8 @@ def _format(kind: str | None, path: Path | None) -> Format:
         return kind
     if path is None:
         return "csv"
-    if path.suffix.lower() not in _ENDINGS:
-        raise typer.BadParameter(f"--format is needed: {', '.join(FORMATS)}")
-    return _ENDINGS[path.suffix.lower()]
+    if path.suffix.lower() not in _SUFFIXES:
+        raise typer.BadParameter(
+            f"the suffix of {path.name} names no format: give --format {'|'.join(FORMATS)}"
+        )
+    return _SUFFIXES[path.suffix.lower()]

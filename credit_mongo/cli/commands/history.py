@@ -1,4 +1,4 @@
-"""``credit-mongo history``: a user's transactions, page by page."""
+"""``credit-mongo history``: list a user's transactions, page by page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def history(
         str | None, typer.Option(metavar="NAME", show_default=False, help="Only this action.")
     ] = None,
     include_archived: Annotated[
-        bool, typer.Option("--include-archived", help="Also what the archive collections have.")
+        bool, typer.Option("--include-archived", help="Include the archive collections.")
     ] = False,
     metadata: ShowMetadata = False,
     config: ConfigFile = None,
@@ -55,9 +55,9 @@ def history(
 ) -> int:
     """List a user's transactions, newest first.
 
-    Amounts are negative for charges. They are in smallest units; if the ledger has decimal
-    places, a terminal shows credits, and piped lines have both. Moments are in UTC. Metadata and
-    idempotency keys are shown with --metadata only.
+    Amounts are in smallest units, and negative for charges. If the ledger has decimal places, a
+    terminal shows credits, and piped lines have both. Moments are in UTC. Metadata and idempotency
+    keys are only shown with --metadata.
     """
     options: dict[str, Any] = {
         "limit": whole_number("--limit", limit),
@@ -84,8 +84,8 @@ def history(
         is_listing=True,
     )
     if not page:
-        where_else = "" if include_archived else "; archived ones are shown by --include-archived"
-        note(f"{user}: no such transactions{where_else}")
+        hint = "" if include_archived else "; --include-archived shows archived ones"
+        note(f"{user}: no such transactions{hint}")
     if page.next_cursor is not None:
         note(f"next page: --cursor {page.next_cursor}")
     return DONE

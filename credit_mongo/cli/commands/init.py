@@ -1,4 +1,4 @@
-"""``credit-mongo init``: the collections, the indexes and the validator of the ledger."""
+"""``credit-mongo init``: create the ledger's collections, indexes and validator."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def init(
     uri: Uri = None,
     database: DatabaseName = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing, show what would be.")
+        bool, typer.Option("--dry-run", help="Write nothing. Show what would be created.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     no_validators: Annotated[
-        bool, typer.Option("--no-validators", help="Set no validator.")
+        bool, typer.Option("--no-validators", help="Don't set a validator.")
     ] = False,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Create the collections, the indexes and the validator that are missing.
+    """Create the ledger's missing collections, indexes and validator.
 
-    With --config, the ledger's settings are written down, too: other commands find the users by
+    With --config, this also stores the ledger's settings. Other commands then find the users by
     them, and applications with other settings are refused. Run it as often as you like. Exit code
-    1: something of the application's is in the way, shown with its remedy. Building an index may
-    take longer than the timeout.
+    1: something of the application's is in the way. It's shown with its remedy. Building an index
+    may take longer than the timeout.
     """
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config)
@@ -49,7 +49,7 @@ def init(
             found,
             settings.collections,
             settings.users,
-            # Without --config they are not known, and no guess is written down.
+            # Unknown without --config, and a guess must not be stored.
             decimal_places=None if config is None else settings.decimal_places,
             validators=not no_validators,
             dry_run=dry_run,
@@ -62,14 +62,14 @@ def init(
     else:
         _show(report, where.database, dry_run=dry_run)
         if is_unsettled:
-            show("The ledger's settings are not written down: with --config they would be.")
+            show("The ledger's settings are not stored. Give --config to store them.")
     return FOUND if report.conflicts else DONE
 
 
 def _show(report: IndexReport, database: str, *, dry_run: bool) -> None:
     show_rows(_COLUMNS, [(change.state, change.kind, _words(change)) for change in report.changes])
     for change in report.conflicts:
-        # Not in the table, which would break the command into lines.
+        # A table would break the command into lines.
         show(f"remedy: {change.remedy}")
     counts = (
         f"{len(report.created)} created, {len(report.kept)} kept, "
@@ -77,7 +77,7 @@ def _show(report: IndexReport, database: str, *, dry_run: bool) -> None:
     )
     show(f"{database}: {counts}{' (dry run: nothing was written)' if dry_run else ''}")
     if report.conflicts:
-        show("Resolve the conflicts (remedies are for mongosh) and run this again.")
+        show("Resolve the conflicts with these remedies in mongosh, and run the command again.")
 
 
 def _words(change: IndexChange) -> str:

@@ -1,4 +1,4 @@
-"""``credit-mongo refund``: give credits back, freely or of a charge."""
+"""``credit-mongo refund``: give credits back, of a charge or without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.ledgers import whole_number
-from credit_mongo.cli.operations import Action, Asked, DryRun, Key, MetadataText, do
+from credit_mongo.cli.operations import Action, DryRun, Invocation, Key, MetadataText, perform
 from credit_mongo.cli.output import AsJson
 
 
@@ -25,7 +25,7 @@ def refund(
         typer.Option(
             metavar="ID",
             show_default=False,
-            help="The charge that is refunded; never more than it still holds.",
+            help="The charge to refund. The refund can't exceed what is left of it.",
         ),
     ] = None,
     idempotency_key: Key = None,
@@ -37,17 +37,19 @@ def refund(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Give a user AMOUNT smallest units back.
+    """Give credits back to a user: AMOUNT smallest units.
 
-    The idempotency key is printed before anything is sent; asked again with it, the answer is the
-    same, and nothing is given twice. With --json, give a key of your own to be sure of that. With
-    --config of decimal places, amounts are shown in credits as well: 1350 (13.50).
+    The idempotency key is printed before anything is sent. Repeating the command with the key gives
+    the same answer and refunds nothing twice. --json doesn't print a key in advance, so give your
+    own. If the ledger has decimal places, credits are shown too: 1350 (13.50).
     """
     units = whole_number("AMOUNT", amount)
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
-    return do(
-        asked,
+    invocation = Invocation(
+        where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json
+    )
+    return perform(
+        invocation,
         lambda ledger, options: ledger.refund(
             user, units, action=action, transaction_id=transaction, **options
         ),

@@ -10,14 +10,14 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, DatabaseName, Timeout, Uri
 from credit_mongo.cli.operations import (
-    Asked,
     DryRun,
     ExpiresAt,
+    Invocation,
     Key,
     MetadataText,
     NoExpiry,
-    do,
     expiry_of,
+    perform,
 )
 from credit_mongo.cli.output import AsJson
 from credit_mongo.core.values import Keep
@@ -34,7 +34,7 @@ def renew(
     ] = False,
     allow_earlier: Annotated[
         bool,
-        typer.Option("--allow-earlier", help="Also to an expiry before the present one."),
+        typer.Option("--allow-earlier", help="Allow an expiry before the present one."),
     ] = False,
     idempotency_key: Key = None,
     metadata: MetadataText = None,
@@ -47,18 +47,20 @@ def renew(
 ) -> int:
     """Renew a user's tier until a new expiry, and set the balance to the tier's cap.
 
-    The idempotency key is printed before anything is sent. With the same key again, the answer is
-    the same, and nothing happens twice. With --json, give a key of your own to be sure of that.
+    The idempotency key is printed before anything is sent. Repeating the command with the key gives
+    the same answer and does nothing twice. --json doesn't print a key in advance, so give your own.
     """
     if config is None:
-        raise typer.BadParameter("--config is needed: it says what tiers there are")
+        raise typer.BadParameter("--config is missing: it defines the tiers")
     moment = expiry_of(expires_at, never=no_expiry)
     if isinstance(moment, Keep):
-        raise typer.BadParameter("--expires-at DATE or --no-expiry is needed")
+        raise typer.BadParameter("the new expiry is missing: give --expires-at DATE or --no-expiry")
     where = Connecting.to(uri, database, timeout)
-    asked = Asked(where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json)
-    return do(
-        asked,
+    invocation = Invocation(
+        where, settings_of(where, config), idempotency_key, metadata, dry_run, as_json
+    )
+    return perform(
+        invocation,
         lambda ledger, options: ledger.renew_tier(
             user,
             membership_expires_at=moment,

@@ -1,4 +1,4 @@
-"""``credit-mongo report``: what was granted and spent, as a page and as a picture."""
+"""``credit-mongo report``: draw what was granted and spent, as a page and as a picture."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ def report(
     *,
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="Also write one picture of it all."),
+        typer.Option(metavar="FILE", show_default=False, help="Also write it all as one picture."),
     ] = None,
     start: PeriodStart = None,
     end: PeriodEnd = None,
     time_zone: Annotated[
         str,
         typer.Option(
-            "--timezone", metavar="ZONE", help="Whose days and months: UTC, Europe/Berlin, …"
+            "--timezone", metavar="ZONE", help="The zone of days and months: UTC, Europe/Berlin, …"
         ),
     ] = "UTC",
     top: Annotated[
         str, typer.Option(metavar="N", help="How many actions, tiers and users to name, up to 100.")
     ] = "10",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     uri: Uri = None,
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Draw credits granted and spent: over time, by action, by tier, top spenders.
+    """Draw credits granted and spent: over time, by action, by tier, and by the top spenders.
 
-    PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days up to
-    now, or what --from and --to say; the period before stands beside it. Dates are those of
-    --timezone. Refunds, tier changes and corrections stand apart from grants and charges. Archived
-    transactions count if they are in the database. Amounts are in credits if the ledger has
-    decimal places, else in smallest units. Without a file, only the totals are shown.
+    PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days, or from
+    --from to --to, and is compared with the period before. Dates are in --timezone. Refunds, tier
+    changes and corrections are listed separately from grants and charges. Archived transactions
+    count if they are in the database. Amounts are in credits if the ledger has decimal places, else
+    in smallest units. Without a file, only the totals are shown.
     """
     places = whole_number("--top", top)
     zone = zone_of(time_zone)
@@ -91,7 +91,8 @@ def report(
             )
 
     with ExitStack() as files:
-        # Refused before anything is summed up, and there when all is written.
+        # Open both files first: a refused file ends the command before the work, and neither file
+        # appears until both are written.
         picture = _opened(files, png, force=force)
         page = _opened(files, file, force=force)
         usage = where.run_on_ledger(settings, work)
@@ -106,17 +107,17 @@ def report(
 
 
 def _default_start(end: datetime, zone: tzinfo) -> datetime:
-    """A month of days before the end, from midnight on."""
+    """Midnight, 30 days before the end."""
     try:
         start = end.astimezone(zone) - timedelta(days=_DEFAULT_DAYS)
     except OverflowError:
-        raise typer.BadParameter("--to is too early for a period of 30 days") from None
+        raise typer.BadParameter("--to is too early for a period of 30 days: give --from") from None
     return start.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _check_files(file: Path | None, png: Path | None) -> None:
     if file is not None and png is not None and file.absolute() == png.absolute():
-        raise typer.BadParameter("the page and --png are the same file")
+        raise typer.BadParameter("PAGE and --png are the same file: name two files")
     if file is None and png is None:
         return
     for name in _NEEDED:
@@ -132,7 +133,7 @@ def _opened(files: ExitStack, path: Path | None, *, force: bool) -> Write | None
     try:
         return files.enter_context(whole_file(path, overwrite=force))
     except OSError as error:
-        # As another kind of error: the file that is open already would take an OSError for its own.
+        # Not an OSError, which the file that is already open would take for its own.
         raise StorageError(f"{path}: {error.strerror}") from None
 
 
@@ -163,11 +164,11 @@ def _show(
         decimal_places=settings.decimal_places,
     )
     if usage.has_files:
-        note("note: transactions of the period may have been archived to files, not counted here")
+        note("note: transactions archived to files are not counted, and the period may have some")
     if usage.left_out:
         note(
-            f"note: {usage.left_out} rows are left out, as their amount is no whole number or "
-            "their createdAt no date: credit-mongo verify names them"
+            f"note: {usage.left_out} rows are left out, because their amount is not a whole number "
+            "or their createdAt is not a date: credit-mongo verify names them"
         )
     happened = (
         "nothing happened"

@@ -1,4 +1,4 @@
-"""``credit-mongo roles``: least-privilege roles of the database, to look at or to create."""
+"""``credit-mongo roles``: print or create the database's least-privilege roles."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ def roles(
     database: DatabaseName = None,
     create: Annotated[
         bool,
-        typer.Option("--create", help="Create them on the server, or put right what differs."),
+        typer.Option("--create", help="Create them on the server, and correct those that differ."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --create: write nothing, show what would be.")
+        bool,
+        typer.Option("--dry-run", help="With --create: write nothing. Show what would change."),
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Print the least-privilege roles of the database, as commands for mongosh.
+    """Print the database's least-privilege roles as commands for mongosh.
 
-    No server is asked for that. With --create, a user with the role userAdmin on the database
-    creates them; run it as often as you like.
+    That needs no server. With --create, the command creates them on the server. The URI's user
+    needs the role userAdmin on the database. Run it as often as you like.
     """
     where = Connecting.to(uri, database, timeout)
     if not create:
         if dry_run:
-            raise typer.BadParameter("--dry-run goes with --create")
+            raise typer.BadParameter("--dry-run needs --create")
         given = None if config is None else load_config(config)
         names, users = (None, None) if given is None else (given.collections, given.users)
         _print(credit_roles(where.database, names, users), where.database, as_json=as_json)
@@ -67,8 +68,8 @@ async def _ensure(database: Database, settings: CreditConfig, *, dry_run: bool) 
         if error.code != _UNAUTHORIZED:
             raise
         raise StorageError(
-            "the server refuses it: Unauthorized (code 13); "
-            "the user needs the role userAdmin on the database"
+            "the server refused the command: Unauthorized (code 13); "
+            "give the user the role userAdmin on the database"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""``credit-mongo status``: the server, the collections, the indexes, at a glance."""
+"""``credit-mongo status``: show the server, the collections and the indexes at a glance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLLECTIONS = ("collection", "documents", "data", "on disk")
 _INDEXES = ("state", "kind", "what")
 _FACTS = ("fact", "value")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_NOT_SEEN = "not known: the role may not see it"
+_NOT_SEEN = "not known: the role may not see them"
 
 
 @app.command("status", rich_help_panel="Maintenance")
@@ -33,9 +33,10 @@ def status(
 ) -> int:
     """Show the state of the database: replica set, sizes, indexes, oldest transaction, TTL lag.
 
-    Writes nothing. Exit code 1: a collection, an index or a validator is missing, different, or
-    something is in its way; credit-mongo init tells more. What the role may not see is left out.
-    Counts are the server's estimates; TTL lag is how long the oldest expired key is overdue.
+    It writes nothing. Exit code 1: a collection, an index or a validator is missing or different,
+    or something is in its way. To learn more, run credit-mongo init. Values that the role may not
+    see are left out. Counts are the server's estimates. TTL lag is how long the oldest expired key
+    is overdue.
     """
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config)
@@ -62,7 +63,7 @@ def _show(found: Status, database: str) -> None:
             show("")
             show_rows(columns, rows)
     if off:
-        show("Run credit-mongo init: it creates what is missing, and names what is in the way.")
+        show("Run credit-mongo init to create what is missing. It says how to clear the way.")
 
 
 def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
@@ -71,7 +72,7 @@ def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
         indexes = _NOT_SEEN
     else:
         indexes = (
-            f"{len(report.kept)} there, {len(report.created)} missing, "
+            f"{len(report.kept)} present, {len(report.created)} missing, "
             f"{len(report.changed)} different, {len(report.conflicts)} in the way"
         )
     return [
@@ -88,9 +89,9 @@ def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
 def _wrong(found: Status) -> list[tuple[str, str, str]]:
     report = found.indexes
     if report is None:
-        # Of what is seen, only these are known to be wrong.
+        # Of the indexes that the role may see, only these are known to be wrong.
         deleting = found.deleting_indexes or ()
-        return [("in the way", "index", f"{each}: a TTL index, drop it") for each in deleting]
+        return [("in the way", "index", f"{each}: a TTL index: drop it") for each in deleting]
     states = (
         ("missing", report.created),
         ("different", report.changed),
@@ -129,5 +130,5 @@ def _seconds(seconds: float | None) -> str:
         return "-"
     if seconds < 120:  # noqa: PLR2004
         return f"{seconds:.0f} s"
-    # As hours, minutes and seconds, with days before them if there are any.
+    # As "1 day, 2:03:04", or without the days if there are none.
     return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""``credit-mongo users``: the users, page by page."""
+"""``credit-mongo users``: list the users, page by page."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def users(
     *,
     tier: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default=False, help="Only those in this tier."),
+        typer.Option(metavar="NAME", show_default=False, help="Only users in this tier."),
     ] = None,
     below: Annotated[
         str | None,
         typer.Option(
-            metavar="N", show_default=False, help="Only those with less than N smallest units."
+            metavar="N", show_default=False, help="Only users with less than N smallest units."
         ),
     ] = None,
     limit: Limit = "50",
@@ -46,11 +46,11 @@ def users(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """List users by id, with balance, tier and seq (how many transactions each has).
+    """List users by id, with balance, tier and seq (the number of transactions).
 
-    Balances are in smallest units; if the ledger has decimal places, a terminal shows
-    credits, and piped lines have both. An expired tier is listed with its expiry, in UTC. The
-    cursor is the last id.
+    Balances are in smallest units. If the ledger has decimal places, a terminal shows credits, and
+    piped lines have both. Expired tiers are listed too. Expiries are in UTC. The cursor is the last
+    id of a page.
     """
     count = whole_number("--limit", limit)
     if not 1 <= count <= LARGEST_LIMIT:
@@ -63,7 +63,7 @@ def users(
     async def work(found: Database) -> list[Raw]:
         ledger = LedgerDatabase.of(found, settings.collections, settings.users)
         users = ledger.users
-        # Documents with ids of another type are none of the ledger's.
+        # Documents with ids of another type don't belong to the ledger.
         query: Raw = {"_id": users.ids_above(after)}
         query |= {getattr(users.names, name): wanted for name, wanted in conditions.items()}
         rows = ledger[ledger.names.users].find(

@@ -1,4 +1,4 @@
-"""``credit-mongo verify``: whether the books keep their promises, and corrections for them."""
+"""``credit-mongo verify``: check the books, and repair them with corrections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from credit_mongo.maintenance.verification.findings import Finding, Verification
 from credit_mongo.maintenance.verification.repair import Repair, repair
 from credit_mongo.maintenance.verification.verify import verify
 
-# What a configuration can have.
+# The longest that a configuration allows.
 _LONGEST_TTL_SECONDS = 366 * 24 * 3600
 _FINDINGS = ("user", "finding", "seq", "transaction", "detail")
 _CORRECTIONS = ("user", "correction", "amount", "settles", "reason")
@@ -35,7 +35,7 @@ _CORRECTIONS = ("user", "correction", "amount", "settles", "reason")
 def verify_books(
     *,
     user: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Only this user; may be repeated.")
+        list[str] | None, typer.Option(metavar="ID", help="Only this user. May be repeated.")
     ] = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Auditing is disabled: expect no audit rows.")
@@ -45,21 +45,21 @@ def verify_books(
         typer.Option(
             parser=seconds_up_to(_LONGEST_TTL_SECONDS),
             metavar="SECONDS",
-            help="How long keys are remembered, for transactions that do not say it. Default: as "
-            "in --config; without one, a day, or what the records say.",
+            help="How long keys are remembered, for transactions that don't say so. Default: as "
+            "in --config. Without --config: a day, or as the records say.",
         ),
     ] = None,
     do_repair: Annotated[
-        bool, typer.Option("--repair", help="Settle what is found by correcting transactions.")
+        bool, typer.Option("--repair", help="Settle findings by adding correcting transactions.")
     ] = False,
     operator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who repairs; kept with each correction.")
+        str | None, typer.Option(metavar="NAME", help="Who repairs. Stored in each correction.")
     ] = None,
     reason: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Why; kept with each correction.")
+        str | None, typer.Option(metavar="TEXT", help="Why. Stored in each correction.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing, show what --repair would add.")
+        bool, typer.Option("--dry-run", help="Write nothing. Show what --repair would add.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -67,10 +67,11 @@ def verify_books(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Look for everything that is wrong with the books: balances, history, audit rows, keys.
+    """Find everything that is wrong with the books: balances, history, audit rows and keys.
 
-    Exit code 1: something is wrong, and shown. With --repair, a correcting transaction is added for
-    each user that is off; exit code 1 then means that something is left. History is never edited.
+    Exit code 1: something is wrong, and is shown. With --repair, each affected user gets a
+    correcting transaction. Exit code 1 then means that something is still wrong. History is never
+    edited.
     """
     _check_repair(do_repair=do_repair, operator=operator, reason=reason, dry_run=dry_run)
     where = Connecting.to(uri, database, timeout)
@@ -110,7 +111,8 @@ def _key_ttl(given: float | None, settings: CreditConfig | None) -> float | None
 async def _work(
     database: Database, options: dict[str, Any], *, do_repair: bool
 ) -> Verification | Repair:
-    # Rows come and go by the million, none in a cycle: looking for those took a third of the time.
+    # Millions of rows come and go, none of them in a cycle. Looking for cycles took a third of the
+    # time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     return await (repair if do_repair else verify)(database, **options)
@@ -122,7 +124,7 @@ def _check_repair(
     if do_repair and not (operator and reason):
         raise typer.BadParameter("--repair needs --operator NAME and --reason TEXT")
     if not do_repair and (dry_run or operator is not None or reason is not None):
-        raise typer.BadParameter("--operator, --reason and --dry-run go with --repair")
+        raise typer.BadParameter("--operator, --reason and --dry-run need --repair")
 
 
 def _show(verification: Verification, database: str) -> None:

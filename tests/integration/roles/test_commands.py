@@ -46,5 +46,7 @@ async def test_a_role_is_enough_and_who_has_none_is_told(
     ):
         code, output, errors = await call(role, database, *arguments)
         assert (code, output, errors.count("\n")) == (2, "", 1), errors
-        assert errors.endswith("the user needs a role for it: credit-mongo roles shows them\n")
+        assert errors.endswith(
+            "give the user a role that allows it: credit-mongo roles shows them\n"
+        )
     assert (await call("creditEraser", APP, *erasing))[0] == 0
