@@ -46,7 +46,7 @@ def credit_mongo(
 ) -> None:
     """Keep the books of a credit ledger in MongoDB.
 
-    Exit codes: 0 done; 1 something is wrong with the data; 2 it could not be done; 130 Ctrl-C.
+    Exit codes: 0 done; 1 something is wrong with the data; 2 the command failed; 130 Ctrl-C.
     """
 
 

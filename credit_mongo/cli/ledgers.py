@@ -52,15 +52,11 @@ Cursor = Annotated[
 ]
 PeriodStart = Annotated[
     str | None,
-    typer.Option(
-        "--from", metavar="DATE", show_default=False, help="From this date or moment, UTC."
-    ),
+    typer.Option("--from", metavar="DATE", show_default=False, help="From this date or moment on."),
 ]
 PeriodEnd = Annotated[
     str | None,
-    typer.Option(
-        "--to", metavar="DATE", show_default=False, help="Before this date or moment, UTC."
-    ),
+    typer.Option("--to", metavar="DATE", show_default=False, help="Before this date or moment."),
 ]
 ShowMetadata = Annotated[
     bool, typer.Option("--metadata", help="Also show metadata, which may be personal.")

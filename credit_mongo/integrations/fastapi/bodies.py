@@ -82,7 +82,9 @@ class Body:
         Raises ConfigurationError on a second call.
         """
         if self._is_charged:
-            raise ConfigurationError("Charge", "is used twice for this request: use one a route")
+            raise ConfigurationError(
+                "Charge", "is used twice for this request: use it once for each route"
+            )
         self._is_charged = True
         self._check_size()
 

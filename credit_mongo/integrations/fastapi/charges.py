@@ -22,7 +22,7 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["Charges"]
 
 _MAX_CLOCK_DIFFERENCE: Final = timedelta(hours=1)
-_MOST_TRIES: Final = 5
+_MAX_ATTEMPTS: Final = 5
 
 
 class Charges:
@@ -71,7 +71,7 @@ class Charges:
     async def refund(self, charge: Paid) -> None:
         """Refund the part of the charge that hasn't been refunded yet."""
         suffix = ""
-        for _ in range(_MOST_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             refunded = await self._ledger._read(
                 None,
                 self._ledger._history.refunded_of,

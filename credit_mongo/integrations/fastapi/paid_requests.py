@@ -59,7 +59,7 @@ __all__ = ["PaidRequests"]
 _LOG: Final = logging.getLogger("credit_mongo.integrations.fastapi")
 _T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, Paid | None]
-_MOST_TRIES: Final = 5
+_MAX_ATTEMPTS: Final = 5
 _SETTLED_AT_ONCE: Final = 100
 # $exists excludes finished runs, which have no lease: to $lt, a missing field is before any date.
 _LEASE_IS_OVER: Final = {
@@ -188,7 +188,7 @@ class PaidRequests:
         """A new run, or the run of a completed request that may be answered again."""
         request = _request_id(order.user_id, order.key or str(uuid4()))
         replaced: Raw | None = None
-        for _ in range(_MOST_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 return await self._store_run(order, request, replaced)
             except DuplicateKeyError:
