@@ -47,7 +47,7 @@ class Order:
 
 
 def stored_variables(variables: Variables | None) -> Stored | None:
-    """Variables as a run stores them: numbers as text, other values with their fault."""
+    """Variables as a run stores them: numbers as text, other values as the reason against them."""
     if variables is None:
         return None
     return {
