@@ -1,11 +1,10 @@
-"""Build the package as it is released, install it into an empty environment, and use it there.
+"""Build the package as for a release, install it into an empty environment, and use it there.
 
     python scripts/check_wheel.py [--keep DIRECTORY]
 
-The source archive is built first, and the wheel from it, so that what is missing in the one is
-missing in the other. Then the README's example runs on a replica set with the wheel alone, and so
-does the command line. Exit code 1: something failed, and is shown. ``--keep`` leaves the two files
-in a directory.
+This builds the source archive, and the wheel from it, so the wheel lacks what the archive lacks.
+Then it runs the README's example and the command line on a replica set, with nothing but the wheel.
+Exit code 1: something failed, and is shown. ``--keep`` copies the two files into a directory.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-# Of the example, the lines that it prints.
+# The example's output.
 PROMISED: Final = "8 12\n15 12\n"
 
 
 def run(
     *command: str | Path, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Run a command and return what it prints; what it complains of is shown."""
+    """Run a command and return its standard output. Its standard error is shown."""
     done = subprocess.run(  # noqa: S603 - our own commands
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -41,7 +40,7 @@ def run(
 
 
 def build(directory: Path) -> Path:
-    """Build both files with the locked tools; returns the wheel."""
+    """Build both files with the locked tools, and return the wheel."""
     python = sys.executable
     run(python, "-m", "build", "--no-isolation", "--outdir", directory, ROOT)
     [wheel] = directory.glob("*.whl")
@@ -54,20 +53,20 @@ def build(directory: Path) -> Path:
 
 
 def install(wheel: Path, directory: Path) -> Path:
-    """An environment with the wheel, and the locked versions of what it needs; returns its bin."""
+    """Make an environment with the wheel and its locked dependencies, and return its ``bin``."""
     venv.create(directory, with_pip=True)
     programs = directory / "bin"
     pip = (programs / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(*pip, "install", "--require-hashes", "--requirement", ROOT / "requirements" / "demo.txt")
     run(*pip, "install", "--no-deps", wheel)
-    # Whether the wheel says what it needs as the lock files have it.
+    # The wheel's own requirements must agree with the lock files.
     run(*pip, "check")
     return programs
 
 
 @contextmanager
 def replica_set(programs: Path, directory: Path) -> Iterator[str]:
-    """A replica set that the installed package runs; its URI."""
+    """Run a replica set with the installed package. Yields its URI."""
     with subprocess.Popen(  # noqa: S603 - our own command
         (programs / "python", "-m", "credit_mongo.local"),
         cwd=directory,
@@ -85,38 +84,40 @@ def replica_set(programs: Path, directory: Path) -> Iterator[str]:
 
 
 def use(programs: Path, directory: Path) -> None:
-    """Charge as the README does, and look at the books by the command line."""
+    """Charge as the README does, and check the books with the command line."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = readme.split("```python\n")[1].split("```")[0]
     (directory / "example.py").write_text(example, encoding="utf-8")
     with replica_set(programs, directory) as uri:
-        # No PYTHONPATH: what is imported is what was installed.
+        # Without PYTHONPATH, Python imports the installed package.
         environment = {"PATH": os.environ["PATH"], "MONGODB_URI": uri, "MONGODB_DATABASE": "app"}
 
-        def say(*command: str | Path) -> str:
+        def output_of(*command: str | Path) -> str:
             return run(*command, cwd=directory, environment=environment)
 
-        where = say(programs / "python", "-c", "import credit_mongo; print(credit_mongo.__file__)")
+        where = output_of(
+            programs / "python", "-c", "import credit_mongo; print(credit_mongo.__file__)"
+        )
         expect(str(programs.parent) in where, f"the package was imported from {where}")
-        printed = say(programs / "python", "example.py")
+        printed = output_of(programs / "python", "example.py")
         expect(printed == PROMISED, f"the README's example printed {printed!r}")
-        shown = say(programs / "credit-mongo", "--version")
+        shown = output_of(programs / "credit-mongo", "--version")
         expect(shown.strip() == f"credit-mongo {version('credit-mongo')}", f"--version: {shown}")
-        balance = say(programs / "credit-mongo", "balance", "user-123")
+        balance = output_of(programs / "credit-mongo", "balance", "user-123")
         expect(balance.split()[-1] == "12", f"balance: {balance}")
-        say(programs / "credit-mongo", "verify")
+        output_of(programs / "credit-mongo", "verify")
 
 
-def expect(is_so: bool, otherwise: str) -> None:
-    """End with a message if something is not as it should be."""
-    if not is_so:
-        raise SystemExit(otherwise)
+def expect(condition: bool, message: str) -> None:
+    """Exit with a message unless a condition holds."""
+    if not condition:
+        raise SystemExit(message)
 
 
 def main() -> None:
-    """Build, install, use."""
+    """Build the package, install it and use it."""
     parser = argparse.ArgumentParser(description="Build, install and use the package.")
-    parser.add_argument("--keep", metavar="DIRECTORY", type=Path, help="leave the files there")
+    parser.add_argument("--keep", metavar="DIRECTORY", type=Path, help="copy the files there")
     kept: Path | None = parser.parse_args().keep
     with tempfile.TemporaryDirectory(prefix="credit-mongo-wheel-") as name:
         directory = Path(name)

@@ -507,7 +507,7 @@ async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> Non
     assert errors.startswith("error: config.decimal")
     path.write_text(json.dumps({"costs": {}, "idempotency": {"enabled": False}}))
     key = ("--amount", "1", "--idempotency-key", "k", "--config", str(path))
-    assert "keys disabled" in (await call("charge", "ada", "x", *key))[2]
+    assert "keys are disabled" in (await call("charge", "ada", "x", *key))[2]
 
 
 async def test_a_price_that_can_round_to_nothing_is_warned_of(

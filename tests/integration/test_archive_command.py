@@ -221,7 +221,7 @@ async def test_the_command_says_that_another_is_at_work(
         )
         await lease.release()
     assert (code, output) == (2, "")
-    assert errors.startswith("error: another run of the archive is at work")
+    assert errors.startswith("error: another archive run is at work")
     assert errors.count("\n") == 1
     del before["archive_manifests"]
     after = await dump(database)

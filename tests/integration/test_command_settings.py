@@ -170,7 +170,7 @@ async def test_init_writes_the_settings_down_with_a_configuration_alone(
     code, output, _ = await run(replica_set_uri, database, "init")
     assert (code, output.splitlines()[-1][:45]) == (
         0,
-        "The ledger's settings are not written down: w",
+        "The ledger's settings are not stored. Give --",
     )
     assert await rows(database, "ledger_settings") == []
     file = tmp_path / "ours.json"
@@ -181,7 +181,7 @@ async def test_init_writes_the_settings_down_with_a_configuration_alone(
     [kept] = await rows(database, "ledger_settings")
     assert kept["decimalPlaces"] == 3
     code, output, _ = await run(replica_set_uri, database, "init")
-    assert (code, "not written down" in output) == (0, False)
+    assert (code, "not stored" in output) == (0, False)
 
 
 async def test_with_several_ledgers_a_configuration_says_which(
