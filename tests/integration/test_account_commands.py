@@ -216,7 +216,7 @@ async def test_accounts_are_opened_and_tiers_changed(
         (("upgrade", "ada", "free", *config), "'free'"),
         (("upgrade", "ada", "premium"), "--config"),
         (("renew", "ada", *config), "--expires-at"),
-        (("renew", "ada", "--no-expiry", "--expires-at", "2091-01-01", *config), "exclude"),
+        (("renew", "ada", "--no-expiry", "--expires-at", "2091-01-01", *config), "combined"),
         (("create-user", "eve", "--tier", "free"), "--config"),
         (("create-user", "eve", "--credits", "-5"), "--credits"),
         (("grant", "ada", "-5", "--action", "x"), "negative number"),
