@@ -22,18 +22,18 @@ def engine() -> Iterator[docker.DockerClient]:
 
 
 def containers(engine: docker.DockerClient) -> set[str]:
-    """Every container that there is, running or not."""
+    """Return every container, running or not."""
     return {container.id for container in engine.containers.list(all=True)}
 
 
 def test_the_tests_run_on_the_container(credit_replica_set: str) -> None:
-    """What was asked for is what the other tests of this run are on."""
+    """The other tests of this run use the container that was requested."""
     assert find_source().kind == "container"
     assert credit_replica_set.endswith("/?directConnection=true")
 
 
 def test_it_is_writable_at_once_and_gone_afterwards(engine: docker.DockerClient) -> None:
-    """Transactions work from outside as soon as it is entered, with the parameters given."""
+    """Transactions work from outside at once, with the given server parameters."""
     before = containers(engine)
     with ContainerReplicaSet(parameters={"enableTestCommands": "1"}) as started:
         assert len(containers(engine) - before) == 1
@@ -46,7 +46,7 @@ def test_it_is_writable_at_once_and_gone_afterwards(engine: docker.DockerClient)
 
 
 def test_it_is_gone_after_an_error(engine: docker.DockerClient) -> None:
-    """However the block ends."""
+    """The container is removed however the block ends."""
     before = containers(engine)
     started = replica_set(find_source(), {})
     started.__enter__()
@@ -58,7 +58,7 @@ def test_it_is_gone_after_an_error(engine: docker.DockerClient) -> None:
 def test_a_mongod_that_does_not_start_is_an_error_with_its_log(
     engine: docker.DockerClient,
 ) -> None:
-    """It says what the mongod said, and leaves no container."""
+    """The error has the server's log, and no container remains."""
     before = containers(engine)
     with (
         pytest.raises(StorageError, match="noSuchParameter"),
@@ -69,7 +69,7 @@ def test_a_mongod_that_does_not_start_is_an_error_with_its_log(
 
 
 def test_an_image_that_is_not_to_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name, it is never replaced by a local mongod."""
+    """An image that was asked for by name is never replaced by a local mongod."""
     monkeypatch.setenv("CREDIT_MONGO_TEST_IMAGE", "localhost:1/no-such-image:1")
     assert image_to_use() == "localhost:1/no-such-image:1"
     for call in (fetch_images, find_source, ContainerReplicaSet().__enter__):
@@ -78,7 +78,7 @@ def test_an_image_that_is_not_to_be_had_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_engine_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, where Docker is not there."""
+    """The error without Docker says what to do."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
     for call in (fetch_images, find_source, ContainerReplicaSet().__enter__):
         with pytest.raises(StorageError, match="start a Docker engine"):

@@ -1,7 +1,7 @@
-"""The model: what every operation does, plainly, with no code of the library.
+"""The model: what every operation does, written plainly without the library's code.
 
-Its state is a few dictionaries and lists. Its answers are ``Done`` and ``Refused``, in the words of
-the library's results and errors, without the ids that only the library can make.
+Its state is a few dictionaries and lists. It answers with ``Done`` and ``Refused``, in the terms of
+the library's results and errors but without ids, which only the library can make.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Done:
-    """A result: the name of its class and its fields, but for ``transaction_id``."""
+    """A result: its class's name and its fields, except ``transaction_id``."""
 
     kind: str
     facts: Facts
@@ -46,7 +46,7 @@ class Done:
 
 
 class Refused(Exception):  # noqa: N818 - an answer, which happens to be raised
-    """An error: the name of its class and its attributes."""
+    """An error: its class's name and its attributes."""
 
     def __init__(self, kind: str, **facts: Any) -> None:
         super().__init__(kind, facts)
@@ -67,18 +67,18 @@ class Call:
 
     @property
     def action(self) -> str:
-        """What the records call it."""
+        """The action that the records show."""
         return str(self.arguments.get("action", self.method))
 
     @property
     def effect(self) -> tuple[Any, ...]:
-        """The same for calls that ask for the same; metadata makes no difference.
+        """What the call requests: equal for calls that differ in metadata only.
 
-        Nor does a permission, without which a call does the same or nothing.
+        Permissions make no difference either: without one, the call does the same or nothing.
         """
         arguments = self.arguments.items()
-        asked = {name: plain(value) for name, value in arguments if name != "allow_earlier"}
-        return self.method, self.user_id, asked
+        requested = {name: plain(value) for name, value in arguments if name != "allow_earlier"}
+        return self.method, self.user_id, requested
 
 
 @dataclass
@@ -95,7 +95,7 @@ class User:
 
 @dataclass
 class Remembered:
-    """What a key did. ``transaction_id`` is the library's, for the result of a repetition."""
+    """What a key did. The call's number leads to the library's transaction id."""
 
     effect: tuple[Any, ...]
     done: Done
@@ -113,23 +113,23 @@ class Books:
     keys: dict[str, Remembered] = field(default_factory=dict)
 
     def found(self, user_id: str) -> User:
-        """A user, or the refusal."""
+        """Return a user, or raise the refusal."""
         if user_id not in self.users:
             raise Refused("UserNotFoundError", user_id=user_id)
         return self.users[user_id]
 
     def chain(self, user_id: str) -> list[Facts]:
-        """A user's transactions, newest first."""
+        """Return a user's transactions, newest first."""
         return [row for row in reversed(self.transactions) if row["user_id"] == user_id]
 
     def audit_log(self, user_id: str) -> list[Facts]:
-        """A user's attempts: by time, and within a moment by call, newest first."""
+        """Return a user's attempts, newest first: by time, then by call."""
         rows = [row for row in self.audits if row["user_id"] == user_id]
         return sorted(rows, key=lambda row: (row["created_at"], row["number"]), reverse=True)
 
 
 def plain(value: Any) -> Any:
-    """An argument without the ways to write it."""
+    """Return an argument's value without the way it was written."""
     if isinstance(value, Mapping):
         return {name: exact(number) for name, number in value.items() if number is not None}
     if isinstance(value, datetime):
@@ -138,25 +138,25 @@ def plain(value: Any) -> Any:
 
 
 def milliseconds(moment: datetime) -> datetime:
-    """The moment in UTC, without what is shorter than a millisecond."""
+    """Return the moment in UTC, cut to milliseconds."""
     moment = moment.astimezone(timezone.utc)
     return moment - timedelta(microseconds=moment.microsecond % 1000)
 
 
 def exact(number: float | Decimal) -> Fraction:
-    """A number as it is written."""
+    """Return the number exactly as it is written."""
     return Fraction(str(number))
 
 
 def to_units(credits_due: Fraction, decimal_places: int) -> int:
-    """Whole smallest units, rounded half up."""
+    """Return smallest units, rounded half up."""
     units = credits_due * 10**decimal_places
     whole = int(units.numerator // units.denominator)
     return whole + 1 if units - whole >= Fraction(1, 2) else whole
 
 
 def readable(variables: Mapping[str, Fraction]) -> dict[str, int | Decimal]:
-    """Variables as an error tells them."""
+    """Return variables as an error shows them."""
     context = Context(prec=34)
     return {
         name: int(number)
@@ -167,12 +167,12 @@ def readable(variables: Mapping[str, Fraction]) -> dict[str, int | Decimal]:
 
 
 def is_over(expires_at: datetime | None, now: datetime) -> bool:
-    """Whether an expiry has come."""
+    """Whether the expiry has passed."""
     return expires_at is not None and now >= expires_at
 
 
 class Tariff:
-    """Who may do what, and what it costs, in one configuration."""
+    """Access and prices in one configuration."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.prices = configuration.prices
@@ -185,13 +185,13 @@ class Tariff:
         }
 
     def level(self, tier: str) -> int:
-        """How high a tier is."""
+        """Return a tier's level."""
         if tier not in self.levels:
             raise Refused("UndefinedTierError", tier=tier)
         return self.levels[tier]
 
     def tier_in_force(self, user: User, now: datetime) -> str | None:
-        """A user's tier, unless it is over."""
+        """Return the user's tier, or None if it has expired."""
         if user.tier is None or is_over(user.expires_at, now):
             return None
         if self.levels:
@@ -199,7 +199,7 @@ class Tariff:
         return user.tier
 
     def check_access(self, user_id: str, action: str, tier: str | None) -> None:
-        """Whether somebody of this tier may do it."""
+        """Refuse a tier that may not do the action."""
         needed = self.requirements.get(action)
         if needed is not None and (tier is None or self.levels[tier] < self.levels[needed]):
             raise Refused("MembershipRequiredError", user_id=user_id, required=needed, current=tier)
@@ -213,7 +213,7 @@ class Tariff:
     def cost(
         self, user_id: str, action: str, tier: str | None, given: Mapping[str, Any] | None
     ) -> tuple[int, Facts]:
-        """What it costs in units, and how that came about."""
+        """Return the cost in units, and how it was computed."""
         if action not in self.prices:
             raise Refused("UndefinedActionError", action=action)
         self.check_access(user_id, action, tier)

@@ -1,4 +1,4 @@
-"""The ledger and the model side by side: the same calls to both, and what they say compared."""
+"""The ledger and the model side by side: both get the same calls, and their answers must agree."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["SideBySide", "World", "answer_of", "assert_same", "send"]
 
 _T = TypeVar("_T")
 
-# Ahead of the server's clock, so that its own sweep of expired keys never meets the model's.
+# Ahead of the server's clock, so that the server's sweep removes no key of the test.
 BEGINNING = datetime(2060, 2, 28, 23, 59, 59, 999_000, tzinfo=timezone.utc)
 
 
 @dataclass
 class World:
-    """What all histories share: databases, a ledger of each configuration, a clock, a loop.
+    """What all histories share: databases, a ledger for each configuration, a clock, a loop.
 
     Configurations with the same number of decimal places share a database.
     """
@@ -44,7 +44,7 @@ class World:
     outcomes: Counter[str] = field(default_factory=Counter)
 
     async def open(self) -> None:
-        """Make the ledgers."""
+        """Open the ledgers."""
         for name, configuration in CONFIGURATIONS.items():
             self.ledgers[name] = CreditLedger(
                 self.databases[configuration.decimal_places],
@@ -55,7 +55,7 @@ class World:
             await self.ledgers[name].ensure_indexes()
 
     def run(self, work: Awaitable[_T]) -> _T:
-        """Wait for it."""
+        """Wait for the work."""
 
         async def wait() -> _T:
             return await work
@@ -64,7 +64,7 @@ class World:
 
 
 class SideBySide(RuleBasedStateMachine):
-    """A history so far, as both have it."""
+    """One history so far, on the ledger and on the model."""
 
     world: ClassVar[World]
 
@@ -81,28 +81,28 @@ class SideBySide(RuleBasedStateMachine):
 
     @property
     def ledger(self) -> CreditLedger:
-        """The ledger of the configuration in force."""
+        """The ledger with the current configuration."""
         return self.world.ledgers[self.configuration.name]
 
     @property
     def model(self) -> Operations:
-        """The model under the same configuration."""
+        """The model with the current configuration."""
         return Operations(self.books, self.configuration)
 
     @property
     def moment(self) -> datetime:
-        """What the ledger makes of the clock."""
+        """The clock's time as the ledger stores it."""
         return milliseconds(self.world.now)
 
     def resolve(self, plan: Plan) -> Call:
-        """A plan with the names of this history and of this moment."""
+        """Turn a plan into a call, with this history's names and the current time."""
         user_id = self.prefix + plan.user
         arguments = {name: self.resolved(value, user_id) for name, value in plan.arguments}
         key = None if plan.key is None else self.prefix + plan.key
         return Call(plan.method, user_id, arguments, key, METADATA[plan.metadata])
 
     def resolved(self, value: Any, user_id: str) -> Any:
-        """A value that was drawn before the run, in this run."""
+        """Return a drawn value as it is in this run."""
         if isinstance(value, Seconds):
             return self.world.now + timedelta(seconds=value.from_now)
         if isinstance(value, ChargeNumber):
@@ -114,14 +114,14 @@ class SideBySide(RuleBasedStateMachine):
             return ids[-1 - value.number % len(ids)]
         return value
 
-    def ask(self, call: Call) -> None:
-        """Ask the ledger, and compare."""
+    def make_call(self, call: Call) -> None:
+        """Make the call on the ledger, and compare the answer."""
         answer = self.world.run(answer_of(send(self.ledger, call)))
         self.compare_answer(call, answer)
         self.world.run(self.compare_user(call.user_id))
 
     def compare_answer(self, call: Call, answer: Any) -> None:
-        """Let the model do it as well, and compare what they say."""
+        """Make the call on the model, too, and compare the answers."""
         number = len(self.texts)
         self.texts[number] = str(answer)
         self.calls.append(call)
@@ -143,7 +143,7 @@ class SideBySide(RuleBasedStateMachine):
         assert answer.transaction_id == row["transaction_id"]
 
     async def compare_user(self, user_id: str, session: AsyncClientSession | None = None) -> None:
-        """A user as it is told."""
+        """Compare what the ledger and the model say of a user."""
         answer = await answer_of(self.ledger.get_user(user_id, session=session))
         balance = await answer_of(self.ledger.get_balance(user_id, session=session))
         if user_id not in self.books.users:
@@ -156,7 +156,7 @@ class SideBySide(RuleBasedStateMachine):
         assert balance == user.credits
 
     async def compare_quote(self, user_id: str, action: str, given: Facts | None) -> None:
-        """What a charge would cost, and whether the user may do it at all."""
+        """Compare the price of a charge, and whether the user has access."""
         quoted = await answer_of(self.ledger.quote(user_id, action, variables=given))
         allowed = await answer_of(self.ledger.validate_access(user_id, action))
         assert_same(self._expected(lambda: self._quote(user_id, action, given)), quoted)
@@ -171,7 +171,7 @@ class SideBySide(RuleBasedStateMachine):
 
     def _tier(self, user_id: str) -> tuple[User, str | None, Tariff]:
         user, tariff = self.books.found(user_id), Tariff(self.configuration)
-        # Not before the user's last change, as for a charge.
+        # No earlier than the user's last change, as for a charge.
         return user, tariff.tier_in_force(user, max(self.moment, user.updated_at)), tariff
 
     def _quote(self, user_id: str, action: str, given: Facts | None) -> Done:
@@ -188,7 +188,7 @@ class SideBySide(RuleBasedStateMachine):
         return True
 
     async def compare_all(self) -> None:
-        """Everything that is stored, as the ledger tells it; and the keys, as they are stored."""
+        """Compare everything stored: rows as the ledger returns them, keys as they are stored."""
         for user_id in (self.prefix + user for user in USERS):
             await self.compare_user(user_id)
             if user_id in self.books.users:
@@ -202,7 +202,7 @@ class SideBySide(RuleBasedStateMachine):
         assert expiries == {key: known.expires_at for key, known in self.books.keys.items()}
 
     def compare_rows(self, kind: str, wanted: Sequence[Facts], page: Sequence[Any]) -> None:
-        """Rows of the model and of the ledger, in the same order."""
+        """Compare rows of the ledger with the model's, in order."""
         assert len(page) == len(wanted), (kind, wanted, list(page))
         for expected, actual in zip(wanted, page, strict=True):
             found = facts_of(actual)
@@ -219,21 +219,21 @@ class SideBySide(RuleBasedStateMachine):
             assert found == told
 
     def compare_audit_id(self, number: int, audit_id: str) -> None:
-        """A successful attempt has the id of its transaction."""
+        """Check that a successful attempt has its transaction's id."""
         rows = [row for row in self.books.transactions if row["number"] == number]
         if rows and rows[0]["transaction_id"] is not None:
             assert audit_id == rows[0]["transaction_id"]
 
 
 def send(ledger: CreditLedger, call: Call, **session: Any) -> Awaitable[Any]:
-    """The call, on its way."""
+    """Start the call."""
     more: Facts = {"idempotency_key": call.key, "metadata": call.metadata, **session}
     work: Awaitable[Any] = getattr(ledger, call.method)(call.user_id, **call.arguments, **more)
     return work
 
 
 async def answer_of(work: Awaitable[Any]) -> Any:
-    """Its result, or the library's error."""
+    """Return the result, or the library's error."""
     try:
         return await work
     except CreditError as error:
@@ -241,12 +241,12 @@ async def answer_of(work: Awaitable[Any]) -> Any:
 
 
 def facts_of(result: Any) -> Facts:
-    """A result's fields."""
+    """Return a result's fields."""
     return {each.name: getattr(result, each.name) for each in fields(result)}
 
 
 def assert_same(wanted: Any, answer: Any) -> None:
-    """The model and the ledger say the same."""
+    """Check that the model and the ledger agree."""
     if isinstance(wanted, Refused):
         assert isinstance(answer, CreditError), (wanted, answer)
         assert (type(answer).__name__, answer.code) == (wanted.kind, wanted.code)

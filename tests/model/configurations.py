@@ -1,4 +1,4 @@
-"""Configurations, each price written as the library reads it and beside it what it means."""
+"""Configurations: each price as the library reads it, beside a function that computes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Variables: TypeAlias = Mapping[str, Fraction]
 
 @dataclass(frozen=True)
 class Price:
-    """A price in credits; ``means`` raises ZeroDivisionError where it has no value."""
+    """A price in credits. ``means`` raises ZeroDivisionError where the price has no value."""
 
     written: int | float | str
     variables: tuple[str, ...] = ()
@@ -22,12 +22,12 @@ class Price:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is a number."""
+        """Whether the price is a number."""
         return not isinstance(self.written, str)
 
 
 def fixed(written: float) -> Price:
-    """A number of credits, exactly as written."""
+    """Return a fixed price, exactly as written."""
     return Price(written, (), lambda _: Fraction(str(written)))
 
 
@@ -72,7 +72,10 @@ CENTS: Mapping[str, Mapping[str, Price]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the model knows of a configuration. Caps are in credits; no ``levels``, no tiers."""
+    """A configuration as the model knows it.
+
+    Caps are in credits. Without ``levels`` it has no tiers.
+    """
 
     name: str
     prices: Mapping[str, Mapping[str, Price]]
@@ -85,7 +88,7 @@ class Configuration:
     audits: bool = True
 
     def for_the_library(self) -> CreditConfig:
-        """The same as the library takes it."""
+        """Return the configuration as the library reads it."""
         membership: MembershipInput = {
             "tiers": dict(self.levels),
             "requirements": dict(self.requirements),
@@ -120,7 +123,7 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
         Configuration(
             "cents",
             CENTS,
-            # Two tiers of one level: neither is an upgrade of the other.
+            # Two tiers at one level: neither is an upgrade of the other.
             {**_TIERS, "partner": 2},
             _REQUIREMENTS,
             {"free": "0", "premium": "19.995", "enterprise": "49.5", "partner": "1"},

@@ -1,4 +1,4 @@
-"""The state machine: one history of calls, reads and changes of the world around."""
+"""The state machine: one history of calls, reads, and changes of clock and configuration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.model.comparison import SideBySide, World, answer_of, assert_same, se
 from tests.model.configurations import CONFIGURATIONS
 from tests.model.plans import (
     ACTIONS,
-    ASKED,
     BAD_INPUT,
+    CALL_USERS,
     METADATA,
     NUMBERS,
     USERS,
@@ -34,7 +34,7 @@ __all__ = ["LedgerMachine", "World"]
 
 @dataclass
 class Bookmark:
-    """Where a page ended, and what it was a page of."""
+    """Where a page ended, and which rows it belongs to."""
 
     kind: str
     user: str
@@ -44,7 +44,7 @@ class Bookmark:
 
 
 class LedgerMachine(SideBySide):
-    """Every rule asks the ledger and the model the same, and compares what they say."""
+    """Each rule does the same on the ledger and on the model, and compares the answers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,51 +66,54 @@ class LedgerMachine(SideBySide):
         ),
     )
     def begin(self, name: str, opening: tuple[tuple[int, str | None, int | None], ...]) -> None:
-        """A configuration and the first users."""
+        """Choose a configuration, and create the first users."""
         self.configuration = CONFIGURATIONS[name]
         for user, (units, tier, seconds) in zip(USERS, opening, strict=False):
             arguments = {"credits": units, "membership_tier": tier}
             expires_at = None if seconds is None else Seconds(seconds)
             plan = {**arguments, "membership_expires_at": expires_at}
-            self.ask(self.resolve(Plan("create_user", user, tuple(plan.items()), None, 0)))
+            self.make_call(self.resolve(Plan("create_user", user, tuple(plan.items()), None, 0)))
 
     @rule(plan=plans("charge"))
     def charge(self, plan: Plan) -> None:
-        """The operation that happens most."""
-        self.ask(self.resolve(plan))
+        """Make a charge, the most frequent operation."""
+        self.make_call(self.resolve(plan))
 
     @rule(plan=plans())
     def operate(self, plan: Plan) -> None:
-        """Any operation."""
-        self.ask(self.resolve(plan))
+        """Make any call that writes."""
+        self.make_call(self.resolve(plan))
 
     @rule(back=st.integers(1, 5), metadata=st.integers(0, len(METADATA) - 1))
     @precondition(lambda self: self.calls)
-    def again(self, back: int, metadata: int) -> None:
-        """An earlier call once more, perhaps with other metadata."""
+    def repeat_call(self, back: int, metadata: int) -> None:
+        """Repeat an earlier call, perhaps with other metadata."""
         earlier = self.calls[-min(back, len(self.calls))]
-        self.ask(replace(earlier, metadata=METADATA[metadata]))
+        self.make_call(replace(earlier, metadata=METADATA[metadata]))
 
     @rule(drawn=st.lists(plans(), min_size=2, max_size=7))
-    def together(self, drawn: list[Plan]) -> None:
-        """Several at once. Of one user they keep their order; a key is one user's here."""
+    def make_calls_at_once(self, drawn: list[Plan]) -> None:
+        """Make several calls at once.
+
+        A user's calls keep their order, and a key has one user here.
+        """
         owners: dict[str | None, str] = {}
         calls = []
         for plan in drawn:
             is_owner = owners.setdefault(plan.key, plan.user) == plan.user
             calls.append(self.resolve(plan if is_owner else replace(plan, key=None)))
 
-        async def ask_all() -> list[Any]:
+        async def call_all() -> list[Any]:
             work = [send(self.ledger, call) for call in calls]
             return await asyncio.gather(*work, return_exceptions=True)
 
-        answers = self.world.run(ask_all())
+        answers = self.world.run(call_all())
         for call, answer in zip(calls, answers, strict=True):
             self.compare_answer(call, answer)
 
     @rule(drawn=st.lists(plans(), min_size=1, max_size=4), commits=st.booleans())
     def in_a_transaction(self, drawn: list[Plan], commits: bool) -> None:
-        """Several in a transaction of the application's, which commits or aborts it."""
+        """Make several calls in an application's transaction, which then commits or aborts."""
         before = copy.deepcopy(self.books)
 
         async def use_session() -> None:
@@ -125,7 +128,7 @@ class LedgerMachine(SideBySide):
 
         self.world.run(use_session())
         if not commits:
-            # The attempts that were refused stay.
+            # Refused attempts stay in the audit log.
             refused = [row for row in self.books.audits if row["status"] == "failed"]
             known = {row["number"] for row in before.audits}
             before.audits += [row for row in refused if row["number"] not in known]
@@ -133,14 +136,14 @@ class LedgerMachine(SideBySide):
 
     @rule(case=st.sampled_from(BAD_INPUT), user=st.sampled_from(USERS))
     def bad_input(self, case: tuple[str, str, Facts], user: str) -> None:
-        """Refused by its field; that nothing was written is seen when all is compared."""
+        """Make a wrong call. The comparison of everything shows that it wrote nothing."""
         wrong_field, method, arguments = case
         call = {"user_id": self.prefix + user, **arguments}
         error = self.world.run(answer_of(getattr(self.ledger, method)(**call)))
         assert isinstance(error, InvalidRequestError), error
         assert (error.code, error.field) == ("INVALID_REQUEST", wrong_field)
 
-    # The world around
+    # Changes of clock and configuration
 
     @rule(
         seconds=st.sampled_from(
@@ -148,35 +151,35 @@ class LedgerMachine(SideBySide):
         )
     )
     def move_clock(self, seconds: float) -> None:
-        """Forward, past the time that keys are remembered, and back."""
+        """Move the clock forward, even past the life of keys, or back."""
         self.world.now += timedelta(seconds=seconds)
 
     @rule(plan=plans(), seconds=st.sampled_from([1, 61, 3601, 86_400 * 31, -1, -61]))
     def on_another_clock(self, plan: Plan, seconds: float) -> None:
-        """A process whose clock is ahead or behind does something meanwhile."""
+        """Let a process whose clock is ahead or behind make a call."""
         self.world.now += timedelta(seconds=seconds)
         call = self.resolve(plan)
-        self.ask(call)
+        self.make_call(call)
         self.world.now -= timedelta(seconds=seconds)
         self.world.run(self.compare_quote(call.user_id, "generate-post", None))
 
     @rule(number=st.integers(0, len(CONFIGURATIONS) - 1))
     def change_configuration(self, number: int) -> None:
-        """Another version of the application starts: the decimal places stay."""
+        """Start another version of the application. The decimal places stay."""
         places = self.configuration.decimal_places
         alike = [each for each in CONFIGURATIONS.values() if each.decimal_places == places]
         self.configuration = alike[number % len(alike)]
 
     # Reads
 
-    @rule(user=st.sampled_from(ASKED), action=st.sampled_from(ACTIONS), n=st.none() | NUMBERS)
+    @rule(user=st.sampled_from(CALL_USERS), action=st.sampled_from(ACTIONS), n=st.none() | NUMBERS)
     def quote(self, user: str, action: str, n: Any) -> None:
-        """What a charge would cost, and whether it may be done at all."""
+        """Compare a quote, and whether the user has access."""
         given = None if n is None else dict.fromkeys(("token", "words", "n", "used"), n)
         self.world.run(self.compare_quote(self.prefix + user, action, given))
 
     @rule(
-        user=st.sampled_from(ASKED),
+        user=st.sampled_from(CALL_USERS),
         kind=st.sampled_from(["history", "audit_log"]),
         limit=st.integers(1, 4),
         offset=st.integers(0, 2),
@@ -187,7 +190,7 @@ class LedgerMachine(SideBySide):
     def read_page(
         self, user: str, kind: str, limit: int, offset: int, chosen: tuple[str, int]
     ) -> None:
-        """A first page, and where it ended."""
+        """Read a first page, and remember where it ended."""
         user_id = self.prefix + user
         rows = self.rows(kind, user_id)
         filters = self.filters(kind, *chosen, rows)
@@ -201,9 +204,9 @@ class LedgerMachine(SideBySide):
     @rule(limit=st.integers(1, 4))
     @precondition(lambda self: self.bookmarks)
     def next_page(self, limit: int) -> None:
-        """The page after, exactly where it ended, whatever was written since."""
+        """Read the next page: it continues where the last one ended, whatever was written since."""
         mark = self.bookmarks.pop()
-        # A clock that went back can date an attempt on nobody before those that were read.
+        # After the clock went back, an unknown user's attempt can be older than rows already read.
         if mark.kind == "audit_log" and mark.user not in self.books.users:
             return
         self.turn_page(mark.kind, mark.user, mark.filters, mark.rest, limit, cursor=mark.cursor)
@@ -221,11 +224,11 @@ class LedgerMachine(SideBySide):
             self.bookmarks.append(Bookmark(kind, user_id, page.next_cursor, filters, rest))
 
     def rows(self, kind: str, user_id: str) -> list[Facts]:
-        """The model's rows, newest first."""
+        """Return the model's rows, newest first."""
         return (self.books.chain if kind == "history" else self.books.audit_log)(user_id)
 
     def filters(self, kind: str, choice: str, value: int, rows: list[Facts]) -> Facts:
-        """A filter that some of these rows may pass."""
+        """Draw a filter that some of these rows may pass."""
         if choice == "status" and kind == "audit_log":
             return {"status": ("success", "failed")[value % 2]}
         if not rows or choice in ("all", "status"):
@@ -237,11 +240,11 @@ class LedgerMachine(SideBySide):
 
     @rule()
     def compare_everything(self) -> None:
-        """All users, their histories and audit logs, and every key."""
+        """Compare all users, their histories and audit logs, and every key."""
         self.world.run(self.compare_all())
 
     def teardown(self) -> None:
-        """The same, and each key asked once more; unless the history has failed already."""
+        """Unless the history has failed, compare everything and repeat each key."""
         if sys.exc_info()[0] is not None:
             return
         self.world.run(self.compare_all())
@@ -249,8 +252,8 @@ class LedgerMachine(SideBySide):
             call = next(
                 (c for c in reversed(self.calls) if c.key == key and c.effect == known.effect), None
             )
-            assert call is not None, "the model remembers what nobody asked for"
-            self.ask(call)
+            assert call is not None, "the model remembers a call that nobody made"
+            self.make_call(call)
         self.world.run(self.compare_all())
         event(f"transactions: {len(self.books.transactions) // 5 * 5} or more")
         super().teardown()

@@ -1,4 +1,4 @@
-"""What Hypothesis draws: plans of calls, with numbers where only a run knows the name."""
+"""What Hypothesis draws: plans of calls, with numbers for names that only a run knows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from credit_mongo import KEEP
 
 USERS = ("ann", "ben", "cat")
-# Who is asked for: mostly those who are there from the beginning.
-ASKED = ("ann", "ann", "ben", "ben", "ann", "cat")
+# The users of the calls: mostly those who exist from the beginning.
+CALL_USERS = ("ann", "ann", "ben", "ben", "ann", "cat")
 KEYS = (None, None, "k0", "k1", "k2")
 TIERS = ("free", "premium", "enterprise", "partner", "gold")
 ACTIONS = (
@@ -29,7 +29,7 @@ ACTIONS = (
     "view-reports",
     "unheard-of",
 )
-# Seconds from now: past, this very moment, soon, and far.
+# Seconds from now: past, this very moment, soon, and far ahead.
 EXPIRIES = (None, None, -1, 0, 0.001, 60, 86_400 * 30)
 METADATA: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -42,28 +42,28 @@ METADATA: tuple[dict[str, Any] | None, ...] = (
 AMOUNTS = st.one_of(st.integers(1, 40), st.sampled_from([100, 2000, 2**53 - 1]))
 NUMBERS = st.one_of(
     st.integers(-3, 600),
-    st.none(),  # no number, which matters only where the price uses it
+    st.none(),  # Not a number: this matters only if the price uses it.
     st.sampled_from([0, 0.1, 2.5, 0.5, 1e-7, Decimal("0.3"), Decimal("1E+3"), 10**5, 10**12]),
 )
 
 
 @dataclass(frozen=True)
 class ChargeNumber:
-    """The user's n-th newest charge; from 5 on, the newest transactions of anybody."""
+    """The user's n-th newest charge. From 5 on, the newest transactions of any user."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """A moment, so many seconds from when the call is made."""
+    """A moment this many seconds after the call."""
 
     from_now: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A call as it is drawn."""
+    """A call as it was drawn."""
 
     method: str
     user: str
@@ -136,13 +136,13 @@ _METHODS = (
 
 
 def plans(*methods: str) -> st.SearchStrategy[Plan]:
-    """Calls of these methods, or of all."""
+    """Draw calls of these methods, or of all."""
 
     def of(method: str) -> st.SearchStrategy[Plan]:
         return st.builds(
             Plan,
             st.just(method),
-            st.sampled_from(ASKED),
+            st.sampled_from(CALL_USERS),
             _ARGUMENTS[method].map(lambda arguments: tuple(arguments.items())),
             st.sampled_from(KEYS),
             st.integers(0, len(METADATA) - 1),
@@ -151,7 +151,7 @@ def plans(*methods: str) -> st.SearchStrategy[Plan]:
     return st.sampled_from(methods or _METHODS).flatmap(of)
 
 
-# Each is refused for the field that stands first, whatever else there is.
+# Each call is refused for the field named first, whatever else is wrong.
 BAD_INPUT: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("user_id", "charge", {"user_id": {"$gt": ""}, "action": "generate-post"}),
     ("user_id", "grant", {"user_id": "", "amount": 1, "action": "support"}),

@@ -1,4 +1,4 @@
-"""The model's operations: a call, at a moment, under a configuration, on the model's books."""
+"""The model's operations: what a call does to the books, at a moment, in a configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.model.configurations import Configuration
 
 
 class Operations:
-    """What calls do to books. Time is the later of ``now`` and the user's last change."""
+    """What calls do to the books. Their time is the later of ``now`` and the user's last change."""
 
     def __init__(self, books: Books, configuration: Configuration) -> None:
         self.books = books
@@ -30,7 +30,7 @@ class Operations:
         self.tariff = Tariff(configuration)
 
     def do(self, call: Call, now: datetime, number: int) -> Done:
-        """The result of a call, or ``Refused``; ``number`` says which call it is."""
+        """Return the call's result or raise ``Refused``. ``number`` identifies the call."""
         user = self.books.users.get(call.user_id)
         moment = now if user is None else max(now, user.updated_at)
         key = call.key if self.configuration.takes_keys else None
@@ -81,26 +81,28 @@ class Operations:
         return self._change_tier(call, user, moment, number)
 
     def _create_user(self, call: Call, user: User | None, moment: datetime, number: int) -> Done:
-        asked = call.arguments
+        arguments = call.arguments
         if user is not None:
             raise Refused("UserExistsError", user_id=call.user_id)
-        tier, expires_at = asked["membership_tier"], plain(asked["membership_expires_at"])
+        tier, expires_at = arguments["membership_tier"], plain(arguments["membership_expires_at"])
         if tier is not None:
             self.tariff.level(tier)
         _refuse_past(expires_at, moment)
         self.books.users[call.user_id] = User(0, tier, expires_at, 0, moment, moment)
-        self._post(call, asked["credits"], (moment, number), {"tier": tier})
+        self._post(call, arguments["credits"], (moment, number), {"tier": tier})
         return Done("User", user_facts(call.user_id, self.books.users[call.user_id]))
 
     def _charge(self, call: Call, user: User, moment: datetime, number: int) -> Done:
-        asked = call.arguments
+        arguments = call.arguments
         tier = self.tariff.tier_in_force(user, moment)
         how: Facts = {}
-        if asked.get("amount") is not None:
+        if arguments.get("amount") is not None:
             self.tariff.check_access(call.user_id, call.action, tier)
-            cost = asked["amount"]
+            cost = arguments["amount"]
         else:
-            cost, how = self.tariff.cost(call.user_id, call.action, tier, asked.get("variables"))
+            cost, how = self.tariff.cost(
+                call.user_id, call.action, tier, arguments.get("variables")
+            )
         if cost > user.credits:
             raise Refused(
                 "InsufficientCreditsError",
@@ -233,7 +235,7 @@ class Operations:
 
 
 def user_facts(user_id: str, user: User) -> Facts:
-    """A user as ``get_user`` tells it."""
+    """Return a user as ``get_user`` shows it."""
     return {
         "user_id": user_id,
         "credits": user.credits,

@@ -1,7 +1,7 @@
 """Generated histories: the ledger does what the model does.
 
-``CREDIT_MONGO_HISTORIES`` is how many (80 unless told, 2,000 for a release), ``CREDIT_MONGO_SEED``
-repeats a run: a failure prints its seed, and the calls that make it, as short as possible.
+``CREDIT_MONGO_HISTORIES`` sets how many (default 80; 2,000 for a release). ``CREDIT_MONGO_SEED``
+repeats a run. A failure prints its seed and the shortest list of calls that causes it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pymongo import AsyncMongoClient
 from tests.model.configurations import CONFIGURATIONS
 from tests.model.machine import LedgerMachine, World
 
-HISTORIES_UNLESS_TOLD = 80
-HISTORIES = int(os.environ.get("CREDIT_MONGO_HISTORIES", HISTORIES_UNLESS_TOLD))
-# By chance, one may not come to everything.
+DEFAULT_HISTORIES = 80
+HISTORIES = int(os.environ.get("CREDIT_MONGO_HISTORIES", DEFAULT_HISTORIES))
+# A single run may miss some outcomes by chance.
 MOST_RUNS = 4
 STEPS = 30
-PLACES = {configuration.decimal_places for configuration in CONFIGURATIONS.values()}
+DECIMAL_PLACES = {configuration.decimal_places for configuration in CONFIGURATIONS.values()}
 SEED = int(os.environ.get("CREDIT_MONGO_SEED", secrets.randbelow(2**32)))
-TO_BE_MET = {
+EXPECTED_OUTCOMES = {
     "create_user",
     "refund",
     "grant",
@@ -57,10 +57,10 @@ TO_BE_MET = {
 
 @pytest.fixture
 def world(replica_set_uri: str) -> Iterator[World]:
-    """Empty databases, on a loop that no test runs in."""
+    """Empty databases, on an event loop that no test runs in."""
     loop = asyncio.new_event_loop()
     client = AsyncMongoClient[dict[str, Any]](replica_set_uri, tz_aware=True)
-    names = {places: f"test_{uuid4().hex[:12]}" for places in PLACES}
+    names = {places: f"test_{uuid4().hex[:12]}" for places in DECIMAL_PLACES}
     world = World(loop, client, {places: client[name] for places, name in names.items()})
     loop.run_until_complete(world.open())
     yield world
@@ -75,13 +75,13 @@ def world(replica_set_uri: str) -> Iterator[World]:
 def test_the_ledger_does_what_the_model_does(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Same results, errors, balances, histories, audit logs, keys and pages, call by call."""
+    """Results, errors, balances, histories, audit logs, keys and pages agree, call by call."""
 
     class Histories(LedgerMachine):
         pass
 
     Histories.world = world
-    # Before the run, for it is not said after one that fails.
+    # Printed before the run, because a failing run prints nothing afterwards.
     with capsys.disabled():
         print(f"\nCREDIT_MONGO_HISTORIES={HISTORIES} CREDIT_MONGO_SEED={SEED}")
     for number in range(MOST_RUNS):
@@ -100,13 +100,13 @@ def test_the_ledger_does_what_the_model_does(
         )
         with capsys.disabled():
             print(f"{world.histories} histories with {world.outcomes.total()} calls agree")
-        if not_met(world) == set() or HISTORIES < HISTORIES_UNLESS_TOLD:
+        if missing_outcomes(world) == set() or HISTORIES < DEFAULT_HISTORIES:
             break
     assert world.histories >= HISTORIES
-    # Histories in which nothing happens would agree as well.
-    assert not_met(world) == set() or HISTORIES < HISTORIES_UNLESS_TOLD
+    # Histories in which nothing happens would agree, too.
+    assert missing_outcomes(world) == set() or HISTORIES < DEFAULT_HISTORIES
 
 
-def not_met(world: World) -> set[str]:
-    """What no call has come to."""
-    return TO_BE_MET - {kind for outcome in world.outcomes for kind in outcome.split(": ")}
+def missing_outcomes(world: World) -> set[str]:
+    """Return the results and errors that no call had."""
+    return EXPECTED_OUTCOMES - {kind for outcome in world.outcomes for kind in outcome.split(": ")}

@@ -1,8 +1,8 @@
-"""Plant each bug in a copy of the project, and see whether the tests find it.
+"""Plant each bug in a copy of the project, and check that the tests find it.
 
     python -m tests.mutants [WORDS OF A NAME …]
 
-Exit code 0: all were found; 1: some were not, or have lost their place.
+Exit code 0: all bugs were found. 1: some were not found, or their place in the code has changed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PARTS: Final = (
     *("README.md", "pyproject.toml"),
 )
 AT_ONCE: Final = 2
-# A bug may make a test wait for ever; the slowest file of tests needs half of this.
+# A bug can make a test wait for ever. The slowest file of tests needs half of this.
 LONGEST_SECONDS: Final = 400
 _TESTS_FAILED: Final = 1
 
 
 def copy_of_the_project(directory: Path) -> None:
-    """Copied and not linked: tests must import the package beside them."""
+    """Copy the project, so that tests import the package beside them."""
     for part in PARTS:
         source, target = ROOT / part, directory / part
         if source.is_dir():
@@ -44,7 +44,7 @@ def copy_of_the_project(directory: Path) -> None:
 
 
 def plant(bug: Bug, directory: Path) -> bool:
-    """Whether its place was there, once."""
+    """Plant the bug. Returns whether its place stood exactly once."""
     file = directory / "credit_mongo" / bug.file
     text = file.read_text()
     file.write_text(text.replace(bug.was, bug.now))
@@ -52,7 +52,7 @@ def plant(bug: Bug, directory: Path) -> bool:
 
 
 async def is_found(bug: Bug, directory: Path, uri: str) -> str:
-    """How the tests end with the bug: "found", "hung", or what else."""
+    """Return how the tests end with the bug: "found", "hung", or another text."""
     for tests in bug.tests:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests),
@@ -75,7 +75,7 @@ async def is_found(bug: Bug, directory: Path, uri: str) -> str:
 
 
 async def try_each(bugs: Sequence[Bug], console: Console) -> list[str]:
-    """The names of those that were not found."""
+    """Return the names of the bugs that were not found."""
     queue, missed = list(reversed(bugs)), []
 
     async def work() -> None:
@@ -100,7 +100,7 @@ async def try_each(bugs: Sequence[Bug], console: Console) -> list[str]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Try all bugs, or those whose names have all the words."""
+    """Try all bugs, or those whose names contain all the words."""
     console = Console()
     bugs = [bug for bug in PLANTED if all(word in bug.name for word in words)]
     missed = asyncio.run(try_each(bugs, console))

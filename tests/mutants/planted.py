@@ -1,7 +1,7 @@
-"""The bugs: what is replaced by what, and which tests have to notice.
+"""The bugs: which text is replaced by which, and which tests must fail.
 
-Each is a mistake that somebody could make and a reviewer could miss. ``was`` stands once in its
-file; a bug whose place has changed is reported, never passed over.
+Each is a mistake that somebody could make and a reviewer could miss. ``was`` must stand exactly
+once in its file. A bug whose text is missing is reported, never skipped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
-        "a charge is refunded again and again",
+        "a charge is refunded beyond its amount",
         "core/operations/refund.py",
         "if request.amount > charge.refundable:",
         "if request.amount > charge.charged:",
@@ -103,21 +103,21 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
-        "an upgrade to the tier that one has",
+        "an upgrade to the user's own tier",
         "core/operations/upgrade_tier.py",
         "target_level <= policy.membership.level(current)",
         "target_level < policy.membership.level(current)",
         (RULES,),
     ),
     Bug(
-        "a unique index in the way is not named",
+        "an unknown unique index is not reported",
         "maintenance/unique_indexes.py",
         "    return not (index.get(",
         "    return False and not (index.get(",
         (INDEXES,),
     ),
     Bug(
-        "a collation is not looked for",
+        "an index's collation is not checked",
         "engine/opening.py",
         "                await check_collations(self._database)\n",
         "",
@@ -138,7 +138,7 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
-        "a charge with an amount asks for no access",
+        "a charge with an amount skips the access check",
         "core/operations/charge.py",
         "            policy.find_price(account, request.action, tier)\n            priced",
         "            priced",
@@ -181,7 +181,7 @@ PLANTED: Final = (
     ),
     # Prices
     Bug(
-        "rounding the wrong way",
+        "prices are rounded the wrong way",
         "core/pricing.py",
         "(2 * exact.numerator + exact.denominator) //",
         "(2 * exact.numerator + exact.denominator - 1) //",
@@ -209,14 +209,14 @@ PLANTED: Final = (
         (FORMULA,),
     ),
     Bug(
-        "an exact number is what a float holds",
+        "a float is read as its binary value",
         "core/variables.py",
         "return Decimal(float.__repr__(value))",
         "return Decimal(value)",
         (VARIABLES,),
     ),
     Bug(
-        "a value that is no number counts as nothing",
+        "a value that is not a number counts as zero",
         "core/formula.py",
         'raise InvalidRequestError(f"variables.{name}", value.reason)',
         "value = Fraction(0)",
@@ -230,14 +230,14 @@ PLANTED: Final = (
         (FORMULA,),
     ),
     Bug(
-        "a fixed price that rounds to nothing is taken",
+        "a fixed price that rounds to nothing is accepted",
         "core/price_checks.py",
         "if amount > 0 and units == 0:",
         "if False:",
         (CONFIG,),
     ),
     Bug(
-        "a constant formula below zero is taken",
+        "a constant formula below zero is accepted",
         "core/price_checks.py",
         "if amount < 0:",
         "if False:",
@@ -254,7 +254,7 @@ PLANTED: Final = (
         (REQUESTS, BAD_INPUT),
     ),
     Bug(
-        "control characters in identifiers",
+        "identifiers may have control characters",
         "core/values.py",
         "if _FORBIDDEN.search(value):",
         "if False:",
@@ -282,7 +282,7 @@ PLANTED: Final = (
         (REQUESTS, OPERATIONS),
     ),
     Bug(
-        "microseconds that the database cuts off",
+        "a moment keeps microseconds that the database cuts off",
         "core/values.py",
         "moment.replace(microsecond=moment.microsecond // 1000 * 1000)",
         "moment",
@@ -298,14 +298,14 @@ PLANTED: Final = (
         (ADVANCE,),
     ),
     Bug(
-        "an expiry is dated when it was found",
+        "an expiry is dated when it was found, not when it was due",
         "core/advance.py",
         "updated_at=max(due.at, account.updated_at),",
         "updated_at=now,",
         (ADVANCE,),
     ),
     Bug(
-        "ids of what is due follow from user and seq",
+        "ids of due rows derive from user and seq",
         "core/advance.py",
         "derived_id(request.transaction_id, ordinal),",
         "derived_id(f'{account.user_id:>024}', account.seq),",
@@ -319,7 +319,7 @@ PLANTED: Final = (
         (RULES, OPERATIONS),
     ),
     Bug(
-        "each request of a batch is decided on what was loaded",
+        "a request ignores what earlier requests of its batch did",
         "core/batch.py",
         "    batch.state.accounts[posting.account.user_id] = posting.account\n",
         "",
@@ -340,7 +340,7 @@ PLANTED: Final = (
         (RULES, CONCURRENCY),
     ),
     Bug(
-        "a replay does not say that it is one",
+        "a replay is not marked as one",
         "core/batch.py",
         "return replace(deepcopy(known.result), replayed=True)",
         "return deepcopy(known.result)",
@@ -355,14 +355,14 @@ PLANTED: Final = (
     ),
     # Rows
     Bug(
-        "an update that overwrites the application's fields",
+        "an update overwrites the application's fields",
         "storage/users.py",
         'return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}',
         'return {"q": {"_id": self.id_of(after.user_id)}, "u": self.row(after)}',
         (OPERATIONS,),
     ),
     Bug(
-        "a tier change that is not stored",
+        "a tier change is not stored",
         "storage/users.py",
         "        if after.membership_tier != before.membership_tier:\n",
         "        if after.membership_tier is None:\n",
@@ -376,7 +376,7 @@ PLANTED: Final = (
         (OPERATIONS,),
     ),
     Bug(
-        "keys are remembered for ever",
+        "keys never expire",
         "storage/rows.py",
         '"expiresAt": record.at + remembered_for,',
         '"expiresAt": record.at + 1000 * remembered_for,',
@@ -390,7 +390,7 @@ PLANTED: Final = (
         (BAD_INPUT, OPERATIONS),
     ),
     Bug(
-        "a balance below zero is taken as it is",
+        "a stored balance below zero is accepted",
         "storage/users.py",
         "            if value >= 0:\n",
         "            if True:\n",
@@ -398,7 +398,7 @@ PLANTED: Final = (
     ),
     # Store
     Bug(
-        "a dropped session",
+        "a call ignores its session",
         "storage/unit_of_work.py",
         "await database.command({**command, **fields_of(session)}, session=session)",
         "await database.command(command)",
@@ -419,14 +419,14 @@ PLANTED: Final = (
         (FOREIGN,),
     ),
     Bug(
-        "a refund of an odd amount is passed over",
+        "a damaged refund is not counted",
         "storage/rows.py",
         "        if amount is None:\n            reason =",
         "        if amount is None:\n            continue\n            reason =",
         (FOREIGN,),
     ),
     Bug(
-        "pages end where the dates do",
+        "pages ignore rows without dates",
         "storage/pages.py",
         '{"createdAt": {"$not": {"$gte": moment}}}',
         '{"createdAt": {"$lt": moment}}',
@@ -461,7 +461,7 @@ PLANTED: Final = (
         (SKEW,),
     ),
     Bug(
-        "the primary is not asked for its clock",
+        "the primary's clock is not read",
         "storage/clocks.py",
         "self._answer = answer = await self._ask_the_primary()",
         "raise ClockSkewError(2 * allowed, allowed)",
@@ -475,7 +475,7 @@ PLANTED: Final = (
         (SKEW,),
     ),
     Bug(
-        "after an answer of the primary's any clock is right for a while",
+        "after one reading of the primary's clock any clock is accepted for a while",
         "storage/clocks.py",
         "if known and is_recent and abs(self._skew(known, start, loop_time())) <= allowed:",
         "if known and is_recent:",
@@ -525,21 +525,21 @@ PLANTED: Final = (
     ),
     # Commit
     Bug(
-        "an error of the commit is taken for a failure",
+        "an unknown commit outcome is reported as a failure",
         "engine/commit.py",
         "            batch.sent = _Sent(witness, decided.outcomes)\n",
         "            batch.sent = None\n",
         (OUTCOMES,),
     ),
     Bug(
-        "what was sent is not looked for",
+        "an unknown commit is not looked up",
         "engine/commit.py",
         "        if sent is not None and await self._store.contains(sent.witness, session):\n",
         "        if sent is not None and False:\n",
         (OUTCOMES,),
     ),
     Bug(
-        "what was sent is taken for done",
+        "an unknown commit is taken for done",
         "engine/commit.py",
         "        if sent is not None and await self._store.contains(sent.witness, session):\n",
         "        if sent is not None:\n",
@@ -553,14 +553,14 @@ PLANTED: Final = (
         (OUTCOMES, CONCURRENCY),
     ),
     Bug(
-        "a lone request that is refused is not looked up",
+        "a refusal is decided without looking up its key",
         "engine/commit.py",
         "        if decided.refusals and not with_keys:\n",
         "        if False:\n",
         (OPERATIONS,),
     ),
     Bug(
-        "a new try without looking keys up",
+        "a retry does not look up keys",
         "engine/commit.py",
         "with_keys = attempt.number > 1 or lately",
         "with_keys = lately",
@@ -581,28 +581,28 @@ PLANTED: Final = (
         (OUTCOMES, CONCURRENCY, LANES),
     ),
     Bug(
-        "a commit without a majority",
+        "a commit does not wait for a majority",
         "storage/database.py",
         'JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)',
         "JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern(1)",
         (READS,),
     ),
     Bug(
-        "reads of what may be rolled back",
+        "reads may see what is rolled back later",
         "storage/database.py",
         'MAJORITY: Final[ReadConcern] = ReadConcern("majority")',
         'MAJORITY: Final[ReadConcern] = ReadConcern("local")',
         (READS,),
     ),
     Bug(
-        "a conflict is a failure",
+        "a conflict is not retried",
         "engine/failures.py",
         "return isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT",
         "return False",
         (CONCURRENCY, OUTCOMES),
     ),
     Bug(
-        "a lost connection is not tried again",
+        "a lost connection is not retried",
         "engine/failures.py",
         "    return isinstance(error, PyMongoError) and (\n"
         "        error.has_error_label(_TRANSIENT)",
@@ -611,7 +611,7 @@ PLANTED: Final = (
         (OUTCOMES,),
     ),
     Bug(
-        "the server's text is told",
+        "an error quotes the server's text",
         "engine/failures.py",
         'text = details.get("codeName") or f"code {error.code}"',
         "text, details = str(error), error.details",
@@ -619,28 +619,28 @@ PLANTED: Final = (
     ),
     # Lanes
     Bug(
-        "a queue without an end",
+        "the queue has no limit",
         "engine/lanes.py",
         "        if len(lane) >= LONGEST_QUEUE // LANES:\n",
         "        if False:\n",
         (LANES,),
     ),
     Bug(
-        "closing forgets who waits",
+        "closing drops queued requests",
         "engine/lanes.py",
         "            await asyncio.wait(running)\n",
         "            return\n",
         (LANES, CONCURRENCY),
     ),
     Bug(
-        "who was cancelled is charged",
+        "a request cancelled in the queue is charged",
         "engine/lanes.py",
         "            if not waiting.answer.done():\n                waiting.in_flight = True\n",
         "            if True:\n                waiting.in_flight = True\n",
         (LANES,),
     ),
     Bug(
-        "a caller in flight is told that nothing happened",
+        "a caller in flight is told that nothing was written",
         "engine/lanes.py",
         "            if self.in_flight\n",
         "            if False\n",
@@ -654,7 +654,7 @@ PLANTED: Final = (
         (LANES,),
     ),
     Bug(
-        "a caller's time limit is the batch's",
+        "a caller's own deadline limits the batch",
         "engine/lanes.py",
         "self.task = contextvars.Context().run(tasks.start, self._run())",
         "self.task = tasks.start(self._run())",
@@ -676,21 +676,21 @@ PLANTED: Final = (
         (SETTINGS,),
     ),
     Bug(
-        "of two ledgers that share collections both are set up at once",
+        "two ledgers that share collections can be set up at once",
         "storage/settings.py",
         '"unique": True',
         '"unique": False',
         (SETTINGS,),
     ),
     Bug(
-        "settings that could not be compared are taken for compared",
+        "settings that could not be compared count as compared",
         "engine/opening.py",
         "            if not self.is_done:\n",
         "            if not self.is_done:\n                self.is_done = True\n",
         (SETTINGS,),
     ),
     Bug(
-        "an operation in a session is done whatever the settings are",
+        "an operation in a session ignores the settings",
         "ledger.py",
         "lambda: self._after_opening(self._committer.commit_in, request, session)",
         "lambda: self._committer.commit_in(request, session)",
@@ -704,7 +704,7 @@ PLANTED: Final = (
         (TTL_INDEXES,),
     ),
     Bug(
-        "keys may end by any date",
+        "a TTL index on another date field is accepted for keys",
         "maintenance/ttl_indexes.py",
         'kind in _ENDING and list(index["key"].items()) == _OWN_KEYS',
         "kind in _ENDING",
@@ -712,7 +712,7 @@ PLANTED: Final = (
     ),
     # Around it
     Bug(
-        "an account opens in a tier although none is configured",
+        "an account opens in a tier although no tiers are configured",
         "core/operations/create_user.py",
         "        if tier is not None:\n            policy.membership.level(tier)\n",
         "        if tier is not None and policy.membership.levels:\n"
@@ -734,14 +734,14 @@ PLANTED: Final = (
         (CONFIG,),
     ),
     Bug(
-        "keys are looked at though idempotency is disabled",
+        "keys are checked although idempotency is disabled",
         "ledger.py",
         '"key": key if self._config.idempotency.enabled else None,',
         '"key": key,',
         (OPERATIONS,),
     ),
     Bug(
-        "calls without a deadline",
+        "calls have no deadline",
         "ledger.py",
         "return await self._deadlines.keep(work, self._config.operation_timeout_seconds)",
         "return await work",
@@ -755,7 +755,7 @@ PLANTED: Final = (
         (HALVES,),
     ),
     Bug(
-        "half an operation can be committed while its call goes on",
+        "half an operation can be committed while its call still runs",
         "engine/sessions.py",
         "        if self._is_in_use:\n",
         "        if False:\n",
@@ -769,7 +769,7 @@ PLANTED: Final = (
         (HALVES,),
     ),
     Bug(
-        "half an operation holds its user until the application ends its session",
+        "half an operation locks its user until the application ends its session",
         "engine/sessions.py",
         "                    self._reaper.abort(transaction)\n",
         "                    pass\n",
@@ -804,14 +804,14 @@ PLANTED: Final = (
         (TURNS,),
     ),
     Bug(
-        "a user whom a frozen process has written stops all others",
+        "a user locked by a frozen process stops all others",
         "engine/retries.py",
         "        if not attempt.has_turn and not self._turns.are_stuck(now):\n",
         "        if not attempt.has_turn:\n",
         (TURNS,),
     ),
     Bug(
-        "requests that join a batch have its older deadline",
+        "requests that join a batch get its older deadline",
         "engine/commit.py",
         "        self.deadline = max(self.deadline, more.deadline)\n",
         "        pass\n",
@@ -839,7 +839,7 @@ PLANTED: Final = (
         (OPERATIONS,),
     ),
     Bug(
-        "a page shows somebody else's rows",
+        "a page shows another user's rows",
         "storage/pages.py",
         'self.filter: Raw = {"userId": self.user_id}',
         "self.filter: Raw = {}",
@@ -853,14 +853,14 @@ PLANTED: Final = (
         (OPERATIONS,),
     ),
     Bug(
-        "metadata in a repr",
+        "a repr shows metadata",
         "core/decision.py",
         "metadata: Mapping[str, Any] | None = field(default=None, repr=False)",
         "metadata: Mapping[str, Any] | None = field(default=None)",
         (SECRECY,),
     ),
     Bug(
-        "documents in the driver's log",
+        "the driver's log shows documents",
         "storage/redaction.py",
         "        if _is_unlogged.get():\n",
         "        if False:\n",
@@ -875,7 +875,7 @@ PLANTED: Final = (
         (HALF_ERASED,),
     ),
     Bug(
-        "a charge of an erased account is refunded to the one opened anew",
+        "a charge of an erased account is refunded to its successor",
         "storage/unit_of_work.py",
         "charges = await self._without_erased(charges, session)",
         "pass",
@@ -889,28 +889,28 @@ PLANTED: Final = (
         (HALF_ERASED,),
     ),
     Bug(
-        "an account that is opened anew begins by a slow clock",
+        "a reopened account starts by a slow clock",
         "core/state.py",
         "return max(now, until + _MILLISECOND)",
         "return now",
         (ERASE,),
     ),
     Bug(
-        "keys without transactions are nothing that could be erased",
+        "keys without transactions are not erased",
         "maintenance/erase.py",
         "self._has_rows([*collections, self._names.idempotency_records], {}, session)",
         "self._has_rows(collections, {}, session)",
         (ERASE,),
     ),
     Bug(
-        "a page is read at several moments",
+        "a page is not read from one snapshot",
         "storage/latest_write.py",
         "async with self._client.start_session(snapshot=True) as own:",
         "async with self.seen_by(None) as own:",
         (READS,),
     ),
     Bug(
-        "verification takes one TTL for that of all keys",
+        "verification applies one TTL to all keys",
         "maintenance/verification/reading.py",
         "if isinstance(stored, datetime):",
         "if False:",
@@ -932,42 +932,42 @@ PLANTED: Final = (
         (FINGERPRINTS,),
     ),
     Bug(
-        "the path is taken decoded",
+        "the fingerprint uses the decoded path",
         "integrations/fastapi/fingerprints.py",
         'scope.get("raw_path") or scope["path"]',
         'scope["path"]',
         (BODIES,),
     ),
     Bug(
-        "a large body is taken before the account is looked at",
+        "a large body is read before the account is checked",
         "integrations/fastapi/bodies.py",
         "            await check()\n        kept",
         "            pass\n        kept",
         (BODIES,),
     ),
     Bug(
-        "a repetition is refused for want of the credits that it has paid",
+        "a retry is refused for lack of the credits it has already paid",
         "integrations/fastapi/paid_requests.py",
         'if await self._keep(self._collection.find_one(query, {"_id": 1})) is not None:',
         "if False:",
         (BODIES,),
     ),
     Bug(
-        "a body has no end",
+        "a body has no limit",
         "integrations/fastapi/bodies.py",
         "if max(self._size, announced) > self._largest:",
         "if announced > self._largest:",
         (BODIES,),
     ),
     Bug(
-        "all of a charge is refunded though a part was",
+        "a charge is refunded in full after a partial refund",
         "integrations/fastapi/charges.py",
         "charge.cost - refunded,",
         "charge.cost,",
         (PAID,),
     ),
     Bug(
-        "a damaged account's request is settled for ever",
+        "a damaged account's request counts as settled",
         "integrations/fastapi/paid_requests.py",
         "            charge = await self._charges.find(run)\n        except (Storage",
         "            raise\n        except (Storage",
@@ -981,21 +981,21 @@ PLANTED: Final = (
         (PAID,),
     ),
     Bug(
-        "all processes try again in step",
+        "all processes retry in step",
         "config/configuration.py",
         "return draw(0.0, self.longest_delay_seconds(failures))",
         "return self.longest_delay_seconds(failures)",
         (CONFIG,),
     ),
     Bug(
-        "an unknown outcome is told as a failure that wrote nothing",
+        "an unknown outcome is reported as a failure that wrote nothing",
         "errors.py",
         "class CommitOutcomeUnknownError(CreditError):",
         "class CommitOutcomeUnknownError(CreditError, PyMongoError):",
         (ERRORS,),
     ),
     Bug(
-        "a charge on an account damaged since is forgotten",
+        "a charge on an account damaged later is forgotten",
         "integrations/fastapi/paid_requests.py",
         "            await self._charges.refund(charge)\n        await self._release(run)",
         "            with contextlib.suppress(CreditError):\n"
@@ -1011,14 +1011,14 @@ PLANTED: Final = (
     ),
     # Other users of the machine
     Bug(
-        "rows are deleted though their file is another by now",
+        "rows are deleted although their file was replaced",
         "maintenance/archive/files.py",
         "if not (is_same and self._directory.holds(file.name, opened)):",
         "if not is_same:",
         (FILES,),
     ),
     Bug(
-        "the BSON file goes before the Parquet file was read",
+        "the BSON file is removed before the Parquet file was verified",
         "maintenance/archive/files.py",
         "if digest_of(written) != file.sha256 or not self._opened.holds(target, written):",
         "if not self._opened.holds(target, written):",
@@ -1032,21 +1032,21 @@ PLANTED: Final = (
         (FILES,),
     ),
     Bug(
-        "a new file may be somebody's link",
+        "a new file may be another user's link",
         "private_files.py",
         "os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY",
         "os.O_RDWR | os.O_CREAT | _BINARY",
         (FILES,),
     ),
     Bug(
-        "an export takes another's unfinished file for a killed one's",
+        "an export removes a running export's unfinished file",
         "maintenance/export/files.py",
         "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "",
         (EXPORT,),
     ),
     Bug(
-        "a keeper takes a directory that somebody made before",
+        "a keeper accepts a directory that already exists",
         "local/keeper.py",
         "os.mkdir(directory, 0o700)",
         "os.makedirs(directory, exist_ok=True)",
@@ -1060,7 +1060,7 @@ PLANTED: Final = (
         (LOCAL,),
     ),
     Bug(
-        "a task shows what it came to",
+        "a task's repr shows its result",
         "engine/tasks.py",
         "return _Task(work, loop=asyncio.get_running_loop())",
         "return asyncio.get_running_loop().create_task(work)",

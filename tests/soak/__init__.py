@@ -1,1 +1,1 @@
-"""A soak: concurrent callers under random faults, and their recorded history held to the books."""
+"""A soak: concurrent callers under random faults, and a check of their history."""

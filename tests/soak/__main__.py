@@ -1,4 +1,7 @@
-"""``python -m tests.soak --seconds N --seed S``: exit code 1, and the seed, on a violation."""
+"""``python -m tests.soak --seconds N --seed S``.
+
+On a violation, prints the seed and exits with 1.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def main() -> int:
     """Read the options, soak, and print the summary."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak",
-        description="Ask a ledger on three members under random faults, and check the history.",
+        description="Request a ledger on three members under random faults, and check the history.",
     )
     parser.add_argument("--seconds", type=_positive, default=180.0, help="under faults (180)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Callers: each asks, notes the answer, and asks the next; what they ask is random."""
+"""Callers that make random calls, one after the other, and record every answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import Any, Final, TypeAlias
 
 from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError
-from tests.soak.journal import Ask, Journal
+from tests.soak.journal import Journal, Request
 from tests.soak.tariff import OPENING_CREDITS, TIERS
 
 __all__ = ["Callers", "Share", "hot_and_cold"]
@@ -26,11 +26,11 @@ _PAUSE_SECONDS: Final = 0.15
 
 
 def hot_and_cold() -> list[str]:
-    """The users that all processes share."""
+    """Return the users that all processes share."""
     return [f"hot-{n}" for n in range(HOT)] + [f"cold-{n}" for n in range(COLD)]
 
 
-# With weights. A refund of a charge is given one that is known to have been acknowledged.
+# Writes with their weights. A linked refund gets the id of an acknowledged charge.
 _WRITES: Final[Mapping[_Write, int]] = {
     lambda r: ("charge", {"action": r.choice(("post", "post", "image"))}): 25,
     lambda r: ("charge", {"action": "post", "amount": r.randint(1, 90)}): 20,
@@ -61,15 +61,15 @@ def _some_write(random: Random) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Share:
-    """The users of one of several processes, and how often it asks for anybody's."""
+    """Which of ``count`` processes this is, and how often it calls for another's users."""
 
-    place: int = 0
-    places: int = 1
+    number: int = 0
+    count: int = 1
     crossing: float = 0.0
 
 
 class Callers:
-    """All callers of one process on one ledger."""
+    """All callers of one process, on one ledger."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class Callers:
         self._timeout = timeout
         self.shared = hot_and_cold()
         self._share = share or Share()
-        self._mine = self.shared[self._share.place :: self._share.places]
+        self._mine = self.shared[self._share.number :: self._share.count]
         self._own: list[str] = []
         self._charges: deque[tuple[str, str, int]] = deque(maxlen=_REMEMBERED)
-        self._done: deque[Ask] = deque(maxlen=_REMEMBERED)
+        self._done: deque[Request] = deque(maxlen=_REMEMBERED)
         self._keys = 0
 
     async def open_accounts(self) -> None:
@@ -99,34 +99,34 @@ class Callers:
         arguments = {"credits": OPENING_CREDITS, "membership_tier": None}
         await asyncio.gather(
             *(
-                self.ask(Ask("create_user", user_id, arguments, f"opening {user_id}"))
+                self.call(Request("create_user", user_id, arguments, f"opening {user_id}"))
                 for user_id in self.shared
             )
         )
 
     async def run(self, callers: int, calls_each: int | None = None) -> None:
-        """Ask until ``stopping`` is set, or so often each."""
+        """Call until ``stopping`` is set, or ``calls_each`` times per caller."""
         await asyncio.gather(
             *(self._caller(Random(f"{self._seed} {n}"), calls_each) for n in range(callers))
         )
 
-    async def ask(self, ask: Ask, cancel_after: float | None = None) -> str:
-        """Ask once, and note it; returns the outcome."""
-        call_id = self._journal.begin(ask)
+    async def call(self, request: Request, cancel_after: float | None = None) -> str:
+        """Make one call, record it, and return the outcome."""
+        call_id = self._journal.begin(request)
         began = monotonic_ns()
-        outcome, facts = await self._outcome(ask, call_id, cancel_after)
+        outcome, facts = await self._outcome(request, call_id, cancel_after)
         self._journal.end(call_id, outcome, facts)
         overrun = (monotonic_ns() - began) / 1e9 - self._timeout
         self.longest_overrun = max(self.longest_overrun, overrun)
-        self.counts[outcome if ask.is_write else f"read {outcome}"] += 1
-        if outcome == "done" and ask.key is not None:
-            self._remember(ask, facts)
+        self.counts[outcome if request.is_write else f"read {outcome}"] += 1
+        if outcome == "done" and request.key is not None:
+            self._remember(request, facts)
         return outcome
 
     async def _outcome(
-        self, ask: Ask, call_id: str, cancel_after: float | None
+        self, request: Request, call_id: str, cancel_after: float | None
     ) -> tuple[str, dict[str, Any]]:
-        work = self._send(ask, call_id)
+        work = self._send(request, call_id)
         try:
             if cancel_after is None:
                 return "done", _facts(await work)
@@ -140,44 +140,47 @@ class Callers:
         except CreditError as error:
             return "refused", {"code": error.code, **_plain(vars(error))}
 
-    async def _send(self, ask: Ask, call_id: str) -> Any:
-        method = getattr(self._ledger, ask.operation)
-        if not ask.is_write:
-            return await method(ask.user_id)
+    async def _send(self, request: Request, call_id: str) -> Any:
+        method = getattr(self._ledger, request.operation)
+        if not request.is_write:
+            return await method(request.user_id)
         return await method(
-            ask.user_id, **ask.arguments, idempotency_key=ask.key, metadata={"call": call_id}
+            request.user_id,
+            **request.arguments,
+            idempotency_key=request.key,
+            metadata={"call": call_id},
         )
 
-    def _remember(self, ask: Ask, facts: dict[str, Any]) -> None:
-        self._done.append(ask)
-        if ask.operation == "charge" and facts["cost"] > 0:
-            self._charges.append((ask.user_id, facts["transaction_id"], facts["cost"]))
-        elif ask.operation == "create_user" and ask.user_id not in self.shared:
-            self._own.append(ask.user_id)
+    def _remember(self, request: Request, facts: dict[str, Any]) -> None:
+        self._done.append(request)
+        if request.operation == "charge" and facts["cost"] > 0:
+            self._charges.append((request.user_id, facts["transaction_id"], facts["cost"]))
+        elif request.operation == "create_user" and request.user_id not in self.shared:
+            self._own.append(request.user_id)
 
     async def _caller(self, random: Random, calls: int | None) -> None:
         while not self.stopping.is_set() and calls != 0:
             calls = None if calls is None else calls - 1
-            ask = self._choose(random)
+            request = self._choose(random)
             cancel_after = random.uniform(0, 0.4) if random.random() < 0.01 else None
-            outcome = await self.ask(ask, cancel_after)
-            # Some ask again at once, some later, and some leave it open.
+            outcome = await self.call(request, cancel_after)
+            # Some repeat at once, some later, and some leave the outcome open.
             while outcome in ("unknown", "failed") and not self.stopping.is_set():
                 await asyncio.sleep(random.uniform(0, 2 * _PAUSE_SECONDS))
-                if not ask.is_write or ask.key is None or random.random() < 0.3:
+                if not request.is_write or request.key is None or random.random() < 0.3:
                     break
-                outcome = await self.ask(ask)
+                outcome = await self.call(request)
 
-    def _choose(self, random: Random) -> Ask:
+    def _choose(self, random: Random) -> Request:
         user_id = self._user(random)
         chance = random.random()
         if chance < 0.03:
-            return Ask(random.choice(("get_user", "get_balance")), user_id, {}, None)
+            return Request(random.choice(("get_user", "get_balance")), user_id, {}, None)
         if chance < 0.06 and self._done:
             return random.choice(self._done)
         if chance < 0.07 and self._done:
             used = random.choice(self._done)
-            return Ask("grant", used.user_id, {"amount": 7, "action": "theft"}, used.key)
+            return Request("grant", used.user_id, {"amount": 7, "action": "theft"}, used.key)
         operation, arguments = _some_write(random)
         if operation == "create_user":
             user_id = f"new-{self._journal.process}-{random.getrandbits(48):x}"
@@ -189,13 +192,13 @@ class Callers:
                 arguments = {"amount": amount, "action": "fault", "transaction_id": charge_id}
         self._keys += 1
         key = f"{self._journal.process}/{self._keys}" if random.random() < 0.93 else None
-        return Ask(operation, user_id, arguments, key)
+        return Request(operation, user_id, arguments, key)
 
     def _user(self, random: Random) -> str:
         chance = random.random()
         users, hot = self.shared, HOT
         if random.random() >= self._share.crossing:
-            users, hot = self._mine, HOT // self._share.places
+            users, hot = self._mine, HOT // self._share.count
         if chance < 0.12:
             return users[random.randrange(hot)]
         if chance < 0.25 and self._own:
@@ -212,7 +215,7 @@ def _facts(result: Any) -> dict[str, Any]:
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it; moments in milliseconds."""
+    """Return the values that JSON can hold, with moments in milliseconds."""
     return {
         name: int(value.timestamp() * 1000) if hasattr(value, "timestamp") else value
         for name, value in facts.items()

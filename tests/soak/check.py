@@ -1,6 +1,6 @@
-"""The check: what callers were told, held to what the database has.
+"""The check: what callers were told must match what the database holds.
 
-``violations`` is given the calls of a round and the stored rows. Nothing here is the library's.
+``violations`` takes the calls of a round and the stored rows. It uses no code of the library.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["violations"]
 Row: TypeAlias = dict[str, Any]
 
 _CHANGES_TIER: Final = ("upgrade_tier", "downgrade_tier", "renew_tier")
-# Who was there stays there, and a charge that was acknowledged is found.
+# No user is ever removed, and every refund names an acknowledged charge.
 _IMPOSSIBLE: Final = ("TRANSACTION_NOT_FOUND", "UNDEFINED_ACTION", "INVALID_REQUEST")
 
 
 def violations(
     calls: Mapping[str, Call], transactions: Sequence[Row], audit_logs: Sequence[Row]
 ) -> list[str]:
-    """What is not as it was told; empty if all is well."""
+    """Return every contradiction between calls and rows: none if all is well."""
     check = _Check(calls, transactions, audit_logs)
     return [
-        *check.rows_were_asked_for(),
-        *check.answers_are_true(),
+        *check.rows_were_requested(),
+        *check.answers_match_the_rows(),
         *check.refusals_left_nothing(),
-        *check.attempts_are_audited(),
+        *check.refusals_are_audited(),
         *check.effects_are_right(),
-        *check.order_is_that_of_time(),
+        *check.order_follows_time(),
     ]
 
 
@@ -55,7 +55,7 @@ class _Check:
             self.chains[row["userId"]].append(row)
         for chain in self.chains.values():
             chain.sort(key=lambda row: int(row["seq"]))
-        # When it was known that a row is there: the first answer that told of it.
+        # When each row was first known to exist: when the first answer that names it arrived.
         self.known_at: dict[str, int] = {}
         for call in calls.values():
             told_of = self._row_of(call)
@@ -64,43 +64,43 @@ class _Check:
                 self.known_at[row_id] = min(call.ended, self.known_at.get(row_id, call.ended))
 
     def _row_of(self, call: Call) -> Row | None:
-        """The row that a result tells of."""
-        if not call.ask.is_write or call.outcome != "done":
+        """Return the row that a result describes."""
+        if not call.request.is_write or call.outcome != "done":
             return None
         if "transaction_id" in call.facts:
             return self.by_id.get(call.facts["transaction_id"])
-        chain = self.chains.get(call.ask.user_id, [])
+        chain = self.chains.get(call.request.user_id, [])
         return chain[0] if chain and chain[0]["operation"] == "create_user" else None
 
-    def rows_were_asked_for(self) -> Iterator[str]:
-        """Each row is what some call asked for, and no call has two."""
+    def rows_were_requested(self) -> Iterator[str]:
+        """Each row has a call that requested it, and no call has two rows."""
         for call_id, rows in self.effects.items():
             call = self.calls.get(call_id)
             if call is None:
-                yield f"nobody asked for {rows[0]}"
+                yield f"no call requested {rows[0]}"
                 continue
             if len(rows) > 1:
                 yield f"{call} has {len(rows)} effects"
             if call.outcome in ("refused", "failed"):
                 yield f"{call} has an effect: {rows[0]}"
-            ask = call.ask
-            asked = (
-                ask.operation,
-                ask.user_id,
-                ask.key,
-                ask.arguments.get("action", ask.operation),
+            request = call.request
+            requested = (
+                request.operation,
+                request.user_id,
+                request.key,
+                request.arguments.get("action", request.operation),
             )
             row = rows[0]
             stored = (row["operation"], row["userId"], row["idempotencyKey"], row["action"])
-            if asked != stored:
+            if requested != stored:
                 yield f"{call} made {row}"
 
-    def answers_are_true(self) -> Iterator[str]:
-        """Each result that was told is the one stored, and that of the first who asked."""
+    def answers_match_the_rows(self) -> Iterator[str]:
+        """Each result matches its row, which the same request made."""
         for call in self.calls.values():
             if call.outcome != "done":
                 continue
-            if not call.ask.is_write:
+            if not call.request.is_write:
                 yield from self._check_reading(call)
                 continue
             row = self._row_of(call)
@@ -108,7 +108,7 @@ class _Check:
                 yield f"lost: {call}"
                 continue
             made_by = self.calls.get(_call_id(row))
-            if made_by is not None and made_by.ask != call.ask:
+            if made_by is not None and made_by.request != call.request:
                 yield f"{call} was told the result of {made_by}"
             if call.facts["replayed"] != (_call_id(row) != call.call_id):
                 yield f"{call} was wrongly told whose result it is: {row}"
@@ -116,8 +116,8 @@ class _Check:
                 yield f"{call} was told something else than {row}"
 
     def _check_reading(self, call: Call) -> Iterator[str]:
-        chain = self.chains.get(call.ask.user_id, [])
-        if call.ask.operation == "get_balance":
+        chain = self.chains.get(call.request.user_id, [])
+        if call.request.operation == "get_balance":
             if all(row["balanceAfter"] != call.facts["credits"] for row in chain):
                 yield f"there was no such balance: {call}"
             return
@@ -125,30 +125,34 @@ class _Check:
         if not 1 <= seq <= len(chain) or chain[seq - 1]["balanceAfter"] != call.facts["credits"]:
             yield f"there was no such user: {call}"
         elif self._began(chain[seq - 1]) > call.ended:
-            yield f"it was read before it was asked for: {call}"
+            yield f"the balance was read before any call could have made it: {call}"
 
     def refusals_left_nothing(self) -> Iterator[str]:
-        """A refusal is final for the key, unless it is asked for again later."""
+        """A refusal is final for its key, unless a later call requests the same."""
         for call in self.calls.values():
             if call.outcome != "refused":
                 continue
             code = call.facts["code"]
             if code in _IMPOSSIBLE:
                 yield f"wrongly refused: {call}"
-            if code == "USER_NOT_FOUND" and call.ask.user_id != "nobody":
+            if code == "USER_NOT_FOUND" and call.request.user_id != "nobody":
                 yield f"a lost user: {call}"
-            row = self.by_key.get(call.ask.key)
+            row = self.by_key.get(call.request.key)
             if row is None:
                 continue
             known_at = self.known_at.get(str(row["_id"]))
-            same = self.calls[_call_id(row)].ask == call.ask if _call_id(row) in self.calls else 0
+            same = (
+                self.calls[_call_id(row)].request == call.request
+                if _call_id(row) in self.calls
+                else 0
+            )
             if same and code == "IDEMPOTENCY_KEY_CONFLICT":
                 yield f"the same request met a conflict: {call}"
             if same and known_at is not None and known_at < call.began:
                 yield f"refused, though it had been done: {call}"
 
-    def attempts_are_audited(self) -> Iterator[str]:
-        """Each refusal that was told has its audit row, and no other row says refused."""
+    def refusals_are_audited(self) -> Iterator[str]:
+        """Each refusal has its audit row, and no other audit row is a refusal."""
         failed: dict[str, list[Row]] = defaultdict(list)
         for row in self.audit_logs:
             if row["status"] == "failed":
@@ -160,11 +164,11 @@ class _Check:
             elif call.outcome == "refused" and rows[0]["details"]["code"] != call.facts["code"]:
                 yield f"{call} is audited as {rows[0]}"
         for call in self.calls.values():
-            if call.outcome == "refused" and call.ask.is_write and call.call_id not in failed:
+            if call.outcome == "refused" and call.request.is_write and call.call_id not in failed:
                 yield f"not audited: {call}"
 
     def effects_are_right(self) -> Iterator[str]:
-        """Each row has the amount that its call asked for, at the tier of that moment."""
+        """Each row has the amount that its call requested, at the user's tier at that time."""
         tiers_of = {
             str(row["_id"]): row["details"] for row in self.audit_logs if row["status"] == "success"
         }
@@ -181,17 +185,17 @@ class _Check:
                     right = right and _is_right_change(call, row, details)
                 else:
                     if row["operation"] == "create_user":
-                        tier = call.ask.arguments["membership_tier"]
+                        tier = call.request.arguments["membership_tier"]
                     right = row["amount"] == _amount(call, tier)
                 if not right:
                     yield f"{call} at {tier} made {row} with {details}"
 
-    def order_is_that_of_time(self) -> Iterator[str]:
-        """What was acknowledged before another began has the smaller ``seq``."""
+    def order_follows_time(self) -> Iterator[str]:
+        """A row acknowledged before another call began has the smaller ``seq``."""
         refused: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls.values():
             if call.outcome == "refused" and call.facts["code"] == "INSUFFICIENT_CREDITS":
-                refused[call.ask.user_id].append(call)
+                refused[call.request.user_id].append(call)
         for user_id, chain in self.chains.items():
             began = [self._began(row) for row in chain]
             known = [self.known_at.get(str(row["_id"]), NEVER) for row in chain]
@@ -199,7 +203,7 @@ class _Check:
             for number in range(1, len(chain)):
                 if known[number] < latest[number - 1]:
                     yield f"out of order: {chain[number]}"
-            # From when on a state can have been, and until when.
+            # The earliest and the latest time at which each state can have existed.
             over = [*list(accumulate(reversed(known), min))[-2::-1], NEVER]
             for call in refused[user_id]:
                 first, last = bisect_left(over, call.began), bisect_right(latest, call.ended)
@@ -218,7 +222,7 @@ def _call_id(row: Row) -> str:
 
 def _tells_of(call: Call, row: Row) -> bool:
     facts = call.facts
-    if row["operation"] != call.ask.operation:
+    if row["operation"] != call.request.operation:
         return False
     stored = (row["balanceBefore"], row["balanceAfter"], int(row["createdAt"].timestamp() * 1000))
     if row["operation"] == "create_user":
@@ -229,7 +233,7 @@ def _tells_of(call: Call, row: Row) -> bool:
         return told == stored and facts["credits_delta"] == row["amount"]
     told = (facts["balance_before"], facts["balance_after"], facts["created_at"])
     amount = -facts["cost"] if row["operation"] == "charge" else facts["amount"]
-    same_charge = str(row.get("refundOf")) == str(call.ask.arguments.get("transaction_id"))
+    same_charge = str(row.get("refundOf")) == str(call.request.arguments.get("transaction_id"))
     return (
         told == stored
         and amount == row["amount"]
@@ -240,14 +244,14 @@ def _tells_of(call: Call, row: Row) -> bool:
 
 
 def _amount(call: Call, tier: str | None) -> int | None:
-    asked = call.ask.arguments
-    if call.ask.operation == "create_user":
-        return int(asked["credits"])
-    if call.ask.operation != "charge":
-        return int(asked["amount"])
-    cost = asked.get("amount")
+    arguments = call.request.arguments
+    if call.request.operation == "create_user":
+        return int(arguments["credits"])
+    if call.request.operation != "charge":
+        return int(arguments["amount"])
+    cost = arguments.get("amount")
     if cost is None:
-        cost = price(asked["action"], tier, asked.get("variables", {}).get("n"))
+        cost = price(arguments["action"], tier, arguments.get("variables", {}).get("n"))
     return None if cost is None else -cost
 
 
@@ -255,13 +259,13 @@ def _is_right_change(call: Call, row: Row, details: Row) -> bool:
     old_tier, new_tier = details.get("oldTier"), details.get("newTier")
     if new_tier not in TIERS:
         return False
-    asked = call.ask.arguments
-    balance = CAPS[new_tier] if asked.get("refill", True) else row["balanceBefore"]
+    arguments = call.request.arguments
+    balance = CAPS[new_tier] if arguments.get("refill", True) else row["balanceBefore"]
     if row["balanceAfter"] != balance:
         return False
-    if call.ask.operation == "renew_tier":
+    if call.request.operation == "renew_tier":
         return bool(new_tier == old_tier)
     old_level = -1 if old_tier is None else TIERS.index(old_tier)
     goes_up = TIERS.index(new_tier) > old_level
-    is_upgrade = call.ask.operation == "upgrade_tier"
-    return bool(new_tier == asked["target_tier"] and goes_up == is_upgrade)
+    is_upgrade = call.request.operation == "upgrade_tier"
+    return bool(new_tier == arguments["target_tier"] and goes_up == is_upgrade)

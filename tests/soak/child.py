@@ -1,6 +1,6 @@
-"""A client process of the soak: ``python -m tests.soak.child`` with its orders as JSON.
+"""A client process of the soak: ``python -m tests.soak.child`` with its settings as JSON.
 
-It stops when its standard input ends, unless it is killed before.
+It stops when its standard input ends, unless it is killed first.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tests.soak.journal import Journal
 from tests.soak.tariff import configuration
 
 
-async def _main(orders: dict[str, Any]) -> None:
+async def _main(settings: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
-    journal = Journal(Path(orders["directory"]), orders["process"])
+    journal = Journal(Path(settings["directory"]), settings["process"])
     ledger = CreditLedger.connect(
-        orders["uri"],
-        database=orders["database"],
-        config=configuration(orders["timeout_seconds"]),
+        settings["uri"],
+        database=settings["database"],
+        config=configuration(settings["timeout_seconds"]),
     )
     callers = Callers(
         ledger,
         journal,
-        f"{orders['seed']} {orders['process']}",
-        orders["timeout_seconds"],
-        Share(orders["place"], orders["places"], orders["crossing"]),
+        f"{settings['seed']} {settings['process']}",
+        settings["timeout_seconds"],
+        Share(settings["number"], settings["count"], settings["crossing"]),
     )
 
     def stop() -> None:
-        # Nothing is ever sent: what can be read is the end.
+        # The parent never writes, so readable input means that it has ended.
         loop.remove_reader(sys.stdin.fileno())
         callers.stopping.set()
 
     loop.add_reader(sys.stdin.fileno(), stop)
-    await callers.run(orders["callers"])
+    await callers.run(settings["callers"])
     await ledger.close()
     journal.close()
     print(json.dumps({"counts": callers.counts, "longest_overrun": callers.longest_overrun}))

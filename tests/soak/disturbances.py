@@ -1,4 +1,4 @@
-"""What goes wrong meanwhile: a schedule of faults that a seed decides."""
+"""The faults of a soak: a schedule that a seed decides."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["APP_NAME", "SHORT_LIFETIME_SECONDS", "Disturbances"]
 
 APP_NAME: Final = "soak"
 _Stream: TypeAlias = Mapping[str, tuple[int, Callable[[Random], Awaitable[None]]]]
-# Between two faults. A client that starts takes a second of a core from all others.
+# Pauses between faults. Starting a client takes a second of a core from all others.
 _PAUSES_SECONDS: Final = ((0.5, 3.0), (3.0, 9.0))
 _COMMANDS: Final = ("find", "update", "insert", "aggregate", "delete", "findAndModify")
 _ANSWER_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 60.0
-# While processes are killed, what they leave open would hold its users for a minute. Members that
-# are started again have it from their command line.
+# While processes are killed, their open transactions would lock users for a minute. Members that
+# restart get the short limit from their command line.
 SHORT_LIFETIME_SECONDS: Final = 3
 _LIFETIME_SECONDS: Final = 60
 
 
 class Disturbances:
-    """One fault after another, each with a time to recover."""
+    """One fault after another, each with time to recover."""
 
     def __init__(self, replica_set: LocalReplicaSet, children: Children, seed: str) -> None:
         self.counts: Counter[str] = Counter()
@@ -41,8 +41,7 @@ class Disturbances:
         self._children = children
         self._seed = seed
         self._observers = [_observer(member) for member in replica_set.members]
-        # Each stream is one fault after another, with weights; the streams know nothing of each
-        # other.
+        # Each stream runs one fault after another, chosen by weight. The streams are independent.
         self._streams: tuple[_Stream, ...] = (
             {
                 "failed commands": (5, self._fail_commands),
@@ -62,7 +61,7 @@ class Disturbances:
         )
 
     async def run(self, seconds: float) -> None:
-        """Disturb for so long, and heal everything."""
+        """Disturb for this long, then heal everything."""
         until = asyncio.get_running_loop().time() + seconds
         await self._set_everywhere("transactionLifetimeLimitSeconds", SHORT_LIFETIME_SECONDS)
         try:
@@ -74,14 +73,14 @@ class Disturbances:
             )
         finally:
             await self.heal()
-            # With the longer limit, a server looks for what the dead left open only now and then.
+            # With the longer limit, the server rarely looks for transactions of dead clients.
             await asyncio.sleep(2 * SHORT_LIFETIME_SECONDS)
-            # From here on, what a client leaves open is seen.
+            # From here on, a transaction left open by a client is noticed.
             await self._set_everywhere("transactionLifetimeLimitSeconds", _LIFETIME_SECONDS)
 
     async def _run(self, stream: _Stream, pauses: tuple[float, float], until: float) -> None:
         loop = asyncio.get_running_loop()
-        # Its own: what it draws does not depend on when the other draws.
+        # Each stream has its own random source, so that it does not depend on the other's timing.
         random = Random(f"{self._seed} {next(iter(stream))}")
         weights = [weight for weight, _ in stream.values()]
         while True:
@@ -96,7 +95,7 @@ class Disturbances:
                 self.counts[name] += 1
 
     async def heal(self) -> None:
-        """All members run, and nothing fails by order."""
+        """Run all members again, and end all fail points."""
         for member in self._replica_set.members:
             if member.running:
                 member.resume()
@@ -108,13 +107,13 @@ class Disturbances:
                 await _answer(observer, {"configureFailPoint": point, "mode": "off"})
 
     async def elections(self) -> int:
-        """How many the set has had, by the term of its primary."""
+        """Count the set's elections by its primary's term."""
         _, observer = await self._primary()
         status = await _answer(observer, {"replSetGetStatus": 1})
         return int(status["term"])
 
     async def open_transactions(self) -> int:
-        """How many are open on all members."""
+        """Count the transactions open on all members."""
         statuses = [await _answer(each, {"serverStatus": 1}) for each in self._observers]
         return sum(int(status["transactions"]["currentOpen"]) for status in statuses)
 
@@ -258,7 +257,7 @@ def _observer(member: Member) -> AsyncMongoClient[dict[str, Any]]:
 
 
 async def _answer(observer: AsyncMongoClient[dict[str, Any]], command: dict[str, Any]) -> Any:
-    """What a member says that nobody disturbs now, however busy the machine is."""
+    """Return the answer of a member that no fault disturbs now, however busy the machine is."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _PATIENCE_SECONDS
     while True:

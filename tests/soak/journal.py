@@ -1,7 +1,7 @@
-"""What was asked and what was answered: a file that is only ever added to, one for each process.
+"""The record of calls and answers: one append-only file for each process.
 
-A line is written before a call and one after it, straight to the operating system: when a process
-is killed, what it had asked is known, and that its outcome is not.
+A line goes straight to the operating system before each call and after it. A process that is killed
+leaves its last call on record, and that call's outcome counts as unknown.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final
 
-__all__ = ["NEVER", "Ask", "Call", "Journal", "read_journals"]
+__all__ = ["NEVER", "Call", "Journal", "Request", "read_journals"]
 
 NEVER: Final = 2**63
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What is asked of the ledger. Asked again with the same key, it is to have one effect."""
+class Request:
+    """A request to the ledger. Repeated with the same key, it must have one effect."""
 
     operation: str
     user_id: str
@@ -30,20 +30,20 @@ class Ask:
 
     @property
     def is_write(self) -> bool:
-        """Whether it can have an effect."""
+        """Whether the request can have an effect."""
         return not self.operation.startswith("get_")
 
 
 @dataclass(slots=True)
 class Call:
-    """One attempt. Times are of the machine's monotonic clock, which all processes share.
+    """One call. Times are of the machine's monotonic clock, which all processes share.
 
-    ``outcome``: ``done`` with the result's facts, ``refused`` with the error's, ``failed`` if it
-    was told that nothing was written, and ``unknown``.
+    ``outcome``: ``done`` with the result's values, ``refused`` with the error's, ``failed`` if the
+    caller was told that nothing was written, or ``unknown``.
     """
 
     call_id: str
-    ask: Ask
+    request: Request
     began: int
     ended: int = NEVER
     outcome: str = "unknown"
@@ -51,7 +51,7 @@ class Call:
 
 
 class Journal:
-    """One process's file."""
+    """The file of one process."""
 
     def __init__(self, directory: Path, process: str) -> None:
         self.process = process
@@ -59,15 +59,24 @@ class Journal:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._calls = 0
 
-    def begin(self, ask: Ask) -> str:
-        """Note that it will be asked; returns the call's id."""
+    def begin(self, request: Request) -> str:
+        """Record that a call begins, and return its id."""
         self._calls += 1
         call_id = f"{self.process}:{self._calls}"
-        self._write([call_id, monotonic_ns(), ask.operation, ask.user_id, ask.arguments, ask.key])
+        self._write(
+            [
+                call_id,
+                monotonic_ns(),
+                request.operation,
+                request.user_id,
+                request.arguments,
+                request.key,
+            ]
+        )
         return call_id
 
     def end(self, call_id: str, outcome: str, facts: dict[str, Any]) -> None:
-        """Note the answer."""
+        """Record the answer."""
         self._write([call_id, monotonic_ns(), outcome, facts])
 
     def close(self) -> None:
@@ -79,7 +88,7 @@ class Journal:
 
 
 def read_journals(files: Iterable[Path]) -> dict[str, Call]:
-    """All calls, by id. A last line that was cut off by a kill was never answered."""
+    """Return all calls by id. A last line cut off by a kill was never answered."""
     calls: dict[str, Call] = {}
     for path in files:
         with path.open("rb") as lines:
@@ -88,7 +97,7 @@ def read_journals(files: Iterable[Path]) -> dict[str, Call]:
                     continue
                 call_id, at, *rest = json.loads(line)
                 if call_id not in calls:
-                    calls[call_id] = Call(call_id, Ask(*rest), at)
+                    calls[call_id] = Call(call_id, Request(*rest), at)
                 else:
                     call = calls[call_id]
                     call.ended, (call.outcome, call.facts) = at, rest

@@ -1,4 +1,4 @@
-"""A soak: rounds, each on an empty database, until its time is over or something is wrong."""
+"""A soak: rounds on empty databases, until the time is over or a check finds a violation."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ _CROSSING: Final = (1.0, 0.0005)
 
 @dataclass(frozen=True)
 class Options:
-    """How long (seconds under faults), with how many callers, and the seed of it all.
+    """How long to soak (seconds under faults), with how many callers, and the seed.
 
-    ``operations``: it goes on until so many are acknowledged, however long that takes.
+    ``operations``: go on until this many are acknowledged, however long that takes.
     """
 
     seconds: float
     seed: int
     operations: int = 0
-    # Many: what a commit costs three members is shared by all that wait for it.
+    # Many callers share each commit's cost on three members.
     callers: int = 1000
     children: int = 1
     child_callers: int = 600
-    # What a check holds in memory grows with it.
+    # The check's memory grows with it.
     round_seconds: float = 120.0
 
 
 @dataclass
 class Summary:
-    """What happened, and what was wrong."""
+    """What happened, and which checks failed."""
 
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Summary:
     violations: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """As it is printed."""
+        """Return the lines to print."""
         rate = self.counts["operations acknowledged"] / max(self.seconds, 0.001)
         return [
             *(f"{number:>12,} {name}" for name, number in sorted(self.counts.items())),
@@ -80,8 +80,8 @@ class Summary:
         ]
 
 
-async def soak(options: Options, tell: Callable[[str], None]) -> Summary:
-    """Soak, and say what came of it; ``tell`` hears how it goes, a line at a time."""
+async def soak(options: Options, report: Callable[[str], None]) -> Summary:
+    """Soak and return the summary. ``report`` gets the progress, a line at a time."""
     summary = Summary(options.seed)
     parameters = {
         "enableTestCommands": "1",
@@ -100,7 +100,7 @@ async def soak(options: Options, tell: Callable[[str], None]) -> Summary:
             seconds = min(options.round_seconds, left if left > 0 else options.round_seconds)
             with tempfile.TemporaryDirectory() as directory:
                 await _Round(options, replica_set, Path(directory), number).run(seconds, summary)
-            tell(
+            report(
                 f"round {number}: {summary.seconds:,.0f} s, "
                 f"{summary.counts['operations acknowledged']:,} operations acknowledged, "
                 f"{len(summary.violations)} violations"
@@ -119,20 +119,20 @@ class _Round:
         self.seed = f"{options.seed} {number}"
         self.name = f"soak_{uuid4().hex[:12]}"
         self.uri = with_options(replica_set.uri, appName=APP_NAME, heartbeatFrequencyMS=500)
-        # By turns, the processes are in each other's way, and mostly each for itself.
+        # Rounds alternate: processes compete for all users, or each mostly keeps to its own.
         share = Share(0, options.children + 1, _CROSSING[number % len(_CROSSING)])
-        orders: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "uri": self.uri,
             "database": self.name,
             "directory": str(directory),
             "seed": self.seed,
             "callers": options.child_callers,
-            "places": share.places,
+            "count": share.count,
             "crossing": share.crossing,
-            # Another than the first process's: some give up while others still try.
+            # Shorter than the first process's: some give up while others still try.
             "timeout_seconds": _TIMEOUT_SECONDS / 2,
         }
-        self.children = Children(options.children, orders, _TIMEOUT_SECONDS + 30)
+        self.children = Children(options.children, settings, _TIMEOUT_SECONDS + 30)
         self.disturbances = Disturbances(replica_set, self.children, f"{self.seed} faults")
         self.journal = Journal(directory, "first")
         self.ledger = CreditLedger.connect(
@@ -142,7 +142,7 @@ class _Round:
         self.callers = Callers(self.ledger, self.journal, self.seed, _TIMEOUT_SECONDS, share)
 
     async def run(self, seconds: float, summary: Summary) -> None:
-        """Open, disturb, stop, settle what is unknown, and check."""
+        """Open, disturb, stop, settle unknown outcomes, and check."""
         try:
             await self.ledger.ensure_indexes()
             await self.callers.open_accounts()
@@ -169,39 +169,39 @@ class _Round:
             await self.children.start()
             await asyncio.sleep(min(_OPENING_SECONDS, seconds / 4))
             await self.disturbances.run(seconds)
-            # A while in which nothing goes wrong, and nothing may be left open.
+            # A while without faults, after which nothing may be left open.
             await asyncio.sleep(min(_OPENING_SECONDS, seconds / 4))
         finally:
             self.callers.stopping.set()
             await asyncio.gather(work, self.children.stop())
 
     async def _settle(self, summary: Summary) -> int:
-        """Ask again, with its key, for everything whose outcome is unknown."""
+        """Repeat each call whose outcome is unknown, with its key."""
         calls = read_journals(self.directory.glob("*.jsonl")).values()
         settled = {
-            call.ask.key
+            call.request.key
             for call in calls
-            if call.outcome == "done" or (call.outcome == "refused" and call.ask.is_write)
+            if call.outcome == "done" or (call.outcome == "refused" and call.request.is_write)
         }
-        open_asks = {
-            call.ask.key: call.ask
+        open_requests = {
+            call.request.key: call.request
             for call in calls
-            if call.outcome == "unknown" and call.ask.key is not None
+            if call.outcome == "unknown" and call.request.key is not None
         }
-        # A refusal settles nothing for an earlier attempt: it may still have come after.
-        asks = [ask for key, ask in open_asks.items() if ask.is_write]
+        # A refusal does not settle an earlier call: that one may still have come after it.
+        requests = [request for key, request in open_requests.items() if request.is_write]
         waiting = asyncio.Semaphore(_SETTLING)
 
-        async def settle(key: str, call_ask: Any) -> None:
+        async def settle(key: str, request: Any) -> None:
             async with waiting:
                 until = time.monotonic() + _SETTLING_SECONDS
-                while await self.callers.ask(call_ask) not in ("done", "refused"):
+                while await self.callers.call(request) not in ("done", "refused"):
                     if time.monotonic() > until:
-                        summary.violations.append(f"not to be settled: {call_ask}")
+                        summary.violations.append(f"could not be settled: {request}")
                         break
 
-        await asyncio.gather(*(settle(ask.key or "", ask) for ask in asks))
-        return len([ask for ask in asks if ask.key not in settled])
+        await asyncio.gather(*(settle(request.key or "", request) for request in requests))
+        return len([request for request in requests if request.key not in settled])
 
     async def _check(self, summary: Summary) -> None:
         await self._check_endings(summary)
@@ -235,7 +235,7 @@ class _Round:
         names = {"done": "operations acknowledged", "failed": "told that nothing was written"}
         for call in self.calls.values():
             name = names.get(call.outcome, f"operations {call.outcome}")
-            summary.counts[name if call.ask.is_write else "reads"] += 1
+            summary.counts[name if call.request.is_write else "reads"] += 1
         summary.counts += self.disturbances.counts
         summary.violations += self.children.violations
         overrun = max(self.callers.longest_overrun, self.children.longest_overrun)

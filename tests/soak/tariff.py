@@ -1,4 +1,4 @@
-"""Prices and tiers of the soak, as the library takes them and as the check knows them."""
+"""The soak's prices and tiers, once as the library reads them and once as the check does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIXED: Final[dict[str, dict[str | None, int]]] = {
 
 
 def configuration(timeout_seconds: float) -> CreditConfig:
-    """For the ledger."""
+    """Return the ledger's configuration."""
     return CreditConfig(
         costs={
             "post": {"default": 10, "pro": 8, "team": 5},
@@ -34,7 +34,7 @@ def configuration(timeout_seconds: float) -> CreditConfig:
 
 
 def price(action: str, tier: str | None, n: int | None) -> int | None:
-    """For the check: units, rounded half up; None where the tier has no access."""
+    """Return the price in units, rounded half up, or None if the tier has no access."""
     if action == "tokens":
         numerator, denominator = (n or 0) + 4, 4
         if tier != "pro":

@@ -1,4 +1,4 @@
-"""The check finds what it is for: each kind of damage to a history without faults is told."""
+"""The check finds each kind of damage to a sound history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CALLS_EACH = 60
 
 
 class History:
-    """What was asked, and what is stored."""
+    """The calls made, and the rows stored."""
 
     def __init__(
         self, calls: dict[str, Call], transactions: list[Row], audit_logs: list[Row]
@@ -33,22 +33,22 @@ class History:
         self.audit_logs = audit_logs
 
     def violations(self) -> list[str]:
-        """What the check says."""
+        """Return what the check finds."""
         return violations(self.calls, self.transactions, self.audit_logs)
 
-    def some(self, operation: str, outcome: str = "done", **facts: Any) -> Call:
-        """A call with a key, that was answered so."""
+    def call_of(self, operation: str, outcome: str = "done", **facts: Any) -> Call:
+        """Return a call with a key and this outcome."""
         wanted = {"replayed": False, **facts} if outcome == "done" else facts
         return next(
             call
             for call in self.calls.values()
-            if (call.ask.operation, call.outcome) == (operation, outcome)
-            and call.ask.key is not None
+            if (call.request.operation, call.outcome) == (operation, outcome)
+            and call.request.key is not None
             and wanted.items() <= call.facts.items()
         )
 
     def row_of(self, call: Call) -> Row:
-        """The transaction of a charge, a refund or a grant."""
+        """Return the transaction of a charge, a refund or a grant."""
         wanted = call.facts["transaction_id"]
         return next(row for row in self.transactions if str(row["_id"]) == wanted)
 
@@ -72,62 +72,62 @@ async def recorded(client: Any, tmp_path_factory: pytest.TempPathFactory) -> Any
 
 @pytest.fixture
 def history(recorded: History) -> History:
-    """A copy, to be damaged."""
+    """A copy of the history that a test can damage."""
     return copy.deepcopy(recorded)
 
 
 def test_a_sound_history_has_no_violations(history: History) -> None:
-    """So whatever else is found comes from the damage."""
+    """So any violation below comes from the damage."""
     assert history.violations() == []
 
 
 def _lose(history: History) -> None:
-    history.transactions.remove(history.row_of(history.some("charge")))
+    history.transactions.remove(history.row_of(history.call_of("charge")))
 
 
 def _double(history: History) -> None:
-    row = history.row_of(history.some("charge"))
+    row = history.row_of(history.call_of("charge"))
     history.transactions.append({**row, "_id": ObjectId()})
 
 
 def _invent(history: History) -> None:
-    row = history.row_of(history.some("grant"))
+    row = history.row_of(history.call_of("grant"))
     row["metadata"] = {"call": "elsewhere:1"}
 
 
 def _change_amount(history: History) -> None:
-    history.row_of(history.some("grant"))["amount"] += 1
+    history.row_of(history.call_of("grant"))["amount"] += 1
 
 
 def _give_to_another(history: History) -> None:
-    history.row_of(history.some("grant"))["userId"] = "hot-0"
+    history.row_of(history.call_of("grant"))["userId"] = "hot-0"
 
 
 def _write_a_refusal(history: History) -> None:
-    call = history.some("charge")
+    call = history.call_of("charge")
     call.outcome, call.facts = "refused", {"code": "MEMBERSHIP_REQUIRED"}
 
 
 def _write_what_failed(history: History) -> None:
-    history.some("charge").outcome = "failed"
+    history.call_of("charge").outcome = "failed"
 
 
 def _tell_another_balance(history: History) -> None:
-    history.some("charge").facts["balance_after"] += 1
+    history.call_of("charge").facts["balance_after"] += 1
 
 
 def _tell_of_a_repetition(history: History) -> None:
-    history.some("charge").facts["replayed"] = True
+    history.call_of("charge").facts["replayed"] = True
 
 
 def _replay_for_another(history: History) -> None:
-    call = history.some("charge")
-    object.__setattr__(call.ask, "arguments", {"action": "post", "amount": 91})
-    history.some("grant").facts["transaction_id"] = call.facts["transaction_id"]
+    call = history.call_of("charge")
+    object.__setattr__(call.request, "arguments", {"action": "post", "amount": 91})
+    history.call_of("grant").facts["transaction_id"] = call.facts["transaction_id"]
 
 
 def _forget_an_audit_row(history: History) -> None:
-    call = history.some("charge", "refused", code="INSUFFICIENT_CREDITS")
+    call = history.call_of("charge", "refused", code="INSUFFICIENT_CREDITS")
     history.audit_logs[:] = [
         row for row in history.audit_logs if row["metadata"]["call"] != call.call_id
     ]
@@ -139,11 +139,11 @@ def _audit_otherwise(history: History) -> None:
 
 
 def _refuse_for_another_balance(history: History) -> None:
-    history.some("charge", "refused", code="INSUFFICIENT_CREDITS").facts["available"] = 77_777
+    history.call_of("charge", "refused", code="INSUFFICIENT_CREDITS").facts["available"] = 77_777
 
 
 def _lose_a_user(history: History) -> None:
-    call = history.some("charge", "refused", code="INSUFFICIENT_CREDITS")
+    call = history.call_of("charge", "refused", code="INSUFFICIENT_CREDITS")
     call.facts["code"] = "USER_NOT_FOUND"
 
 
@@ -153,12 +153,12 @@ def _come_late(history: History) -> None:
         key=lambda row: int(row["seq"]),
     )
     first = history.calls[chain[1]["metadata"]["call"]]
-    # It is the second of its chain, and began after everything else had ended.
+    # The call comes second in its chain, and now began after every other call had ended.
     first.began = max(call.ended for call in history.calls.values() if call.ended != NEVER) + 1
 
 
 def _read_the_future(history: History) -> None:
-    next(call for call in history.calls.values() if call.ask.operation == "get_balance").facts[
+    next(call for call in history.calls.values() if call.request.operation == "get_balance").facts[
         "credits"
     ] = 77_777
 
@@ -185,6 +185,6 @@ def _read_the_future(history: History) -> None:
     ],
 )
 def test_damage_is_found(history: History, damage: Callable[[History], None]) -> None:
-    """Whatever was lost, doubled, changed, invented or told wrongly."""
+    """The check finds whatever was lost, doubled, changed, invented or misreported."""
     damage(history)
     assert history.violations()

@@ -14,10 +14,10 @@ SEED = int(os.environ.get("SOAK_SEED", secrets.randbelow(2**32)))
 
 
 async def test_a_minute_under_faults_breaks_no_promise(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every answer that was given is true of what is stored, and nothing else is stored."""
+    """Each answer is true of what is stored, and nothing else is stored."""
     with capsys.disabled():
         print(f"\nSOAK_SECONDS={SECONDS:g} SOAK_SEED={SEED}")
-        # Two rounds at least: with processes in each other's way, and each for itself.
+        # At least two rounds: one where processes compete for users, and one where they don't.
         options = Options(SECONDS, SEED, round_seconds=min(SECONDS / 2, 120))
         summary = await soak(options, print)
         print("\n".join(summary.lines()))

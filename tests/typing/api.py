@@ -1,4 +1,4 @@
-"""What users write, for the type checker alone: this file is never run."""
+"""Code as users write it, for the type checker alone: it never runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from credit_mongo.testing import mock_ledger
 
 
 async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -> None:
-    """Every method, with the types that it takes and gives."""
+    """Every method, with the types of its arguments and its result."""
     config = CreditConfig(costs={"generate-post": {"default": 10, "premium": "{words} / 2"}})
     async with CreditLedger(client["app"], config) as ledger:
         assert_type(ledger, CreditLedger)
@@ -61,21 +61,21 @@ async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -
 
 
 async def on_motor(client: AsyncIOMotorClient[dict[str, Any]], config: CreditConfig) -> None:
-    """A Motor client, and its session."""
+    """A Motor client and its session."""
     ledger = CreditLedger(client["app"], config)
     async with await client.start_session() as session, session.start_transaction():
         assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
 
 
 async def in_memory(config: CreditConfig) -> None:
-    """A ledger for unit tests, on the application's own mock or without."""
+    """A ledger for unit tests, with the application's own mock or without."""
     client: AsyncMongoMockClient[dict[str, Any]] = AsyncMongoMockClient()
     assert_type(mock_ledger(config, database=client["app"]), CreditLedger)
     assert_type(mock_ledger(config), CreditLedger)
 
 
 async def mistakes(ledger: CreditLedger) -> None:
-    """What the type checker refuses; an ignore that is not needed is an error."""
+    """What the type checker must refuse: it reports any ignore that is not needed."""
     await ledger.charge("u", "x", "key")  # type: ignore[call-arg, arg-type]
     await ledger.grant("u", 1.5, action="x")  # type: ignore[arg-type]
     await ledger.charge(7, "x")  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ async def mistakes(ledger: CreditLedger) -> None:
 
 
 def configurations(prices: CostsInput, membership: MembershipInput, caps: dict[str, int]) -> None:
-    """Parts as dicts in either spelling, and as objects; numbers of any kind for credits."""
+    """Parts as dicts with either spelling, and as objects. Credits as numbers of any type."""
     CreditConfig(
         costs={"post": {"default": 10, "pro": 0.5, "team": Decimal("0.25"), "free": "{n} * 2"}},
         membership={"tiers": {"pro": 1, "team": 2, "free": 0}, "creditsCaps": caps},
@@ -107,7 +107,7 @@ def configurations(prices: CostsInput, membership: MembershipInput, caps: dict[s
 
 
 def wrong_configurations(prices: CostsInput) -> None:
-    """A key that is misspelt or missing, and a value of another kind."""
+    """A misspelt key, a missing key, and a value of another type."""
     CreditConfig()  # type: ignore[call-arg]
     CreditConfig(costs={"post": 10})  # type: ignore[dict-item]
     CreditConfig(costs={"post": {"default": None}})  # type: ignore[dict-item]
