@@ -15,7 +15,7 @@ import pytest_asyncio
 from fastapi import Body, FastAPI, File, Request, Response, UploadFile
 from starlette.exceptions import HTTPException
 
-from credit_mongo.errors import ConfigurationError
+from credit_mongo.errors import ConfigurationError, RequestTooLargeError
 from credit_mongo.integrations.fastapi import (
     Charge,
     Paid,
@@ -230,6 +230,7 @@ async def test_a_body_has_a_limit(site: Uploads, path: str) -> None:
     answer = await upload(site, unannounced, path, **kind)
     assert code_of(answer) == (413, "REQUEST_TOO_LARGE")
     assert answer.json()["largest"] == LARGEST
+    assert answer.json()["detail"] == str(RequestTooLargeError(LARGEST))
     assert answer.headers["content-type"] == "application/problem+json"
     assert unannounced.taken == LARGEST // CHUNK + 1
     length = {"Content-Length": str(LARGEST + 1)}

@@ -35,10 +35,11 @@ class _RefusedBodyError(RequestTooLargeError, HTTPException):
     """Also an HTTPException, because FastAPI hides any other error raised while it reads a body."""
 
     def __init__(self, largest: int) -> None:
-        RequestTooLargeError.__init__(self, largest)
-        text = str(self.args[0])
-        HTTPException.__init__(self, 413, text)
-        self.args: tuple[str, ...] = (text,)
+        # Its own __init__ would call HTTPException's with the message as the status.
+        error = RequestTooLargeError(largest)
+        HTTPException.__init__(self, 413, str(error))
+        self.args: tuple[str, ...] = error.args
+        self.largest = largest
 
     def __str__(self) -> str:
         return self.detail
