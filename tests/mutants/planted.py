@@ -11,7 +11,7 @@ from typing import Final
 
 __all__ = ["PLANTED", "Bug"]
 
-RULES: Final = "tests/unit/test_rules.py"
+RULES: Final = "tests/unit/decisions"
 ADVANCE: Final = "tests/unit/test_advance.py"
 REQUESTS: Final = "tests/unit/test_requests.py"
 FORMULA: Final = "tests/unit/test_formula.py"
