@@ -1,4 +1,4 @@
-"""A replica set with access control on, and users who have one role each."""
+"""A replica set with access control, and users with one role each."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ADMINISTRATOR: Final = "administrator"
 
 
 class GuardedReplicaSet(LocalReplicaSet):
-    """A local replica set of one member that asks who is there.
+    """A local replica set of one member with access control.
 
-    Until it has a user, it lets clients on this machine create the first one.
+    Until it has a user, clients on this machine may create the first one.
     """
 
     def __init__(self, directory: Path) -> None:
-        # Without test commands: with them, fail points are open to everybody.
+        # Without test commands: with them, any user could set fail points.
         super().__init__(1)
         self._key_file = directory / "key-file"
         self._key_file.write_text(secrets.token_hex(32))
@@ -35,12 +35,12 @@ class GuardedReplicaSet(LocalReplicaSet):
         self.password = secrets.token_hex(16)
 
     def uri_of(self, user: str, database: str = "admin") -> str:
-        """The URI with which a user of that database connects; all have one password."""
+        """Return the URI with which a user of that database connects. All have one password."""
         credentials = f"mongodb://{user}:{self.password}@"
         return self.uri.replace("mongodb://", credentials) + f"&authSource={database}"
 
     async def wait_until_ready(self, timeout_seconds: float = 90.0) -> None:
-        """Wait for the primary: a stranger may ask it nothing else."""
+        """Wait for the primary without a login, which allows no other question."""
         deadline = time.monotonic() + timeout_seconds
         async with AsyncMongoClient[Row](self.uri) as client:
             while not (await client.admin.command("hello"))["isWritablePrimary"]:
@@ -51,7 +51,7 @@ class GuardedReplicaSet(LocalReplicaSet):
         return [*super()._mongod_command(), "--keyFile", str(self._key_file)]
 
     async def create_administrator(self) -> None:
-        """The first user, who may do everything."""
+        """Create the first user, who may do everything."""
         async with AsyncMongoClient[Row](self.uri) as stranger:
             await stranger.admin.command(
                 {"createUser": ADMINISTRATOR, "pwd": self.password, "roles": ["root"]}
@@ -59,7 +59,7 @@ class GuardedReplicaSet(LocalReplicaSet):
 
     @asynccontextmanager
     async def client_of(self, user: str, database: str = "admin") -> AsyncIterator[Client]:
-        """A client that is logged in."""
+        """Open a client that is logged in."""
         uri = self.uri_of(user, database)
         async with AsyncMongoClient[Row](uri, tz_aware=True, appname=user) as client:
             yield client
@@ -68,14 +68,14 @@ class GuardedReplicaSet(LocalReplicaSet):
 async def create_user_with(
     administrator: Client, database: str, name: str, roles: Iterable[str], password: str
 ) -> None:
-    """A user of the database who has these roles of it, and none else."""
+    """Create a user of the database with these roles and no others."""
     await administrator[database].command(
         {"createUser": name, "pwd": password, "roles": list(roles)}
     )
 
 
 async def code_of(command: Awaitable[object]) -> int | None:
-    """The server's code for a command that it refuses; None if it does not."""
+    """Return the server's code for a refused command, or None if it succeeds."""
     try:
         await command
     except OperationFailure as error:

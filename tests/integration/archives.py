@@ -1,4 +1,4 @@
-"""Books with a past, what is kept of them wherever it is, and runs that are killed."""
+"""Books with a past, checks of all their rows wherever they are kept, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from tests.integration.promises import Database, Row, end_all_transactions, rows
 UTC = timezone.utc
 CHILD_SECONDS: Final = 60
 PROCESSES = multiprocessing.get_context("forkserver")
-# The shortest there is: whoever is killed keeps others out for no longer.
+# The shortest lease there is: a killed run keeps others out no longer.
 LEASE_SECONDS: Final = 0.05
 PLACES: Final = ("collections", "bson", "parquet")
 PRICES: Final = CreditConfig(costs={"post": {"default": 3}, "none": {"premium": 1}})
 
 
 def make_small_slices(set_attribute: Callable[[Any, str, int], None] = setattr) -> None:
-    """So that a few rows make several."""
+    """Make slices so small that a few rows fill several."""
     set_attribute(archiving, "_ROWS_PER_SLICE", 4)
     set_attribute(archiving, "_ROWS_OF_A_USER", 1)
 
 
 class Past:
-    """A clock that goes as it is told, from 20 hours ago on."""
+    """A clock that starts 20 hours ago and moves when it is told to."""
 
     def __init__(self) -> None:
         now = datetime.now(UTC)
@@ -70,7 +70,7 @@ class Books:
 async def open_books(
     database: Database, users: int = 4, charges: int = 12, config: CreditConfig = PRICES
 ) -> Books:
-    """Users with charges, refunds, refusals, keys and metadata, before and after the cut-off."""
+    """Create users with all kinds of rows, before and after the cut-off."""
     clock = Past()
     ledger = CreditLedger(database, config, clock=clock)
     await ledger.ensure_indexes()
@@ -83,7 +83,7 @@ async def open_books(
         clock.now += timedelta(hours=18) / charges
         await asyncio.gather(*(_charge(books, name, number) for name in names))
         if number in (1, charges - 2):
-            # Of the first charge of all: the second of these refunds lies after the cut-off.
+            # Two refunds of the very first charge. The second lies after the cut-off.
             first = books.old_charges[names[0]][0]
             await ledger.refund(names[0], 1, action="sorry", transaction_id=first)
     return books
@@ -100,7 +100,7 @@ async def _charge(books: Books, name: str, number: int) -> None:
 
 
 async def kept(database: Database) -> dict[str, dict[Any, Row]]:
-    """All rows of the ledger by kind and id, wherever they are: each is there once."""
+    """Return all rows by kind and id, wherever they are kept. Checks that each exists once."""
     found: dict[str, dict[Any, Row]] = {}
     for kind in ("transactions", "audit_logs"):
         everywhere = await rows(database, kind) + await rows(database, f"{kind}_archive")
@@ -119,7 +119,7 @@ async def kept(database: Database) -> dict[str, dict[Any, Row]]:
 
 
 def file_rows(path: Path) -> list[Row]:
-    """The documents of an archive file, read without the library."""
+    """Read an archive file's documents without the library."""
     options: Any = {"codec_options": AsyncMongoClient(tz_aware=True, connect=False).codec_options}
     if path.suffix == ".parquet":
         from pyarrow import parquet
@@ -132,7 +132,7 @@ def file_rows(path: Path) -> list[Row]:
 async def check_whole(
     database: Database, before: dict[str, dict[Any, Row]], directory: Path | None = None
 ) -> None:
-    """Nothing is lost, nothing is there twice or in no manifest, and the books are in order."""
+    """Check that no row is lost, doubled or unlisted, and that the books are sound."""
     assert await kept(database) == before
     manifests = [m for m in await rows(database, "archive_manifests") if m["_id"] != "lease"]
     if directory is not None:
@@ -148,12 +148,12 @@ async def check_whole(
 
 
 def names_in(directory: Path) -> set[str]:
-    """Of all that is there."""
+    """Return the names of everything in a directory."""
     return {path.name for path in directory.iterdir()}
 
 
 async def is_archived(database: Database, cut_off: datetime) -> bool:
-    """Whether nothing that is older than the cut-off is left."""
+    """Whether no row older than the cut-off is left."""
     old = {"createdAt": {"$lt": cut_off}}
     return not (
         await database["transactions"].count_documents(old)
@@ -165,8 +165,8 @@ async def is_archived(database: Database, cut_off: datetime) -> bool:
 
 
 @dataclass(frozen=True)
-class Errand:
-    """A run of the archive, and at which of its commands it dies (from 0; -1: at none)."""
+class RunTask:
+    """A run of the archive, and the number of the command at which it dies (-1: at none)."""
 
     uri: str
     database: str
@@ -176,7 +176,7 @@ class Errand:
 
 
 class Commands(CommandListener):
-    """Counts the commands that are sent, but for those of the driver."""
+    """Counts the commands sent, except those that the driver sends for itself."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -185,8 +185,8 @@ class Commands(CommandListener):
         self._numbers: dict[int, int] = {}
 
     def started(self, event: CommandStartedEvent) -> None:
-        """About to be sent."""
-        # How often the lease is renewed depends on the time.
+        """Count a command about to be sent."""
+        # How often the run renews its lease depends on the time.
         of_lease = "lease" in str(event.command.get("updates", ""))
         if event.command_name in ("hello", "endSessions", "killSessions") or (
             of_lease and not event.command.get("txnNumber")
@@ -198,11 +198,11 @@ class Commands(CommandListener):
         self.when_sent(number)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
-        """Answered."""
+        """Report an answer."""
         self._answered(event.request_id)
 
     def failed(self, event: CommandFailedEvent) -> None:
-        """Answered, too."""
+        """Report a failed command as an answer, too."""
         self._answered(event.request_id)
 
     def _answered(self, request_id: int) -> None:
@@ -215,31 +215,31 @@ def _nothing(_number: int) -> None:
     pass
 
 
-def run(errand: Errand) -> None:
-    """In the child."""
+def run(task: RunTask) -> None:
+    """Run the archive in the child process."""
     make_small_slices()
-    asyncio.run(_run(errand))
+    asyncio.run(_run(task))
 
 
-async def _run(errand: Errand) -> None:
+async def _run(task: RunTask) -> None:
     commands = Commands()
 
     def die_at(number: int) -> None:
-        if number == errand.number:
+        if number == task.number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if errand.when_answered:
+    if task.when_answered:
         commands.when_answered = die_at
     else:
         commands.when_sent = die_at
-    async with AsyncMongoClient[Row](errand.uri, event_listeners=[commands]) as client:
-        await archive(client[errand.database], **errand.options)
+    async with AsyncMongoClient[Row](task.uri, event_listeners=[commands]) as client:
+        await archive(client[task.database], **task.options)
 
 
-async def exit_code_of(errand: Errand) -> int | None:
-    """Run it in a process of its own."""
+async def exit_code_of(task: RunTask) -> int | None:
+    """Run a task in its own process, and return the exit code."""
     PROCESSES.set_forkserver_preload([__name__])
-    process = PROCESSES.Process(target=run, args=(errand,))
+    process = PROCESSES.Process(target=run, args=(task,))
     process.start()
     try:
         await asyncio.to_thread(process.join, CHILD_SECONDS)
@@ -252,7 +252,7 @@ async def exit_code_of(errand: Errand) -> int | None:
 
 
 async def commands_of(uri: str, database: str, options: dict[str, Any]) -> list[str]:
-    """The names of the commands that a run sends."""
+    """Return the names of the commands that a run sends."""
     commands = Commands()
     async with AsyncMongoClient[Row](uri, event_listeners=[commands]) as client:
         await archive(client[database], **options)
@@ -260,7 +260,7 @@ async def commands_of(uri: str, database: str, options: dict[str, Any]) -> list[
 
 
 def options(place: str, directory: Path, cut_off: datetime, **more: Any) -> dict[str, Any]:
-    """The arguments that archive to a place."""
+    """Return the arguments that archive to this kind of storage."""
     facts: dict[str, Any] = {"older_than": cut_off, "lease_seconds": LEASE_SECONDS, **more}
     if place != "collections":
         facts |= {"directory": str(directory), "file_format": place}
@@ -268,7 +268,7 @@ def options(place: str, directory: Path, cut_off: datetime, **more: Any) -> dict
 
 
 async def dump(database: Database) -> dict[str, list[Row]]:
-    """All documents of all collections."""
+    """Return all documents of all collections."""
     names = sorted(await database.list_collection_names())
     return {name: await database[name].find().sort("_id", 1).to_list(None) for name in names}
 
@@ -276,7 +276,7 @@ async def dump(database: Database) -> dict[str, list[Row]]:
 async def insert_chain(
     database: Database, user_id: str, count: int, moment: datetime, **fields: Any
 ) -> None:
-    """So many old transactions of a user, inserted directly."""
+    """Insert this many old transactions of a user directly."""
     chain = [
         {
             "_id": ObjectId(),
@@ -306,9 +306,9 @@ async def insert_chain(
     )
 
 
-async def is_killed(errand: Errand) -> bool:
-    """Run it in a process of its own; whether it came to where it dies."""
-    code = await exit_code_of(errand)
+async def is_killed(task: RunTask) -> bool:
+    """Run a task in its own process, and return whether it died."""
+    code = await exit_code_of(task)
     assert code in (0, -signal.SIGKILL)
     return code != 0
 
@@ -316,15 +316,15 @@ async def is_killed(errand: Errand) -> bool:
 async def killed_at(
     uri: str, database: Database, facts: dict[str, Any], number: int, *, when_answered: bool
 ) -> bool:
-    """Kill a run at one of its commands; whether it came so far."""
-    killed = await is_killed(Errand(uri, database.name, facts, number, when_answered))
-    # The server would end them by itself, after a minute.
+    """Kill a run at one of its commands. Returns whether it got that far."""
+    killed = await is_killed(RunTask(uri, database.name, facts, number, when_answered))
+    # Left alone, the server would end them after a minute.
     await end_all_transactions(database.client)
     return killed
 
 
 async def run_to_the_end(database: Database, facts: dict[str, Any]) -> Archive:
-    """Run, again as long as a dead one's lease lasts."""
+    """Run the archive, and repeat while a dead run's lease lasts."""
     for _ in range(100):
         try:
             return await archive(database, **facts)

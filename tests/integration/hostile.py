@@ -1,4 +1,4 @@
-"""Hostile command lines and environments, and a word that each refusal has to name."""
+"""Hostile command lines and environments, each with a word that the refusal must contain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Final
 
 __all__ = ["CASES", "HERE", "NOBODY", "SECRET", "Case"]
 
-# Stands in all credentials, and must not come back.
+# Part of every credential, and must appear in no output.
 SECRET: Final = "opensesame"  # noqa: S105
 NOBODY: Final = f"mongodb://ann:{SECRET}@127.0.0.1:1/?replicaSet=rs0"
-# Stands for the replica set of the tests.
+# Replaced by the tests' replica set.
 HERE: Final = "the replica set"
 LONG: Final = "x" * 100_000
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call, and a word of the error that names what is wrong."""
+    """A command line, and a word of the error that names what is wrong."""
 
     program: str
     arguments: tuple[str, ...]
@@ -83,9 +83,9 @@ BAD_JSON = ("", "{", "[1]", "7", "null", '{"a": NaN}', '{"a": Infinity}', "[" * 
 
 
 def of_every_command() -> Iterator[Case]:
-    """What all commands take."""
+    """Arguments that every command accepts."""
     for command in COMMANDS:
-        # The others go through the same door.
+        # All other commands share the same code.
         for uri, names in list(BAD_URIS.items())[:: 1 if command in COMMANDS[:3] else 4]:
             yield Case("credit-mongo", (*command, "--uri", uri), names)
         for database in BAD_DATABASES:
@@ -111,7 +111,7 @@ def of_every_command() -> Iterator[Case]:
 
 
 def of_one_command() -> Iterator[Case]:
-    """What only one takes."""
+    """Arguments that only one command accepts."""
     yield Case("credit-mongo", ("roles", "--dry-run"), "--create")
     for database in BAD_DATABASES:
         yield Case("credit-mongo", ("roles", "--database", database), "database")
@@ -177,7 +177,7 @@ def of_tiers() -> Iterator[Case]:
 
 
 def of_amounts() -> Iterator[Case]:
-    """How much, and of what."""
+    """Amounts, and what they are for."""
     posting = ("--action=support", "--idempotency-key=k")
     for wrong in BAD_COUNTS:
         for command in ("grant", "refund"):
@@ -214,7 +214,7 @@ def of_amounts() -> Iterator[Case]:
 
 
 def of_records() -> Iterator[Case]:
-    """Commands that read or remove very much."""
+    """Commands that read or remove many rows."""
 
     for wrong in BAD_IDENTIFIERS:
         yield _asked("erase", f"--user={wrong}", "--requested-by=me", "--yes", names="user")
@@ -239,7 +239,7 @@ def of_records() -> Iterator[Case]:
 
 
 def of_files() -> Iterator[Case]:
-    """Commands that write files, and those that take a period or a configuration."""
+    """Commands that write files, or that take a period or a configuration."""
     exported, reported = ("export", "--output=rows.csv"), ("report", "page.html")
     for command in (exported, reported, ("history", "user"), ("audit", "user")):
         for wrong in BAD_MOMENTS:
@@ -265,7 +265,7 @@ def of_files() -> Iterator[Case]:
 
 def of_the_replay() -> Iterator[Case]:
     """The replay of a trace."""
-    # Without an URI it starts a server of its own, and without a name takes a new one.
+    # Without a URI it starts a server of its own, and without a name it takes a new database.
     for uri in list(BAD_URIS)[1::3]:
         yield Case("replay", ("--uri", uri), "error: ")
     for database in BAD_DATABASES[1::3]:
@@ -321,7 +321,7 @@ def of_the_test_image() -> Iterator[Case]:
 
 
 def of_the_environment() -> Iterator[Case]:
-    """What is not on the command line is taken from there."""
+    """Settings that the environment supplies."""
     for command in COMMANDS[:3]:
         for uri, names in BAD_URIS.items():
             yield Case("credit-mongo", command, names, {"MONGODB_URI": uri})

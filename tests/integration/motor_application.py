@@ -1,4 +1,4 @@
-"""An application that is on Motor, for tests that are written for any driver."""
+"""An application on Motor, for tests that are written for any driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from credit_mongo.drivers import as_database
 
 
 class MotorApplication:
-    """A Motor client that is used as PyMongo's, but whose sessions are Motor's own."""
+    """A Motor client used like PyMongo's, whose sessions are Motor's own."""
 
     def __init__(self, uri: str, **options: Any) -> None:
         self.motor: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(uri, **options)
@@ -23,12 +23,12 @@ class MotorApplication:
         return as_database(self.motor[name])
 
     async def drop_database(self, name: str) -> None:
-        """The database and all that is in it."""
+        """Drop the database."""
         await self.motor.drop_database(name)
 
     @asynccontextmanager
     async def start_session(self) -> AsyncIterator[AsyncIOMotorClientSession]:
-        """One of Motor's."""
+        """Start a session of Motor's."""
         async with await self.motor.start_session() as session:
             yield session
 
@@ -40,13 +40,13 @@ class MotorApplication:
 
 
 async def begun(session: Any) -> Any:
-    """A transaction of the session, begun: PyMongo's is awaited, Motor's is not."""
+    """Begin a transaction: PyMongo's must be awaited, Motor's must not."""
     transaction = session.start_transaction()
     return await transaction if inspect.isawaitable(transaction) else transaction
 
 
 async def with_motor_transaction(session: Any, callback: Callable[[Any], Awaitable[Any]]) -> Any:
-    """What an application on Motor does itself, for Motor's own repeats no failed commit."""
+    """Repeat failed commits as applications on Motor must do themselves."""
     while True:
         session.start_transaction()
         try:

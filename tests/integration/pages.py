@@ -1,9 +1,9 @@
 """Runs a page of the documentation: its Python from top to bottom, its commands in between.
 
-Code blocks of one page share their names and may ``await``. What ``print(…)  # says``, up to a
-comma and what explains it, must be what it prints. A block with a title is a file of that name,
-which other blocks can import. In a block of shell, ``credit-mongo`` and ``python`` are run, and
-whatever else it names is known here.
+The code blocks of a page share their names and may ``await``. ``print(…)  # says`` must print what
+the comment says, up to a comma. A block with a title is a file of that name, which other blocks can
+import. In shell blocks, ``credit-mongo`` and ``python`` commands run. Any other command must be
+known here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FOR_READERS = {"pip", "make", "mongod", "mongosh", "mongodump", "mongorestore"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and the page's line on which its text begins (from 1)."""
+    """A fenced block, and the line of the page on which its text begins (from 1)."""
 
     language: str
     title: str | None
@@ -49,7 +49,7 @@ class Block:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """Every fenced block of a page."""
+    """Return every fenced block of a page."""
     found = []
     for match in _BLOCK.finditer(page):
         indent, text = match["indent"], match["text"]
@@ -63,7 +63,7 @@ def blocks_of(page: str) -> list[Block]:
 
 @dataclass
 class Page:
-    """A page that is run in a directory, with the environment that its commands get."""
+    """A page that runs in a directory, with the environment of its commands."""
 
     path: Path
     directory: Path
@@ -73,7 +73,7 @@ class Page:
     promised: dict[int, str] = field(default_factory=dict)
 
     def run(self, text: str) -> int:
-        """Run all blocks, in order; how many there were."""
+        """Run all blocks in order, and return how many there were."""
         self.names |= {"__name__": "__page__", "print": self._print}
         blocks = blocks_of(text)
         with _importable(self.directory), closing(asyncio.new_event_loop()) as loop:
@@ -97,11 +97,11 @@ class Page:
             self._run_commands(block)
 
     def _run_python(self, text: str, line: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Run code that stands on this line of the page."""
+        """Run code that starts on this line of the page."""
         for number, each in enumerate(text.splitlines(), line):
             if promise := _PROMISE.match(each):
                 self.promised[number] = promise["words"]
-        # Tracebacks, and what is printed, have the page's lines.
+        # Tracebacks and printed lines refer to the page's line numbers.
         lines = "\n" * (line - 1) + text
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         code = compile(lines, str(self.path), "exec", flags=flags, dont_inherit=True)
@@ -135,7 +135,7 @@ class Page:
 
 @contextmanager
 def _importable(directory: Path) -> Iterator[None]:
-    """Modules of the directory can be imported, and are forgotten afterwards."""
+    """Make the directory's modules importable, and forget them afterwards."""
     sys.path.insert(0, str(directory))
     try:
         yield
@@ -148,7 +148,7 @@ def _importable(directory: Path) -> Iterator[None]:
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
-    """A page that failed has closed nothing; its error is what is to be seen."""
+    """End the loop of a failed page, which closed nothing, so that its own error is seen."""
     tasks = asyncio.all_tasks(loop)
 
     async def cancelled() -> None:

@@ -1,4 +1,4 @@
-"""An application that charges for requests, and what is asked of it; for tests."""
+"""An application that charges for its requests, and the requests that tests send it."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ CONFIG = CreditConfig(
 
 
 def current_user(x_user: Annotated[str, Header()]) -> str:
-    """Whom the request names."""
+    """Return the user that the request names."""
     return x_user
 
 
 def price_of_query(price: int) -> int:
-    """What the request says."""
+    """Return the price in the request."""
     return price
 
 
 def token_of_query(token: str) -> dict[str, Any]:
-    """A number if it is one."""
+    """Return the request's token as variables, as a number if it is one."""
     return {"token": int(token) if token.isdigit() else token}
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    """A client that calls the application itself."""
+    """Open a client that calls the application in this process."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
-    """The status and the code of a problem."""
+    """Return the status and the code of a problem."""
     return answer.status_code, answer.json()["code"]
 
 
 class Site:
-    """An application under test, with what its handlers do."""
+    """The application under test, which counts what its handlers do."""
 
     def __init__(self, database: Database, config: CreditConfig) -> None:
         self.database = database
@@ -115,7 +115,7 @@ class Site:
         paid_requests: PaidRequests = self.app.state.credit_mongo.paid_requests
         return paid_requests
 
-    async def ask(
+    async def post(
         self, key: str | None = "k", path: str = "/posts", user: str = "ann", **options: Any
     ) -> httpx.Response:
         """POST as a client would."""
@@ -124,11 +124,11 @@ class Site:
             return await client.post(path, headers=headers, **options)
 
     async def charges(self) -> list[int]:
-        """What each charge took, and each refund gave, in order."""
+        """Return what each charge took and each refund gave back, in order."""
         found = await rows(self.database, "transactions", userId="ann")
         found.sort(key=lambda row: int(row["seq"]))
         return [int(row["amount"]) for row in found[1:]]
 
     async def states(self) -> list[str]:
-        """Of all requests."""
+        """Return the states of all paid requests."""
         return [row["state"] for row in await rows(self.database, "paid_requests")]

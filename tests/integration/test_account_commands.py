@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "membership": {"tiers": {"free": 0, "premium": 1}, "creditsCaps": {"free": 10, "premium": 50}},
     "decimalPlaces": 2,
 }
-# Stands in all metadata and keys, and is shown to nobody who has not asked.
+# Part of all metadata and keys. No command shows it unless asked.
 SECRET = "opensesame"  # noqa: S105
 
 
@@ -51,7 +51,7 @@ def call(
     ledger: CreditLedger,
     capsys: pytest.CaptureFixture[str],
 ) -> Call:
-    """Calls a command on the test's database: exit code, stdout, stderr."""
+    """Run a command on the test's database, and return the exit code, stdout and stderr."""
 
     async def call(*arguments: str, uri: str = replica_set_uri) -> tuple[int, str, str]:
         where = ("--uri", uri, "--database", database.name)
@@ -67,8 +67,8 @@ def call(
 
 @pytest_asyncio.fixture
 async def config_file(tmp_path: Path, database: Database, ledger: CreditLedger) -> str:
-    """Prices, tiers, and two decimal places, with which the ledger was set up."""
-    assert isinstance(ledger, CreditLedger)  # it is there
+    """A configuration file with the settings that the ledger was set up with."""
+    assert isinstance(ledger, CreditLedger)  # It is open.
     await database["ledger_settings"].delete_many({})
     await CreditLedger(database, CreditConfig(**CONFIG)).ensure_indexes()
     path = tmp_path / "config.json"
@@ -77,20 +77,20 @@ async def config_file(tmp_path: Path, database: Database, ledger: CreditLedger) 
 
 
 def facts(answer: tuple[int, str, str]) -> dict[str, Any]:
-    """What --json said."""
+    """Return what --json printed."""
     code, output, errors = answer
     assert (code, errors) == (0, "")
     found: dict[str, Any] = json.loads(output)
     return found
 
 
-# What changes balances
+# Changes of the balance
 
 
-async def test_each_operation_is_the_ledger_s(
+async def test_each_command_makes_the_ledgers_operation(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
-    """One transaction each, with its audit row and its key, in lines and as JSON."""
+    """Each makes one transaction with its audit row and its key, printed in lines and as JSON."""
     await ledger.create_user("ada", credits=100)
     code, output, errors = await call("grant", "ada", "50", "--action", "bonus")
     assert (code, errors) == (0, "")
@@ -99,7 +99,7 @@ async def test_each_operation_is_the_ledger_s(
         output,
     )
     assert found is not None
-    # A lost answer can be asked for again, and is no second grant.
+    # The command can be repeated after a lost answer, and grants only once.
     again = await call("grant", "ada", "50", "--action", "bonus", "--idempotency-key", found[1])
     assert "balance 100 → 150\n" in again[1]
     assert f"transaction {found[2]}, done before" in again[1]
@@ -126,7 +126,7 @@ async def test_each_operation_is_the_ledger_s(
 async def test_a_configuration_has_prices_tiers_and_decimal_places(
     call: Call, ledger: CreditLedger, config_file: str
 ) -> None:
-    """What it says holds, and amounts are in credits as well."""
+    """The configuration's rules hold, and amounts can be in credits."""
     await ledger.create_user("ada", credits=5000)
     config = ("--config", config_file)
     _, output, _ = await call("charge", "ada", "generate-post", *config)
@@ -144,7 +144,7 @@ async def test_a_configuration_has_prices_tiers_and_decimal_places(
 async def test_a_dry_run_decides_and_writes_nothing(
     call: Call, ledger: CreditLedger, database: Database, config_file: str
 ) -> None:
-    """Neither a transaction nor, when it would be refused, an audit row; nor a key."""
+    """It writes no transaction and no key, and no audit row if it would be refused."""
     await ledger.create_user("ada", credits=5000)
     charged = await ledger.charge("ada", "generate-post", amount=10)
     names = ("users", "transactions", "audit_logs", "idempotency_records")
@@ -168,7 +168,7 @@ async def test_a_dry_run_decides_and_writes_nothing(
 async def test_accounts_are_opened_and_tiers_changed(
     call: Call, ledger: CreditLedger, database: Database, config_file: str
 ) -> None:
-    """One transaction each, with its key, by the rules of the configuration."""
+    """Each makes one transaction with its key, by the rules of the configuration."""
     config = ("--config", config_file)
     key = ("--idempotency-key", "k")
     create = ("create-user", "ada", "--credits", "100", "--tier", "free", *config)
@@ -226,10 +226,10 @@ async def test_accounts_are_opened_and_tiers_changed(
     await check_promises(database)
 
 
-async def test_an_unknown_outcome_is_told_with_the_key(
+async def test_an_unknown_outcome_is_reported_with_its_key(
     call: Call, client: Client, ledger: CreditLedger, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """The one line says how to ask again, which settles it."""
+    """The error line has the key with which a repeat settles the call."""
     await ledger.create_user("ada", credits=100)
     config = tmp_path / "short.json"
     config.write_text(json.dumps({"costs": {}, "operation_timeout_seconds": 1}))
@@ -241,18 +241,18 @@ async def test_an_unknown_outcome_is_told_with_the_key(
     assert (code, output) == (2, "")
     found = re.search("run the command again with --idempotency-key (.+), which settles it", errors)
     assert found is not None
-    # It may still be under way on the server; the same key waits for it or does it.
+    # The server may still be at work. A repeat with the key waits for it, or does the work.
     await call(*grant, "--idempotency-key", found[1], uri=uri)
     assert await ledger.get_balance("ada") == 150
 
 
-# What shows
+# What commands show
 
 
-async def test_pages_go_on_where_the_last_one_ended(
+async def test_cursors_continue_where_a_page_ended(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
-    """All rows, each once; filters and periods are the ledger's."""
+    """All rows appear once each. Filters and periods are the ledger's."""
     await ledger.create_user("ada", credits=100)
     for number in range(6):
         await ledger.charge("ada", f"action-{number % 2}", amount=1)
@@ -279,16 +279,16 @@ async def test_pages_go_on_where_the_last_one_ended(
     assert facts(await call("audit", "nobody", "--json"))["attempts"] == []
 
 
-async def test_history_goes_on_through_the_archive(
+async def test_history_can_include_the_archive(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
-    """If it is asked to; else it says how."""
+    """With the option it includes the archive. Without it, it says how to include it."""
     await ledger.create_user("ada", credits=100)
     await ledger.charge("ada", "post", amount=1)
     await archive(database, older_than=datetime.now(timezone.utc), kinds="transactions")
     assert await count(database, "transactions") == 0
     code, output, errors = await call("history", "ada")
-    # The names of the columns alone: what is piped has rows, and notes go beside.
+    # Piped output has column names and rows. Notes go to stderr.
     assert (code, output.count("\n")) == (0, 1)
     assert errors == "ada: no such transactions; --include-archived shows archived ones\n"
     whole = facts(await call("history", "ada", "--json", "--include-archived"))["transactions"]
@@ -296,7 +296,7 @@ async def test_history_goes_on_through_the_archive(
 
 
 async def test_users_are_listed_by_id(call: Call, ledger: CreditLedger, database: Database) -> None:
-    """By tier and balance, page by page; also what an application has put between them."""
+    """Filters by tier and balance work page by page, even on accounts that applications added."""
     for number in range(5):
         tier = "premium" if number % 2 else None
         await ledger.create_user(f"user-{number}", credits=number * 10, membership_tier=tier)
@@ -326,10 +326,10 @@ async def test_users_are_listed_by_id(call: Call, ledger: CreditLedger, database
     )
 
 
-async def test_metadata_and_keys_are_shown_to_those_who_ask(
+async def test_metadata_and_keys_are_shown_only_on_request(
     call: Call, ledger: CreditLedger
 ) -> None:
-    """And to nobody else."""
+    """Without the option, no output has them."""
     note = {"note": SECRET, "at": datetime(2026, 1, 1, tzinfo=timezone.utc), "n": float("nan")}
     await ledger.create_user("ada", credits=9, metadata=note, idempotency_key=f"key-{SECRET}")
     for command in (("history", "ada"), ("audit", "ada"), ("users",), ("balance", "ada")):
@@ -339,16 +339,16 @@ async def test_metadata_and_keys_are_shown_to_those_who_ask(
             assert SECRET not in output + errors
     for records in ("history", "audit"):
         assert SECRET in (await call(records, "ada", "--metadata"))[1]
-        # Strict JSON, whatever BSON holds.
+        # The JSON is strict, whatever BSON holds.
         _, output, _ = await call(records, "ada", "--metadata", "--json")
         json.loads(output, parse_constant=pytest.fail)
         assert SECRET in output
 
 
-async def test_names_neither_move_the_terminal_nor_are_taken_for_markup(
+async def test_names_control_no_terminal_and_are_not_markup(
     call: Call, ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """On a terminal, in tables, too; transaction ids stay in one piece."""
+    """This holds on a terminal and in tables. Transaction ids stay in one piece."""
     await ledger.create_user("[bold]\u202eeve", credits=9)
     await ledger.grant("[bold]\u202eeve", 1, action="[red]x")
     here = ("--uri", replica_set_uri, "--database", database.name)
@@ -367,10 +367,10 @@ async def test_names_neither_move_the_terminal_nor_are_taken_for_markup(
 # status
 
 
-async def test_status_tells_what_is_there(
+async def test_status_shows_the_server_and_the_database(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
-    """Server, members, collections, indexes, the oldest transaction, how late TTL is."""
+    """It shows the server, its members, collections, indexes, the oldest row, and TTL's delay."""
     await ledger.create_user("ada", credits=10)
     await ledger.grant("ada", 1, action="bonus")
     now = datetime.now(timezone.utc)
@@ -386,7 +386,7 @@ async def test_status_tells_what_is_there(
     assert (by_name["users"]["documents"], by_name["transactions"]["documents"]) == (1, 2)
     assert by_name["transactions"]["data_bytes"] > 0
     assert by_name["transactions_archive"]["exists"] is False
-    # One that was imported later than it happened.
+    # A row imported later than it happened.
     imported = {"userId": "bob", "createdAt": datetime(2020, 5, 1, tzinfo=timezone.utc)}
     await database["transactions"].insert_one(imported, bypass_document_validation=True)
     found["oldest_transaction_at"] = facts(await call("status", "--json"))["oldest_transaction_at"]
@@ -395,16 +395,16 @@ async def test_status_tells_what_is_there(
     found = facts(await call("status", "--json"))
     first = (await ledger.get_history("ada"))[-1]
     assert found["oldest_transaction_at"] == moment_to_milliseconds(first.created_at)
-    # Unless the server has swept it meanwhile.
+    # The server may have swept it in between.
     if await count(database, "idempotency_records"):
         assert found["ttl_lag_seconds"] == pytest.approx(3600, abs=120)
     assert [found["indexes"][state] for state in ("missing", "different", "in_the_way")] == [[]] * 3
 
 
-async def test_status_exits_1_if_something_is_missing_or_in_the_way(
+async def test_status_exits_1_if_something_is_missing_or_wrong(
     call: Call, database: Database
 ) -> None:
-    """And names it; nothing is written."""
+    """It names the problem and writes nothing."""
     await database["transactions"].drop_index("action_1")
     await database["transactions"].create_index("action", unique=True)
     await database["audit_logs"].drop_index("status_1")
@@ -418,10 +418,10 @@ async def test_status_exits_1_if_something_is_missing_or_in_the_way(
     assert await database.list_collection_names() == []
 
 
-async def test_status_tells_the_rest_if_the_role_may_not_see_all(
+async def test_status_shows_what_a_limited_role_may_see(
     call: Call, client: Client, replica_set_uri: str
 ) -> None:
-    """What needs no more than to read."""
+    """It shows everything that needs no more than to read."""
     uri = with_options(replica_set_uri, appname="reader")
     refused = ["replSetGetStatus", "listCollections", "aggregate"]
     async with failing(client, "reader", failCommands=refused, errorCode=13):
@@ -432,7 +432,7 @@ async def test_status_tells_the_rest_if_the_role_may_not_see_all(
     assert found["collections"][0]["documents"] == 0
 
 
-# Bad input
+# Wrong input
 
 WRONG: tuple[tuple[str, ...], ...] = (
     ("balance", "nobody"),
@@ -486,7 +486,7 @@ WRONG: tuple[tuple[str, ...], ...] = (
 )
 
 
-async def test_bad_input_is_one_line_and_changes_nothing(
+async def test_wrong_input_gets_one_line_and_changes_nothing(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
     """Exit code 2, nothing on stdout, and no secret in the line."""
@@ -500,7 +500,7 @@ async def test_bad_input_is_one_line_and_changes_nothing(
 
 
 async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> None:
-    """By the path of the key."""
+    """The error has the path of the key."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**CONFIG, "decimalPlaces": -1}))
     _, _, errors = await call("charge", "ada", "x", "--config", str(path))
@@ -510,10 +510,10 @@ async def test_a_wrong_configuration_is_named(call: Call, tmp_path: Path) -> Non
     assert "keys are disabled" in (await call("charge", "ada", "x", *key))[2]
 
 
-async def test_a_price_that_can_round_to_nothing_is_warned_of(
+async def test_a_price_that_can_round_to_nothing_gives_a_warning(
     call: Call, ledger: CreditLedger, tmp_path: Path
 ) -> None:
-    """By name, in one line on stderr, and the command goes on; a number of any length is named."""
+    """One line on stderr names the price, however long, and the command goes on."""
     await ledger.create_user("ada", credits=10)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"costs": {"ask": {"default": "{t} * 2.5e-06"}}}))
@@ -529,8 +529,8 @@ async def test_a_price_that_can_round_to_nothing_is_warned_of(
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\x9b", "\x7f", "\u202e", "\u061c"], ids=ascii)
-async def test_no_message_moves_the_terminal(call: Call, tmp_path: Path, character: str) -> None:
-    """Whatever stands in the keys of a configuration, in names of databases and of files."""
+async def test_no_message_controls_the_terminal(call: Call, tmp_path: Path, character: str) -> None:
+    """This holds for keys of a configuration and names of databases and files."""
     config = tmp_path / "config.json"
     keys = {"costs": {"x": {}}, f"evil{character}[31m": 1}
     config.write_text(json.dumps(keys, ensure_ascii=False), encoding="utf-8")
@@ -547,10 +547,10 @@ async def test_no_message_moves_the_terminal(call: Call, tmp_path: Path, charact
         assert f"evil{character.encode('unicode_escape').decode()}[31m" in errors
 
 
-async def test_a_broken_balance_is_told(
+async def test_a_broken_balance_is_reported(
     call: Call, ledger: CreditLedger, database: Database
 ) -> None:
-    """In one line, and the list of users shows it as it is."""
+    """The error is one line, and the list of users shows the stored value."""
     await ledger.create_user("ada", credits=10)
     await database.command(
         {
@@ -568,7 +568,7 @@ async def test_a_broken_balance_is_told(
 
 
 def test_the_overview_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    """Accounts, records, maintenance, in this order."""
+    """The groups are accounts, records and maintenance, in this order."""
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
     places = [overview.index(f" {group} ") for group in ("Accounts", "Records", "Maintenance")]
@@ -577,6 +577,6 @@ def test_the_overview_groups_the_commands(capsys: pytest.CaptureFixture[str]) ->
     assert places[2] < overview.index(" status ")
 
 
-def test_the_configuration_of_these_tests_is_one() -> None:
-    """With the other SDK's keys."""
+def test_the_configuration_of_these_tests_is_valid() -> None:
+    """It is written with the Credit SDK's keys."""
     assert CreditConfig(**CONFIG).decimal_places == 2

@@ -1,4 +1,4 @@
-"""The archive: what is old moves away, who is left alone, and what still works."""
+"""The archive: which rows move, which users are left alone, and what still works."""
 
 from __future__ import annotations
 
@@ -45,15 +45,13 @@ from tests.integration.promises import (
 UTC = timezone.utc
 
 
-# --- What goes where ------------------------------------------------------------------------------
+# --- Which rows move ------------------------------------------------------------------------------
 
 
 @pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("place", PLACES)
-async def test_what_is_old_moves_and_nothing_else(
-    database: Database, tmp_path: Path, place: str
-) -> None:
-    """Byte for byte, counted and summed; a second run finds nothing more."""
+async def test_old_rows_move_and_no_others(database: Database, tmp_path: Path, place: str) -> None:
+    """Rows move byte for byte, counted and summed. A second run finds nothing more."""
     books = await open_books(database)
     before = await kept(database)
     old = {
@@ -91,7 +89,7 @@ async def test_what_is_old_moves_and_nothing_else(
 
 
 async def test_a_dry_run_counts_and_writes_nothing(database: Database, tmp_path: Path) -> None:
-    """Nor does it make a directory."""
+    """It makes no directory either."""
     books = await open_books(database)
     before = await dump(database)
     for place in PLACES:
@@ -106,15 +104,17 @@ async def test_a_dry_run_counts_and_writes_nothing(database: Database, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["collections", "bson"])
-async def test_one_kind_alone(database: Database, tmp_path: Path, place: str) -> None:
-    """Transactions go without their audit rows; these follow to files only if those are there."""
+async def test_one_kind_can_be_archived_alone(
+    database: Database, tmp_path: Path, place: str
+) -> None:
+    """Transactions go without their audit rows. Those go to files only after their transactions."""
     books = await open_books(database)
     before = await kept(database)
     facts = options(place, tmp_path, books.cut_off)
     done = await archive(database, **facts, kinds="audit_logs")
     assert done.transactions == 0
     await check_whole(database, before)
-    # A log begins with an opening, whose transaction is still there.
+    # An audit log begins with the opening, whose transaction is still in place.
     assert bool(done.audit_logs) == (place == "collections")
     done = await archive(database, **facts, kinds="transactions")
     assert done.transactions
@@ -124,14 +124,14 @@ async def test_one_kind_alone(database: Database, tmp_path: Path, place: str) ->
     assert await is_archived(database, books.cut_off)
 
 
-async def test_collections_of_other_names(database: Database) -> None:
-    """All of them are the configuration's."""
+async def test_renamed_collections_are_archived(database: Database) -> None:
+    """The names come from the configuration."""
     names = CollectionNames(**{name: f"our_{name}" for name in CollectionNames.model_fields})
     config = PRICES.model_copy(update={"collections": names})
     books = await open_books(database, config=config)
     done = await archive(database, older_than=books.cut_off, collections=names)
     assert done.transactions
-    # Where the ledger's settings stand, nobody can name: they tell the names.
+    # The settings collection has a fixed name, because it records the others.
     found = {*await database.list_collection_names()} - {SETTINGS_COLLECTION}
     assert {name.removeprefix("our_") for name in found} <= set(CollectionNames.model_fields)
     assert (await verify(database, collections=names)).findings == ()
@@ -141,7 +141,7 @@ async def test_collections_of_other_names(database: Database) -> None:
 
 @pytest.mark.parametrize("full_speed", [False, True])
 async def test_many_users_and_long_chains(database: Database, full_speed: bool) -> None:
-    """A user with more rows than a batch has, users with one each, and rows of 16 KB."""
+    """One user has more rows than a batch holds, many have one, and some rows have 16 KB."""
     ledger = CreditLedger(database, PRICES)
     await ledger.ensure_indexes()
     moment = datetime.now(UTC).replace(microsecond=0) - timedelta(days=400)
@@ -159,11 +159,11 @@ async def test_many_users_and_long_chains(database: Database, full_speed: bool) 
     assert [row.seq for row in history] == list(range(300, 0, -1))
 
 
-# --- Who is left alone ----------------------------------------------------------------------------
+# --- Which users are left alone -------------------------------------------------------------------
 
 
 async def test_rows_without_seq_stay_and_are_named(database: Database) -> None:
-    """Those of the Credit SDK have none."""
+    """The Credit SDK's rows have no ``seq``."""
     books = await open_books(database)
     await database["transactions"].update_many({"userId": "user-2"}, {"$unset": {"seq": ""}})
     theirs = await rows(database, "transactions", userId="user-2")
@@ -186,10 +186,10 @@ async def test_rows_without_seq_stay_and_are_named(database: Database) -> None:
         (None, "does not follow the one before"),
     ],
 )
-async def test_from_what_does_not_follow_on_all_stays(
+async def test_rows_stay_from_the_first_break_in_the_chain_on(
     database: Database, change: Row | None, reason: str
 ) -> None:
-    """What is before goes; and a verification says the same of the rest as it did."""
+    """Earlier rows move. Verification still finds the same in the rest."""
     books = await open_books(database)
     third = {"userId": "user-2", "seq": 3}
     if change is None:
@@ -208,7 +208,7 @@ async def test_from_what_does_not_follow_on_all_stays(
 
 
 async def test_users_without_an_account_stay(database: Database) -> None:
-    """Whose account was removed by hand; and an erased one leaves nothing behind."""
+    """Their accounts were removed by hand. An erased account leaves nothing behind."""
     books = await open_books(database)
     await database["users"].delete_one({"_id": "user-2"})
     done = await archive(database, older_than=books.cut_off)
@@ -225,13 +225,13 @@ async def test_users_without_an_account_stay(database: Database) -> None:
 
 @pytest.mark.drivers("pymongo", "motor")
 async def test_archived_charges_are_refunded_up_to_their_cap(database: Database) -> None:
-    """Counting refunds that are archived, and those that are not."""
+    """Refunds count, whether they are archived or not."""
     books = await open_books(database)
     await archive(database, older_than=books.cut_off)
     ledger = books.ledger
     refunded, untouched = books.old_charges["user-0"][:2]
     assert await rows(database, "transactions_archive", _id=ObjectId(refunded))
-    # Of three, one was refunded before the cut-off and one after it.
+    # Of three charges, one was refunded before the cut-off and one after it.
     with pytest.raises(RefundExceedsChargeError) as caught:
         await ledger.refund("user-0", 2, action="sorry", transaction_id=refunded)
     assert caught.value.refundable == 1
@@ -256,7 +256,7 @@ async def test_archived_charges_are_refunded_up_to_their_cap(database: Database)
 async def test_keys_of_archived_transactions_still_answer(
     database: Database, tmp_path: Path
 ) -> None:
-    """The record has the result, wherever the transaction is."""
+    """The key's record has the result, wherever the transaction is."""
     books = await open_books(database)
     moments = sorted(await database["transactions"].distinct("createdAt"))
     await archive(database, older_than=moments[3])
@@ -268,8 +268,10 @@ async def test_keys_of_archived_transactions_still_answer(
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
-async def test_history_and_audit_log_read_on_in_the_archive(database: Database, limit: int) -> None:
-    """Page by page the same as before, whatever was archived between two pages."""
+async def test_history_and_audit_log_continue_in_the_archive(
+    database: Database, limit: int
+) -> None:
+    """Pages are the same as before, whatever was archived between two of them."""
     books = await open_books(database, users=2, charges=9)
     reads: tuple[Any, ...] = (books.ledger.get_history, books.ledger.get_audit_log)
     moments = sorted(await database["transactions"].distinct("createdAt"))
@@ -304,10 +306,10 @@ async def test_history_and_audit_log_read_on_in_the_archive(database: Database, 
 async def test_reads_of_the_archive_in_an_applications_transaction(
     database: Database, client: Client
 ) -> None:
-    """They are of its snapshot."""
+    """Such reads see the transaction's snapshot."""
     books = await open_books(database)
     before = list(await books.ledger.get_history("user-0", limit=1000))
-    # A snapshot has no collection that was made after it.
+    # A snapshot lacks collections that were made after it.
     await archive(database, older_than="1y")
     async with client.start_session() as session:
         await session.start_transaction()
@@ -321,7 +323,7 @@ async def test_reads_of_the_archive_in_an_applications_transaction(
         await session.abort_transaction()
 
 
-# --- Bad input ------------------------------------------------------------------------------------
+# --- Wrong input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ async def test_reads_of_the_archive_in_an_applications_transaction(
     ],
 )
 async def test_bad_arguments_are_refused(database: Database, argument: str, value: Any) -> None:
-    """By name, before anything is written."""
+    """The error names the argument, and nothing is written."""
     await open_books(database, users=1, charges=4)
     before = await dump(database)
     with pytest.raises(InvalidRequestError) as caught:

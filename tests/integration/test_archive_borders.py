@@ -1,4 +1,4 @@
-"""How far each user is archived, and what verification sees across that border."""
+"""The border up to which each user is archived, and what verification sees across it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UTC = timezone.utc
 async def test_borders_say_how_far_each_user_is_archived(
     database: Database, tmp_path: Path
 ) -> None:
-    """To collections, files and collections again: the last row, and each stretch by itself."""
+    """Runs to collections, files and collections again record the last row and each segment."""
     await open_books(database)
     before = await kept(database)
     moments = sorted({row["createdAt"] for row in before["transactions"].values()})
@@ -54,8 +54,8 @@ async def test_borders_say_how_far_each_user_is_archived(
     assert places == ["collection", "files", "collection"]
 
 
-async def test_a_border_that_cannot_be_read_keeps_its_user(database: Database) -> None:
-    """Nothing goes beyond what nobody knows; verification says so."""
+async def test_an_unreadable_border_stops_the_archive_for_its_user(database: Database) -> None:
+    """Nothing is archived beyond an unreadable border, and verification reports it."""
     books = await open_books(database)
     moments = sorted(await database["transactions"].distinct("createdAt"))
     await archive(database, older_than=moments[3])
@@ -68,7 +68,7 @@ async def test_a_border_that_cannot_be_read_keeps_its_user(database: Database) -
 async def test_settled_findings_stay_settled_in_the_archive(
     database: Database, tmp_path: Path
 ) -> None:
-    """Corrections go to files like the rest, and what they have settled is no finding again."""
+    """Corrections go to files like other rows, and what they settled is not reported again."""
     books = await open_books(database)
     old = await database["audit_logs"].find_one({"userId": "user-2", "action": "post"})
     new = await database["audit_logs"].find_one(
@@ -126,8 +126,8 @@ TAMPERINGS: dict[str, Tampering] = {
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 @pytest.mark.cases(6)
-async def test_what_was_changed_by_hand_is_found(database: Database, name: str) -> None:
-    """On either side of the border and in it, by a full look and by one at the user."""
+async def test_a_change_by_hand_is_found(database: Database, name: str) -> None:
+    """Verification finds it before, at and behind the border, for all users or for one."""
     books = await open_books(database)
     await archive(database, older_than=books.cut_off)
     collection, query, change = TAMPERINGS[name]
@@ -143,8 +143,8 @@ async def test_what_was_changed_by_hand_is_found(database: Database, name: str) 
 
 
 @pytest.mark.parametrize("source", ["transactions", "transactions_archive"])
-async def test_a_row_that_is_on_both_sides_is_found(database: Database, source: str) -> None:
-    """Copied back by hand, say."""
+async def test_a_row_on_both_sides_is_found(database: Database, source: str) -> None:
+    """For example, a row was copied back by hand."""
     books = await open_books(database)
     await archive(database, older_than=books.cut_off)
     [other] = {"transactions", "transactions_archive"} - {source}

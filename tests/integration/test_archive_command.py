@@ -1,4 +1,4 @@
-"""The command that archives: what it says, and what it refuses."""
+"""The command that archives: what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UTC = timezone.utc
 
 
 class Where(TypedDict):
-    """What the command connects to."""
+    """The database that the command connects to."""
 
     uri: str
     database: str
@@ -52,7 +52,7 @@ class Where(TypedDict):
 async def run_command(
     *arguments: str, uri: str, database: str = "app", most_bytes: int | None = None
 ) -> tuple[int, str, str]:
-    """Exit code, output and errors of the script."""
+    """Run the script, and return the exit code, stdout and stderr."""
 
     def limit() -> None:
         if most_bytes is not None:
@@ -76,7 +76,7 @@ async def run_command(
 async def test_the_script_archives_and_says_what_it_did(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """In words, or as JSON."""
+    """It prints words, or JSON."""
     books = await open_books(database)
     before = await kept(database)
     where: Where = {"uri": replica_set_uri, "database": database.name}
@@ -108,7 +108,7 @@ async def test_the_script_archives_and_says_what_it_did(
 async def test_the_script_names_who_was_left_alone(
     database: Database, replica_set_uri: str
 ) -> None:
-    """Exit code 1 is for books that are broken."""
+    """Exit code 1 means that books are broken."""
     books = await open_books(database)
     where: Where = {"uri": replica_set_uri, "database": database.name}
     await database["transactions"].update_many({"userId": "user-1"}, {"$unset": {"seq": ""}})
@@ -183,7 +183,7 @@ async def test_bad_input_gets_one_line_and_changes_nothing(
 async def test_no_server_gets_one_line(
     replica_set_uri: str, uri: str | None, database: str, said: str
 ) -> None:
-    """And no password is shown."""
+    """The line shows no password."""
     code, output, errors = await run_command(
         "--older-than", "1h", uri=uri or replica_set_uri, database=database
     )
@@ -194,7 +194,7 @@ async def test_no_server_gets_one_line(
 
 
 async def test_an_empty_database_without_indexes(database: Database, replica_set_uri: str) -> None:
-    """There is nothing to do; with rows and no index, the way out is named."""
+    """An empty database needs no work. With rows but no index, the error says what to run."""
     await database.create_collection("users")
     where: Where = {"uri": replica_set_uri, "database": database.name}
     code, output, errors = await run_command("--older-than", "1h", **where)
@@ -207,10 +207,10 @@ async def test_an_empty_database_without_indexes(database: Database, replica_set
     assert await database["transactions"].count_documents({}) == 3
 
 
-async def test_the_command_says_that_another_is_at_work(
+async def test_a_second_command_says_that_another_is_running(
     client: Client, database: Database, replica_set_uri: str
 ) -> None:
-    """In one line; and nothing was written."""
+    """It prints one line and writes nothing."""
     await open_books(database, users=1, charges=4)
     lease = Lease(LedgerDatabase.of(database), "archive_manifests", ObjectId(), seconds=3600)
     async with Steps(client, step_seconds=10) as steps:
@@ -239,7 +239,7 @@ async def test_a_full_disk_gets_one_line_and_loses_nothing(
     file_format: str,
     most_bytes: int,
 ) -> None:
-    """No file can become larger; with room again, the same command completes it."""
+    """Files cannot grow at first. With room again, the same command completes the work."""
     chance = Random(7)
     moment = datetime.now(UTC).replace(microsecond=0) - timedelta(days=3)
     await CreditLedger(database, PRICES).ensure_indexes()

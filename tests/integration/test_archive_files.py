@@ -1,4 +1,4 @@
-"""The archive's files: what is in them, and what a crash or somebody's hand makes of them."""
+"""The archive's files: their content, and what happens after a crash or a change by hand."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ UTC = timezone.utc
 
 
 @pytest.mark.parametrize("file_format", ["bson", "parquet"])
-async def test_files_are_their_owner_s(
+async def test_files_are_readable_only_by_their_owner(
     database: Database, tmp_path: Path, file_format: str
 ) -> None:
-    """Keys and metadata are in them, whoever may look into the directory."""
+    """The files hold keys and metadata, and others may be able to list the directory."""
     books = await open_books(database)
     await archive(database, **options(file_format, tmp_path, books.cut_off))
     modes = await asyncio.to_thread(lambda: [path.stat().st_mode for path in tmp_path.iterdir()])
@@ -60,7 +60,7 @@ async def test_files_are_their_owner_s(
 
 
 async def test_a_manifest_says_what_went_where(database: Database, tmp_path: Path) -> None:
-    """Count, sum, hash and length, of files as anybody can check them."""
+    """Anybody can check the files by count, sum, hash and length."""
     import hashlib
 
     books = await open_books(database)
@@ -89,7 +89,7 @@ async def test_a_manifest_says_what_went_where(database: Database, tmp_path: Pat
 
 
 async def test_charges_in_files_are_not_found(database: Database, tmp_path: Path) -> None:
-    """Their refunds are, and are no finding."""
+    """Verification still finds their refunds, and does not report them."""
     books = await open_books(database)
     await archive(database, **options("bson", tmp_path, books.cut_off))
     with pytest.raises(TransactionNotFoundError):
@@ -100,10 +100,10 @@ async def test_charges_in_files_are_not_found(database: Database, tmp_path: Path
     assert (await verify(database, user_ids=["user-0"])).findings == ()
 
 
-async def test_what_a_crash_left_behind_the_end_is_cut_off(
+async def test_bytes_beyond_the_committed_end_are_cut_off(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """The rest of a batch that was not committed, however much of it was written."""
+    """A crash leaves part of an uncommitted batch, of any length."""
     books = await open_books(database)
     before = await kept(database)
     facts = options("bson", tmp_path, books.cut_off)
@@ -121,10 +121,10 @@ async def test_what_a_crash_left_behind_the_end_is_cut_off(
 
 
 @pytest.mark.parametrize("harm", ["gone", "shorter", "changed"])
-async def test_a_file_that_was_harmed_is_told(
+async def test_a_damaged_file_is_refused(
     database: Database, replica_set_uri: str, tmp_path: Path, harm: str
 ) -> None:
-    """Before anything is moved beside it."""
+    """The error comes before anything is moved."""
     books = await open_books(database)
     facts = options("bson", tmp_path, books.cut_off)
     commands = await commands_of(replica_set_uri, database.name, {**facts, "older_than": "30y"})
@@ -163,7 +163,7 @@ async def test_a_file_that_was_harmed_is_told(
 async def test_a_directory_that_others_may_write_to_is_refused(
     database: Database, tmp_path: Path, file_format: str, mode: int
 ) -> None:
-    """Before anything is moved, and by a dry run as well: they could plant links in it."""
+    """Others could plant links in it. Even a dry run refuses it before anything is moved."""
     books = await open_books(database, users=1, charges=4)
     before = await dump(database)
     directory = tmp_path / "archive"
@@ -178,7 +178,7 @@ async def test_a_directory_that_others_may_write_to_is_refused(
         **before,
         "archive_manifests": [],
     }
-    # Somebody may be faster, after the look and before the run: what counts is what is opened.
+    # Somebody may be faster, between the check and the run: the opened directory counts.
     files = archive_files.Files(LedgerDatabase.of(database), directory, "bson")
     with pytest.raises(InvalidRequestError, match="can be written by other users"):
         files._make()
@@ -187,7 +187,7 @@ async def test_a_directory_that_others_may_write_to_is_refused(
 async def test_no_planted_link_is_followed(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever knew the next name, when the directory was still open, gets nothing written there."""
+    """The link stands at the next file's name, planted while the directory was open to all."""
     books = await open_books(database, users=1, charges=4)
     before = await dump(database)
     victim = tmp_path / "victim"
@@ -209,7 +209,7 @@ async def test_no_planted_link_is_followed(
 async def test_parquet_goes_to_no_planted_link(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows are in the BSON file until they are in the Parquet file, so a later run has them."""
+    """Rows stay in the BSON file until the Parquet file is complete, so a later run has them."""
     books = await open_books(database, users=1, charges=4)
     kept_before = await kept(database)
     victim, directory = tmp_path / "victim", tmp_path / "archive"
@@ -236,7 +236,7 @@ async def test_parquet_goes_to_no_planted_link(
 async def test_nothing_is_deleted_when_the_path_leads_elsewhere(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
-    """What was read back is what the manifest's path leads to, or the rows stay."""
+    """The run reads the manifest's path again. If the rows are not there, it keeps them."""
     books = await open_books(database, users=1, charges=4)
     before = await dump(database)
     directory = tmp_path / "archive"
@@ -262,7 +262,7 @@ async def test_nothing_is_deleted_when_the_path_leads_elsewhere(
 async def test_parquet_is_read_by_its_final_name_before_its_source_goes(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is harmed between its writing and its naming costs no row."""
+    """A file harmed between its writing and its naming costs no row."""
     books = await open_books(database, users=1, charges=4)
     kept_before = await kept(database)
     facts = options("parquet", tmp_path, books.cut_off)
@@ -298,10 +298,10 @@ async def test_parquet_is_read_by_its_final_name_before_its_source_goes(
         ("more", 1),
     ],
 )
-async def test_a_manifest_with_what_no_archive_writes_is_told_by_name(
+async def test_a_manifest_that_no_archive_wrote_is_refused(
     database: Database, tmp_path: Path, field: str, value: object
 ) -> None:
-    """Before a file is opened, cut or removed: its name may lead anywhere."""
+    """The name could lead anywhere, so it is checked before any file is touched."""
     books = await open_books(database, users=1, charges=4)
     directory = tmp_path / "archive"
     await archive(database, **options("bson", directory, books.cut_off))
@@ -323,10 +323,10 @@ async def test_a_manifest_with_what_no_archive_writes_is_told_by_name(
 
 
 @pytest.mark.parametrize("planted", ["link", "pipe", "directory"])
-async def test_a_file_of_a_manifest_that_is_no_file_is_not_opened(
+async def test_a_manifests_path_that_is_not_a_regular_file_is_not_opened(
     database: Database, tmp_path: Path, planted: str
 ) -> None:
-    """Where it leads, nothing is cut."""
+    """Whatever the path leads to is not cut."""
     books = await open_books(database, users=1, charges=4)
     directory, victim = tmp_path / "archive", tmp_path / "victim"
     await archive(database, **options("bson", directory, books.cut_off))

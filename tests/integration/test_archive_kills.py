@@ -1,4 +1,4 @@
-"""Archives that are killed, fail, are silent or meet others: nothing is lost or there twice."""
+"""Archive runs that are killed, fail, stall or compete lose and double no row."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.integration.archives import (
     LEASE_SECONDS,
     PLACES,
     PRICES,
-    Errand,
+    RunTask,
     check_whole,
     commands_of,
     dump,
@@ -56,14 +56,14 @@ from tests.integration.promises import (
 UTC = timezone.utc
 
 
-# How many runs to each place are killed, spread over all commands; more go round again.
+# How many runs to each kind of storage are killed, spread over all commands.
 KILLS: Final = int(os.environ.get("ARCHIVE_KILLS", "6"))
 AT_ONCE: Final = 3
 
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the children as well."""
+    """Use small slices in the child processes, too."""
     make_small_slices(monkeypatch.setattr)
 
 
@@ -77,7 +77,7 @@ class Doomed:
     when_answered: bool
 
     async def prepare(self, template: dict[str, list[Row]]) -> None:
-        """The books as they were before any archive."""
+        """Restore the books as they were before any archive."""
         there = set(await self.database.list_collection_names())
         if not there:
             await CreditLedger(self.database, PRICES).ensure_indexes()
@@ -88,12 +88,12 @@ class Doomed:
             await self.database[name].insert_many(documents)
 
     async def kill(self, uri: str) -> bool:
-        """Whether it came so far."""
-        task = Errand(uri, self.database.name, self.facts, self.number, self.when_answered)
+        """Run it, and return whether it was killed at its command."""
+        task = RunTask(uri, self.database.name, self.facts, self.number, self.when_answered)
         return await is_killed(task)
 
     async def complete(self, before: dict[str, dict[Any, Row]], cut_off: datetime) -> None:
-        """Run it again to its end, and look at everything."""
+        """Run it again to its end, and check everything."""
         await run_to_the_end(self.database, self.facts)
         directory = self.facts.get("directory")
         await check_whole(self.database, before, None if directory is None else Path(directory))
@@ -105,7 +105,7 @@ class Doomed:
 async def test_killed_at_each_command_and_run_again(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, place: str
 ) -> None:
-    """It is whole at every moment, for verification too, and at the end nothing old is left."""
+    """No row is lost or doubled at any moment. In the end, no old row is left."""
     books = await open_books(database, users=2, charges=4)
     before, template = await kept(database), await dump(database)
     facts = options(place, tmp_path / "first", books.cut_off)
@@ -116,7 +116,7 @@ async def test_killed_at_each_command_and_run_again(
     for first in range(0, KILLS, AT_ONCE):
         doomed = []
         for turn in range(first, min(first + AT_ONCE, KILLS)):
-            # How many commands there are varies by a few.
+            # The number of commands varies by a few.
             number = turn if len(commands) < KILLS else turn * len(commands) // KILLS
             again, number = divmod(number, len(commands))
             own = client[f"{database.name}_{turn - first}"]
@@ -129,7 +129,7 @@ async def test_killed_at_each_command_and_run_again(
             assert found.findings == (), (commands[run.number], run)
         await end_all_transactions(client)
         if first % 2:
-            # What completes the work of a dead one may die as well.
+            # The run that completes a dead one's work may die, too.
             again_doomed = [replace(run, when_answered=not run.when_answered) for run in doomed]
             await asyncio.gather(*(run.kill(replica_set_uri) for run in again_doomed))
             await end_all_transactions(client)
@@ -163,11 +163,11 @@ async def test_failures_at_each_kind_of_command(
     failure: str,
     place: str,
 ) -> None:
-    """It goes on, or ends with an error; and the next run makes it whole."""
+    """The run goes on or ends with an error, and the next run completes it."""
     monkeypatch.setattr("credit_mongo.maintenance.archive.archiving._STEP_SECONDS", 1.0)
     monkeypatch.setattr("credit_mongo.maintenance.archive.moves._MOST_LATE", 1)
     app = f"archive-{uuid4().hex[:8]}"
-    # After a server that said it ends, the driver looks no earlier for the next.
+    # After a shutdown error, the driver waits before it looks for another server.
     uri = with_options(replica_set_uri, appName=app, heartbeatFrequencyMS=500)
     names = [
         "find",
@@ -186,7 +186,7 @@ async def test_failures_at_each_kind_of_command(
     moments = sorted(await database["transactions"].distinct("createdAt"))
     async with AsyncMongoClient[Row](uri) as own:
         for number, name in enumerate(names):
-            # From the second on, or so many times.
+            # Fail from the second command on, or this many times.
             lasting = [{"skip": 1}] if name in ("delete", "commitTransaction") else []
             for times in ({"times": 1}, {"times": 2}, *lasting):
                 cut_off = min(moments[min(number + 1, len(moments) - 1)], books.cut_off)
@@ -219,7 +219,7 @@ async def test_a_step_that_takes_too_long_is_begun_again(
     place: str,
     slow: str,
 ) -> None:
-    """With fewer rows, or with the same ones where nobody knows whether it was committed."""
+    """The repeat has fewer rows, or the same rows if the commit's outcome is unknown."""
     monkeypatch.setattr("credit_mongo.maintenance.archive.archiving._STEP_SECONDS", 0.3)
     monkeypatch.setattr(Pace, "slow_down", lambda _pace: slowed.append(None))
     slowed: list[None] = []
@@ -252,15 +252,17 @@ async def test_a_step_that_takes_too_long_is_begun_again(
 
 
 async def until_running(database: Database, lanes: int = 1) -> None:
-    """Until a run has written so many manifests."""
+    """Wait until a run has written this many manifests."""
     while True:
         if len(await rows(database, "archive_manifests", state="running")) == lanes:
             return
         await asyncio.sleep(0)
 
 
-async def test_two_at_once(client: Client, database: Database, replica_set_uri: str) -> None:
-    """The second is told, and writes nothing; when the first is done, another may run."""
+async def test_two_runs_at_once_do_not_overlap(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """The second gets an error and writes nothing. When the first has ended, another may run."""
     books = await open_books(database)
     before = await kept(database)
     app = f"archive-{uuid4().hex[:8]}"
@@ -281,8 +283,10 @@ async def test_two_at_once(client: Client, database: Database, replica_set_uri: 
 
 
 @pytest.mark.usefixtures("small_slices")
-async def test_many_at_once_move_each_row_once(database: Database, replica_set_uri: str) -> None:
-    """One of them has the lease, whoever it is; the others are told, or come after it."""
+async def test_many_runs_at_once_move_each_row_once(
+    database: Database, replica_set_uri: str
+) -> None:
+    """One run has the lease. The others get an error or come after it."""
     books = await open_books(database)
     before = await kept(database)
     runs = [
@@ -297,10 +301,10 @@ async def test_many_at_once_move_each_row_once(database: Database, replica_set_u
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.cases(1)
-async def test_a_run_that_was_silent_can_not_move_any_more(
+async def test_a_stalled_run_cannot_move_rows_after_its_lease(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, place: str
 ) -> None:
-    """Another has taken over: what the first would still write is refused by the server."""
+    """After another has taken over, the server refuses the stalled run's writes."""
     books = await open_books(database)
     before = await kept(database)
     app = f"archive-{uuid4().hex[:8]}"
@@ -321,8 +325,8 @@ async def test_a_run_that_was_silent_can_not_move_any_more(
 
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.drivers("pymongo", "motor")
-async def test_cancelled_it_leaves_nothing_open(client: Client, database: Database) -> None:
-    """Ctrl-C: the lease is free at once."""
+async def test_a_cancelled_run_leaves_nothing_open(client: Client, database: Database) -> None:
+    """After Ctrl-C, the lease is free at once."""
     books = await open_books(database)
     before = await kept(database)
     for turns in range(0, 200, 20):
@@ -337,10 +341,10 @@ async def test_cancelled_it_leaves_nothing_open(client: Client, database: Databa
     await check_whole(database, before)
 
 
-async def test_charges_go_on_beside_it_and_verification_finds_nothing(
+async def test_charges_go_on_beside_the_archive_and_verification_finds_nothing(
     database: Database, tmp_path: Path
 ) -> None:
-    """At every moment: sums, chains, refunds, keys and audit rows, across the moving border."""
+    """At every moment, sums, chains, refunds, keys and audit rows agree across the border."""
     books = await open_books(database)
     ledger = CreditLedger(database, PRICES)
     stop = asyncio.Event()
@@ -366,7 +370,7 @@ async def test_charges_go_on_beside_it_and_verification_finds_nothing(
 
     async def move() -> None:
         for turn in range(6):
-            # To the moment itself: what is charged meanwhile is as old a moment later.
+            # Archive up to the current moment: charges made now are old enough a moment later.
             facts = options(("collections", "bson")[turn % 2], tmp_path, datetime.now(UTC))
             await archive(database, **facts)
         stop.set()

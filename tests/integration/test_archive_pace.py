@@ -1,4 +1,4 @@
-"""The pace of the archive: small steps while users are charged, large ones while nobody is."""
+"""The archive's pace: small steps while users are charged, large ones while nobody is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
 
 @pytest.fixture
 def at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks after each batch, and does not rest."""
+    """Check the pace after each batch, without rests."""
     monkeypatch.setattr("credit_mongo.maintenance.archive.pace._LOOK_EVERY_SECONDS", 0.0)
     monkeypatch.setattr("credit_mongo.maintenance.archive.pace._rest_after", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize("full_speed", [False, True])
-async def test_who_is_charged_makes_it_slow(
+async def test_charges_slow_the_archive_down(
     database: Database, at_each_batch: None, full_speed: bool
 ) -> None:
-    """A new transaction does; unless that was said to be of no matter."""
+    """A new transaction slows it, unless the option says that this does not matter."""
     transactions = database["transactions"]
     await transactions.insert_one({"_id": MIDDLE})
     pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=full_speed)
@@ -36,8 +36,10 @@ async def test_who_is_charged_makes_it_slow(
     assert (pace.rows < large) is not full_speed
 
 
-async def test_what_it_moves_away_itself_does_not(database: Database, at_each_batch: None) -> None:
-    """With the newest row gone, the newest is an earlier one; at last there is none."""
+async def test_rows_that_it_moves_do_not_slow_it_down(
+    database: Database, at_each_batch: None
+) -> None:
+    """As it moves the newest rows, the newest one left is older. In the end there is none."""
     transactions = database["transactions"]
     await transactions.insert_many([{"_id": number} for number in (EARLY, MIDDLE, LATE)])
     pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=False)
@@ -55,7 +57,7 @@ async def test_what_it_moves_away_itself_does_not(database: Database, at_each_ba
 async def test_on_a_slow_server_batches_are_smaller(
     database: Database, at_each_batch: None
 ) -> None:
-    """Down to a few rows; and when it is quick again, they grow back to what they were."""
+    """Batches shrink to a few rows, and grow back when the server is quick again."""
     pace = Pace(LedgerDatabase.of(database)["transactions"], lanes=4, full_speed=True)
     large = pace.rows
     sizes = []
@@ -75,6 +77,6 @@ async def test_on_a_slow_server_batches_are_smaller(
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8])
 def test_lanes_together_are_at_work_half_of_the_time(lanes: int) -> None:
-    """And one alone a quarter of it."""
+    """Several lanes together work half of the time, a single lane a quarter of it."""
     of_each = 1.0 / (1.0 + _rest_after(1.0, lanes))
     assert of_each == pytest.approx(min(0.25, 0.5 / lanes))

@@ -36,17 +36,17 @@ END: Final = datetime(2021, 1, 1, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a few rows."""
+    """Make slices of a few rows."""
     make_small_slices(monkeypatch.setattr)
 
 
 class StoppedError(Exception):
-    """By the test."""
+    """Raised by a test to stop a run."""
 
 
 @pytest.mark.parametrize("kinds", ["transactions", "audit_logs"])
 async def test_the_oldest_of_all_users_go_first(database: Database, kinds: str) -> None:
-    """When a slice is done, nothing is left that is older than what went."""
+    """When a slice is done, no row older than those moved is left."""
     books = await open_books(database)
     there = len(await rows(database, kinds))
     moved: list[int] = []
@@ -77,8 +77,8 @@ async def test_the_oldest_of_all_users_go_first(database: Database, kinds: str) 
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_whole_at_the_end(database: Database, tmp_path: Path, place: str) -> None:
-    """Each row is there once, in every place."""
+async def test_no_row_is_lost_or_doubled(database: Database, tmp_path: Path, place: str) -> None:
+    """Each row exists once, whatever the storage."""
     books = await open_books(database)
     before = await kept(database)
     done = await archive(database, **options(place, tmp_path, books.cut_off))
@@ -88,10 +88,10 @@ async def test_whole_at_the_end(database: Database, tmp_path: Path, place: str) 
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_who_is_left_alone_is_named_once(
+async def test_users_left_alone_are_named_once(
     database: Database, tmp_path: Path, place: str
 ) -> None:
-    """However many slices pass; and their audit rows do not go to files before them."""
+    """One message names them, however many slices pass. Their audit rows wait for them."""
     books = await open_books(database)
     third = {"userId": "user-2", "seq": 3}
     await database["transactions"].update_one(third, {"$set": {"balanceBefore": 5}})
@@ -115,7 +115,7 @@ async def test_who_is_left_alone_is_named_once(
 
 
 async def before_the_ledger(database: Database) -> None:
-    """What another program wrote ends at a balance of 0, from which the ledger's own goes on."""
+    """Another program's rows end at a balance of 0, from which the ledger's own rows start."""
     balances = [(0, 10), (10, 7), (7, 4), (4, 0)]
     await database["transactions"].insert_many(
         stray_row(BEGIN + timedelta(minutes=number), before, after)
@@ -124,19 +124,19 @@ async def before_the_ledger(database: Database) -> None:
 
 
 async def a_clock_that_went_back(database: Database) -> None:
-    """The ninth lies before the sixth."""
+    """The ninth row is dated before the sixth."""
     ninth = {"userId": "ann", "seq": 9}
     moment = BEGIN + timedelta(minutes=55)
     await database["transactions"].update_one(ninth, {"$set": {"createdAt": moment}})
 
 
 async def a_stray_row(database: Database) -> None:
-    """One that changes nothing, between the eighth and the ninth."""
+    """A row that changes nothing stands between the eighth and the ninth."""
     await database["transactions"].insert_one(stray_row(BEGIN + timedelta(minutes=85), 16, 16))
 
 
 def stray_row(moment: datetime, before: int, after: int) -> Row:
-    """One without ``seq``."""
+    """Insert a row without ``seq``."""
     return {
         "_id": ObjectId(),
         "userId": "ann",
@@ -149,7 +149,7 @@ def stray_row(moment: datetime, before: int, after: int) -> Row:
 
 
 async def history(ledger: CreditLedger, limit: int) -> list[str]:
-    """The ids of all pages, archived ones too."""
+    """Return the ids on all pages, including archived rows."""
     found: list[str] = []
     cursor: str | None = None
     while True:
@@ -168,13 +168,13 @@ async def history(ledger: CreditLedger, limit: int) -> list[str]:
         (a_stray_row, 8, "has no seq"),
     ],
 )
-async def test_who_is_left_alone_is_left_from_there_on(
+async def test_later_rows_of_a_user_left_alone_stay(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     rows_of_a_slice: int,
     broken: tuple[Any, int, str],
 ) -> None:
-    """Also where the rows of a later slice happen to go on from what is archived."""
+    """They stay even if rows of a later slice continue what is archived."""
     spoil, archived, reason = broken
     monkeypatch.setattr(archiving, "_ROWS_PER_SLICE", rows_of_a_slice)
     ledger = CreditLedger(database, PRICES)
@@ -199,13 +199,13 @@ async def test_who_is_left_alone_is_left_from_there_on(
 
 
 def failed(number: int, **fields: Any) -> Row:
-    """An audit row of the day of that number."""
+    """Return an audit row of the day with this number."""
     moment = BEGIN + timedelta(minutes=number)
     return {"userId": f"user-{number % 3}", "status": "failed", "createdAt": moment, **fields}
 
 
 def check_that_they_cover_all(slices: list[Slice], cut_off: datetime) -> None:
-    """Each begins where the one before has ended, and the last is of all that is left."""
+    """Check that each slice starts where the last one ended, and that the last takes the rest."""
     *parts, whole = slices
     assert whole == Slice(None, cut_off)
     for before, after in pairwise(parts):
@@ -217,8 +217,8 @@ def check_that_they_cover_all(slices: list[Slice], cut_off: datetime) -> None:
 
 
 @pytest.mark.parametrize("name", ["_id_", "by_id", None])
-async def test_they_have_about_as_many_rows_each(database: Database, name: str | None) -> None:
-    """Whatever types the ids have, whatever is no date, however the collection is kept."""
+async def test_slices_have_about_as_many_rows_each(database: Database, name: str | None) -> None:
+    """This holds for any type of id, for rows without dates, and for any kind of collection."""
     clustered: Any = {"clusteredIndex": {"key": {"_id": 1}, "unique": True, "name": name}}
     await database.create_collection("audit_logs", **(clustered if name else {}))
     audits = database["audit_logs"]
@@ -235,15 +235,15 @@ async def test_they_have_about_as_many_rows_each(database: Database, name: str |
     cut_off = BEGIN + timedelta(minutes=15_000)
     slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], cut_off, 1000)
     check_that_they_cover_all(slices, cut_off)
-    assert 8 <= len(slices) - 1 <= 22  # 13.5 on the average
+    assert 8 <= len(slices) - 1 <= 22  # 13.5 on average.
     sizes = [await audits.count_documents({"createdAt": each.moments}) for each in slices[:-1]]
     assert min(sizes) > 0
     assert max(sizes) < 4000
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8])
-async def test_few_rows_are_one(database: Database, count: int) -> None:
-    """As many as one slice has, and less than two."""
+async def test_few_rows_make_one_slice(database: Database, count: int) -> None:
+    """A slice takes up to nearly twice its size."""
     if count:
         await database["audit_logs"].insert_many([failed(number) for number in range(count)])
     slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], END, 4)
@@ -251,8 +251,8 @@ async def test_few_rows_are_one(database: Database, count: int) -> None:
     check_that_they_cover_all(slices, END)
 
 
-async def test_rows_of_one_moment_are_in_one(database: Database) -> None:
-    """However many there are."""
+async def test_rows_of_one_moment_share_a_slice(database: Database) -> None:
+    """This holds however many there are."""
     moments = [BEGIN + timedelta(days=number // 200) for number in range(400)]
     await database["audit_logs"].insert_many([failed(0, createdAt=each) for each in moments])
     slices = await slices_of(LedgerDatabase.of(database)["audit_logs"], END, 10)
@@ -261,10 +261,10 @@ async def test_rows_of_one_moment_are_in_one(database: Database) -> None:
 
 
 @pytest.mark.parametrize("command", ["count", "aggregate"])
-async def test_without_a_sample_all_goes_at_once(
+async def test_without_a_sample_one_slice_takes_everything(
     database: Database, client: Client, replica_set_uri: str, command: str
 ) -> None:
-    """It is a matter of speed alone."""
+    """Only speed depends on the sample."""
     await database["audit_logs"].insert_many([failed(number) for number in range(40)])
     uri = with_options(replica_set_uri, appName="sampling", retryReads="false")
     async with type(client)(uri, tz_aware=True) as sampling:
@@ -275,8 +275,8 @@ async def test_without_a_sample_all_goes_at_once(
         assert len(await slices_of(audits, END, 4)) > 4
 
 
-async def test_a_date_that_python_has_no_form_for_stops_nothing(database: Database) -> None:
-    """Nor a row without one: what is old goes, and these stay."""
+async def test_a_date_beyond_pythons_range_stops_nothing(database: Database) -> None:
+    """Old rows are moved. The row with the odd date and the one without a date stay."""
     books = await open_books(database)
     odd: list[Any] = [DatetimeMS(2**55), None]
     await database["audit_logs"].insert_many([failed(0, createdAt=each) for each in odd])
@@ -287,7 +287,7 @@ async def test_a_date_that_python_has_no_form_for_stops_nothing(database: Databa
 
 
 async def test_lanes_count_together(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress that is told is that of all lanes, and never goes back."""
+    """The progress reported is the sum over all lanes, and never goes back."""
     monkeypatch.setattr(archiving, "_ROWS_PER_SLICE", 100_000)
     ledger = CreditLedger(database, PRICES)
     await ledger.ensure_indexes()

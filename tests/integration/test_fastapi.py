@@ -134,14 +134,14 @@ def _fails(_paid: Paid) -> Any:
 @pytest.mark.drivers("pymongo", "motor")
 async def test_a_request_is_paid_once(site: Site) -> None:
     """A repetition is refused, or answered again, and never done or charged again."""
-    first = await site.ask()
+    first = await site.post()
     assert first.status_code == 200
-    again = await site.ask()
+    again = await site.post()
     assert code_of(again) == (409, "REQUEST_COMPLETED")
     assert again.json()["transaction_id"] == first.json()
     assert site.runs == 1
-    first = await site.ask("other", "/again")
-    again = await site.ask("other", "/again")
+    first = await site.post("other", "/again")
+    again = await site.post("other", "/again")
     assert first.json() == [again.json()[0], 10, False]
     assert again.json() == [first.json()[0], 10, True]
     assert await site.charges() == [-10, -10]
@@ -156,31 +156,31 @@ async def test_what_fails_is_refunded_and_a_retry_pays_anew(site: Site, failure:
 
     site.work = fails
     for _ in range(2):
-        assert (await site.ask()).status_code >= 500
+        assert (await site.post()).status_code >= 500
     assert await site.charges() == [-10, 10, -10, 10]
     site.work = lambda paid: paid.cost
-    assert (await site.ask()).json() == 10
-    assert code_of(await site.ask()) == (409, "REQUEST_COMPLETED")
+    assert (await site.post()).json() == 10
+    assert code_of(await site.post()) == (409, "REQUEST_COMPLETED")
     assert await site.charges() == [-10, 10, -10, 10, -10]
 
 
 async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
     """402 without a run of the handler; once there are credits, the same key does it."""
     await site.ledger.charge("ann", "lesson", amount=95)
-    refused = await site.ask()
+    refused = await site.post()
     assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
     assert site.runs == 0
     await site.ledger.grant("ann", 5, action="gift")
-    assert (await site.ask()).status_code == 200
-    assert code_of(await site.ask(user="bob")) == (404, "USER_NOT_FOUND")
+    assert (await site.post()).status_code == 200
+    assert code_of(await site.post(user="bob")) == (404, "USER_NOT_FOUND")
 
 
 async def test_what_refused_requests_leave_is_gone_soon(site: Site, database: Database) -> None:
     """Nothing was charged, so only its lease is waited for; what was done lasts as keys do."""
-    assert (await site.ask()).status_code == 200
+    assert (await site.post()).status_code == 200
     await site.ledger.charge("ann", "lesson", amount=90)
     for user in ("ann", "nobody"):
-        assert (await site.ask(key=f"of-{user}", user=user)).status_code in (402, 404)
+        assert (await site.post(key=f"of-{user}", user=user)).status_code in (402, 404)
     soon = datetime.now(timezone.utc) + timedelta(hours=1)
     for run in await rows(database, "paid_requests"):
         assert (run["expiresAt"] < soon) == (run["state"] == "released"), run
@@ -191,7 +191,7 @@ async def test_a_refusal_speaks_in_credits(database: Database) -> None:
     site = Site(database, CreditConfig(costs={"generate-post": {"default": 10}}, decimal_places=2))
     async with site.app.router.lifespan_context(site.app):
         await site.ledger.create_user("ann", credits=250)
-        refused = await site.ask()
+        refused = await site.post()
     assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
     assert (refused.json()["required"], refused.json()["available"]) == (1000, 250)
     assert refused.json()["detail"] == "This costs 10.00 credits, but user 'ann' has 2.50."
@@ -200,40 +200,40 @@ async def test_a_refusal_speaks_in_credits(database: Database) -> None:
 async def test_a_key_is_bound_to_its_request(site: Site) -> None:
     """Another body, query or path with it is refused, after failures as well; users are apart."""
     await site.ledger.create_user("bob", credits=10)
-    assert (await site.ask(json={"a": 1})).status_code == 200
+    assert (await site.post(json={"a": 1})).status_code == 200
     site.work = _fails
-    assert (await site.ask("failed", json={"a": 1})).status_code == 502
+    assert (await site.post("failed", json={"a": 1})).status_code == 502
     for key in ("k", "failed"):
         for path, body in (("/posts", {"a": 2}), ("/posts?b=1", {"a": 1}), ("/again", {"a": 1})):
-            answer = await site.ask(key, path, json=body)
+            answer = await site.post(key, path, json=body)
             assert code_of(answer) == (422, "IDEMPOTENCY_KEY_CONFLICT")
     site.work = lambda paid: paid.cost
-    assert (await site.ask(user="bob", json={"a": 2})).json() == 10
+    assert (await site.post(user="bob", json={"a": 2})).json() == 10
     assert await site.charges() == [-10, -10, 10]
 
 
 async def test_a_form_is_its_fields(site: Site) -> None:
     """Another boundary is the same request, another file is not; the handler can still read it."""
-    answer = await site.ask("one", "/form", data={"name": "a"}, files={"file": b"text"})
+    answer = await site.post("one", "/form", data={"name": "a"}, files={"file": b"text"})
     assert answer.json() == ["a", "text", 10]
     for content, expected in (
         (b"text", (409, "REQUEST_COMPLETED")),
         (b"else", (422, "IDEMPOTENCY_KEY_CONFLICT")),
     ):
-        answer = await site.ask("one", "/form", data={"name": "a"}, files={"file": content})
+        answer = await site.post("one", "/form", data={"name": "a"}, files={"file": content})
         assert code_of(answer) == expected
 
 
 async def test_prices_come_from_dependencies(site: Site) -> None:
     """Variables of a formula, or an amount; without a key each request is charged."""
-    assert (await site.ask(path="/ai?token=5000")).status_code == 200
+    assert (await site.post(path="/ai?token=5000")).status_code == 200
     for _ in range(2):
-        assert (await site.ask(None, "/keyless?price=3")).status_code == 200
+        assert (await site.post(None, "/keyless?price=3")).status_code == 200
     assert await site.charges() == [-15, -3, -3]
-    wrong = await site.ask("bad", path="/ai?token=many")
+    wrong = await site.post("bad", path="/ai?token=many")
     assert (code_of(wrong), wrong.json()["field"]) == ((422, "INVALID_REQUEST"), "variables.token")
-    assert code_of(await site.ask(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
-    assert code_of(await site.ask(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
+    assert code_of(await site.post(None, "/keyless?price=0")) == (422, "INVALID_REQUEST")
+    assert code_of(await site.post(None)) == (400, "IDEMPOTENCY_KEY_MISSING")
 
 
 class Size(int, Enum):
@@ -267,9 +267,9 @@ async def test_one_of_many_at_once_does_it(site: Site) -> None:
         raise HTTPException(502)
 
     site.work = waits
-    first = asyncio.create_task(site.ask())
+    first = asyncio.create_task(site.post())
     await entered.wait()
-    others = await asyncio.gather(*(site.ask() for _ in range(20)))
+    others = await asyncio.gather(*(site.post() for _ in range(20)))
     assert {code_of(answer) for answer in others} == {(409, "REQUEST_IN_PROGRESS")}
     assert all(answer.headers["retry-after"] == "1" for answer in others)
     go_on.set()
@@ -285,9 +285,9 @@ async def test_a_long_request_keeps_its_lease(site: Site) -> None:
         return paid.transaction_id
 
     site.work = waits
-    first = asyncio.create_task(site.ask())
+    first = asyncio.create_task(site.post())
     await asyncio.sleep(1.7)
-    assert code_of(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert code_of(await site.post()) == (409, "REQUEST_IN_PROGRESS")
     assert (await first).status_code == 200
     assert await site.charges() == [-10]
 
@@ -301,7 +301,7 @@ async def test_a_cancelled_handler_is_refunded(site: Site) -> None:
         await asyncio.Event().wait()
 
     site.work = waits
-    asking = asyncio.create_task(site.ask())
+    asking = asyncio.create_task(site.post())
     await entered.wait()
     asking.cancel()
     await asyncio.sleep(0)
@@ -315,7 +315,7 @@ async def test_a_cancelled_handler_is_refunded(site: Site) -> None:
 @pytest.mark.parametrize("turns", range(0, 40, 3))
 async def test_a_caller_cancelled_at_any_step_pays_nothing(site: Site, turns: int) -> None:
     """Before, in and after the charge: what was begun is undone."""
-    asking = asyncio.create_task(site.ask())
+    asking = asyncio.create_task(site.post())
     for _ in range(turns):
         await asyncio.sleep(0.0005)
     done = not asking.cancel()
@@ -428,9 +428,9 @@ async def test_what_the_database_refuses_is_settled_later(
             await site.ledger.create_user("ann", credits=100)
             site.work = breaks
             async with stack:
-                assert (await site.ask()).status_code == 502
+                assert (await site.post()).status_code == 502
                 assert await site.charges() == [-10]
-                refused = await site.ask("other")
+                refused = await site.post("other")
                 assert code_of(refused) == (503, "STORAGE_ERROR")
                 assert refused.headers["retry-after"] == "1"
             await _until_settled(site)
@@ -524,7 +524,7 @@ async def test_what_was_refunded_by_hand_is_not_refunded_again(
         raise HTTPException(502)
 
     site.work = fails
-    assert (await site.ask()).status_code == 502
+    assert (await site.post()).status_code == 502
     assert sum(await site.charges()) == 0
     assert await site.states() == ["released"]
 
@@ -540,7 +540,7 @@ async def test_a_part_refunded_by_the_handler_leaves_no_failed_refund(
         raise HTTPException(502)
 
     site.work = fails
-    assert (await site.ask()).status_code == 502
+    assert (await site.post()).status_code == 502
     assert await site.charges() == [-10, by_hand, *([10 - by_hand] if by_hand < 10 else [])]
     assert list(await site.ledger.get_audit_log("ann", status="failed")) == []
 
@@ -558,7 +558,7 @@ async def test_of_two_that_refund_at_once_none_gives_too_much(
 
     monkeypatch.setattr(site.ledger, "refund", after_another)
     site.work = _fails
-    assert (await site.ask()).status_code == 502
+    assert (await site.post()).status_code == 502
     assert await site.charges() == [-10, 3, 7]
 
 
@@ -617,11 +617,11 @@ async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
         await site.ledger.delete_user("ann")
 
     site.work = fails
-    assert (await site.ask()).status_code == 502
+    assert (await site.post()).status_code == 502
     assert await site.states() == []
     await site.ledger.create_user("ann", credits=100)
     site.work = succeeds
-    assert code_of(await site.ask()) == (409, "REQUEST_IN_PROGRESS")
+    assert code_of(await site.post()) == (409, "REQUEST_IN_PROGRESS")
     assert await site.states() == []
 
 
@@ -631,7 +631,7 @@ async def test_a_key_of_an_erased_account_is_new_to_the_one_opened_anew(
 ) -> None:
     """Also while the erasure is under way, and has not come to the paid requests yet."""
     site.work = lambda paid: paid.transaction_id
-    first = await site.ask(path=path)
+    first = await site.post(path=path)
     assert first.status_code == 200
 
     async def die(*_: object) -> None:
@@ -640,9 +640,9 @@ async def test_a_key_of_an_erased_account_is_new_to_the_one_opened_anew(
     monkeypatch.setattr("credit_mongo.maintenance.erase._Erasing._erase_paid_requests", die)
     with pytest.raises(RuntimeError, match="killed"):
         await site.ledger.delete_user("ann")
-    assert code_of(await site.ask(path=path)) == (404, "USER_NOT_FOUND")
+    assert code_of(await site.post(path=path)) == (404, "USER_NOT_FOUND")
     await site.ledger.create_user("ann", credits=20)
-    again = await site.ask(path=path)
+    again = await site.post(path=path)
     assert again.status_code == 200
     assert again.json() != first.json()
     assert await site.ledger.get_balance("ann") == 10

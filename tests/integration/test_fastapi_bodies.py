@@ -144,7 +144,7 @@ async def test_a_form_that_the_handler_reads_is_the_same_with_another_boundary(
     """A retry is answered again; another file, name or field is another request."""
     form: dict[str, Any] = {"data": {"g": "one"}, "files": {"f": ("name", b"AAA")}}
     for _ in range(2):
-        answer = await site.ask("k", "/form", **form)
+        answer = await site.post("k", "/form", **form)
         assert answer.json() == [["g", "one"], ["f", "AAA"]]
     others: tuple[dict[str, Any], ...] = (
         {**form, "files": {"f": ("name", b"AAB")}},
@@ -152,7 +152,7 @@ async def test_a_form_that_the_handler_reads_is_the_same_with_another_boundary(
         {"files": {"f": ("name", b"AAA('g', 'one')")}},
     )
     for other in others:
-        assert code_of(await site.ask("k", "/form", **other))[0] == 422
+        assert code_of(await site.post("k", "/form", **other))[0] == 422
     assert (site.runs, await site.charges()) == (1, [-10])
 
 
@@ -162,8 +162,8 @@ async def test_a_form_that_the_handler_reads_is_the_same_with_another_boundary(
 )
 async def test_another_path_is_another_request(site: Uploads, one: str, other: str) -> None:
     """As it was sent, however it is decoded."""
-    assert (await site.ask("k", f"/items/{one}")).status_code == 200
-    answer = await site.ask("k", f"/items/{other}")
+    assert (await site.post("k", f"/items/{one}")).status_code == 200
+    answer = await site.post("k", f"/items/{other}")
     assert code_of(answer) == (422, "IDEMPOTENCY_KEY_CONFLICT")
 
 

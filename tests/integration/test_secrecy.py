@@ -471,7 +471,7 @@ async def test_paid_requests_tell_no_secret(database: Database, logged: Everythi
         await site.ledger.create_user("ann", credits=60)
         runs = []
         for key, body in ((f"{WORD}-1", WORD), (f"{WORD}-2", WORD), (f"{WORD}-1", "another")):
-            await site.ask(key, json=body)
+            await site.post(key, json=body)
         with logged.aside():
             runs = [row["run"] for row in await rows(database, "paid_requests")]
     logged.check()

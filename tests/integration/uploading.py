@@ -1,4 +1,4 @@
-"""Prints how many KiB of memory this process has needed after a small upload, and after a large."""
+"""Prints this process's peak memory in KiB after a small upload, and after a large one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SIZES = (2 * MIB, 48 * MIB)
 
 
 async def chunks(size: int) -> AsyncIterator[bytes]:
-    """A body, as a server hands it over."""
+    """Yield a body in chunks, as a server does."""
     for _ in range(size // 65536):
         yield bytes(65536)
 
 
 def current_user() -> str:
-    """Whom it is charged to."""
+    """Return the user to charge."""
     return "ann"
 
 

@@ -1,4 +1,4 @@
-"""A server that asks who is there, with the roles, and a user of each."""
+"""A server with access control, with the roles and a user for each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guar
 
 @pytest_asyncio.fixture(scope="package")
 async def administrator(server: GuardedReplicaSet) -> AsyncIterator[Client]:
-    """Who may do everything."""
+    """A client that may do everything."""
     async with server.client_of(ADMINISTRATOR) as client:
         yield client
 
@@ -34,7 +34,7 @@ async def administrator(server: GuardedReplicaSet) -> AsyncIterator[Client]:
 async def guarded(
     server: GuardedReplicaSet, administrator: Client
 ) -> AsyncIterator[GuardedReplicaSet]:
-    """The server with the roles of a database, a user for each, and the setup done by its role."""
+    """The server with a database's roles, a user for each, and the setup done by its role."""
     await ensure_roles(administrator[APP], NAMES)
     for role in ROLES:
         await create_user_with(administrator, APP, role, [role], server.password)

@@ -1,4 +1,4 @@
-"""What each role may do, and what is looked at when it does."""
+"""What each role may do, and how tests look at what it did."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 APP, OTHER = "app", "other"
 SETTINGS = "ledger_settings"
 
-# What each role may do, written from what the work needs and not from the module that grants it.
+# Each role's privileges, written from what its work needs, not from the module that grants them.
 WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
     "creditRuntime": {
         "users": {"find", "insert", "update"},
@@ -90,7 +90,7 @@ COLLECTIONS = list(WORK["creditReader"])
 
 
 def config(**changes: Any) -> CreditConfig:
-    """Prices and tiers."""
+    """Return prices and tiers, with other settings."""
     return CreditConfig(
         costs={"post": {"default": 10}, "view": {"premium": 1}},
         membership={"tiers": {"free": 0, "premium": 1}, "credits_caps": {"free": 5, "premium": 99}},
@@ -99,7 +99,7 @@ def config(**changes: Any) -> CreditConfig:
 
 
 async def dump(administrator: Client) -> dict[str, Any]:
-    """Everything that is in the two databases, with users, roles and indexes."""
+    """Return everything in the two databases, with users, roles and indexes."""
     found: dict[str, Any] = {}
     for name in (APP, OTHER):
         database = administrator[name]
@@ -116,7 +116,7 @@ async def dump(administrator: Client) -> dict[str, Any]:
 
 
 class Clock:
-    """The time, which can be moved on."""
+    """The real time, which a test can move forward."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
@@ -126,7 +126,7 @@ class Clock:
 
 
 async def check_unauthorized(call: Awaitable[Any]) -> None:
-    """It is a StorageError that says what is missing, with the driver's own error behind it."""
+    """Check for a StorageError that names the missing privilege, caused by the driver's error."""
     with pytest.raises(StorageError) as caught:
         await call
     assert type(caught.value) is StorageError
@@ -137,7 +137,7 @@ async def check_unauthorized(call: Awaitable[Any]) -> None:
 
 
 def without(role: Role, collection: str, action: str) -> list[Row]:
-    """The privileges of a role but for one action."""
+    """Return a role's privileges without one action."""
     return [
         Privilege(
             p.database,

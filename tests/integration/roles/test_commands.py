@@ -1,4 +1,4 @@
-"""The command line as a user of one role: what it may do is done, what it may not says so."""
+"""The command line with each role: permitted work is done, and other work gets a clear error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.integration.promises import Client
 from tests.integration.roles.grants import APP, OTHER, config
 
 
-async def test_a_role_is_enough_and_who_has_none_is_told(
+async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
     guarded: GuardedReplicaSet, administrator: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also of a database that is not there, or not the role's."""
+    """The error is also clear for a database that does not exist or is not the role's."""
     await create_user_with(administrator, APP, "stranger", [], guarded.password)
     async with (
         guarded.client_of("creditRuntime", APP) as client,

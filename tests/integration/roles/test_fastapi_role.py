@@ -1,4 +1,4 @@
-"""The runtime role is enough for an application on FastAPI, and needs each of its privileges."""
+"""The runtime role suffices for an application on FastAPI, and it needs each of its privileges."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from tests.integration.promises import Client, rows
 from tests.integration.roles.grants import APP, WORK, config, without
 
 
-def somebody() -> str:
-    """Whom a request is charged to."""
+def current_user() -> str:
+    """Return the user to charge."""
     return "u"
 
 
 async def ask(client: Client, settings: CreditConfig, *asked: tuple[int, str]) -> list[int]:
-    """The statuses that an application of the client answers; it divides by the number."""
+    """Send requests to the client's application, and return the statuses.
+
+    It divides by the number.
+    """
     app = FastAPI(lifespan=credit_lifespan(settings, database=client[APP], indexes=False))
     add_credit_handlers(app)
 
     @app.post("/{part}")
-    async def divide(paid: Annotated[Paid, Charge("post", user=somebody)], part: int) -> float:
+    async def divide(paid: Annotated[Paid, Charge("post", user=current_user)], part: int) -> float:
         return paid.cost / part
 
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -45,7 +48,7 @@ async def ask(client: Client, settings: CreditConfig, *asked: tuple[int, str]) -
 async def test_the_roles_are_enough_for_a_fastapi_application(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """The runtime role pays for requests and settles them; the eraser's takes them, too."""
+    """The runtime role pays for requests and settles them. The eraser's role erases them."""
     names = CollectionNames(**{name: f"our_{name}" for name in CollectionNames.model_fields})
     settings = config(collections=names)
     await ensure_roles(administrator[APP], names)
@@ -70,10 +73,10 @@ async def test_the_roles_are_enough_for_a_fastapi_application(
 
 
 @pytest.mark.parametrize("action", sorted(WORK["creditRuntime"]["paid_requests"]))
-async def test_without_any_one_privilege_on_them_no_request_is_paid(
+async def test_without_any_one_privilege_no_request_is_paid(
     guarded: GuardedReplicaSet, administrator: Client, action: str
 ) -> None:
-    """So each is needed; and nothing is charged."""
+    """Each privilege is needed, and without it nothing is charged."""
     runtime = credit_roles(APP)[0]
     async with (
         guarded.client_of("creditRuntime", APP) as client,

@@ -1,4 +1,4 @@
-"""The roles themselves: what they grant, and how they are created and put right."""
+"""The roles themselves: what they grant, and how they are created and corrected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.roles.grants import APP, OTHER, ROLES, ROOT, SETTINGS, WO
 
 
 def test_each_role_grants_what_its_work_needs() -> None:
-    """Collection by collection; ``listCollections`` belongs to the database."""
+    """Privileges are per collection. ``listCollections`` belongs to the database."""
     for role in credit_roles(APP):
         granted = {p.collection: set(p.actions) for p in role.privileges}
         assert granted.pop("", set()) == ({"listCollections"} if "Setup" in role.name else set())
@@ -33,7 +33,7 @@ def test_each_role_grants_what_its_work_needs() -> None:
 
 
 def test_collections_of_other_names_get_the_same_privileges() -> None:
-    """The names of the configuration, and the archives named after them."""
+    """The configuration's names count, and so do the archives named after them."""
     names = CollectionNames(**{name: f"our_{name}" for name in CollectionNames.model_fields})
     runtime, archiver, *_ = credit_roles(APP, names)
     wanted = {f"our_{name}" for name in WORK[runtime.name] if name != SETTINGS}
@@ -43,7 +43,7 @@ def test_collections_of_other_names_get_the_same_privileges() -> None:
 
 
 def test_a_database_name_that_mongodb_forbids_is_refused() -> None:
-    """It stands in a command to be pasted."""
+    """The name stands in a command that people paste."""
     for name in ("", "a.b", 'a"b', "a b", "x" * 64, None, 5, {"$ne": ""}):
         with pytest.raises(ConfigurationError) as caught:
             credit_roles(name)  # type: ignore[arg-type]
@@ -51,13 +51,13 @@ def test_a_database_name_that_mongodb_forbids_is_refused() -> None:
 
 
 async def run_in_mongosh(administrator: Client, line: str) -> None:
-    """What mongosh does with a printed line."""
+    """Run a printed line as mongosh would."""
     database, _, command = line.removeprefix("db.getSiblingDB(").partition(").runCommand(")
     await administrator[json.loads(database)].command(json.loads(command.removesuffix(")")))
 
 
 async def test_what_is_printed_creates_the_roles(administrator: Client) -> None:
-    """The lines for mongosh leave nothing to be done."""
+    """After the printed lines have run, ``create_roles`` has nothing to do."""
     for role in credit_roles(OTHER):
         await run_in_mongosh(administrator, role.to_mongosh())
     report = await ensure_roles(administrator[OTHER], NAMES)
@@ -69,7 +69,7 @@ async def test_what_is_printed_creates_the_roles(administrator: Client) -> None:
 
 
 async def test_roles_are_created_once_and_kept(administrator: Client) -> None:
-    """A dry run tells what a run does, and writes nothing."""
+    """A dry run reports what a run would do, and writes nothing."""
     database = administrator["fresh"]
     planned = await ensure_roles(database, NAMES, dry_run=True)
     assert (await database.command({"rolesInfo": 1}))["roles"] == []
@@ -85,10 +85,10 @@ async def test_roles_are_created_once_and_kept(administrator: Client) -> None:
     await database.command({"dropAllRolesFromDatabase": 1})
 
 
-async def test_a_role_that_differs_is_put_right_and_keeps_its_users(
+async def test_a_role_that_differs_is_corrected_and_keeps_its_users(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Too many privileges, too few, and inherited roles; restrictions of the address stay."""
+    """Extra, missing and inherited privileges are corrected. Restrictions by address stay."""
     database = administrator[APP]
     runtime = credit_roles(APP)[0]
     too_many = Privilege(APP, "transactions", ("remove",))
@@ -124,7 +124,7 @@ async def test_a_role_that_differs_is_put_right_and_keeps_its_users(
 
 
 async def test_many_at_once_create_the_same_roles(administrator: Client) -> None:
-    """As processes that start together do."""
+    """Processes that start together may all create them."""
     for attempt in range(3):
         database = administrator[f"fresh{attempt}"]
         reports = await asyncio.gather(*(ensure_roles(database, NAMES) for _ in range(8)))
@@ -138,7 +138,7 @@ async def test_many_at_once_create_the_same_roles(administrator: Client) -> None
 async def test_no_role_can_change_roles(
     guarded: GuardedReplicaSet, administrator: Client, role: str
 ) -> None:
-    """Nobody can give themselves more."""
+    """No role can extend its own privileges."""
     before = await dump(administrator)
     async with guarded.client_of(role, APP) as client:
         assert await code_of(ensure_roles(client[APP], NAMES)) == UNAUTHORIZED
@@ -146,7 +146,7 @@ async def test_no_role_can_change_roles(
 
 
 async def run_script(*arguments: str, uri: str = "mongodb://127.0.0.1:1/") -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of ``python scripts/roles.py``."""
+    """Run ``python scripts/roles.py``, and return the exit code, stdout and stderr."""
     variables = {"PYTHONPATH": str(ROOT), "MONGODB_URI": uri, "MONGODB_DATABASE": APP}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "scripts/roles.py", *arguments),
@@ -161,7 +161,7 @@ async def run_script(*arguments: str, uri: str = "mongodb://127.0.0.1:1/") -> tu
 
 
 async def test_the_script_prints_the_roles_without_a_server(administrator: Client) -> None:
-    """Lines for mongosh, or JSON."""
+    """The script prints lines for mongosh, or JSON."""
     code, output, errors = await run_script()
     assert (code, errors) == (0, "")
     assert [line for line in output.splitlines() if not line.startswith("//")] == [
@@ -180,7 +180,7 @@ async def test_the_script_prints_the_roles_without_a_server(administrator: Clien
 async def test_the_script_creates_the_roles_and_says_what_it_did(
     server: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Created, kept, changed; who may not is told what is missing, and no password."""
+    """It says what was created, kept or changed. An error names the privilege, not the password."""
     database = administrator[APP]
     uri = server.uri_of(ADMINISTRATOR)
     code, output, errors = await run_script("--create", "--dry-run", uri=uri)

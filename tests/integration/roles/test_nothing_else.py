@@ -1,4 +1,4 @@
-"""No role can do anything but its work."""
+"""No role can do anything beyond its work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet, co
 from tests.integration.promises import Client, Database, Row, rows
 from tests.integration.roles.grants import APP, COLLECTIONS, OTHER, ROLES, WORK, config, dump
 
-# What concerns one collection, in a form that changes nothing if it is allowed.
+# Commands on one collection, in a form that changes nothing if it is allowed.
 NOBODY = {"_id": "nobody"}
 ON_A_COLLECTION: Final[Mapping[str, Callable[[Database, str], Row]]] = {
     "find": lambda _, name: {"find": name, "filter": NOBODY},
@@ -92,9 +92,9 @@ ON_A_COLLECTION: Final[Mapping[str, Callable[[Database, str], Row]]] = {
 
 
 def may_do(action: str, granted: set[str]) -> bool:
-    """Whether privileges are enough for it."""
+    """Whether privileges suffice for a command."""
     if action == "createCollection":
-        # Who may insert creates a collection by that, and may say so.
+        # A user who may insert can create the collection that way, so the server allows ``create``.
         return bool({"createCollection", "insert"} & granted)
     if action == "findAndModify":
         return {"find", "insert", "update"} <= granted
@@ -105,7 +105,7 @@ def may_do(action: str, granted: set[str]) -> bool:
 async def test_a_role_can_do_on_each_collection_what_its_work_needs_and_no_more(
     guarded: GuardedReplicaSet, administrator: Client, role: str
 ) -> None:
-    """Every role, every collection of the ledger, one beside it, and all of another database."""
+    """Checks every role on every collection of the ledger, one beside it, and another database."""
     wrong = []
     tried = refused = 0
     places = [(APP, name) for name in (*COLLECTIONS, "secrets", "system.js")]
@@ -189,7 +189,7 @@ ALLOWED = {("creditSetup", "listCollections")}
 async def test_a_role_can_do_nothing_to_a_database_or_a_server(
     guarded: GuardedReplicaSet, administrator: Client, role: str
 ) -> None:
-    """Code 13 for each, and everything is as it was."""
+    """Each command fails with code 13, and everything stays as it was."""
     before = await dump(administrator)
     commands = [(APP, *item) for item in ON_A_DATABASE.items()]
     commands += [(OTHER, *item) for item in ON_A_DATABASE.items() if "Info" not in item[0]]
@@ -216,10 +216,10 @@ async def test_a_role_can_do_nothing_to_a_database_or_a_server(
     assert await dump(administrator) == before
 
 
-async def test_records_can_not_be_changed_or_taken_away_by_the_runtime_role(
+async def test_the_runtime_role_cannot_change_or_remove_records(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """By no command that writes, in a transaction or outside, one row or all."""
+    """No writing command works, inside a transaction or outside, on one row or on all."""
     async with (
         guarded.client_of("creditRuntime", APP) as client,
         CreditLedger(client[APP], config()) as ledger,

@@ -1,4 +1,4 @@
-"""The reader, the eraser, the archiver and the setup: each can do its work."""
+"""The reader, the eraser, the archiver and the setup role: each can do its work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.roles.grants import APP, ROLES, check_unauthorized, confi
 async def test_the_reader_can_read_all_and_a_ledger_of_it_writes_nothing(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Reads go through; each write is a StorageError, and nothing is written."""
+    """Reads succeed. Each write is a StorageError, and nothing is written."""
     async with (
         guarded.client_of("creditRuntime", APP) as client,
         CreditLedger(client[APP], config()) as ledger,
@@ -51,7 +51,7 @@ async def test_the_reader_can_read_all_and_a_ledger_of_it_writes_nothing(
 async def test_the_reader_can_verify_and_the_runtime_role_can_repair(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """To look needs no more than reading, and a correction is a transaction like any other."""
+    """Verification only reads, and a correction is a transaction like any other."""
     async with (
         guarded.client_of("creditRuntime", APP) as runtime,
         guarded.client_of("creditReader", APP) as reader,
@@ -64,7 +64,7 @@ async def test_the_reader_can_verify_and_the_runtime_role_can_repair(
         assert finding.user_id == "u"
         before = await dump(administrator)
         settle = functools.partial(repair, operator="ann", reason="a balance edited by hand")
-        # What is refused is told for each user, or raised at once.
+        # The refusal is reported for each user, or raised at once.
         with contextlib.suppress(PyMongoError):
             assert not (await settle(reader[APP])).is_complete
         assert await dump(administrator) == before
@@ -76,7 +76,7 @@ async def test_the_reader_can_verify_and_the_runtime_role_can_repair(
 async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Nothing goes for whom nothing may go; who may erase can do nothing else of a ledger's."""
+    """The runtime role erases nobody. The eraser can do nothing else that a ledger does."""
     async with (
         guarded.client_of("creditRuntime", APP) as client,
         CreditLedger(client[APP], config()) as ledger,
@@ -107,7 +107,7 @@ async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
 async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
     guarded: GuardedReplicaSet, administrator: Client, tmp_path: Path
 ) -> None:
-    """To collections and to files; who is charged meanwhile can be refunded of what is archived."""
+    """This holds for collections and files. Charges archived meanwhile can still be refunded."""
     database = administrator[APP]
     async with (
         guarded.client_of("creditRuntime", APP) as client,
@@ -140,7 +140,7 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
 async def test_only_the_setup_role_can_run_ensure_indexes(
     guarded: GuardedReplicaSet, administrator: Client, tmp_path: Path
 ) -> None:
-    """It did in the fixture, and can again; for the others it is a StorageError."""
+    """The fixture ran it, and it can run again. For the other roles it is a StorageError."""
     before = await dump(administrator)
     for role in ROLES:
         async with guarded.client_of(role, APP) as client:
@@ -156,7 +156,7 @@ async def test_only_the_setup_role_can_run_ensure_indexes(
 async def test_the_setup_role_can_change_a_ttl_and_add_a_validator(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """What is already there with documents is brought up to date as well."""
+    """Existing collections with documents are updated, too."""
     database = administrator[APP]
     await database.command({"collMod": "users", "validator": {}})
     await database.command(

@@ -1,4 +1,4 @@
-"""The runtime role can do all that a ledger does, and never without one of its privileges."""
+"""The runtime role can do all that a ledger does, and needs each of its privileges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.integration.roles.grants import (
 
 
 class Watched:
-    """A ledger that notes which of its methods were called and ended well."""
+    """A ledger that notes which of its methods have succeeded."""
 
     def __init__(self, ledger: CreditLedger, called: set[str]) -> None:
         self._ledger = ledger
@@ -56,7 +56,7 @@ async def live(ledger: Any, client: Client, clock: Clock) -> None:
     await ledger.create_user("u", credits=50, membership_tier="free", idempotency_key="c")
     charge = await ledger.charge("u", "post", idempotency_key="k", metadata={"a": 1})
     assert (await ledger.charge("u", "post", idempotency_key="k")).replayed
-    clock.ahead = timedelta(days=2)  # the key is over, though TTL has not come
+    clock.ahead = timedelta(days=2)  # The key has expired, but the TTL sweep has not removed it.
     assert not (await ledger.charge("u", "post", idempotency_key="k")).replayed
     with pytest.raises(InsufficientCreditsError):
         await ledger.charge("u", "post", amount=1000, idempotency_key="r")
@@ -87,7 +87,7 @@ async def live(ledger: Any, client: Client, clock: Clock) -> None:
 async def test_the_runtime_role_can_do_all_that_the_ledger_does(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Every public method, each at least once to a good end; only the setup is not its work."""
+    """Every public method succeeds at least once, except the setup, which has its own role."""
     called: set[str] = set()
     clock = Clock()
     async with (
@@ -106,10 +106,10 @@ async def test_the_runtime_role_can_do_all_that_the_ledger_does(
     assert await rows(administrator[APP], "idempotency_records")
 
 
-async def test_the_runtime_role_is_enough_on_a_connection_of_the_ledgers_own(
+async def test_the_runtime_role_is_enough_on_the_ledgers_own_connection(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """From the URI to the promises, with the clock of the machine."""
+    """The ledger connects by URI, by the machine's clock, and keeps its promises."""
     uri = guarded.uri_of("creditRuntime", APP)
     async with CreditLedger.connect(uri, database=APP, config=config()) as ledger:
         await ledger.create_user("u", credits=50, idempotency_key="c")
@@ -124,7 +124,7 @@ async def test_the_runtime_role_is_enough_on_a_connection_of_the_ledgers_own(
 async def test_the_runtime_role_can_take_turns_among_processes(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """Several clients on one user at once: the turns come into being, and all get their credits."""
+    """Several clients call for one user at once: they take turns, and all get their credits."""
     async with (
         guarded.client_of("creditRuntime", APP) as one,
         guarded.client_of("creditRuntime", APP) as two,
@@ -144,10 +144,10 @@ async def test_the_runtime_role_can_take_turns_among_processes(
     await check_promises(administrator[APP])
 
 
-async def test_a_caller_who_gives_up_leaves_no_transaction_open(
+async def test_a_cancelled_caller_leaves_no_transaction_open(
     guarded: GuardedReplicaSet, administrator: Client
 ) -> None:
-    """To end one's own sessions needs no privilege."""
+    """Ending one's own sessions needs no privilege."""
     async with (
         guarded.client_of("creditRuntime", APP) as client,
         CreditLedger(client[APP], config(operation_timeout_seconds=0.5)) as ledger,
@@ -178,16 +178,16 @@ SECRET = "key-" + "of-a-request"
     [
         (name, action)
         for name, actions in WORK["creditRuntime"].items()
-        # For repairs, for FastAPI, and for opening a ledger: they are tried by themselves.
+        # Privileges for repairs, for FastAPI and for opening a ledger have their own tests.
         if name not in ("archive_borders", "paid_requests", SETTINGS)
         for action in sorted(actions)
     ],
 )
 @pytest.mark.cases(5)
-async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_works(
+async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_succeed(
     guarded: GuardedReplicaSet, administrator: Client, collection: str, action: str
 ) -> None:
-    """So each is needed. What is refused writes nothing, and the books stay right."""
+    """Each privilege is needed. A refused call writes nothing, and the books stay right."""
     database = administrator[APP]
     clock = Clock()
     runtime = credit_roles(APP)[0]
@@ -207,7 +207,7 @@ async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_wor
         )
         done = [await outcome_of(database, call) for call in some_calls(ledger, "v")]
         loop = asyncio.get_running_loop()
-        for number in (1, 2):  # as after conflicts with another process: it takes turns
+        for number in (1, 2):  # Take turns, as after conflicts with another process.
             ledger._committer._turns.met_conflict(number, loop.time())
         done += [await outcome_of(database, call) for call in some_calls(ledger, "w")]
     refused = [each for each in done if each == "unauthorized"]
@@ -216,7 +216,7 @@ async def test_without_any_one_privilege_some_calls_are_refused_and_the_rest_wor
 
 
 def some_calls(ledger: CreditLedger, name: str) -> list[Callable[[], Awaitable[Any]]]:
-    """Calls that need every privilege among them."""
+    """Return calls that together need every privilege."""
     return [
         lambda: ledger.create_user(name),
         lambda: ledger.charge("u", "post", idempotency_key="over"),
@@ -232,7 +232,7 @@ def some_calls(ledger: CreditLedger, name: str) -> list[Callable[[], Awaitable[A
 
 
 async def outcome_of(database: Database, call: Callable[[], Awaitable[Any]]) -> str:
-    """What a call comes to; if it is refused for a privilege, then without a trace."""
+    """Return a call's outcome, after checking that a missing privilege left no trace."""
     before = await books(database)
     try:
         await call()
@@ -245,20 +245,22 @@ async def outcome_of(database: Database, call: Callable[[], Awaitable[Any]]) -> 
     else:
         return "done"
     assert code == UNAUTHORIZED
-    assert SECRET not in shown  # though the server quotes the command that it refuses
+    assert (
+        SECRET not in shown
+    )  # The message hides it, although the server quotes the refused command.
     assert await books(database) == before
     return "unauthorized"
 
 
 async def books(database: Database) -> list[list[Row]]:
-    """All rows that say something; the turns say nothing."""
+    """Return all rows except those of turns."""
     return [await rows(database, name) for name in COLLECTIONS if name != "turns"]
 
 
-async def test_a_role_from_before_there_were_settings_goes_on_working_and_is_told(
+async def test_a_role_older_than_the_settings_keeps_working_with_a_warning(
     guarded: GuardedReplicaSet, administrator: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The settings are not compared, once warned of; with the role of today they are."""
+    """It warns that it cannot compare the settings. With today's role it compares them."""
     runtime = credit_roles(APP)[0]
     other = config(decimal_places=3)
     async with guarded.client_of("creditRuntime", APP) as client:
