@@ -360,7 +360,7 @@ class CreditLedger:
         1 to 255 characters). The database role for normal operations isn't allowed to erase: use
         the role for erasing.
 
-        Raises UserNotFoundError.
+        Raises UserNotFoundError, and JobTimeoutError if a step does not end in time.
         """
         await self._read(None, self._opening.check)
         return await erase(

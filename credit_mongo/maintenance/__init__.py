@@ -1,1 +1,1 @@
-"""Jobs beside the ledger: indexes and validators."""
+"""Jobs around the ledger: indexes, roles, archive, verification, erasure, export and reports."""

@@ -1,12 +1,12 @@
-"""The cleanup: expired idempotency records go, and if asked for, audit rows of old refusals.
+"""The cleanup: removes expired idempotency records and, on request, audit rows of old refusals.
 
-The TTL index removes the records as well. The audit rows of refusals are what somebody without
-credits, or an invented name, leaves with each attempt: nothing else bounds their number.
+The TTL index also removes expired records. Nothing else limits the audit rows of refusals: each
+attempt of a user without credits, or on an unknown user, leaves one.
 
-It can be killed at any point and run again, and run beside the ledger and beside itself. A record
-goes only if it had expired, by the server's clock, longer ago than any operation can take: nobody
-who is still at work can have seen it as valid. Each deletion looks again, so that a key that was
-used anew meanwhile stays.
+You can stop the cleanup at any point and run it again, also during normal operation and several
+times at once. It removes a record only if it expired, by the server's clock, longer ago than any
+operation can take. So no running operation can still count on it. Each deletion checks the expiry
+again, so a key that was used again in the meantime stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of records that have gone, and about how many there were."""
+"""Called with the number of records removed so far, and about how many there are in all."""
 
 # The longest operation_timeout_seconds that a configuration can have.
 GRACE_SECONDS: Final = 3600.0
@@ -36,16 +36,16 @@ _LONGEST_GRACE_SECONDS: Final = 366 * 24 * 3600
 _LONGEST_AGE_SECONDS: Final = 3653 * 24 * 3600
 _BATCH: Final = 1000
 _MOST_TRIES: Final = 5
-# The cursor of a server that is gone: killed, not found, or of a member that stepped down.
+# Error codes of a lost cursor: killed, not found, or on a member that stepped down.
 _GONE: Final = frozenset({43, 175, 237, 10107, 11602, 13435})
 
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """How many records had expired before ``before`` and were removed (in a dry run: would be).
+    """How many records, expired before ``before``, were removed (in a dry run: would be removed).
 
-    ``refusals_removed`` audit rows were of refusals before ``refusals_before``, which is None if
-    those were to stay.
+    ``refusals_removed`` counts audit rows of refusals from before ``refusals_before``. That is None
+    if they were not to be removed.
     """
 
     removed: int
@@ -55,7 +55,7 @@ class Cleanup:
     refusals_before: datetime | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         refused = self.refusals_before
         return {
             "removed": self.removed,
@@ -77,16 +77,16 @@ async def clean_up(
 ) -> Cleanup:
     """Remove the idempotency records that expired more than ``grace_seconds`` ago.
 
-    Only those whose ``expiresAt`` is a date; those go in batches of 1,000, each acknowledged by a
-    majority. ``grace_seconds`` (0 to a year) has to cover the longest operation and what the clocks
-    of the application's machines differ by. It needs find and remove on the collection.
+    Records whose ``expiresAt`` isn't a date stay. The function removes 1,000 records at a time,
+    each time acknowledged by a majority. ``grace_seconds`` (0 to a year) must cover the longest
+    operation plus the difference between the clocks of the application's machines.
 
-    With ``refusals_older_than_seconds`` (an hour to ten years), audit rows of refused attempts that
-    are older go as well, for good: archive them first if they are to be kept. It then needs find
-    and remove on the audit logs, too; the role creditEraser has both. Audit rows of what was done,
-    and archived ones, stay.
+    With ``refusals_older_than_seconds`` (an hour to ten years), the function also removes older
+    audit rows of refused attempts, for good. Archive them first if you want to keep them. Audit
+    rows of successful attempts and archived rows stay.
 
-    Raises InvalidRequestError, and PyMongoError: then run it again to complete it.
+    Needs find and remove on the collections concerned; the role creditEraser has both. Raises
+    InvalidRequestError and PyMongoError. After PyMongoError, run it again to complete the cleanup.
     """
     grace = timedelta(seconds=_check_grace(grace_seconds))
     age = None
@@ -97,7 +97,7 @@ async def clean_up(
     hello = await ledger.command({"hello": 1})
     now: datetime = hello["localTime"]
     before, refused_before = now - grace, None if age is None else now - age
-    # Dates are compared with dates alone: what is no date is no match.
+    # MongoDB compares dates only with dates, so other values never match.
     works = [_Cleaning(ledger, names.idempotency_records, {"expiresAt": {"$lt": before}})]
     if refused_before is not None:
         old = {"status": "failed", "createdAt": {"$lt": refused_before}}
@@ -129,7 +129,7 @@ def _check_seconds(field: str, value: object, least: int, most: int) -> float:
 
 
 class _Cleaning:
-    """A cleanup of one collection under way."""
+    """The running cleanup of one collection."""
 
     def __init__(self, database: LedgerDatabase, collection: str, old: Raw) -> None:
         self._rows = database[collection]
@@ -140,7 +140,7 @@ class _Cleaning:
         return await self._rows.count_documents(self._old)
 
     async def run(self, on_removed: Callable[[], object]) -> None:
-        """To the end, with a cursor more for each that is lost on the way."""
+        """Remove everything that is old. Open a new cursor whenever one is lost."""
         tries, removed = 0, 0
         while True:
             try:
@@ -155,7 +155,7 @@ class _Cleaning:
                 return
 
     async def _go_through(self, on_removed: Callable[[], object]) -> None:
-        # One cursor, and no order: without an index on expiresAt, each would read the collection.
+        # One unsorted cursor: without an index on expiresAt, each new query would read everything.
         async with self._rows.find(self._old, {"_id": 1}, batch_size=_BATCH) as found:
             while records := await found.to_list(_BATCH):
                 keys = {"_id": {"$in": [record["_id"] for record in records]}}

@@ -1,17 +1,18 @@
-"""The erasure of a user: the account with all its rows, archived ones too; a record of it stays.
+"""Erases a user: the account with all its rows, archived rows too. A record of the erasure stays.
 
-It goes in steps, a transaction each, and each keeps its own count, so that it can be killed at any
-point and goes on, with the right counts, when it is asked for again. The first step removes the
-account and says in the collection ``erasures`` whose erasure is under way, and of which moment the
-newest of its rows is: from then on there is no such user for any operation, and no row that is not
-later counts (``erasures.py``). What the last step leaves there says how many rows of each kind
-went, when, and who asked for it; not whose they were.
+An erasure works in steps. Each step is one transaction and keeps its own counts. So the process can
+die at any point: the next call continues, and the counts stay right.
 
-An account may be opened anew under the same id in between. It begins after that moment, and a step
-deletes nothing that is later.
+The first step removes the account. It also stores in the collection ``erasures`` whose erasure has
+begun, and the date of the user's newest row. From then on, no operation finds the user, and rows up
+to that date no longer count (``storage/erasures.py``). The last step leaves a record: how many rows
+of each kind were erased, when, and who asked for it, but not whose rows they were.
 
-What has been copied out of the database before stays: archive files, exports, backups, the oplog.
-So do the audit rows of what is tried with that name later, as with any name that is unknown.
+Meanwhile, somebody may open a new account with the same id. It begins after the stored date, and no
+step deletes later rows.
+
+Copies outside the database stay: archive files, exports, backups, the oplog. Audit rows of later
+attempts on this user id stay too, as for any unknown user.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["OnProgress", "erase", "erase_user", "in_files"]
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of rows that have gone, and about how many there were."""
+"""Called with the number of rows erased so far, and about how many there are in all."""
 
 # With their audit rows, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 440
@@ -72,18 +73,20 @@ async def erase_user(
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     on_progress: OnProgress | None = None,
 ) -> Erasure:
-    """Erase a user with all its rows, or complete an erasure that was begun.
+    """Erase a user with all rows, or complete an erasure that has begun.
 
-    Rows go by at most 1,000 in a transaction, each within ``step_seconds``; there is no limit to
-    all of them together. ``requested_by`` (1 to 255 characters) stays in the record. An account
-    that is opened anew while this is under way stays; one that is there when this is called goes.
-    ``users`` is the configuration's: with it, a document that has fields of the application's stays
-    with those, and only what makes it an account goes.
+    Each transaction erases at most 1,000 rows and must end within ``step_seconds``. The whole
+    erasure has no time limit. ``requested_by`` (1 to 255 characters) stays in the record.
 
-    What is left of an account whose document was removed by somebody else goes as well. Raises
-    InvalidRequestError, UserNotFoundError if there is no such account, no transaction or
-    idempotency record of one and no erasure of it under way, JobTimeoutError, and StorageError:
-    then call it again to complete it.
+    An account that exists when the function is called is erased. An account opened after that
+    stays. If other software has removed the user's document, the rest of the account is erased.
+
+    ``users`` is the mapping of the configuration. With it, a document that has other fields of the
+    application stays with these, and only loses the fields of the account.
+
+    Raises InvalidRequestError, JobTimeoutError and StorageError. Raises UserNotFoundError if there
+    is no account, no transaction, no idempotency record and no unfinished erasure of the user.
+    After JobTimeoutError or StorageError, call the function again to complete the erasure.
     """
     return await erase(
         LedgerDatabase.of(database, collections, users),
@@ -104,7 +107,7 @@ async def erase(
     clock: Callable[[], datetime],
     on_progress: OnProgress | None = None,
 ) -> Erasure:
-    """The same for a ledger."""
+    """Do the work of ``erase_user`` for a ledger."""
     erasing = _Erasing(
         database,
         database.users.check_id("user_id", user_id),
@@ -119,7 +122,7 @@ async def erase(
 
 
 def in_files(border: Raw | None) -> int:
-    """How many of a user's transactions were archived to files, where nothing here reaches them."""
+    """Return how many of a user's transactions are in archive files, which stay."""
     found = (None if border is None else border_or_none(border)) or NO_BORDER
     return sum(
         segment.seq - found.opening_of(segment)[0]
@@ -129,7 +132,7 @@ def in_files(border: Raw | None) -> int:
 
 
 class _History(NamedTuple):
-    """Where transactions are with their audit rows, and how they are counted."""
+    """A collection of transactions, the one of their audit rows, and the names of their counts."""
 
     transactions: str
     audit_logs: str
@@ -138,7 +141,7 @@ class _History(NamedTuple):
 
 
 class _Erasing:
-    """An erasure under way."""
+    """A running erasure."""
 
     def __init__(
         self,
@@ -160,7 +163,7 @@ class _Erasing:
         self._on_progress = on_progress
         self._id = ObjectId()
         live = _History(names.transactions, names.audit_logs, "transactions", "auditLogs")
-        # Rows only ever move from here to there: what is not in the first any more is in the other.
+        # Rows only ever move from live to archived: a row that has left the first is in the other.
         archived = _History(
             names.transactions_archive,
             names.audit_logs_archive,
@@ -171,7 +174,7 @@ class _Erasing:
         self._collections = (*live[:2], *archived[:2], names.idempotency_records)
 
     async def count(self) -> int:
-        """About how many rows there are, without the idempotency records."""
+        """Return about how many rows there are, without the idempotency records."""
         return sum(
             [
                 await self._database[collection].count_documents({"userId": self._user_id})
@@ -181,7 +184,7 @@ class _Erasing:
         )
 
     async def run(self, steps: Steps, total: int | None) -> Erasure:
-        """From the first step to the last."""
+        """Take all steps, from the first to the last."""
         record = await steps.take(self._begin)
         self._id = record["erasure"]
         closed: Erasure | None = None
@@ -202,16 +205,16 @@ class _Erasing:
     # The steps
 
     async def _begin(self, session: AsyncClientSession) -> Raw:
-        """Remove the account and the newest of its history, as one; small ones are gone by that."""
+        """Remove the account and its newest rows together. For a small account, that is all."""
         names, database = self._names, self._database
-        # First of all: what is charged after the transaction's first look would be a conflict.
+        # This comes first: a charge after the transaction's first read would cause a conflict.
         has_gone = await self._erase_account(session)
         record = await database[names.erasures].find_one(self._place, session=session)
         if not has_gone and record is not None:
             return record
         if not has_gone and not await self._has_history(session):
             raise UserNotFoundError(self._user_id)
-        # An account to come begins with nothing.
+        # A new account of this id must not continue the old archive.
         border = await database[names.archive_borders].find_one_and_delete(
             {"_id": self._user_id}, session=session
         )
@@ -224,7 +227,7 @@ class _Erasing:
             {"users": int(has_gone), "transactionsInFiles": in_files(border), **counts},
             session,
             {
-                # Of all accounts that this erasure takes.
+                # The latest of all accounts that this erasure takes.
                 "$max": {"until": until, "requestsUntil": requests},
                 "$setOnInsert": {
                     "erasure": self._id,
@@ -235,37 +238,37 @@ class _Erasing:
         )
 
     async def _erase_transactions(self, history: _History, session: AsyncClientSession) -> Raw:
-        """Some transactions with what belongs to them; an empty record if there are none."""
+        """Erase some transactions with their audit rows. Return {} if there are none left."""
         counts = await self._erase_some(history, await self._scope(session), session)
         return await self._keep(counts, session) if counts else {}
 
     async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
-        """Some audit rows that have no transaction: those of refused attempts."""
+        """Erase some audit rows without a transaction, which refused attempts have left."""
         query = {"userId": self._user_id, **await self._scope(session)}
         return await self._erase_batch(history.audit_logs, query, history.audits_counted, session)
 
     async def _erase_records(self, session: AsyncClientSession) -> Raw:
-        """Some idempotency records: of all transactions, wherever those are."""
+        """Erase some idempotency records, of live and archived transactions."""
         query = {"userId": self._user_id, **await self._scope(session)}
         collection = self._names.idempotency_records
         return await self._erase_batch(collection, query, "idempotencyRecords", session)
 
     async def _erase_paid_requests(self, session: AsyncClientSession) -> Raw:
-        """Some of what the FastAPI integration keeps; nothing of what was asked for since."""
+        """Erase some requests of the FastAPI integration, but none begun after the erasure."""
         begun = await self._database[self._names.erasures].find_one(self._place, session=session)
         asked = {"$lte": (begun or {}).get("requestsUntil") or NEVER}
         query, collection = {"userId": self._user_id, "startedAt": asked}, self._names.paid_requests
         return await self._erase_batch(collection, query, "paidRequests", session)
 
     async def _end(self, session: AsyncClientSession) -> Erasure | None:
-        """Leave a record that tells nobody's name; None if there still are rows."""
+        """Leave a record without the user's id. Return None if there still are rows."""
         erasures = self._database[self._names.erasures]
         record = await erasures.find_one({"_id": self._id}, session=session)
         if record is None:
             scope = await self._scope(session)
             if await self._has_rows(self._collections, scope, session):
                 return None
-            # An archive that had begun before may have made it after the account had gone.
+            # A running archive may have written a border after the account was removed.
             border = await self._database[self._names.archive_borders].find_one_and_delete(
                 {"_id": self._user_id, **scope}, session=session
             )
@@ -289,10 +292,10 @@ class _Erasing:
     # What they are made of
 
     async def _erase_account(self, session: AsyncClientSession) -> bool:
-        """Whether there was one. A document that has other purposes stays without it."""
+        """Return whether there was an account. A document with other fields stays without it."""
         users, collection = self._users, self._database[self._names.users]
         query = users.query_of(self._user_id)
-        # One command, for what is charged after a look would be a conflict, again and again.
+        # A single command: a charge between a read and a write would cause conflict after conflict.
         if not users.are_the_applications:
             return (await collection.delete_one(query, session=session)).deleted_count > 0
         document = await collection.find_one_and_update(
@@ -305,9 +308,9 @@ class _Erasing:
         return True
 
     async def _has_history(self, session: AsyncClientSession) -> bool:
-        """Whether something is left of an account whose document somebody else has removed.
+        """Return whether something is left of an account whose document other software removed.
 
-        Audit rows are not: attempts on somebody unknown have them.
+        Audit rows don't count, because attempts on unknown users leave them too.
         """
         collections = [history.transactions for history in self._histories]
         if await self._has_rows([*collections, self._names.idempotency_records], {}, session):
@@ -325,14 +328,14 @@ class _Erasing:
         return False
 
     async def _scope(self, session: AsyncClientSession) -> Raw:
-        """The part of a query that tells which rows are to go.
+        """Return the part of a query that selects the rows to erase.
 
-        No row of an account that was opened since is among them, and no audit row of what was tried
-        since: there may be more of those all the time.
+        It excludes the rows of an account opened since, and audit rows of later attempts, which
+        could keep coming.
         """
         record = await self._database[self._names.erasures].find_one(self._place, session=session)
         if record is None:
-            # Whoever else was at it has come to the end; an account there may be is another.
+            # Another process has completed the erasure. If there is an account, it is a new one.
             return {"_id": {"$in": []}}
         until: datetime = record.get("until", NEVER)
         scope = {"createdAt": not_after(until)}
@@ -349,15 +352,15 @@ class _Erasing:
         else:
             opened = account.get(users.names.created_at)
         if not isinstance(opened, datetime) or opened <= until:
-            # Other software has made it, or a ledger that did not know of the erasure.
+            # Other software opened the account, or a ledger that didn't know about the erasure.
             raise StorageError(
-                "the account was opened anew, and is not dated after the former one: what is left "
-                "of the former can't be told from it. Erase the user again: both go then"
+                "a new account was opened during the erasure, but it is not dated after the old "
+                "one, so their rows cannot be told apart: erase the user again to erase both"
             )
         return scope
 
     async def _newest(self, border: Raw | None, session: AsyncClientSession) -> datetime:
-        """The moment of the newest of the user's rows, also of those that are in files."""
+        """Return the date of the user's newest row, including rows in files."""
         moments = [await self._newest_in(each, session) for each in self._collections]
         archived = None if border is None else border.get("createdAt")
         return max([*moments, archived] if isinstance(archived, datetime) else moments)
@@ -380,7 +383,7 @@ class _Erasing:
     async def _erase_some(
         self, history: _History, older: Raw, session: AsyncClientSession
     ) -> dict[str, int]:
-        """Some transactions, newest first, with their audit rows."""
+        """Erase some transactions, newest first, with their audit rows."""
         database, mine = self._database, {"userId": self._user_id, **older}
         found = await (
             database[history.transactions]
@@ -420,7 +423,7 @@ class _Erasing:
     async def _keep(
         self, counts: dict[str, int], session: AsyncClientSession, more: Raw | None = None
     ) -> Raw:
-        """Add to the record; it is begun by what goes with the account."""
+        """Add counts to the record. Only the first step passes ``more``, which creates it."""
         erasures = self._database[self._names.erasures]
         record = await erasures.find_one_and_update(
             self._place,

@@ -1,4 +1,4 @@
-"""What an erasure would take, counted in one snapshot; nothing is written."""
+"""Counts what an erasure would take, in one snapshot, without writing anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ErasurePreview", "preview_erasure"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasurePreview:
-    """How many rows of each kind would go; those ``transactions_in_files`` would stay there."""
+    """How many rows of each kind would be erased. ``transactions_in_files`` would stay."""
 
     user_id: str
     users: int
@@ -40,9 +40,10 @@ async def preview_erasure(
     collections: CollectionNames | None = None,
     users: UserMapping | None = None,
 ) -> ErasurePreview:
-    """Count what ``erase_user`` would take from a user.
+    """Count the rows of a user that ``erase_user`` would erase.
 
-    Raises InvalidRequestError, PyMongoError, and UserNotFoundError as ``erase_user`` would.
+    Raises InvalidRequestError, PyMongoError, and UserNotFoundError in the same cases as
+    ``erase_user``.
     """
     ledger = LedgerDatabase.of(database, collections, users)
     user_id = ledger.users.check_id("user_id", user_id)
@@ -74,7 +75,7 @@ async def _count(
         transactions_in_files=in_files(border),
         paid_requests=await count(names.paid_requests, own),
     )
-    # Attempts on a name that has no account are no account.
+    # Audit rows alone don't prove an account: attempts on unknown users leave them too.
     has_account = border is not None or any(
         (
             preview.users,

@@ -1,7 +1,7 @@
-"""The collections, the indexes and the validator that the ledger wants, brought about without loss.
+"""Creates the collections, indexes and validator of the ledger, and never drops anything.
 
-What is wanted stands with the documents (``documents.py``); this compares it with what is there,
-and does the difference. Whatever of the application's is in the way stays, and is reported.
+``documents.py`` says what the ledger needs. This module compares that with the database and makes
+the missing parts. If something of the application's is in the way, the module keeps and reports it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _INDEX_KEY_SPECS_CONFLICT: Final = 86
 _INDEX_BUILD_IN_PROGRESS: Final = 12587
 _PAUSE_SECONDS: Final = 0.2
 
-# What tells nothing of how an index works; "background" and "ns" stand in indexes of old servers.
+# Options that don't change how an index works. Old servers add "background" and "ns".
 _NO_OPTIONS: Final = frozenset({"v", "key", "name", "ns", "background"})
-# What collMod changes.
+# The options that collMod can change.
 _ADJUSTABLE: Final = frozenset({"expireAfterSeconds", "hidden"})
 
 _OF_PAID_REQUESTS: Final = (
     IndexModel("expiresAt", expireAfterSeconds=0),
-    # Of runs that are not over alone: few, however many requests are remembered.
+    # Only for unfinished runs, which are few, however many requests are remembered.
     IndexModel("leaseUntil", sparse=True),
-    # For erasures, which are all that asks by user.
+    # For erasures, the only queries by user.
     IndexModel("userId"),
 )
 _IN_PAID_REQUESTS: Final = frozenset(
@@ -61,59 +61,59 @@ _IN_PAID_REQUESTS: Final = frozenset(
     }
 )
 
-# "moderate", because "users" may be the application's own, with documents from before that have no
-# credits yet: "strict" would refuse every update of those, the application's as well. What was
-# valid once must stay so, and every new document must be.
+# "moderate", because "users" may be the application's collection, with older documents that have
+# no credits yet. "strict" would refuse every update of those, even the application's. "moderate"
+# checks new documents, and updates of valid ones.
 _ENFORCED: Final = {"validationLevel": "moderate", "validationAction": "error"}
 
 
 @dataclass(frozen=True, slots=True)
 class IndexChange:
-    """One thing that was wanted, and what became of it (in a dry run: what would)."""
+    """One thing that the ledger needs, and what was done about it (in a dry run: what would be)."""
 
     collection: str
     """The collection's name."""
     name: str
-    """The index's name as it is in the database; ``"validator"``; ``""`` for the collection, and
-    the name of the transactions collection for the ledger's settings."""
+    """The index's name in the database. For a validator ``"validator"``, for a collection ``""``,
+    for the ledger's settings the name of the transactions collection."""
     kind: IndexKind
     state: IndexState
-    """``conflict``: something of the application's is in the way, and stays."""
+    """``conflict`` means that something of the application's is in the way. It stays."""
     reason: str = ""
     """What was changed, or why there is a conflict."""
     remedy: str = ""
-    """What resolves the conflict, mostly a command for mongosh. Run ``ensure_indexes`` again then.
-    """
+    """What resolves the conflict, usually a command for mongosh. Run ``ensure_indexes`` again
+    afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What became of all that was wanted. Nothing is left to do when it has no ``conflicts``."""
+    """What was done about everything the ledger needs. Without ``conflicts``, all is in place."""
 
     changes: tuple[IndexChange, ...]
 
     @property
     def created(self) -> tuple[IndexChange, ...]:
-        """What was missing."""
+        """What was missing and is now created."""
         return self._in_state("created")
 
     @property
     def kept(self) -> tuple[IndexChange, ...]:
-        """What was there."""
+        """What was already there."""
         return self._in_state("kept")
 
     @property
     def changed(self) -> tuple[IndexChange, ...]:
-        """What was there, with another TTL or hidden."""
+        """Indexes that had another TTL or were hidden, and are now corrected."""
         return self._in_state("changed")
 
     @property
     def conflicts(self) -> tuple[IndexChange, ...]:
-        """What is still missing because something else is in the way; each with its remedy."""
+        """What is still missing because something else is in the way, each with its remedy."""
         return self._in_state("conflict")
 
     def to_dict(self) -> dict[str, list[dict[str, str]]]:
-        """The changes by state (``created``, ``kept``, ``changed``, ``conflicts``), for JSON."""
+        """Return the changes by state (``created``, ``kept``, ``changed``, ``conflicts``)."""
         return {
             name: [asdict(change) for change in getattr(self, name)]
             for name in ("created", "kept", "changed", "conflicts")
@@ -125,12 +125,12 @@ class IndexReport:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What the change will be once the command, if it needs one, is done."""
+    """A change, and the command that makes it, if it needs one."""
 
     change: IndexChange
     command: Raw | None = None
     remedies: Mapping[int, str] = field(default_factory=dict)
-    """By error code: refused with one of these, it is a conflict, and this resolves it."""
+    """Remedies by error code: the server's refusal with one of these codes is a conflict."""
 
 
 async def ensure_indexes(
@@ -144,24 +144,26 @@ async def ensure_indexes(
 ) -> IndexReport:
     """Create the collections, indexes and (with ``validators``) the users' validator if missing.
 
-    First the ledger's settings are written down: the names, the mapping and ``decimal_places`` of
-    the configuration. Without ``decimal_places`` they are compared alone. If the ledger in the
-    database was set up with others, ConfigurationError is raised and nothing is created.
+    The function first stores the ledger's settings: the names, the mapping and ``decimal_places``
+    of the configuration. Without ``decimal_places``, it only compares them. If the ledger in the
+    database was set up with other settings, it raises ConfigurationError and creates nothing.
 
-    It can be run again, and by several processes at once. An index that fits is kept whatever its
-    name; one that differs in its TTL, or is hidden, is changed; nothing is ever dropped or
-    overwritten: what is in the way is reported as a conflict with its remedy, and the rest is done.
-    A unique index of the application's that would refuse the ledger's rows is a conflict, too, and
-    so is a TTL index on a collection whose rows must stay; its other indexes are not looked at.
-    With ``dry_run`` nothing is written.
+    You can run it again, and in several processes at once. It keeps indexes that fit, whatever
+    their names, and corrects a different TTL or a hidden index. It never drops or overwrites
+    anything. If something is in the way, it reports a conflict with the remedy and continues.
+    Conflicts are also a unique index of the application's that would refuse the ledger's rows, and
+    a TTL index on a collection whose rows must stay. With ``dry_run`` it writes nothing.
 
-    The validator keeps ``credits`` a whole number ≥ 0, whoever writes it: users that have one keep
-    one, and none can be inserted without, by the application neither. With ``users``, whose
-    documents are the application's, they may be without, and the fields are those of the mapping.
+    The validator makes sure that ``credits`` is always a whole number of 0 or more, whoever writes
+    it. No user can be inserted without ``credits``, not even by the application. With ``users``,
+    the documents belong to the application: they may lack ``credits``, and the validator uses the
+    mapped names.
 
-    On collections with documents it takes as long as the server needs to build the indexes. New
-    collections need the role readWrite; changing a TTL or the validator of an existing collection
-    also needs dbAdmin, and is a conflict without. Raises PyMongoError.
+    If a collection has many documents, the server may need long to build its indexes. New
+    collections need the role readWrite. Changing a TTL or the validator of an existing collection
+    also needs dbAdmin; without that role, the change is reported as a conflict.
+
+    Raises ConfigurationError and PyMongoError.
     """
     return await ensure_all(
         LedgerDatabase.of(database, names, users),
@@ -178,14 +180,14 @@ async def ensure_all(
     validators: bool = True,
     dry_run: bool = False,
 ) -> IndexReport:
-    """The same for a ledger."""
+    """Do the work of ``ensure_indexes`` for a ledger."""
     names, users = database.names, database.mapping
     settings = LedgerSettings(names, users, decimal_places)
     changes = await _keep_settings(database, settings, dry_run=dry_run)
     for wanted in _all_wanted(names, users):
         each = wanted if validators else replace(wanted, validator=None)
         changes += await _ensure_collection(database, each, dry_run=dry_run)
-    # One that is in the way of an index of the ledger's is named already, with the same remedy.
+    # A TTL index that conflicts with one of the ledger's is already reported, with the same remedy.
     known = {change.remedy for change in changes}
     deleting = await _deleting_indexes(database)
     return IndexReport((*changes, *(each for each in deleting if each.remedy not in known)))
@@ -196,7 +198,7 @@ async def _deleting_indexes(database: LedgerDatabase) -> list[IndexChange]:
     for kind, name in {**database.names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
         _, indexes = await _look(database, name)
         for index in deleting_indexes(kind, indexes, database.mapping):
-            reason = "it is a TTL index, by which the server deletes what the ledger keeps"
+            reason = "it is a TTL index, so the server deletes rows that the ledger must keep"
             change = IndexChange(name, index, "index", "conflict", reason, _drop_index(name, index))
             conflicts.append(change)
     return conflicts
@@ -212,7 +214,7 @@ async def _keep_settings(
     for wanted in () if is_kept else _all_wanted(names, settings.users):
         found, _ = await _look(database, wanted.collection)
         if found is not None and _unusable(found):
-            # Its remedy is another name, which could not be given once this one is written down.
+            # The remedy is another name. Once stored in the settings, this one could not change.
             return []
     state = await keep_settings(database, settings, dry_run=dry_run)
     return [IndexChange(SETTINGS_COLLECTION, names.transactions, "settings", state)]
@@ -224,8 +226,8 @@ class _Wanted:
     indexes: Sequence[_Description]
     validator: Raw | None
     written: frozenset[str]
-    """The fields of the rows that the ledger inserts; none where documents are inserted by the
-    application, which knows its own rules."""
+    """The fields of the rows that the ledger inserts. Empty if the application inserts the
+    documents, because it knows its own rules."""
 
 
 def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_Wanted]:
@@ -240,8 +242,8 @@ def _all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[_
             validator={"$jsonSchema": document.validator} if document.validator else None,
             written=frozenset(field.alias or name for name, field in document.model_fields.items()),
         )
-    # Of the FastAPI integration, here because the role of an application creates no index: with
-    # that it could have the server delete rows.
+    # For the FastAPI integration. Created here, because the application's role must not create
+    # indexes: it could make the server delete rows with a TTL index.
     yield _Wanted(
         names.paid_requests,
         indexes=[each.document for each in _OF_PAID_REQUESTS],
@@ -260,7 +262,7 @@ async def _ensure_collection(
         try:
             return [await _carry_out(database, step) for step in steps]
         except OperationFailure as error:
-            # Another process created the collection since we looked: see what is there now.
+            # Another process has created the collection in the meantime: look again.
             if error.code != _NAMESPACE_EXISTS:
                 raise
 
@@ -268,7 +270,7 @@ async def _ensure_collection(
 async def _look(
     database: LedgerDatabase, collection: str
 ) -> tuple[_Description | None, Sequence[_Description]]:
-    """The collection as listCollections has it (None without one), and its indexes."""
+    """Return the collection's entry in listCollections (or None) and its indexes."""
     found = await database.describe(collection)
     if found is None or found["type"] != "collection":
         return found, []
@@ -282,14 +284,14 @@ async def _carry_out(database: LedgerDatabase, step: _Step) -> IndexChange:
             break
         except OperationFailure as error:
             if error.code == _INDEX_BUILD_IN_PROGRESS:
-                # collMod does not wait for it, as createIndexes does.
+                # Unlike createIndexes, collMod doesn't wait for a running build.
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             remedy = step.remedies.get(error.code or 0)
             if remedy is None:
                 raise
             name = (error.details or {}).get("codeName", "error")
-            reason = f"the server refuses it: {name} (code {error.code})"
+            reason = f"the server refused the change: {name} (code {error.code})"
             return replace(step.change, state="conflict", reason=reason, remedy=remedy)
     return step.change
 
@@ -312,9 +314,9 @@ def _plan(
 
 
 def _in_the_way(wanted: _Wanted, existing: Sequence[_Description]) -> list[_Step]:
-    """Unique indexes that would refuse the ledger's second row; named before it is written."""
+    """Return unique indexes that would refuse the ledger's second row, before it is written."""
     own = [_keys(index) for index in wanted.indexes]
-    reason = "it is unique, and rows of the ledger have no such fields, or the same values in them"
+    reason = "it is unique, but the ledger's rows lack its fields or have equal values in them"
     return [
         _Step(
             IndexChange(
@@ -327,13 +329,13 @@ def _in_the_way(wanted: _Wanted, existing: Sequence[_Description]) -> list[_Step
             )
         )
         for index in existing
-        # Those on the ledger's own keys are conflicts already.
+        # Indexes on the ledger's own keys are already reported.
         if wanted.written and _keys(index) not in own and refuses_rows(index, wanted.written)
     ]
 
 
 def _creation(wanted: _Wanted, collection: IndexChange) -> list[_Step]:
-    # With its validator at once: a user with the role readWrite may do that, but not collMod.
+    # Created with its validator, because the role readWrite allows that but not collMod.
     command: Raw = {"create": wanted.collection}
     steps = [_Step(replace(collection, state="created"), command)]
     if wanted.validator is not None:
@@ -343,13 +345,13 @@ def _creation(wanted: _Wanted, collection: IndexChange) -> list[_Step]:
 
 
 def _unusable(found: _Description) -> str:
-    """Why the ledger cannot keep its documents there; "" if it can."""
+    """Return why the ledger cannot keep its documents in the collection, or "" if it can."""
     if found["type"] != "collection":
         return f"it is a {found['type']}, not a collection"
     if found["options"].get("capped"):
-        return "it is capped, and transactions cannot write there"
+        return "it is capped, so transactions cannot write to it"
     if "collation" in found["options"]:
-        return "its collation may take different user ids, or keys, for the same"
+        return "its collation may treat different user ids or keys as equal"
     return ""
 
 
@@ -364,25 +366,28 @@ def _validator_step(collection: str, validator: Raw, options: _Description) -> _
         remedies = {_UNAUTHORIZED: _run_command(command)}
         return _Step(replace(change, state="created"), command, remedies)
     if not _contains(existing, validator):
-        reason = "the collection has another validator, and has only one"
+        reason = "it has another validator, and a collection can only have one"
         remedy = _merging(collection, validator)
         return _Step(replace(change, state="conflict", reason=reason, remedy=remedy))
     if options.get("validationLevel") == "off" or options.get("validationAction") == "warn":
-        reason = "the validator is there, but not enforced"
+        reason = "the validator exists but is not enforced"
         remedy = _run_command({"collMod": collection, **_ENFORCED})
         return _Step(replace(change, state="conflict", reason=reason, remedy=remedy))
     return _Step(change)
 
 
 def _contains(existing: _Description, validator: Raw) -> bool:
-    """Whether a document that passes the existing validator always passes the wanted one, too."""
+    """Return whether every document that passes the existing validator passes the wanted one."""
     return all(existing.get(name) == value for name, value in validator.items()) or any(
         _contains(part, validator) for part in existing.get("$and", ())
     )
 
 
 def _merging(collection: str, validator: Raw) -> str:
-    """It has mongosh fetch the existing one, which may hold values that JSON has no form for."""
+    """Return a command that merges both validators.
+
+    mongosh fetches the existing one, which may contain values that JSON cannot express.
+    """
     name, wanted = json.dumps(collection), json.dumps(validator)
     existing = f"db.getCollectionInfos({{name: {name}}})[0].options.validator"
     return f"db.runCommand({{collMod: {name}, validator: {{$and: [{existing}, {wanted}]}}}})"
@@ -401,8 +406,8 @@ def _index_step(collection: str, wanted: _Description, existing: Sequence[_Descr
         if _is_adjustable(index, wanted):
             return _adjustment(replace(change, name=index["name"]), index, wanted)
     for index in same_keys:
-        # The server has others beside ours, if their names differ. But it takes two indexes that
-        # collMod could make the same for the same, and a unique one would refuse the ledger's rows.
+        # The server allows both indexes if their names differ, unless collMod could make them
+        # equal. And a unique index would refuse the ledger's rows.
         difference = _difference(index, wanted)
         if index["name"] == wanted["name"] or "unique" in difference or difference <= _ADJUSTABLE:
             return _Step(_options_conflict(change, index, wanted))
@@ -411,7 +416,7 @@ def _index_step(collection: str, wanted: _Description, existing: Sequence[_Descr
             return _Step(_name_conflict(change, index, wanted))
     command: Raw = {"createIndexes": collection, "indexes": [wanted]}
     look = f"db.getCollection({json.dumps(collection)}).getIndexes()"
-    # An index that came since we looked, or one too many.
+    # Another process has created an index in the meantime, or the collection has too many.
     codes = (_CANNOT_CREATE_INDEX, _INDEX_OPTIONS_CONFLICT, _INDEX_KEY_SPECS_CONFLICT)
     return _Step(replace(change, state="created"), command, dict.fromkeys(codes, look))
 
@@ -421,7 +426,7 @@ def _keys(index: _Description) -> list[tuple[str, Any]]:
 
 
 def _options(index: _Description) -> Raw:
-    # Some servers keep what was given as false. (A TTL of 0 is not false.)
+    # Some servers store options given as false. (A TTL of 0 is not False.)
     return {
         name: value
         for name, value in index.items()
@@ -435,7 +440,10 @@ def _difference(index: _Description, wanted: _Description) -> set[str]:
 
 
 def _is_adjustable(index: _Description, wanted: _Description) -> bool:
-    """Whether collMod makes the wanted index of it. A TTL it can set and change, not remove."""
+    """Return whether collMod can turn the index into the wanted one.
+
+    It can set and change a TTL, but not remove it.
+    """
     removes_ttl = "expireAfterSeconds" in index and "expireAfterSeconds" not in wanted
     return _difference(index, wanted) <= _ADJUSTABLE and not removes_ttl
 
@@ -453,7 +461,7 @@ def _adjustment(change: IndexChange, index: _Description, wanted: _Description) 
     command: Raw = {"collMod": change.collection, "index": {"name": change.name, **settings}}
     remedies = {
         _UNAUTHORIZED: _run_command(command),
-        # Before MongoDB 5.1, no TTL can be given to an index that has none.
+        # Before MongoDB 5.1, collMod cannot add a TTL to an index without one.
         _INVALID_OPTIONS: _drop_index(change.collection, change.name),
     }
     changed = replace(change, state="changed", reason=", ".join(reasons))
@@ -474,7 +482,7 @@ def _options_conflict(
 
 def _name_conflict(change: IndexChange, index: _Description, wanted: _Description) -> IndexChange:
     keys, found = json.dumps(wanted["key"]), json.dumps(index["key"])
-    # Under another name, it takes nothing from the application.
+    # Under another name, the index leaves the application's as it is.
     options = json_util.dumps({"name": f"credit_mongo_{wanted['name']}", **_options(wanted)})
     collection = json.dumps(change.collection)
     return replace(
@@ -485,7 +493,7 @@ def _name_conflict(change: IndexChange, index: _Description, wanted: _Descriptio
     )
 
 
-# Commands for mongosh. getCollection, because db.NAME fails for names like "stats" or "audit-logs".
+# Commands for mongosh. They use getCollection, because db.NAME fails for "stats" or "audit-logs".
 
 
 def _drop_index(collection: str, name: str) -> str:

@@ -1,6 +1,6 @@
-"""The jobs that are methods of a ledger, too: the one door between the two.
+"""The jobs that are also methods of CreditLedger.
 
-``ledger.py`` imports nothing else of ``maintenance``.
+``ledger.py`` imports nothing else from ``maintenance``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Least-privilege roles for one database: what each kind of work needs, and nothing beside it.
+"""Least-privilege roles for one database: each kind of work gets what it needs and nothing else.
 
-What is granted stands here collection by collection, as MongoDB's own words for actions. A user who
-has one of these roles can touch no other collection, and no other database.
+The module lists the granted actions for each collection, in MongoDB's own terms. A user with only
+one of these roles cannot access any other collection or database.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ __all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ens
 RoleState: TypeAlias = Literal["created", "kept", "changed"]
 
 _ROLE_EXISTS: Final = 51002
-# The whole database, in a privilege: what concerns the list of its collections.
+# In a privilege, "" means the whole database. Listing its collections needs that.
 _DATABASE: Final = ""
 _READ: Final = ("find",)
-# Whoever opens a ledger compares its settings.
+# A ledger compares its settings when it opens.
 _OPENING: Final = {SETTINGS_COLLECTION: _READ}
 
 
 @dataclass(frozen=True, slots=True)
 class Privilege:
-    """Actions on one collection of one database; the collection ``""`` is the database itself."""
+    """Actions on one collection of one database. The collection ``""`` is the database itself."""
 
     database: str
     collection: str
     actions: tuple[str, ...]
 
     def to_dict(self) -> Raw:
-        """As ``createRole`` takes it."""
+        """Return the privilege as ``createRole`` takes it."""
         resource = {"db": self.database, "collection": self.collection}
         return {"resource": resource, "actions": list(self.actions)}
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A role of the database, and who should have it."""
+    """A role of the database. ``purpose`` says who should have it."""
 
     name: str
     database: str
@@ -56,15 +56,15 @@ class Role:
     privileges: tuple[Privilege, ...]
 
     def create_command(self) -> Raw:
-        """The command that creates it, run in its database."""
+        """Return the command that creates the role. Run it in the role's database."""
         return {"createRole": self.name, **self._definition()}
 
     def update_command(self) -> Raw:
-        """The command that makes an existing one the same; who has it keeps it."""
+        """Return the command that updates an existing role. Its users keep the role."""
         return {"updateRole": self.name, **self._definition()}
 
     def to_mongosh(self) -> str:
-        """One line to paste into mongosh, whatever database it is in."""
+        """Return one line to paste into mongosh, whatever its current database."""
         database, command = json.dumps(self.database), json.dumps(self.create_command())
         return f"db.getSiblingDB({database}).runCommand({command})"
 
@@ -74,39 +74,39 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """What became of one role (in a dry run: what would)."""
+    """What was done to one role (in a dry run: what would be done)."""
 
     role: str
     state: RoleState
     added: tuple[str, ...] = ()
-    """What was not granted yet, as ``action on database.collection``."""
+    """Privileges that the role lacked, each as ``action on database.collection``."""
     removed: tuple[str, ...] = ()
-    """What was granted beyond that, inherited roles included."""
+    """Privileges that the role had in excess, also through inherited roles."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleReport:
-    """What became of all roles."""
+    """What was done to all roles."""
 
     changes: tuple[RoleChange, ...]
 
     @property
     def created(self) -> tuple[RoleChange, ...]:
-        """What was missing."""
+        """Roles that were missing."""
         return self._in_state("created")
 
     @property
     def kept(self) -> tuple[RoleChange, ...]:
-        """What was there."""
+        """Roles that existed as they should be."""
         return self._in_state("kept")
 
     @property
     def changed(self) -> tuple[RoleChange, ...]:
-        """What was there with more or fewer privileges."""
+        """Roles that existed with more or fewer privileges."""
         return self._in_state("changed")
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """The changes by state (``created``, ``kept``, ``changed``), for JSON."""
+        """Return the changes by state (``created``, ``kept``, ``changed``)."""
         return {
             name: [asdict(change) for change in getattr(self, name)]
             for name in ("created", "kept", "changed")
@@ -119,10 +119,10 @@ class RoleReport:
 def credit_roles(
     database: str, names: CollectionNames | None = None, users: UserMapping | None = None
 ) -> tuple[Role, ...]:
-    """A role for each kind of work: at run time, archiving, erasing, setting up, reading.
+    """Return a role for each kind of work: running, archiving, erasing, setting up, and reading.
 
-    ``names`` and ``users`` are those of the configuration; None: the default ones. Raises
-    ConfigurationError for a database that MongoDB cannot have.
+    ``names`` and ``users`` are those of the configuration, or None for the defaults. Raises
+    ConfigurationError if MongoDB doesn't allow the database's name.
     """
     check_database(database)
     names = names or CollectionNames()
@@ -150,11 +150,11 @@ async def ensure_roles(
     *,
     dry_run: bool = False,
 ) -> RoleReport:
-    """Create the database's roles, or make them what they should be.
+    """Create the database's roles, or correct them if they exist.
 
-    It can be run again. A role of the same name loses what it has beyond the privileges here, and
-    roles that it inherits; its authentication restrictions, and who has it, stay. With ``dry_run``
-    nothing is written. Needs the role userAdmin on the database. Raises PyMongoError.
+    You can run it again. An existing role loses additional privileges and inherited roles. Its
+    authentication restrictions and its users stay. With ``dry_run``, nothing is written. Needs the
+    role userAdmin on the database. Raises PyMongoError.
     """
     ledger = LedgerDatabase.of(database, names, users)
     changes = [
@@ -176,13 +176,13 @@ async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -
             if not dry_run:
                 await database.command(role.create_command())
         except OperationFailure as error:
-            # Another process created it since we looked: see what it is now.
+            # Another process has created the role in the meantime: look again.
             if error.code != _ROLE_EXISTS:
                 raise
         else:
             return RoleChange(role.name, "created", added=wanted)
     [existing] = found["roles"]
-    # What it inherits is in there as well.
+    # These include the role's own privileges.
     has = _granted(existing["inheritedPrivileges"])
     added = tuple(each for each in wanted if each not in has)
     removed = tuple(each for each in has if each not in wanted)
@@ -194,12 +194,12 @@ async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -
 
 
 def _granted(privileges: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """``action on place`` of each, sorted: two roles that can do the same have the same."""
+    """Return each privilege as ``action on place``, sorted, so that equal roles compare equal."""
     granted = set()
     for privilege in privileges:
         resource = privilege["resource"]
         database, collection = resource.get("db"), resource.get("collection")
-        # Of another kind, such as {"cluster": true}.
+        # Without a database, the resource is of another kind, such as {"cluster": true}.
         place = str(dict(resource)) if database is None else f"{database}.{collection}".rstrip(".")
         granted |= {f"{action} on {place}" for action in privilege["actions"]}
     return tuple(sorted(granted))
@@ -209,7 +209,7 @@ def _granted(privileges: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
-    # Records are never changed; a key that is over is replaced, as TTL comes a minute late.
+    # Records are never changed. An expired key's record is replaced, since TTL runs a minute late.
     return {
         names.users: ("find", "insert", "update"),
         names.transactions: ("find", "insert"),
@@ -217,9 +217,9 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.idempotency_records: ("find", "insert", "remove"),
         names.turns: ("find", "insert", "update"),
         names.paid_requests: ("find", "insert", "update"),
-        # Whose erasure is under way: an old key or charge of theirs counts no longer.
+        # To know which users are being erased: their old keys and charges no longer count.
         names.erasures: _READ,
-        # For refunds of archived charges, for whoever reads on in the history, and for repairs.
+        # For refunds of archived charges, the archived history, and repairs.
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
         names.archive_borders: _READ,
@@ -230,7 +230,7 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
 def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     return {
         names.users: _READ,
-        # Of those whose erasure is under way, nothing is moved.
+        # The archive moves nothing of users who are being erased.
         names.erasures: _READ,
         **dict.fromkeys((names.transactions, names.audit_logs), ("find", "remove")),
         **dict.fromkeys(
@@ -253,19 +253,19 @@ def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tup
     return {
         **dict.fromkeys(taken, ("find", "remove")),
         names.erasures: ("find", "insert", "remove", "update"),
-        # Documents that are the application's stay, without the account.
+        # Documents of the application stay, without the account.
         **({} if users is None else {names.users: ("find", "remove", "update")}),
         **_OPENING,
     }
 
 
 def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
-    # The ledger makes the turns itself, when they are needed, and they have no index.
+    # The ledger itself creates the turns when it needs them, and they have no index.
     kept = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
     actions = ("collMod", "createCollection", "createIndex", "listIndexes")
     return {
         _DATABASE: ("listCollections",),
-        # To find TTL indexes by which the server would delete what the ledger keeps.
+        # To find TTL indexes that would make the server delete rows of the ledger.
         **dict.fromkeys(names.model_dump().values(), ("listIndexes",)),
         **dict.fromkeys((*kept, names.paid_requests), actions),
         SETTINGS_COLLECTION: ("createCollection", "createIndex", "find", "insert", "listIndexes"),

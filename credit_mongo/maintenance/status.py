@@ -1,6 +1,6 @@
-"""The state of the ledger's database: server, collections, indexes, and how far TTL is behind.
+"""The state of the ledger's database: server, collections, indexes, and the delay of TTL.
 
-Each part is asked for on its own. What the role may not see is None, and the rest is told.
+Each part is a query of its own. Parts that the role may not see are None.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CollectionState", "Member", "Status", "status_of"]
 _UNAUTHORIZED: Final = 13
 _NOT_THERE: Final = 26
 _OUT_OF_TIME: Final = 50
-# What is asked at a glance does not keep a server busy.
+# A status query must not keep a server busy.
 _MOST_MILLISECONDS: Final = 5000
 _T = TypeVar("_T")
 
@@ -37,52 +37,53 @@ class Member:
 
     host: str
     state: str
-    """In the server's words: PRIMARY, SECONDARY, …; "member" if the role may not see it."""
+    """The server's term, such as PRIMARY or SECONDARY, or "member" if the role may not see it."""
     lag_seconds: float | None
-    """How far its data is behind the primary's; None if that is not known."""
+    """How many seconds its data is behind the primary's, or None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionState:
-    """A collection as the server counts it."""
+    """The size of a collection, by the server's statistics. None if the role may not see it."""
 
     name: str
     exists: bool
     documents: int | None
     data_bytes: int | None
-    """Of the documents, before compression."""
+    """The size of the documents before compression, in bytes."""
     stored_bytes: int | None
-    """On disk, with the indexes."""
+    """The size on disk with the indexes, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What was found. Numbers of documents are the server's estimates."""
+    """The state of the database. Numbers of documents are the server's estimates."""
 
     server_version: str
     replica_set: str | None
-    """None: a sharded cluster."""
+    """The name of the replica set, or None for a sharded cluster."""
     members: tuple[Member, ...]
     collections: tuple[CollectionState, ...]
     indexes: IndexReport | None
     """What ``ensure_indexes`` would do."""
     deleting_indexes: tuple[str, ...] | None
-    """TTL indexes where none belongs, as ``collection.index``: the server deletes rows by them."""
+    """TTL indexes that make the server delete rows of the ledger, as ``collection.index``."""
     oldest_transaction_at: datetime | None
-    """Of those that are not archived, by their date."""
+    """The date of the oldest transaction that isn't archived."""
     ttl_lag_seconds: float | None
-    """How long the oldest expired idempotency record is overdue; 0 if none is."""
+    """How many seconds ago the oldest idempotency record that still exists expired; 0 if none
+    has."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether all that the ledger wants is there, as far as could be seen."""
+        """Whether everything that the ledger needs exists, as far as the role can see."""
         report = self.indexes
         if self.deleting_indexes:
             return False
         return report is None or not (report.created or report.changed or report.conflicts)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         facts = asdict(self)
         oldest = self.oldest_transaction_at
         facts["oldest_transaction_at"] = None if oldest is None else moment_to_milliseconds(oldest)
@@ -101,12 +102,12 @@ async def status_of(
     *,
     decimal_places: int | None = None,
 ) -> Status:
-    """Look at everything; write nothing. The arguments are those of ``ensure_indexes``.
+    """Read the state of the database, without writing. The arguments are as in ``ensure_indexes``.
 
-    Raises ConfigurationError if the ledger in the database was set up with others, and
+    Raises ConfigurationError if the ledger in the database was set up with other settings, and
     PyMongoError.
     """
-    # The statistics of a collection are read with no other concern.
+    # $collStats only works with the read concern "local".
     ledger = LedgerDatabase.of(database, names, users).read_locally()
     hello = await ledger.command({"hello": 1})
     server = await ledger.command({"buildInfo": 1})
@@ -166,12 +167,12 @@ async def _collection(database: LedgerDatabase, name: str) -> CollectionState:
             return CollectionState(name, exists=False, documents=0, data_bytes=0, stored_bytes=0)
         if error.code != _UNAUTHORIZED:
             raise
-        # To count, it is enough to be allowed to read.
+        # Counting only needs the permission to read.
         count = await _if_allowed(database[name].estimated_document_count())
         return CollectionState(
             name, exists=count != 0, documents=count, data_bytes=None, stored_bytes=None
         )
-    # One for each shard.
+    # One row for each shard.
     stats = [row["storageStats"] for row in rows]
     return CollectionState(
         name,
@@ -183,8 +184,8 @@ async def _collection(database: LedgerDatabase, name: str) -> CollectionState:
 
 
 async def _oldest(database: LedgerDatabase) -> datetime | None:
-    # No index is in order of time. The one by user and time has all that is asked, so no row is
-    # fetched. Ids would not do: of imported rows they tell when those were imported.
+    # No index is sorted by time alone. The index by user and time contains all fields of this
+    # query, so no row is fetched. Ids of imported rows only tell when those were imported.
     dated: Raw = {"userId": {"$type": "string"}, "createdAt": {"$type": "date"}}
     found = await database[database.names.transactions].aggregate(
         [{"$match": dated}, {"$group": {"_id": None, "oldest": {"$min": "$createdAt"}}}],

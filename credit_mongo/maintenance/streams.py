@@ -1,6 +1,6 @@
-"""Streams: users beside their transactions and audit rows, in the order of their ids.
+"""Streams: users with their transactions and audit rows, sorted by user id.
 
-Of each user, what is archived comes after what is not: newest first, it is older.
+A user's rows come newest first, so archived rows come after the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["Streams"]
 
 _BY_ID: Final = {"_id": 1}
-# Newest first, as the indexes have them.
+# Newest first, in the order of the indexes.
 _TRANSACTIONS: Final = {"userId": 1, "createdAt": -1, "seq": -1}
 _AUDIT_LOGS: Final = {"userId": 1, "createdAt": -1, "_id": -1}
 _TRANSACTION_FIELDS: Final = dict.fromkeys(
@@ -34,7 +34,7 @@ _SUCCESS: Final = {"status": "success"}
 
 
 class _ByUser:
-    """Rows in the order of their users."""
+    """Rows sorted by user."""
 
     def __init__(self, rows: Rows, field: str) -> None:
         self._rows = rows
@@ -42,7 +42,7 @@ class _ByUser:
         self._batch: list[Raw] = []
         self._position = 0
         self.user_id: str | None = ""
-        """Whose rows come next; None at the end."""
+        """The user whose rows come next, or None at the end."""
 
     async def begin(self) -> None:
         await self._go_to(0)
@@ -55,7 +55,7 @@ class _ByUser:
         self.user_id = self._user_of(self._batch[position]) if self._batch else None
 
     async def take(self) -> list[Raw]:
-        """The next rows of one user: all of them, or as many as are there."""
+        """Return the next rows of one user: all of them, or those that are already loaded."""
         batch, begin = self._batch, self._position
         end = bisect_right(batch, self.user_id, begin, key=self._user_of)
         taken = batch[begin:end]
@@ -63,7 +63,7 @@ class _ByUser:
         return taken
 
     async def take_one_of(self, user_id: str) -> Raw | None:
-        """The one document of a user, if it is there."""
+        """Return the only document of a user, or None if there is none."""
         return (await self.take())[0] if self.user_id == user_id else None
 
     async def close(self) -> None:
@@ -71,7 +71,7 @@ class _ByUser:
 
 
 class _WithArchive:
-    """Rows of a collection, and after a user's own those that are archived."""
+    """Rows of a collection and its archive. A user's archived rows come last."""
 
     def __init__(self, live: _ByUser, archived: _ByUser) -> None:
         self._live = live
@@ -90,7 +90,7 @@ class _WithArchive:
 
     @property
     def is_archived(self) -> bool:
-        """Whether the rows that come next are."""
+        """Whether the rows that come next are archived."""
         return self._live.user_id != self.user_id
 
     async def take(self) -> list[Raw]:
@@ -103,7 +103,7 @@ class _WithArchive:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """All that is read at once."""
+    """The streams that are read side by side."""
 
     users: _ByUser
     borders: _ByUser
@@ -112,8 +112,8 @@ class Streams:
 
     @classmethod
     def open(cls, reading: Reading, place: str | None, session: AsyncClientSession) -> Streams:
-        """From the first user after ``place`` on. Ids that are no strings are not among them."""
-        # They are looked for elsewhere.
+        """Open streams from the first user after ``place`` on. Ids must be strings."""
+        # The verification counts other ids separately.
         above = {"$gte": ""} if place is None else {"$gt": place}
 
         def stream(
@@ -152,17 +152,17 @@ class Streams:
 
     @property
     def user_id(self) -> str | None:
-        """Who comes next; None at the end."""
+        """The user who comes next, or None at the end."""
         next_ones = (stream.user_id for stream in self._all())
         return min((user_id for user_id in next_ones if user_id is not None), default=None)
 
     async def begin(self) -> None:
-        """Read the first rows."""
+        """Load the first rows of each stream."""
         for stream in self._all():
             await stream.begin()
 
     async def close(self) -> None:
-        """Whether all was read or not."""
+        """Close all streams, fully read or not."""
         for stream in self._all():
             await stream.close()
 

@@ -1,7 +1,7 @@
-"""TTL indexes where none belongs: by these the server itself deletes rows of the books.
+"""Finds TTL indexes that make the server delete rows which the ledger must keep.
 
-Only idempotency records and paid requests end by themselves, at their ``expiresAt``. Whoever may
-create an index on another collection can empty it, with ``expireAfterSeconds: 0`` on any date.
+Only idempotency records and paid requests expire, at their ``expiresAt``. On any other collection,
+an index with ``expireAfterSeconds: 0`` on a date would delete everything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["deleting_indexes", "find_deleting_indexes"]
 
-_ENDING: Final = frozenset({"idempotency_records", "paid_requests"})
+_EXPIRING: Final = frozenset({"idempotency_records", "paid_requests"})
 _OWN_KEYS: Final = [("expiresAt", 1)]
 _VIEW: Final = 166
 
@@ -25,22 +25,22 @@ _VIEW: Final = 166
 def deleting_indexes(
     kind: str, indexes: Iterable[Mapping[str, Any]], users: UserMapping | None
 ) -> list[str]:
-    """The names of the TTL indexes that must not be there.
+    """Return the names of the TTL indexes that must not exist.
 
-    ``kind`` is the field of CollectionNames. On users that are the application's, a partial TTL
-    index is its own matter: it says which of its documents end.
+    ``kind`` is the collection's field of CollectionNames. If the users are the application's
+    documents, a partial TTL index on them is allowed: the application chooses which ones expire.
     """
     return [
         index["name"]
         for index in indexes
         if "expireAfterSeconds" in index
-        and not (kind in _ENDING and list(index["key"].items()) == _OWN_KEYS)
+        and not (kind in _EXPIRING and list(index["key"].items()) == _OWN_KEYS)
         and not (kind == "users" and users is not None and "partialFilterExpression" in index)
     ]
 
 
 async def find_deleting_indexes(database: LedgerDatabase) -> list[str]:
-    """Those of all collections, each as ``collection.index``. Raises PyMongoError."""
+    """Return those of all collections, each as ``collection.index``. Raises PyMongoError."""
     found: list[str] = []
     for kind, name in {**database.names.model_dump(), "settings": SETTINGS_COLLECTION}.items():
         try:

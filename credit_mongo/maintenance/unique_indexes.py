@@ -1,4 +1,4 @@
-"""Unique indexes of the application's that would refuse the ledger's rows."""
+"""Finds unique indexes of the application that would refuse the ledger's rows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Final
 
 __all__ = ["refuses_rows"]
 
-# What no two rows of a user have in common.
+# Fields whose values differ between any two rows.
 _ALWAYS_UNIQUE: Final = ({"_id"}, {"userId", "seq"})
 _METADATA: Final = "metadata."
 
 
 def refuses_rows(index: Mapping[str, Any], written: Collection[str]) -> bool:
-    """Whether a second row of the ledger's would be refused, which has the fields ``written``.
+    """Return whether the index would refuse a second row with the fields ``written``.
 
-    To a unique index, all rows that lack its fields have the same values: null. One that is sparse,
-    or partial by a field that the ledger does not write, has none of the ledger's rows; and what an
-    application keeps apart in its own metadata that way is its own affair.
+    A unique index treats all rows that lack its fields as equal, because null equals null. If the
+    index is sparse, or partial by a field that the ledger doesn't write, it contains no rows of the
+    ledger. The application may use such an index for its own metadata.
     """
     keys = set(index["key"])
     if not index.get("unique"):
@@ -35,7 +35,7 @@ def _is_foreign(field: str, written: Collection[str]) -> bool:
 
 
 def _needs_it(condition: object) -> bool:
-    """Whether a condition on a field holds for no document that lacks it."""
+    """Return whether the condition excludes all documents that lack the field."""
     if not isinstance(condition, Mapping):
         return condition is not None
     if condition.get("$exists") is False:

@@ -570,7 +570,7 @@ async def test_what_cannot_be_told_from_an_account_of_other_software_is_left_unt
     await until_gone(database, ADA)
     past = datetime.now(UTC) - timedelta(hours=1)
     await database["users"].insert_one({"_id": ADA, "credits": 50, "seq": 0, "createdAt": past})
-    with pytest.raises(StorageError, match="opened anew"):
+    with pytest.raises(StorageError, match="a new account was opened"):
         await erasing
     assert await ledger.get_balance(ADA) == 50
     assert counts_of(await erase_user(database, ADA)) == {**expected, "users": 2}

@@ -450,7 +450,7 @@ async def test_an_application_s_own_validator_is_not_overwritten(database: Datab
     ours = json.loads(conflict.remedy.removeprefix(start).removesuffix("]}})"))
     await database.command({"collMod": "users", "validator": {"$and": [own, ours]}})
     conflict = only((await ensure_indexes(database, NAMES)).conflicts)
-    assert conflict.reason == "the validator is there, but not enforced"
+    assert conflict.reason == "the validator exists but is not enforced"
     await run_in_mongosh(database, conflict.remedy)
     assert len((await ensure_indexes(database, NAMES)).kept) == WANTED
     with pytest.raises(WriteError, match="validation"):
@@ -468,7 +468,7 @@ async def test_a_validator_that_was_switched_off_stays_off_and_is_a_conflict(
     await database.command({"collMod": "users", **setting})
     conflict = only((await ensure_indexes(database, NAMES)).conflicts)
 
-    assert conflict.reason == "the validator is there, but not enforced"
+    assert conflict.reason == "the validator exists but is not enforced"
     assert setting.items() <= (await options_of(database, "users")).items()
     await run_in_mongosh(database, conflict.remedy)
     assert len((await ensure_indexes(database, NAMES)).kept) == WANTED

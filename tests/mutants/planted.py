@@ -699,15 +699,15 @@ PLANTED: Final = (
     Bug(
         "a TTL index on the archive is overlooked",
         "maintenance/ttl_indexes.py",
-        "        and not (kind in _ENDING and",
-        "        and 'archive' not in kind\n        and not (kind in _ENDING and",
+        "        and not (kind in _EXPIRING and",
+        "        and 'archive' not in kind\n        and not (kind in _EXPIRING and",
         (TTL_INDEXES,),
     ),
     Bug(
         "a TTL index on another date field is accepted for keys",
         "maintenance/ttl_indexes.py",
-        'kind in _ENDING and list(index["key"].items()) == _OWN_KEYS',
-        "kind in _ENDING",
+        'kind in _EXPIRING and list(index["key"].items()) == _OWN_KEYS',
+        "kind in _EXPIRING",
         (TTL_INDEXES,),
     ),
     # Around it

@@ -65,9 +65,9 @@ def check_directory(directory: object) -> Path:
         path = Path(directory).expanduser().resolve()
         is_other = path.exists() and not path.is_dir()
     except (OSError, RuntimeError, ValueError):
-        raise InvalidRequestError("directory", "is no path") from None
+        raise InvalidRequestError("directory", "is not a valid path") from None
     if is_other:
-        raise InvalidRequestError("directory", "is there and is no directory")
+        raise InvalidRequestError("directory", "exists but is not a directory")
     return path
 
 
@@ -116,7 +116,7 @@ class Files:
         for name in names:
             if manifest_of(name) not in own:
                 raise InvalidRequestError(
-                    "directory", f"is not empty: {name!r} is none of this archive's files"
+                    "directory", f"is not empty: {name!r} is not a file of this archive"
                 )
 
     def _here(self) -> Raw:

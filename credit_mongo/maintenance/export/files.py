@@ -48,7 +48,7 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Write]:
     InvalidRequestError for a name that no file can have.
     """
     if "\0" in str(path):
-        raise InvalidRequestError("file", "its name has a NUL")
+        raise InvalidRequestError("file", "the name contains a NUL character")
     with contextlib.ExitStack() as opened:
         with _naming(path):
             target = _target_of(path)
@@ -102,8 +102,8 @@ def _target_of(path: Path) -> Path:
             raise OSError(errno.EPERM, "is another user's link, which is not followed")
         if not path.exists():
             raise OSError(errno.EINVAL, "is a link to nothing, which is not followed")
-        if not path.is_file():  # /dev/stdout, say
-            raise OSError(errno.EINVAL, "is there and is no file")
+        if not path.is_file():  # such as /dev/stdout
+            raise OSError(errno.EINVAL, "exists but is not a file")
         path = path.parent / path.readlink()
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
@@ -111,13 +111,13 @@ def _target_of(path: Path) -> Path:
 def _check(path: Path, *, overwrite: bool) -> None:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(errno.EINVAL, "is there and is no file")
+            raise OSError(errno.EINVAL, "exists but is not a file")
         if not overwrite:
             raise _exists()
 
 
 def _exists() -> OSError:
-    return FileExistsError(errno.EEXIST, "is there already; --force overwrites it")
+    return FileExistsError(errno.EEXIST, "exists already; --force overwrites it")
 
 
 def _create_beside(directory: Directory) -> tuple[str, BinaryIO]:

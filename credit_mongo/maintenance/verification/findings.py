@@ -1,4 +1,4 @@
-"""What a verification finds, in codes for programs and in words for people."""
+"""The findings of a verification: codes for programs, and sentences for people."""
 
 from __future__ import annotations
 
@@ -48,52 +48,54 @@ Code: TypeAlias = Literal[
 
 _WORDS: Final[dict[Code, str]] = {
     "balance-differs": "the balance is {found}, but the transactions sum up to {expected}",
-    "balance-unusable": "the stored balance is below zero or no whole number",
+    "balance-unusable": "the stored balance is below zero or not a whole number",
     "last-balance-differs": "the balance is {found}, but the last transaction ends with {expected}",
     "seq-differs": "the account counts {found} transactions, but the last one has seq {expected}",
-    "seq-unusable": "the stored seq of the account is below zero or no whole number",
-    "history-missing": "the account has a balance of {found} and no transactions",
-    "user-missing": "{found} transactions are of no user",
-    "user-unusable": "{found} documents have a user id of another type than users have",
-    "transaction-unusable": "it has a field that is missing or of the wrong type",
-    "transaction-lost": "{expected} transactions from this seq on are missing",
-    "transaction-doubled": "it is a second one with this seq",
+    "seq-unusable": "the stored seq of the account is below zero or not a whole number",
+    "history-missing": "the account has a balance of {found} but no transactions",
+    "user-missing": "{found} transactions belong to a user without an account",
+    "user-unusable": "{found} documents have a user id of the wrong type",
+    "transaction-unusable": "the transaction has a missing field, or one of the wrong type",
+    "transaction-lost": "{expected} transactions are missing, beginning with this seq",
+    "transaction-doubled": "another transaction has the same seq",
     "amount-changed": "its amount is {found}, but its balances differ by {expected}",
-    "chain-broken": "it begins with a balance of {found}, but what is before ends with {expected}",
-    "below-zero": "it ends with a balance of {found}",
-    "time-goes-back": "it lies before the one with the seq before",
-    "dated-in-future": "it is dated in the future, and maybe others are: a clock was wrong",
+    "chain-broken": "it begins with a balance of {found}, but the one before ends with {expected}",
+    "below-zero": "the transaction ends with a balance of {found}",
+    "time-goes-back": "the transaction is dated before the previous one",
+    "dated-in-future": "the transaction is dated in the future (others may be too): a clock was "
+    "wrong",
     "changed-in-future": "the account was last changed in the future ({found} ms since 1970)",
-    "key-in-future": "idempotency records of this user are dated in the future, and live too long",
+    "key-in-future": "idempotency records of this user are dated in the future and live too long",
     "history-changed": (
-        "this correction found amounts that summed up to {found}, but now they are {expected}"
+        "the correction was made for amounts that summed up to {found}, but now it is {expected}"
     ),
-    "audit-missing": "it has no audit row",
-    "audit-differs": "its audit row says something else",
+    "audit-missing": "the transaction has no audit row",
+    "audit-differs": "the transaction's audit row differs from it",
     "audit-orphaned": "an audit row of a success has no transaction of this user",
-    "key-used-twice": "its idempotency key had made another transaction and was still remembered",
-    "key-missing": "its idempotency key should still be remembered and is not",
-    "key-differs": "its idempotency record says something else",
+    "key-used-twice": "an earlier transaction had the same idempotency key, not yet expired",
+    "key-missing": "the transaction's idempotency key should still be remembered but is not",
+    "key-differs": "the transaction's idempotency record differs from it",
     "key-orphaned": "an idempotency record has no transaction of this user",
-    "refund-exceeds": "it is a charge of {expected}, and {found} of it were refunded",
-    "refund-orphaned": "it refunds a charge that is not there",
-    "refund-foreign": "it refunds a charge of another user",
-    "border-unusable": "the border of the user's archive can't be read",
-    "border-differs": "the archive's border says {found}, but what is before it sums to {expected}",
-    "border-passed": "it is in the archive, but beyond its border",
-    "border-orphaned": "the archive has a border for a user who is not there",
-    "rows-deleted": "the TTL index {index} has the server delete rows: drop it",
+    "refund-exceeds": "the charge took {expected}, but {found} were refunded",
+    "refund-orphaned": "the transaction refunds a charge that does not exist",
+    "refund-foreign": "the transaction refunds a charge of another user",
+    "border-unusable": "the border of the user's archive cannot be read",
+    "border-differs": "the archive's border says {found}, but the rows before it add up to "
+    "{expected}",
+    "border-passed": "the transaction is in the archive, but beyond the archive's border",
+    "border-orphaned": "the archive has a border for a user without an account",
+    "rows-deleted": "the TTL index {index} makes the server delete rows: drop it",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. Numbers are whole numbers of the smallest unit, or counts."""
+    """One thing that is wrong. Numbers are amounts in smallest units, or counts."""
 
     user_id: str
     code: Code
     seq: int | None = None
-    """Of the transaction that is wrong (or of the first that is missing), if it has one."""
+    """The seq of the wrong transaction, or of the first missing one."""
     transaction_id: str | None = None
     expected: int | None = None
     found: int | None = None
@@ -102,15 +104,15 @@ class Finding:
 
     @property
     def detail(self) -> str:
-        """In words, with the numbers; without metadata and idempotency keys."""
+        """A sentence with the numbers, without metadata and idempotency keys."""
         return _WORDS[self.code].format(expected=self.expected, found=self.found, index=self.index)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         return {**asdict(self), "detail": self.detail}
 
     def as_record(self) -> Raw:
-        """The form in which a correction keeps what it settles."""
+        """Return the form in which a correction stores what it settles."""
         facts = asdict(self)
         del facts["user_id"]
         return {name: value for name, value in facts.items() if value is not None}
@@ -118,19 +120,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at, and what is wrong with it."""
+    """What was verified, and the findings."""
 
     users: int
-    """How many accounts were looked at."""
+    """How many accounts were verified."""
     transactions: int
     users_off: int
     """How many users have findings."""
     findings_total: int
     findings: tuple[Finding, ...]
-    """The first ones; ``findings_total`` counts all."""
+    """The first findings. ``findings_total`` counts all."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         return {
             "users": self.users,
             "transactions": self.transactions,
