@@ -39,6 +39,7 @@ async def test_the_code_of_a_page_runs(
 
     # Its databases: "app" and "app_…".
     code = re.sub(r'"app(_\w+)?"', rf'"{database.name}\1"', text)
+    code = code.replace("--database app\n", f"--database {database.name}\n")
     # In a thread, where a page may have an event loop of its own, as its readers have.
     ran = await asyncio.to_thread(page.run, code)
     assert ran == len(blocks_of(text))
