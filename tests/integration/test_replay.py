@@ -236,7 +236,7 @@ def test_database_with_users_is_refused(replica_set_uri: str, database_name: str
         users = client[database_name]["users"]
         users.insert_one({"_id": "somebody", "credits": 1})
         done = replay("--uri", replica_set_uri, "--database", database_name)
-        complaint = f"error: the database {database_name} has users already: name a new one\n"
+        complaint = f"error: the database {database_name} already has users: give a new name\n"
         assert (done.returncode, done.stderr) == (2, complaint)
         assert [row["_id"] for row in users.find()] == ["somebody"]
 
@@ -281,7 +281,7 @@ sys.exit(replay.main())
         ("\n\n", "line 1: there is no column TIMESTAMP"),
         ("4808,10\n3180,8\n", "line 1: there is no column TIMESTAMP"),
         ("TIMESTAMP,ContextTokens\n0,1\n", "line 1: there is no column GeneratedTokens"),
-        (f"{HEADER}\n", "line 1: no records follow"),
+        (f"{HEADER}\n", "line 1: there are no records below it"),
         (f"{HEADER}\n0,1,2\n\n0,many,2\n", "line 4: ContextTokens must be"),
         (f"{HEADER}\n0,1,2\n0,1,-2\n", "line 3: GeneratedTokens must be"),
         (f"{HEADER}\n0,1.5,2\n", "line 2: ContextTokens must be"),
