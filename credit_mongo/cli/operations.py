@@ -253,6 +253,6 @@ def variables_from(given: list[str]) -> dict[str, Decimal] | None:
         if not (equals and name and value.is_finite()):
             raise typer.BadParameter("--variable must be NAME=NUMBER")
         if name in variables:
-            raise typer.BadParameter(f"--variable: {name} is given twice")
+            raise typer.BadParameter(f"--variable: {name[:40]} is given twice")
         variables[name] = value
     return variables or None

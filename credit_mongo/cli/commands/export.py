@@ -126,6 +126,6 @@ def _format(kind: str | None, path: Path | None) -> Format:
         return "csv"
     if path.suffix.lower() not in _SUFFIXES:
         raise typer.BadParameter(
-            f"the suffix of {path.name} names no format: give --format {'|'.join(FORMATS)}"
+            f"the suffix {path.suffix[:40]!r} names no format: give --format {'|'.join(FORMATS)}"
         )
     return _SUFFIXES[path.suffix.lower()]
