@@ -22,6 +22,7 @@ from credit_mongo.config.json_text import MAX_JSON_LENGTH
 from credit_mongo.errors import ConfigurationError, PriceRoundsToZeroWarning
 from credit_mongo.printing import printable
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.settings import LedgerSettings
 
 __all__ = ["ConfigFile", "load_config", "settings_of"]
@@ -39,7 +40,6 @@ ConfigFile = Annotated[
 
 _NAME: Final = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _PYTHON_OBJECT: Final = re.compile(f"({_NAME}):({_NAME})")
-_UNAUTHORIZED: Final = 13
 
 
 def settings_of(where: Connecting, config: str | None, *, reads_users: bool = True) -> CreditConfig:
@@ -90,7 +90,7 @@ async def _check_that_defaults_fit(database: Database) -> None:
         if await database[names.users].find_one(account, {"_id": 1}) is not None:
             return
     except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
+        if error.code != UNAUTHORIZED:
             raise
         return  # the command itself says which privilege the role lacks
     raise ConfigurationError(

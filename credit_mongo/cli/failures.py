@@ -16,6 +16,7 @@ from pymongo.errors import (
 from typer import TyperException
 
 from credit_mongo.errors import CreditError, InvalidRequestError
+from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.unreachable import no_usable_server
 
 __all__ = ["DONE", "EXPECTED", "FOUND", "INTERRUPTED", "NOT_DONE", "explain"]
@@ -34,7 +35,6 @@ EXPECTED: Final[tuple[type[Exception], ...]] = (
 )
 """Errors that `explain` turns into one line. Any other is a bug and shows its traceback."""
 
-_UNAUTHORIZED: Final = 13
 _AUTHENTICATION_FAILED: Final = 18
 
 
@@ -91,7 +91,7 @@ def _explain_refusal(error: OperationFailure) -> str:
     reason = f"the server refused the command: {name} (code {error.code})"
     if error.code == _AUTHENTICATION_FAILED:
         return f"{reason}; check the URI's user name, password and authSource"
-    if error.code == _UNAUTHORIZED:
+    if error.code == UNAUTHORIZED:
         return f"{reason}; give the user a role that allows it: credit-mongo roles shows them"
     return reason
 

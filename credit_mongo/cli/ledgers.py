@@ -19,7 +19,7 @@ from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.ledger import CreditLedger
-from credit_mongo.maintenance.export.exporting import parse_moment
+from credit_mongo.maintenance.moments import parse_moment
 from credit_mongo.printing import moment_to_milliseconds, moment_to_seconds
 
 __all__ = [

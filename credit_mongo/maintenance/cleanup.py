@@ -14,21 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.progress import OnProgress
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import is_gone
 
-__all__ = ["GRACE_SECONDS", "Cleanup", "OnProgress", "clean_up"]
+__all__ = ["GRACE_SECONDS", "Cleanup", "clean_up"]
 
-OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of records removed so far, and about how many there are in all."""
 
 # The longest operation_timeout_seconds that a configuration can have.
 GRACE_SECONDS: Final = 3600.0
@@ -36,8 +36,6 @@ _LONGEST_GRACE_SECONDS: Final = 366 * 24 * 3600
 _LONGEST_AGE_SECONDS: Final = 3653 * 24 * 3600
 _BATCH: Final = 1000
 _MOST_TRIES: Final = 5
-# Error codes of a lost cursor: killed, not found, or on a member that stepped down.
-_GONE: Final = frozenset({43, 175, 237, 10107, 11602, 13435})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +144,8 @@ class _Cleaning:
             try:
                 await self._go_through(on_removed)
             except (ConnectionFailure, OperationFailure) as error:
-                is_lost = isinstance(error, ConnectionFailure) or error.code in _GONE
                 tries = 1 if self.removed > removed else tries + 1
-                if not is_lost or tries == _MOST_TRIES:
+                if not is_gone(error) or tries == _MOST_TRIES:
                     raise
                 removed = self.removed
             else:

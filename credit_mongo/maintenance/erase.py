@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -33,6 +33,7 @@ from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
+from credit_mongo.maintenance.progress import OnProgress, no_progress
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.codecs import LENIENT
 from credit_mongo.storage.collations import check_collations
@@ -40,10 +41,8 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import NEVER, after, not_after, place_of
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["OnProgress", "erase", "erase_user", "in_files"]
+__all__ = ["erase", "erase_user", "in_files"]
 
-OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of rows erased so far, and about how many there are in all."""
 
 # With their audit rows, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 440
@@ -113,7 +112,7 @@ async def erase(
         database.users.check_id("user_id", user_id),
         requested_by=check_optional(check_identifier, "requested_by", requested_by),
         clock=clock,
-        on_progress=on_progress or (lambda _done, _total: None),
+        on_progress=on_progress or no_progress,
     )
     await check_collations(database)
     total = await erasing.count() if on_progress is not None else None

@@ -24,6 +24,7 @@ from credit_mongo.maintenance.unique_indexes import refuses_rows
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.documents import credit_documents, users_validator
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
 
 __all__ = ["IndexChange", "IndexReport", "ensure_all", "ensure_indexes"]
@@ -33,7 +34,6 @@ IndexState: TypeAlias = Literal["created", "kept", "changed", "conflict"]
 # A collection or an index, in the words of the server.
 _Description: TypeAlias = Mapping[str, Any]
 
-_UNAUTHORIZED: Final = 13
 _NAMESPACE_EXISTS: Final = 48
 _CANNOT_CREATE_INDEX: Final = 67
 _INVALID_OPTIONS: Final = 72
@@ -363,7 +363,7 @@ def _validator_step(collection: str, validator: Raw, options: _Description) -> _
     existing = options.get("validator")
     if not existing:
         command: Raw = {"collMod": collection, "validator": validator, **_ENFORCED}
-        remedies = {_UNAUTHORIZED: _run_command(command)}
+        remedies = {UNAUTHORIZED: _run_command(command)}
         return _Step(replace(change, state="created"), command, remedies)
     if not _contains(existing, validator):
         reason = "it has another validator, and a collection can only have one"
@@ -460,7 +460,7 @@ def _adjustment(change: IndexChange, index: _Description, wanted: _Description) 
         reasons.append(f"hidden: {index.get('hidden', False)} → {settings['hidden']}")
     command: Raw = {"collMod": change.collection, "index": {"name": change.name, **settings}}
     remedies = {
-        _UNAUTHORIZED: _run_command(command),
+        UNAUTHORIZED: _run_command(command),
         # Before MongoDB 5.1, collMod cannot add a TTL to an index without one.
         _INVALID_OPTIONS: _drop_index(change.collection, change.name),
     }

@@ -20,12 +20,10 @@ from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import MAX_TIME_EXPIRED, NAMESPACE_NOT_FOUND, UNAUTHORIZED
 
 __all__ = ["CollectionState", "Member", "Status", "status_of"]
 
-_UNAUTHORIZED: Final = 13
-_NOT_THERE: Final = 26
-_OUT_OF_TIME: Final = 50
 # A status query must not keep a server busy.
 _MOST_MILLISECONDS: Final = 5000
 _T = TypeVar("_T")
@@ -129,7 +127,7 @@ async def _if_allowed(asking: Awaitable[_T]) -> _T | None:
     try:
         return await asking
     except OperationFailure as error:
-        if error.code not in (_UNAUTHORIZED, _OUT_OF_TIME):
+        if error.code not in (UNAUTHORIZED, MAX_TIME_EXPIRED):
             raise
         return None
 
@@ -163,9 +161,9 @@ async def _collection(database: LedgerDatabase, name: str) -> CollectionState:
         found = await database[name].aggregate([{"$collStats": {"storageStats": {}}}])
         rows = await found.to_list()
     except OperationFailure as error:
-        if error.code == _NOT_THERE:
+        if error.code == NAMESPACE_NOT_FOUND:
             return CollectionState(name, exists=False, documents=0, data_bytes=0, stored_bytes=0)
-        if error.code != _UNAUTHORIZED:
+        if error.code != UNAUTHORIZED:
             raise
         # Counting only needs the permission to read.
         count = await _if_allowed(database[name].estimated_document_count())

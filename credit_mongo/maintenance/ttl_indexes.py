@@ -14,12 +14,12 @@ from pymongo.errors import OperationFailure
 from credit_mongo.config import SETTINGS_COLLECTION
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.server_errors import COMMAND_NOT_SUPPORTED_ON_VIEW
 
 __all__ = ["deleting_indexes", "find_deleting_indexes"]
 
 _EXPIRING: Final = frozenset({"idempotency_records", "paid_requests"})
 _OWN_KEYS: Final = [("expiresAt", 1)]
-_VIEW: Final = 166
 
 
 def deleting_indexes(
@@ -46,7 +46,7 @@ async def find_deleting_indexes(database: LedgerDatabase) -> list[str]:
         try:
             indexes = await database[name].list_indexes()
         except OperationFailure as error:
-            if error.code != _VIEW:
+            if error.code != COMMAND_NOT_SUPPORTED_ON_VIEW:
                 raise
             continue
         found += [f"{name}.{each}" for each in deleting_indexes(kind, indexes, database.mapping)]

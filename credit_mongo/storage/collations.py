@@ -15,11 +15,10 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.server_errors import COMMAND_NOT_FOUND, UNAUTHORIZED
 
 __all__ = ["check_collations"]
 
-_UNAUTHORIZED: Final = 13
-_COMMAND_NOT_FOUND: Final = 59
 _SIMPLE: Final = "simple"
 
 
@@ -53,7 +52,7 @@ async def _collation_of(database: LedgerDatabase, collection: str) -> str:
         plan = await database.command({"explain": query, "verbosity": "queryPlanner"})
     except OperationFailure as error:
         # Memory has no plans, and compares by bytes; what a role may not read it does not use.
-        if error.code in (_COMMAND_NOT_FOUND, _UNAUTHORIZED):
+        if error.code in (COMMAND_NOT_FOUND, UNAUTHORIZED):
             return _SIMPLE
         raise
     return _locale_in(plan.get("queryPlanner", {}))

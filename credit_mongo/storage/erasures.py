@@ -20,6 +20,7 @@ from pymongo.errors import OperationFailure
 from credit_mongo.errors import StorageError
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import UNAUTHORIZED
 
 __all__ = ["NEVER", "after", "erased_until", "is_erased", "not_after", "place_of"]
 
@@ -27,7 +28,6 @@ NEVER: Final = datetime(1, 1, 1, tzinfo=timezone.utc)
 """Before all rows."""
 # BSON has later ones, which Python has no form for. The ledger does not write them.
 _LAST: Final = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=timezone.utc)
-_UNAUTHORIZED: Final = 13
 
 
 def place_of(user_id: str) -> Raw:
@@ -55,7 +55,7 @@ async def erased_until(
     try:
         found = await database[erasures].find(places, {field: 1}, session=session).to_list()
     except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
+        if error.code != UNAUTHORIZED:
             raise
         raise StorageError(
             f"the database role may not read the collection {erasures!r}, which tells whose "

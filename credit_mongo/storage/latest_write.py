@@ -18,12 +18,11 @@ from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.server_errors import is_snapshot_gone
 
 __all__ = ["LatestWrite"]
 
 _T = TypeVar("_T")
-# SnapshotTooOld, and SnapshotUnavailable: a collection or an index has just come.
-_GONE: Final = frozenset({239, 246})
 _PAUSE_SECONDS: Final = 0.01
 
 
@@ -77,7 +76,7 @@ class LatestWrite:
                     if all(time is None or moment is None or moment >= time for time in after):
                         return await look(own)
                 except OperationFailure as error:
-                    if error.code not in _GONE:
+                    if not is_snapshot_gone(error):
                         raise
             # Until the primary knows more; the caller's deadline ends it.
             await asyncio.sleep(_PAUSE_SECONDS)

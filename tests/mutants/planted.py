@@ -119,7 +119,7 @@ PLANTED: Final = (
     Bug(
         "an index's collation is not checked",
         "engine/opening.py",
-        "                await check_collations(self._database)\n",
+        "        await check_collations(self._database)\n",
         "",
         (INDEXES,),
     ),
@@ -685,8 +685,8 @@ PLANTED: Final = (
     Bug(
         "settings that could not be compared count as compared",
         "engine/opening.py",
-        "            if not self.is_done:\n",
-        "            if not self.is_done:\n                self.is_done = True\n",
+        "        self._settings.check(await self._kept())\n",
+        "        self.is_done = True\n        self._settings.check(await self._kept())\n",
         (SETTINGS,),
     ),
     Bug(

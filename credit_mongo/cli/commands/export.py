@@ -14,8 +14,9 @@ from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
-from credit_mongo.maintenance.export.exporting import Export, export_transactions, parse_moment
+from credit_mongo.maintenance.export.exporting import Export, export_transactions
 from credit_mongo.maintenance.export.formats import FORMATS, Format
+from credit_mongo.maintenance.moments import parse_moment
 
 _SUFFIXES: Final[dict[str, Format]] = {
     ".csv": "csv",

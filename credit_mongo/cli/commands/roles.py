@@ -16,9 +16,9 @@ from credit_mongo.cli.tables import show_rows
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.roles import Role, RoleChange, RoleReport, credit_roles, ensure_roles
+from credit_mongo.storage.server_errors import UNAUTHORIZED
 
 _COLUMNS: Final = ("state", "role")
-_UNAUTHORIZED: Final = 13
 
 
 @app.command("roles")
@@ -65,7 +65,7 @@ async def _ensure(database: Database, settings: CreditConfig, *, dry_run: bool) 
         names, users = settings.collections, settings.users
         return await ensure_roles(database, names, users, dry_run=dry_run)
     except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
+        if error.code != UNAUTHORIZED:
             raise
         raise StorageError(
             "the server refused the command: Unauthorized (code 13); "

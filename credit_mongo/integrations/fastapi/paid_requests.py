@@ -52,6 +52,7 @@ from credit_mongo.integrations.fastapi.charges import Charges
 from credit_mongo.integrations.fastapi.orders import Order, Paid, stored_variables
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.storage.erasures import erased_until
+from credit_mongo.storage.leases import ServerLease
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["PaidRequests"]
@@ -61,11 +62,6 @@ _T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, Paid | None]
 _MAX_ATTEMPTS: Final = 5
 _SETTLED_AT_ONCE: Final = 100
-# $exists excludes finished runs, which have no lease: to $lt, a missing field is before any date.
-_LEASE_IS_OVER: Final = {
-    "leaseUntil": {"$exists": True},
-    "$expr": {"$lt": ["$leaseUntil", "$$NOW"]},
-}
 
 
 class PaidRequests:
@@ -84,7 +80,7 @@ class PaidRequests:
         self._collection = database[database.names.paid_requests]
         self._deadlines = Deadlines(database.client)
         self._timeout_seconds = config.operation_timeout_seconds
-        self._lease_seconds = lease_seconds
+        self._lease = ServerLease("leaseUntil", lease_seconds)
         self._ttl_seconds = config.idempotency.ttl_seconds
         # The runs of this process. It renews their leases.
         self._runs: set[str] = set()
@@ -138,12 +134,12 @@ class PaidRequests:
                 await work()
             except CreditError as error:
                 _LOG.warning("the leases of paid requests could not be checked: %s", error.code)
-            await asyncio.sleep(self._lease_seconds / 3)
+            await asyncio.sleep(self._lease.seconds / 3)
 
     async def settle_abandoned(self) -> None:
         """Refund the charges of runs whose lease is over."""
         found = await self._keep(
-            self._collection.find(_LEASE_IS_OVER, limit=_SETTLED_AT_ONCE).to_list()
+            self._collection.find(self._lease.is_over, limit=_SETTLED_AT_ONCE).to_list()
         )
         settling = [tasks.start(self._settle_if_over(run)) for run in found]
         for outcome in await asyncio.gather(*settling, return_exceptions=True):
@@ -175,7 +171,7 @@ class PaidRequests:
                 elif isinstance(error, CreditError):
                     # Nothing was charged, so don't remember it for long. Otherwise callers without
                     # credits and unknown users would fill the collection.
-                    await self._release(run, remembered_for=self._lease_seconds)
+                    await self._release(run, remembered_for=self._lease.seconds)
             raise
         if replayed:
             # The first request for this charge found it made: another process took this run for
@@ -231,7 +227,7 @@ class PaidRequests:
         }
         # As literals, because a caller's values may begin with a dollar.
         fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
-        fields |= {"startedAt": "$$NOW", "leaseUntil": self._lease()}
+        fields |= {"startedAt": "$$NOW", **self._lease.renewed}
         fields |= dict.fromkeys(("expiresAt", "transactionId", "cost"), "$$REMOVE")
         replaced = replaced or {"state": "released", "fingerprint": order.fingerprint}
         query = {"_id": request, **replaced}
@@ -269,8 +265,8 @@ class PaidRequests:
 
     async def _settle_if_over(self, run: Raw) -> bool:
         """Settle the run if its lease is over. Returns whether this call settled it."""
-        query = {"_id": run["_id"], "run": run["run"], **_LEASE_IS_OVER}
-        change = [{"$set": {"state": "settling", "leaseUntil": self._lease()}}]
+        query = {"_id": run["_id"], "run": run["run"], **self._lease.is_over}
+        change = [{"$set": {"state": "settling", **self._lease.renewed}}]
         claimed = await self._keep(
             self._collection.find_one_and_update(
                 query, change, return_document=ReturnDocument.AFTER
@@ -329,11 +325,8 @@ class PaidRequests:
     async def _renew(self) -> None:
         if self._runs:
             query = {"leaseUntil": {"$exists": True}, "run": {"$in": list(self._runs)}}
-            change = [{"$set": {"leaseUntil": self._lease()}}]
+            change = [{"$set": self._lease.renewed}]
             await self._keep(self._collection.update_many({**query, "state": "running"}, change))
-
-    def _lease(self) -> Raw:
-        return {"$add": ["$$NOW", int(self._lease_seconds * 1000)]}
 
     async def _keep(self, work: Coroutine[Any, Any, _T]) -> _T:
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Literal, TypeAlias
@@ -47,6 +47,7 @@ from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
 from credit_mongo.maintenance.archive.runs import Lane, Lease
 from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.archive.spans import Span, Spans
+from credit_mongo.maintenance.progress import OnProgress, no_progress
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.codecs import NAIVE
@@ -59,13 +60,10 @@ __all__ = [
     "ArchiveLostError",
     "ArchiveRunningError",
     "Kinds",
-    "OnProgress",
     "archive",
 ]
 
 Kinds: TypeAlias = Literal["all", "transactions", "audit_logs"]
-OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of rows that were moved, and about how many there are."""
 
 LEASE_SECONDS: Final = 30.0
 _KINDS: Final = ("all", "transactions", "audit_logs")
@@ -195,7 +193,7 @@ class _Archiving:
         self._kinds = [
             kind for kind, name in zip(wanted, _KINDS[1:], strict=True) if kinds in ("all", name)
         ]
-        self._on_progress = on_progress or (lambda _done, _total: None)
+        self._on_progress = on_progress or no_progress
         self._id = ObjectId()
         self._left = Left()
         self._done = 0

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import calendar
 import re
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Final
 
 from credit_mongo.core.values import check_moment, to_milliseconds
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.moments import read_moment
 
 __all__ = ["check_cut_off", "months_before", "parse_cut_off"]
 
 _AGE: Final = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y)")
-_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
-_MOMENT: Final = re.compile(rf"{_DATE.pattern}[Tt ].+")
 _FORMS: Final = "must be an age (36h, 90d, 12w, 6mo, 2y), a date (2026-01-31) or a moment with time"
 _MONTHS: Final = {"mo": 1, "y": 12}
 _SPANS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -57,17 +56,7 @@ def _read(text: str, now: datetime) -> datetime:
         if unit in _MONTHS:
             return months_before(now, number * _MONTHS[unit])
         return now - number * _SPANS[unit]
-    if _DATE.fullmatch(text):
-        day = date.fromisoformat(text)
-        return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
-    if not _MOMENT.fullmatch(text):
-        # Of the other forms, some versions of Python take more than others.
-        raise ValueError
-    # Before Python 3.11, Z is no offset.
-    moment = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return to_milliseconds(moment.astimezone(timezone.utc))
+    return to_milliseconds(read_moment(text).astimezone(timezone.utc))
 
 
 def _check_past(cut_off: datetime, now: datetime, field: str) -> datetime:

@@ -9,46 +9,18 @@ from datetime import datetime
 from typing import Any, BinaryIO, Final
 
 from bson import decode, json_util
-from bson.codec_options import CodecOptions, DatetimeConversion
 
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.columns import AUDIT_COLUMNS, COLUMNS, NUMBERS
+from credit_mongo.storage.codecs import NAIVE
 
 __all__ = ["check_pyarrow", "digest_of", "to_parquet"]
 
 _ROW_GROUP: Final = 10_000
 _MOST_BYTES: Final = 8 << 20
 _DOCUMENT: Final = "document"
-_NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
-_COLUMNS: Final = {
-    "transaction_id": "_id",
-    "user_id": "userId",
-    "seq": "seq",
-    "operation": "operation",
-    "action": "action",
-    "amount": "amount",
-    "balance_before": "balanceBefore",
-    "balance_after": "balanceAfter",
-    "metadata": "metadata",
-    "idempotency_key": "idempotencyKey",
-    "refund_of": "refundOf",
-    "created_at": "createdAt",
-}
-_AUDIT_COLUMNS: Final = {
-    "audit_id": "_id",
-    "user_id": "userId",
-    "operation": "operation",
-    "action": "action",
-    "status": "status",
-    "details": "details",
-    "metadata": "metadata",
-    "error_message": "errorMessage",
-    "created_at": "createdAt",
-}
 _EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
 _JSON: Final = frozenset({"metadata", "details"})
-_READ: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
-)
 _LENGTH_BYTES: Final = 4
 
 
@@ -67,14 +39,14 @@ def to_parquet(source: BinaryIO, target: BinaryIO, kind: str) -> None:
     import pyarrow as pa  # noqa: PLC0415 - it is an extra
     from pyarrow import parquet  # noqa: PLC0415
 
-    columns = _COLUMNS if kind == "transactions" else _AUDIT_COLUMNS
-    types = {name: pa.int64() for name in _NUMBERS}
+    columns = COLUMNS if kind == "transactions" else AUDIT_COLUMNS
+    types = {name: pa.int64() for name in NUMBERS}
     types["created_at"] = pa.timestamp("ms", tz="UTC")
     fields = [(name, types.get(name, pa.string())) for name in columns]
     schema = pa.schema([*fields, (_DOCUMENT, pa.binary())])
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for documents in _documents(source):
-            rows = [decode(document, _READ) for document in documents]
+            rows = [decode(document, NAIVE) for document in documents]
             values: list[Sequence[Any]] = [
                 [_cell(name, row.get(field)) for row in rows] for name, field in columns.items()
             ]
@@ -121,6 +93,6 @@ def _cell(name: str, value: Any) -> Any:
         return None if value is None else json_util.dumps(value, json_options=_EXTENDED)
     if name == "created_at":
         return value if isinstance(value, datetime) else None
-    if name in _NUMBERS:
+    if name in NUMBERS:
         return value if isinstance(value, int) else None
     return value if value is None or isinstance(value, str) else str(value)

@@ -25,6 +25,7 @@ from credit_mongo.engine import tasks
 from credit_mongo.errors import ArchiveLostError, ArchiveRunningError, StorageError
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.leases import ServerLease
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Lane", "Lease", "Moved", "Tally"]
@@ -44,6 +45,7 @@ class Lease:
         self._manifests = manifests
         self._run = run
         self._seconds = seconds
+        self._lease = ServerLease("aliveUntil", seconds)
         self._beating: asyncio.Task[None] | None = None
 
     async def take(self, steps: Steps) -> None:
@@ -58,7 +60,7 @@ class Lease:
         lease = await manifests.find_one({"_id": _LEASE}, session=session)
         if lease is not None and lease.get("run") == self._run:
             return
-        is_over = {"_id": _LEASE, "$expr": {"$lt": ["$aliveUntil", "$$NOW"]}}
+        is_over = {"_id": _LEASE, **self._lease.is_over}
         taken = await manifests.update_one(is_over, self._renewal(), session=session)
         if not taken.matched_count:
             raise ArchiveRunningError(_EPOCH if lease is None else lease["aliveUntil"])
@@ -67,8 +69,7 @@ class Lease:
         )
 
     def _renewal(self) -> list[Raw]:
-        until = {"$add": ["$$NOW", int(self._seconds * 1000)]}
-        return [{"$set": {"run": self._run, "aliveUntil": until}}]
+        return [{"$set": {"run": self._run, **self._lease.renewed}}]
 
     async def _beat(self) -> None:
         own = {"_id": _LEASE, "run": self._run}

@@ -14,11 +14,10 @@ from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.verification.reading import BATCH, Rows, check_index
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import is_gone
 
 __all__ = ["Index", "Span", "Spans"]
 
-# A cursor that went with its server, or was not asked for too long.
-_GONE: Final = frozenset({43, 91, 175, 237, 239, 246, 10107, 11600, 11602, 13435, 189})
 _MOST_TRIES: Final = 20
 _PAUSE_SECONDS: Final = 0.5
 
@@ -87,9 +86,8 @@ class Spans:
                 async for span in self._found():
                     yield span
             except (ConnectionFailure, OperationFailure) as error:
-                is_lost = isinstance(error, ConnectionFailure) or error.code in _GONE
                 tries = 1 if self._end != place else tries + 1
-                if not is_lost or tries == _MOST_TRIES:
+                if not is_gone(error) or tries == _MOST_TRIES:
                     raise
                 self._users, self._rows = {}, 0
                 await asyncio.sleep(_PAUSE_SECONDS)

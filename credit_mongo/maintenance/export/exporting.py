@@ -10,12 +10,12 @@ export began. What is written to a user's history meanwhile is newer than what w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
@@ -27,21 +27,19 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.maintenance.export.files import standard_output, whole_file
 from credit_mongo.maintenance.export.formats import Format, Write, encoder_of
-from credit_mongo.maintenance.verification.reading import BATCH, Rows, is_gone
+from credit_mongo.maintenance.progress import OnProgress
+from credit_mongo.maintenance.verification.reading import BATCH, Rows
 from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import is_gone
 
-__all__ = ["Export", "OnProgress", "export_transactions"]
+__all__ = ["Export", "export_transactions"]
 
-OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of transactions that are written; nobody knows of how many."""
 
 _ORDER: Final = [("userId", 1), ("createdAt", -1), ("seq", -1)]
 _LATEST: Final = datetime.max  # noqa: DTZ901 - naive, as the rows have it
 _MOST_TRIES: Final = 5
-# 2026-01-31T12:00:00.000000+00:00 and a little more.
-_LONGEST_MOMENT: Final = 40
 _PAUSE_SECONDS: Final = 0.5
 
 
@@ -272,16 +270,3 @@ def _key(row: Raw) -> tuple[Any, ...]:
     moment, seq = row.get("createdAt"), row.get("seq")
     age = _LATEST - moment if type(moment) is datetime else timedelta.max
     return row["userId"], age, -seq if isinstance(seq, int) else 0
-
-
-def parse_moment(field: str, text: str, zone: tzinfo = timezone.utc) -> datetime:
-    """A date (its midnight) or a moment, in ``zone`` unless it says otherwise."""
-    # Python would take some hundred digits for one. Before Python 3.11, Z is no offset.
-    text = text if len(text) <= _LONGEST_MOMENT else ""
-    try:
-        moment = datetime.fromisoformat(f"{text[:-1]}+00:00" if text[-1:] in "Zz" else text)
-    except ValueError:
-        raise InvalidRequestError(
-            field, "must be a date (2026-01-31) or a moment (2026-01-31T12:00:00Z)"
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)

@@ -22,6 +22,7 @@ from bson.datetime_ms import DatetimeMS
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.extras import missing
+from credit_mongo.maintenance.columns import COLUMNS, NUMBERS
 from credit_mongo.storage.rows import Raw
 
 try:
@@ -35,26 +36,9 @@ Format: TypeAlias = Literal["csv", "jsonl", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = ("csv", "jsonl", "parquet")
 Write: TypeAlias = Callable[[bytes], object]
 
-COLUMNS: Final = {
-    "transaction_id": "_id",
-    "user_id": "userId",
-    "seq": "seq",
-    "operation": "operation",
-    "action": "action",
-    "amount": "amount",
-    "balance_before": "balanceBefore",
-    "balance_after": "balanceAfter",
-    "metadata": "metadata",
-    "idempotency_key": "idempotencyKey",
-    "refund_of": "refundOf",
-    "created_at": "createdAt",
-}
-"""The columns, and the fields that are stored."""
-
-_NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
-_AMOUNTS: Final = _NUMBERS - {"seq"}
+_AMOUNTS: Final = NUMBERS - {"seq"}
 _IN_CREDITS: Final = "_credits"
-_TEXTS: Final = frozenset(COLUMNS) - _NUMBERS - {"metadata", "created_at"}
+_TEXTS: Final = frozenset(COLUMNS) - NUMBERS - {"metadata", "created_at"}
 _WHOLE: Final = frozenset({int, Int64})
 # The same ones come again and again.
 _FEW: Final = frozenset({"user_id", "operation", "action"})
@@ -139,7 +123,7 @@ class _Lines:
     def _cells(self, name: str, rows: Sequence[Raw]) -> Iterable[object]:
         values, quote, none = _values(name, rows), self._quote, self._none
         # Of other software there may be anything in any of them.
-        if name in _NUMBERS:
+        if name in NUMBERS:
             return [each if type(each) in _WHOLE else self._other(each) for each in values]
         if name == "created_at":
             return [
@@ -234,7 +218,7 @@ class _Parquet:
                 "format", "parquet needs pyarrow: pip install 'credit-mongo[parquet]'"
             ) from error
         self._pyarrow = pa
-        types = {name: pa.int64() for name in _NUMBERS}
+        types = {name: pa.int64() for name in NUMBERS}
         types["created_at"] = pa.timestamp("ms", tz="UTC")
         self._columns = _columns(decimal_places)
         self._decimal_places = decimal_places
@@ -274,7 +258,7 @@ class _Parquet:
             return [None if each is None else _json(each) for each in values]
         if name in _TEXTS:
             return list(map(_text, values))
-        kind = int if name in _NUMBERS else datetime
+        kind = int if name in NUMBERS else datetime
         return [each if isinstance(each, kind) else None for each in values]
 
 

@@ -7,16 +7,17 @@ through the rows, as no index has all of them by time; what comes back is bounde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.progress import OnProgress, no_progress
 from credit_mongo.maintenance.usage.expressions import (
     either,
     exact_sum,
@@ -37,7 +38,6 @@ from credit_mongo.storage.rows import Raw
 
 __all__ = ["MOST_PLACES", "usage_of"]
 
-OnProgress: TypeAlias = Callable[[int, int | None], None]
 
 MOST_PLACES: Final = 100
 """How many actions, tiers or users are named at most."""
@@ -75,7 +75,7 @@ async def usage_of(
     async with ledger.client.start_session(snapshot=True) as session:
         period = _Period(period_before(start, end, zone), start, end, zone)
         asking = _Asking(ledger, ledger.names, session, period, places)
-        return await asking.all(on_progress or (lambda _done, _of: None))
+        return await asking.all(on_progress or no_progress)
 
 
 class _Period(NamedTuple):

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
@@ -27,7 +27,7 @@ from credit_mongo.storage.database import Cursor, LedgerDatabase
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.users import StoredUsers
 
-__all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index", "is_gone"]
+__all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index"]
 
 LOOK_UP: Final = 1000
 """How many documents are asked for by their ids at once."""
@@ -35,19 +35,10 @@ BATCH: Final = 2000
 _SAMPLE: Final = 1000
 _LAST_YEAR: Final = 9996
 _PATIENCE_SECONDS: Final = 1.0
-# SnapshotTooOld, SnapshotUnavailable, and a cursor that ended with its session.
-_GONE: Final = frozenset({239, 246, 43})
 _BAD_HINT: Final = 2
 _CHARGE: Final = ChargeRequest.operation
 # An expired record is swept by the clock of the server, and was judged by those of the processes.
 CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
-
-
-def is_gone(error: BaseException) -> bool:
-    """Whether the snapshot is gone, or the server; a fresh one can go on."""
-    return isinstance(error, ConnectionFailure) or (
-        isinstance(error, OperationFailure) and error.code in _GONE
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.turns import Turns, TurnTaker
 from credit_mongo.errors import InvalidRequestError
+from credit_mongo.maintenance.progress import OnProgress
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verification.examination import Examined
 from credit_mongo.maintenance.verification.reading import Reading
 from credit_mongo.maintenance.verification.verify import (
-    OnProgress,
     Verification,
     examine_user,
     open_reading,

@@ -26,21 +26,20 @@ from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import StorageError, UserNotFoundError
+from credit_mongo.maintenance.progress import OnProgress, no_progress
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.maintenance.verification.examination import Examined, examine, examine_records
 from credit_mongo.maintenance.verification.findings import Finding, Verification
-from credit_mongo.maintenance.verification.reading import Reading, is_gone
+from credit_mongo.maintenance.verification.reading import Reading
 from credit_mongo.maintenance.verification.records import RecordSweep
 from credit_mongo.maintenance.verification.sweep import Sweep
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.server_errors import UNAUTHORIZED, is_gone
 
-__all__ = ["Finding", "OnProgress", "Verification", "examine_user", "open_reading", "verify"]
+__all__ = ["Finding", "Verification", "examine_user", "open_reading", "verify"]
 
-OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of transactions that were looked at, and about how many there are."""
 
 _T = TypeVar("_T")
-_UNAUTHORIZED: Final = 13
 MOST_FINDINGS: Final = 10_000
 # Users with findings who are told apart, so that nobody is counted twice.
 _MOST_USERS: Final = 100_000
@@ -83,7 +82,7 @@ async def verify(
         key_ttl_seconds=key_ttl_seconds,
         max_clock_skew_seconds=max_clock_skew_seconds,
     )
-    work = _Verifying(reading, on_progress or (lambda _done, _total: None))
+    work = _Verifying(reading, on_progress or no_progress)
     if only is None:
         await work.all_users()
     else:
@@ -230,7 +229,7 @@ class _Verifying:
         try:
             found = await find_deleting_indexes(reading.database)
         except OperationFailure as error:
-            if error.code != _UNAUTHORIZED:
+            if error.code != UNAUTHORIZED:
                 raise
             return  # to see indexes, a role needs listIndexes, as creditReader has it
         self._total += len(found)

@@ -1,0 +1,44 @@
+"""The server's error codes, by name, and what several modules conclude from them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pymongo.errors import ConnectionFailure, OperationFailure
+
+__all__ = [
+    "COMMAND_NOT_FOUND",
+    "COMMAND_NOT_SUPPORTED_ON_VIEW",
+    "MAX_TIME_EXPIRED",
+    "NAMESPACE_NOT_FOUND",
+    "UNAUTHORIZED",
+    "is_gone",
+    "is_snapshot_gone",
+]
+
+UNAUTHORIZED: Final = 13
+NAMESPACE_NOT_FOUND: Final = 26
+MAX_TIME_EXPIRED: Final = 50
+COMMAND_NOT_FOUND: Final = 59
+COMMAND_NOT_SUPPORTED_ON_VIEW: Final = 166
+
+# SnapshotTooOld; and SnapshotUnavailable, because a collection or an index is too new.
+_SNAPSHOT_GONE: Final = frozenset({239, 246})
+# CursorNotFound, QueryPlanKilled, CursorKilled.
+_CURSOR_GONE: Final = frozenset({43, 175, 237})
+# ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary, InterruptedAtShutdown,
+# InterruptedDueToReplStateChange, NotPrimaryNoSecondaryOk.
+_SERVER_GONE: Final = frozenset({91, 189, 10107, 11600, 11602, 13435})
+_GONE: Final = _SNAPSHOT_GONE | _CURSOR_GONE | _SERVER_GONE
+
+
+def is_snapshot_gone(error: OperationFailure) -> bool:
+    """Return whether the server no longer has the snapshot, or doesn't have it yet."""
+    return error.code in _SNAPSHOT_GONE
+
+
+def is_gone(error: BaseException) -> bool:
+    """Return whether a cursor, its snapshot or its server is gone, so that a new one can go on."""
+    return isinstance(error, ConnectionFailure) or (
+        isinstance(error, OperationFailure) and error.code in _GONE
+    )
