@@ -135,7 +135,7 @@ async def test_the_script_names_who_was_left_alone(
         (("--older-than", "1h", "--only", "users"), "--only must be one of"),
         (("--older-than", "1h", "--to", "FULL"), "is not empty"),
         (("--older-than", "1h", "--to", "FULL", "--dry-run"), "is not empty"),
-        (("--older-than", "1h", "--to", "FULL/file"), "is no directory"),
+        (("--older-than", "1h", "--to", "FULL/file"), "exists but is not a directory"),
         (("--older-than", "1h", "--to", "FULL/file/below"), "Not a directory"),
         (("--older-than", "1h", "--to", "/proc/archive"), "/proc/archive"),
     ],

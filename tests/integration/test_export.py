@@ -473,7 +473,7 @@ async def test_a_link_leads_to_its_file_and_what_is_no_file_is_left_alone(
     assert link.is_symlink()
     assert len(read_csv(target)) == 18
     for wrong in (pipe, tmp_path):
-        with pytest.raises(OSError, match="is no file"):
+        with pytest.raises(OSError, match="exists but is not a file"):
             await export_transactions(database, wrong, format="csv", overwrite=True)
     assert pipe.is_fifo()
 
@@ -662,7 +662,7 @@ async def test_to_a_file_the_command_says_how_many(
         (("--output", "there.csv/all.csv"), "Not a directory"),
         (("--output", f"{'x' * 300}.csv"), "File name too long"),
         (("--output", "/proc/all.csv"), "/proc/all.csv"),
-        (("--output", "directory.csv", "--force"), "is no file"),
+        (("--output", "directory.csv", "--force"), "exists but is not a file"),
         (("--json",), "--json needs --output"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
