@@ -88,7 +88,8 @@ class LedgerSettings:
             yield from _fields("users", self.users, kept.users)
 
     def _check_that_it_is_apart_from(self, other: LedgerSettings) -> None:
-        theirs = {name: field for field, name in other.collections.model_dump().items()}
+        kept = other.collections.model_dump(exclude_unset=True)
+        theirs = {name: field for field, name in kept.items()}
         for field, name in self.collections.model_dump().items():
             if name in theirs:
                 raise ConfigurationError(
@@ -147,9 +148,9 @@ class LedgerSettings:
 
 
 def _fields(name: str, own: Part, kept: Part) -> Iterator[tuple[str, object, object]]:
-    values = kept.model_dump()
-    for field, value in own.model_dump().items():
-        yield f"{name}.{field}", value, values[field]
+    # An older version kept no setting for what has come since: there is nothing to compare.
+    for field, value in kept.model_dump(exclude_unset=True).items():
+        yield f"{name}.{field}", getattr(own, field), value
 
 
 def _known(part: type[Part], values: Mapping[str, Any]) -> dict[str, Any]:

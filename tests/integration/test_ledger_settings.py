@@ -196,6 +196,28 @@ async def test_settings_of_a_newer_version_are_refused_unless_it_allows_this_one
         await CreditLedger(database, settings()).get_user("u")
 
 
+async def test_settings_of_an_older_version_are_compared_as_far_as_they_go(
+    database: Database,
+) -> None:
+    """A name that the ledger has only now is taken as configured, and as nobody else's."""
+    acme = settings(
+        collections=CollectionNames.with_prefix("acme_"), users=UserMapping(seq="acme_seq")
+    )
+    await set_up(database, acme)
+    missing = {"collections.paid_requests": 1, "users.seq": 1}
+    await database[SETTINGS].update_one(
+        {}, {"$unset": missing, "$pull": {"names": "acme_paid_requests"}}
+    )
+    async with CreditLedger(database, acme) as ledger:
+        await ledger.create_user("u")
+    await set_up(database, settings())
+    other = settings(
+        collections=CollectionNames.with_prefix("acme_"), users=UserMapping(credits="coins")
+    )
+    with pytest.raises(ConfigurationError, match=r"users\.credits"):
+        await CreditLedger(database, other).get_user("u")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
