@@ -85,7 +85,8 @@ class Doomed:
             await self.database.drop_collection(name)
         for name, documents in template.items():
             await self.database[name].delete_many({})
-            await self.database[name].insert_many(documents)
+            if documents:
+                await self.database[name].insert_many(documents)
 
     async def kill(self, uri: str) -> bool:
         """Run it, and return whether it was killed at its command."""
