@@ -43,6 +43,7 @@ from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
+from credit_mongo.engine.observer import Observer, observed, tell_by
 from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
@@ -152,6 +153,7 @@ class CreditLedger:
         config: CreditConfig,
         *,
         clock: Clock | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Create a ledger on a database of the application's client.
 
@@ -166,9 +168,13 @@ class CreditLedger:
         from the server's clock by months, because the ledger doesn't compare the two. If a user's
         last transaction is dated after ``clock``, the user's next operation takes that later date.
 
-        Raises ConfigurationError if ``config`` is not a CreditConfig.
+        ``observer`` is a function that the ledger calls with events, for metrics: see
+        `credit_mongo.engine.observer`.
+
+        Raises ConfigurationError if ``config`` is not a CreditConfig or ``observer`` no function.
         """
         _check_config(config)
+        self._tell = tell_by(observer)
         self._config = config
         self._database = own = LedgerDatabase.of(database, config.collections, config.users)
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
@@ -189,23 +195,25 @@ class CreditLedger:
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(own.client)
         self._deadlines = Deadlines(own.client)
-        reaper = SessionReaper(own.client, self._deadlines)
+        reaper = SessionReaper(own.client, self._deadlines, self._tell)
         self._committer = Committer(
             own.client,
             store,
             self._policy,
             retry=config.retry,
-            turn_taker=TurnTaker(turns, own),
+            turn_taker=TurnTaker(turns, own, tell=self._tell),
             latest_write=latest_write,
             deadlines=self._deadlines,
             reaper=reaper,
             clock=self._clock,
+            tell=self._tell,
         )
         self._lanes = Lanes(
             self._committer.commit,
             self._committer.commit_patiently,
             turns,
             timeout_seconds=config.operation_timeout_seconds,
+            tell=self._tell,
         )
         self._history = History(own, latest_write, self._clock)
         self._sessions = ApplicationSessions(
@@ -224,18 +232,26 @@ class CreditLedger:
 
     @classmethod
     def connect(
-        cls, uri: str, *, database: str, config: CreditConfig, clock: Clock | None = None
+        cls,
+        uri: str,
+        *,
+        database: str,
+        config: CreditConfig,
+        clock: Clock | None = None,
+        observer: Observer | None = None,
     ) -> CreditLedger:
         """Create a ledger with a client of its own. Closing the ledger closes the client.
 
-        ``uri`` is a MongoDB connection string, ``database`` the name of the database. ``clock`` is
-        for tests, as in the constructor.
+        ``uri`` is a MongoDB connection string, ``database`` the name of the database. ``clock``
+        (for tests) and ``observer`` are those of the constructor.
 
-        Raises ConfigurationError if ``config`` is not a CreditConfig, or if the URI is invalid or
-        contains an option that MongoDB's driver would ignore.
+        Raises ConfigurationError as the constructor does, and if the URI is invalid or contains an
+        option that MongoDB's driver would ignore.
         """
         _check_config(config)
-        ledger = cls(connect(uri, database, config.operation_timeout_seconds), config, clock=clock)
+        tell_by(observer)  # before there is a client
+        own = connect(uri, database, config.operation_timeout_seconds)
+        ledger = cls(own, config, clock=clock, observer=observer)
         ledger._owns_client = True
         return ledger
 
@@ -706,6 +722,13 @@ class CreditLedger:
         }
 
     def _submit(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
+        if self._tell is None:
+            return self._submit_unobserved(request, session)
+        return observed(
+            self._tell, request.operation, lambda: self._submit_unobserved(request, session)
+        )
+
+    def _submit_unobserved(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         self._check_open()
         own = self._database.session(session)
         if own is not None:

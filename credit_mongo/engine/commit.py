@@ -37,7 +37,8 @@ from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error, caused_by
-from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError
+from credit_mongo.engine.observer import AttemptRetried, OutcomeUnknown, Tell, error_name
+from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError, reason_of
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.transactions import Transactions, begin
 from credit_mongo.engine.turns import TurnTaker
@@ -126,11 +127,13 @@ class Committer:
         deadlines: Deadlines,
         reaper: SessionReaper,
         clock: CheckedClock,
+        tell: Tell | None = None,
     ) -> None:
         self._client = client
         self._store = store
         self._policy = policy
         self._retry = retry
+        self._tell = tell
         self._turn_taker = turn_taker
         self._turns = turn_taker.turns
         self._latest_write = latest_write
@@ -247,12 +250,13 @@ class Committer:
     async def _attempt(
         self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
     ) -> list[Outcome]:
-        turn, turn_began = None, 0.0
+        began, turn, turn_began = batch.clock(), None, 0.0
         takes_turn = await self._turn_taker.wait(attempt)
         attempt.check_that_it_goes_on()
         await begin(session)
         if takes_turn:
-            turn, turn_began = await self._turn_taker.take(attempt, session), batch.clock()
+            turn = await self._turn_taker.take(attempt, session, since=began)
+            turn_began = batch.clock()
         attempt.enter(Stage.WRITING)
         sent = batch.sent
         if turn is not None and sent is None:
@@ -296,6 +300,8 @@ class Committer:
 
     def _seconds_after(self, batch: _Batch, attempt: Attempt, error: Exception) -> float:
         """How long to wait after a failure; raises if there is to be no other attempt."""
+        if self._tell is not None and batch.sent is not None and attempt.stage is Stage.COMMITTING:
+            self._tell(OutcomeUnknown(error_name(error), len(batch.requests)))
         if isinstance(error, asyncio.TimeoutError | ClockSkewError):
             raise self._not_done(batch, error)
         now = batch.clock()
@@ -305,6 +311,10 @@ class Committer:
         seconds = batch.retries.seconds_after(attempt, error, now, is_unknown=is_unknown)
         if seconds is None or seconds >= batch.seconds_left():
             raise self._not_done(batch, error)
+        if self._tell is not None:
+            reason = reason_of(attempt, error)
+            requests = len(batch.requests)
+            self._tell(AttemptRetried(reason, error_name(error), attempt.number, requests, seconds))
         return seconds
 
     def _not_done(self, batch: _Batch, error: BaseException) -> CreditError:

@@ -17,6 +17,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, More, TakeMore
+from credit_mongo.engine.observer import BatchEnded, Tell
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -79,11 +80,13 @@ class _Lane:
         *,
         when_held: Callable[[_Waiting], None],
         when_empty: Callable[[], None] = lambda: None,
+        tell: Tell | None = None,
     ) -> None:
         self._commit = commit
         self._spare_seconds = spare_seconds
         self._when_held = when_held
         self._when_empty = when_empty
+        self._tell = tell
         self._queue: deque[_Waiting] = deque()
         self._in_flight: list[_Waiting] = []
         # One timer a lane, at the deadline of the oldest: callers come and go by the thousands.
@@ -120,7 +123,10 @@ class _Lane:
     async def _run(self) -> None:
         try:
             while batch := self._next_batch():
-                await self._commit_batch(batch)
+                if self._tell is None:
+                    await self._commit_batch(batch)
+                else:
+                    await self._commit_and_tell(batch, self._tell)
         finally:
             # Empty, unless the event loop is being shut down.
             for waiting in self._queue:
@@ -153,6 +159,12 @@ class _Lane:
         requests = [waiting.request for waiting in self._in_flight[before:]]
         return More(requests, latest - self._spare_seconds)
 
+    async def _commit_and_tell(self, batch: list[_Waiting], tell: Tell) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self._commit_batch(batch)
+        tell(BatchEnded(len(batch), len(self._queue), clock() - began))
+
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         deadline = max(waiting.deadline for waiting in batch) - self._spare_seconds
         requests = [waiting.request for waiting in batch]
@@ -184,15 +196,23 @@ class Lanes:
     """
 
     def __init__(
-        self, commit: Commit, commit_patiently: Commit, turns: Turns, *, timeout_seconds: float
+        self,
+        commit: Commit,
+        commit_patiently: Commit,
+        turns: Turns,
+        *,
+        timeout_seconds: float,
+        tell: Tell | None = None,
     ) -> None:
+        self._tell = tell
         self._commit_patiently = commit_patiently
         self._turns = turns
         self._timeout_seconds = timeout_seconds
         # Commits end this much before their callers give up, so that these hear how.
         self._spare_seconds = min(0.5, timeout_seconds / 10)
         self._shared = [
-            _Lane(commit, self._spare_seconds, when_held=self._set_apart) for _ in range(LANES)
+            _Lane(commit, self._spare_seconds, when_held=self._set_apart, tell=tell)
+            for _ in range(LANES)
         ]
         self._apart: dict[str, _Lane] = {}
         self._closed = False
@@ -241,5 +261,6 @@ class Lanes:
                 self._spare_seconds,
                 when_held=self._set_apart,
                 when_empty=when_empty,
+                tell=self._tell,
             )
         lane.add(waiting)

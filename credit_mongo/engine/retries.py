@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from pymongo.errors import DuplicateKeyError
 
@@ -11,7 +11,7 @@ from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.failures import is_conflict, may_pass
 from credit_mongo.engine.turns import Turns, seconds_to_wait
 
-__all__ = ["RefusedError", "Retries", "UserHeldError"]
+__all__ = ["RefusedError", "Retries", "UserHeldError", "reason_of"]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a document that is not found by its id (a collation's doing).
@@ -28,6 +28,15 @@ class RefusedError(Exception):
 
 class UserHeldError(Exception):
     """Another transaction holds a user of the batch, for longer than the batch can wait."""
+
+
+def reason_of(
+    attempt: Attempt, error: Exception
+) -> Literal["conflict", "turn", "duplicate", "failure"]:
+    """Why an attempt has failed, in a word for observers."""
+    if is_conflict(error):
+        return "turn" if attempt.stage is Stage.TAKING_TURN else "conflict"
+    return "duplicate" if isinstance(error, DuplicateKeyError) else "failure"
 
 
 class Retries:

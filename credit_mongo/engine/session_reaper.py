@@ -18,6 +18,7 @@ from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines, Late
+from credit_mongo.engine.observer import SessionReaped, Tell
 from credit_mongo.storage.server_transactions import ServerTransaction
 
 __all__ = ["SessionReaper"]
@@ -34,9 +35,12 @@ _NOT_IN_THE_STABLE_API: Final = 323
 class SessionReaper:
     """The sessions that are being ended in the background; their callers have their answers."""
 
-    def __init__(self, client: AsyncMongoClient[Any], deadlines: Deadlines) -> None:
+    def __init__(
+        self, client: AsyncMongoClient[Any], deadlines: Deadlines, tell: Tell | None = None
+    ) -> None:
         self._client = client
         self._deadlines = deadlines
+        self._tell = tell
         self._tasks: set[asyncio.Future[None]] = set()
 
     async def next_session(self, session: AsyncClientSession, seconds: float) -> AsyncClientSession:
@@ -65,7 +69,7 @@ class SessionReaper:
         self._start(self._abort(transaction))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = tasks.start(work)
+        task = tasks.start(work if self._tell is None else _told(self._tell, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -119,3 +123,10 @@ class SessionReaper:
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 return
+
+
+async def _told(tell: Tell, work: Coroutine[Any, Any, None]) -> None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await work
+    tell(SessionReaped(clock() - began))

@@ -30,6 +30,7 @@ from pymongo.errors import DuplicateKeyError, ExecutionTimeout, OperationFailure
 
 from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.cooldown import Cooldown
+from credit_mongo.engine.observer import Tell, TurnStuck, TurnTaken
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.unit_of_work import command_in
 
@@ -114,8 +115,9 @@ class Turns:
 class TurnTaker:
     """Takes turns where ``turns`` says so, by a document that stands for them."""
 
-    def __init__(self, turns: Turns, database: LedgerDatabase) -> None:
+    def __init__(self, turns: Turns, database: LedgerDatabase, *, tell: Tell | None = None) -> None:
         self.turns = turns
+        self._tell = tell
         self._database = database
         self._collection = database.names.turns
         self._has_document = False
@@ -132,10 +134,15 @@ class TurnTaker:
                 turns.seen_free()
                 break
             turns.seen_held(taken, clock())
+            if self._tell is not None and turns.are_stuck(clock()):
+                self._tell(TurnStuck())
         return turns.are_needed(clock())
 
-    async def take(self, attempt: Attempt, session: AsyncClientSession) -> Turn:
-        """Have the turn for as long as the session's transaction lasts, or fail by a conflict."""
+    async def take(self, attempt: Attempt, session: AsyncClientSession, *, since: float) -> Turn:
+        """Have the turn for as long as the session's transaction lasts, or fail by a conflict.
+
+        The attempt has waited for it ``since`` then, by the event loop's clock.
+        """
         attempt.enter(Stage.TAKING_TURN)
         if not self._has_document:
             # Made outside of the transaction: there, others could not see it until it ends.
@@ -151,6 +158,8 @@ class TurnTaker:
         turn = (await command_in(self._database, command, session))["value"]
         # If somebody removes the document, there are no turns until the next attempt.
         self._has_document = turn is not None
+        if self._tell is not None:
+            self._tell(TurnTaken(asyncio.get_running_loop().time() - since))
         return Turn(int(turn.get("taken", 0)), int(turn["awaited"])) if turn else Turn(0, 0)
 
     async def _wait_until_free(self) -> int | None:

@@ -51,4 +51,4 @@ def mock_ledger(
             "", "mock_ledger needs mongomock-motor: pip install 'credit-mongo[mock]'"
         ) from error
     database = AsyncMongoMockClient()["app"] if database is None else database
-    return CreditLedger(database, config, **({} if clock is None else {"clock": clock}))
+    return CreditLedger(database, config, clock=clock)

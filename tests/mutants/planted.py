@@ -19,6 +19,7 @@ CONFIG: Final = "tests/unit/test_config.py"
 VARIABLES: Final = "tests/unit/test_variables.py"
 ERRORS: Final = "tests/unit/test_errors.py"
 LANES: Final = "tests/unit/test_lanes.py"
+OBSERVER: Final = "tests/integration/test_observer.py"
 ATTEMPT: Final = "tests/unit/test_attempts.py"
 OPERATIONS: Final = "tests/integration/test_operations.py"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
@@ -781,6 +782,20 @@ PLANTED: Final = (
         "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
         "if False:",
         (HALVES,),
+    ),
+    Bug(
+        "an observer that raises fails the charge",
+        "engine/observer.py",
+        "        except (Exception, asyncio.CancelledError) as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        (OBSERVER,),
+    ),
+    Bug(
+        "each failure of an observer is logged",
+        "engine/observer.py",
+        "            self._has_failed = True\n",
+        "            self._has_failed = False\n",
+        (OBSERVER,),
     ),
     Bug(
         "work that was abandoned commits",
