@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
@@ -14,9 +15,10 @@ from credit_mongo.engine import tasks
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import may_pass
 from credit_mongo.errors import CreditError
+from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.collations import check_collations
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings
+from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, stored_settings
 
 __all__ = ["Opening"]
 
@@ -75,10 +77,10 @@ class Opening:
         await check_collations(self._database)
         self.is_done = True
 
-    async def _kept(self) -> tuple[LedgerSettings, ...]:
+    async def _kept(self) -> Sequence[Raw]:
         for number in range(1, _MOST_TRIES + 1):
             try:
-                return await LedgerSettings.all_in(self._database)
+                return await stored_settings(self._database)
             except PyMongoError as error:
                 if isinstance(error, OperationFailure) and error.code == _UNAUTHORIZED:
                     # A role from before there were settings: it did without until now.

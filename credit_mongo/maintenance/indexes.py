@@ -25,7 +25,12 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.documents import credit_documents, users_validator
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import UNAUTHORIZED
-from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, keep_settings
+from credit_mongo.storage.settings import (
+    SETTINGS_COLLECTION,
+    LedgerSettings,
+    keep_settings,
+    stored_settings,
+)
 
 __all__ = ["IndexChange", "IndexReport", "ensure_all", "ensure_indexes"]
 
@@ -208,7 +213,7 @@ async def _keep_settings(
     database: LedgerDatabase, settings: LedgerSettings, *, dry_run: bool
 ) -> list[IndexChange]:
     names = settings.collections
-    is_kept = settings.check(await LedgerSettings.all_in(database))
+    is_kept = settings.check(await stored_settings(database))
     if settings.decimal_places is None:
         return []
     for wanted in () if is_kept else _all_wanted(names, settings.users):

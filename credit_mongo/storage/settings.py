@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Literal, TypeAlias
@@ -26,7 +26,13 @@ from credit_mongo.errors import ConfigurationError
 from credit_mongo.storage.database import Collection, LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["SETTINGS_COLLECTION", "LedgerSettings", "SettingsState", "keep_settings"]
+__all__ = [
+    "SETTINGS_COLLECTION",
+    "LedgerSettings",
+    "SettingsState",
+    "keep_settings",
+    "stored_settings",
+]
 
 SettingsState: TypeAlias = Literal["created", "kept"]
 
@@ -51,19 +57,19 @@ class LedgerSettings:
         """Those of a configuration."""
         return cls(config.collections, config.users, config.decimal_places)
 
-    def check(self, kept: Iterable[LedgerSettings]) -> bool:
-        """Whether these settings are among those kept in the database.
+    def check(self, rows: Iterable[Raw]) -> bool:
+        """Whether these settings are among those kept in the database, by their rows.
 
         Raises ConfigurationError if this ledger was set up with others, or if another ledger of the
         database has one of its collections.
         """
         is_kept = False
-        for each in kept:
-            if each.collections.transactions == self.collections.transactions:
-                self._check_that_it_is(each)
+        for row in rows:
+            if row["_id"] == self.collections.transactions:
+                self._check_that_it_is(self.from_row(row))
                 is_kept = True
             else:
-                self._check_that_it_is_apart_from(each)
+                self._check_that_it_is_apart_from(row)
         return is_kept
 
     def _check_that_it_is(self, kept: LedgerSettings) -> None:
@@ -87,15 +93,18 @@ class LedgerSettings:
         else:
             yield from _fields("users", self.users, kept.users)
 
-    def _check_that_it_is_apart_from(self, other: LedgerSettings) -> None:
-        kept = other.collections.model_dump(exclude_unset=True)
-        theirs = {name: field for field, name in kept.items()}
+    def _check_that_it_is_apart_from(self, other: Raw) -> None:
+        # By the row itself. A newer version may have written it in a form of its own, and that
+        # other ledger's update must not stop this one.
+        kept = other.get("collections")
+        theirs = list(kept.items()) if isinstance(kept, Mapping) else []
         for field, name in self.collections.model_dump().items():
-            if name in theirs:
+            kind = next((kind for kind, each in theirs if each == name), None)
+            if kind is not None:
                 raise ConfigurationError(
                     f"collections.{field}",
-                    f"{name!r} is the collection for {theirs[name]} of another ledger in this "
-                    f"database, whose transactions are in {other.collections.transactions!r}. "
+                    f"{name!r} is the collection for {kind} of another ledger in this "
+                    f"database, whose transactions are in {other['_id']!r}. "
                     "Ledgers share no collection: name all of them, say by "
                     "CollectionNames.with_prefix('acme_')",
                 )
@@ -142,9 +151,14 @@ class LedgerSettings:
     @classmethod
     async def all_in(cls, database: LedgerDatabase) -> tuple[LedgerSettings, ...]:
         """Those of every ledger in the database. Raises ConfigurationError and PyMongoError."""
-        # Not a document of the application's, should it have a collection of this name.
-        rows = _collection(database).find({"names": {"$exists": True}}, sort=[("_id", 1)])
-        return tuple([cls.from_row(row) for row in await rows.to_list()])
+        return tuple([cls.from_row(row) for row in await stored_settings(database)])
+
+
+async def stored_settings(database: LedgerDatabase) -> Sequence[Raw]:
+    """The rows of every ledger in the database. Raises PyMongoError."""
+    # Not a document of the application's, should it have a collection of this name.
+    rows = _collection(database).find({"names": {"$exists": True}}, sort=[("_id", 1)])
+    return await rows.to_list()
 
 
 def _fields(name: str, own: Part, kept: Part) -> Iterator[tuple[str, object, object]]:
@@ -171,7 +185,7 @@ async def keep_settings(
     and PyMongoError.
     """
     for _ in range(_MOST_TRIES):
-        if settings.check(await LedgerSettings.all_in(database)):
+        if settings.check(await stored_settings(database)):
             return "kept"
         if dry_run:
             return "created"

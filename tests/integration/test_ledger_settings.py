@@ -196,6 +196,23 @@ async def test_settings_of_a_newer_version_are_refused_unless_it_allows_this_one
         await CreditLedger(database, settings()).get_user("u")
 
 
+async def test_a_newer_version_of_another_ledger_stops_this_one_only_at_its_collections(
+    database: Database,
+) -> None:
+    """What it has come to keep, and in which form, is its own matter."""
+    acme = settings(collections=CollectionNames.with_prefix("acme_"))
+    await set_up(database, acme)
+    newer = {"version": 9, "lowestWriter": 9, "decimalPlaces": {"new": 2}, "users": [1]}
+    await database[SETTINGS].update_one({}, {"$set": {**newer, "collections.holds": "holds"}})
+    ledger = await set_up(database, settings())
+    assert (await ledger.create_user("u", credits=5)).credits == 5
+    with pytest.raises(ConfigurationError, match="a newer version of credit_mongo wrote"):
+        await CreditLedger(database, acme).get_user("u")
+    sharing = settings(collections=CollectionNames.with_prefix("b_", users="holds"))
+    with pytest.raises(ConfigurationError, match="'holds' is the collection for holds of another"):
+        await CreditLedger(database, sharing).get_user("u")
+
+
 async def test_settings_of_an_older_version_are_compared_as_far_as_they_go(
     database: Database,
 ) -> None:
