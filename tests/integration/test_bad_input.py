@@ -1,4 +1,4 @@
-"""Bad input, through every argument: a typed error that names it, and nothing written."""
+"""Wrong input through every argument: a typed error that names it, and nothing written."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ UTC = timezone.utc
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 USER, OTHER_USER = "user-1", "user-2"
-# Stands in wrong values, and must not come back in an error.
+# Part of every wrong value, and must not come back in an error.
 PRIVATE = "private-value"
 
 
-# --- What is bad, by kind of argument -------------------------------------------------------------
+# --- Wrong values, by kind of argument ------------------------------------------------------------
 
 
-class Astray(tzinfo):
+class ImpossibleZone(tzinfo):
     """A time zone two days away."""
 
     def utcoffset(self, _: datetime | None) -> timedelta:
@@ -63,7 +63,7 @@ class Astray(tzinfo):
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Dictionaries within dictionaries."""
+    """Return dictionaries nested this deep."""
     value: dict[str, Any] = {}
     for _ in range(depth):
         value = {"a": value}
@@ -71,7 +71,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def cyclic() -> dict[str, Any]:
-    """A dictionary that contains itself."""
+    """Return a dictionary that contains itself."""
     value: dict[str, Any] = {}
     value["a"] = [value]
     return value
@@ -148,7 +148,7 @@ MOMENT = (
     datetime(2099, 1, 1),  # noqa: DTZ001
     datetime.max.replace(tzinfo=WEST),
     datetime.min.replace(tzinfo=timezone(timedelta(hours=12))),
-    datetime(2099, 1, 1, tzinfo=Astray()),
+    datetime(2099, 1, 1, tzinfo=ImpossibleZone()),
 )
 FLAG: tuple[Any, ...] = (None, 0, 1, 1.0, "true", "", b"", [], {}, {"$ne": False}, object())
 METADATA: tuple[Any, ...] = (
@@ -249,17 +249,17 @@ CURSOR = (
 
 @dataclass(frozen=True)
 class Method:
-    """A method: a call that goes through, and what is bad for each of its arguments."""
+    """A method: a call that succeeds, and wrong values for each of its arguments."""
 
     good: Mapping[str, Any]
     bad: Mapping[str, Iterable[Any]]
     writes: bool = True
-    # A good call's own, that the bad values of an argument need or cannot go with.
+    # What the good call needs changed before an argument's wrong values can be tried.
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def required(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Values that are bad for an argument that has no default, so that None is, too."""
+    """Return wrong values for a required argument, so that None is wrong, too."""
     return (*values, None)
 
 
@@ -365,7 +365,7 @@ METHODS: dict[str, Method] = {
     "get_history": Method({"user_id": USER}, {**WHO, **PAGE}, writes=False),
     "get_audit_log": Method({"user_id": USER}, {**WHO, **PAGE, "status": STATUS}, writes=False),
 }
-# Without arguments of the caller's.
+# Methods without arguments of the caller's.
 WITHOUT_INPUT = {"close", "ensure_indexes"}
 WRITES = [name for name, method in METHODS.items() if method.writes]
 
@@ -375,7 +375,7 @@ WRITES = [name for name, method in METHODS.items() if method.writes]
 
 @pytest_asyncio.fixture
 async def books(ledger: CreditLedger) -> CreditLedger:
-    """A ledger with two users who have a tier, credits and a past."""
+    """A ledger with two users who have a tier, credits and a history."""
     for user_id in (USER, OTHER_USER):
         await ledger.create_user(user_id, credits=1000, membership_tier="premium")
         for number in range(3):
@@ -384,13 +384,13 @@ async def books(ledger: CreditLedger) -> CreditLedger:
 
 
 async def dump(database: Database) -> dict[str, list[Row]]:
-    """Everything that is in a database."""
+    """Return everything in a database."""
     names = sorted(await database.list_collection_names())
     return {name: await database[name].find().sort("_id").to_list(None) for name in names}
 
 
 async def call(ledger: CreditLedger, name: str, **changes: Any) -> Any:
-    """Call a method as is good, but for these arguments."""
+    """Call a method with good arguments, except for these."""
     method = METHODS[name]
     left_out = {other for argument in changes for other in method.without.get(argument, ())}
     arguments = {n: v for n, v in method.good.items() if n not in left_out} | changes
@@ -398,7 +398,7 @@ async def call(ledger: CreditLedger, name: str, **changes: Any) -> Any:
 
 
 def check_error(error: InvalidRequestError, argument: str) -> None:
-    """It names the argument, and quotes no value; no error of another library hangs on."""
+    """Check that the error names the argument, quotes no value, and chains no foreign error."""
     assert error.field.split(".")[0] == argument
     assert str(error) == f"{error.field}: {error.reason}"
     assert error.code == "INVALID_REQUEST"
@@ -410,7 +410,7 @@ def check_error(error: InvalidRequestError, argument: str) -> None:
 
 
 def test_every_argument_of_every_public_method_is_tried() -> None:
-    """A new method or argument needs its bad values above."""
+    """A new method or argument needs its wrong values above."""
     public = {
         name: {
             parameter for parameter in inspect.signature(method).parameters if parameter != "self"
@@ -425,7 +425,7 @@ def test_every_argument_of_every_public_method_is_tried() -> None:
 
 
 async def refusal_goes_wrong(ledger: CreditLedger, name: str, argument: str, value: Any) -> str:
-    """What is wrong with how a bad value is refused; nothing, if nothing."""
+    """Return what is wrong with the refusal of a value, or an empty text."""
     try:
         await call(ledger, name, **{argument: value})
     except InvalidRequestError as error:
@@ -443,9 +443,9 @@ async def refusal_goes_wrong(ledger: CreditLedger, name: str, argument: str, val
 async def test_bad_input_gets_a_typed_error_and_writes_nothing(
     books: CreditLedger, database: Database, name: str
 ) -> None:
-    """Each bad value of each argument is refused by name, and the database stays as it is.
+    """Each wrong value is refused with its argument's name, and the database stays as it is.
 
-    At the end the good call goes through: what was refused was refused for its bad value alone.
+    In the end the good call succeeds, so each refusal was due to the wrong value alone.
     """
     before = await dump(database)
     wrong = []
@@ -464,7 +464,7 @@ async def test_bad_input_gets_a_typed_error_and_writes_nothing(
 async def test_bad_input_leaves_an_applications_transaction_as_it_was(
     books: CreditLedger, client: Client, database: Database, name: str
 ) -> None:
-    """Within it, bad input is refused before anything is sent, and the rest can be committed."""
+    """The refusal comes before anything is sent, and the transaction can still commit."""
     before = await dump(database)
     async with client.start_session() as session:
         await session.start_transaction()
@@ -481,10 +481,10 @@ async def test_bad_input_leaves_an_applications_transaction_as_it_was(
     assert await books.get_balance(USER) == 1000 - 4 * 8
 
 
-async def test_bad_input_beside_good_input_disturbs_nobody(
+async def test_wrong_input_beside_good_input_disturbs_no_other_call(
     books: CreditLedger, database: Database
 ) -> None:
-    """Called at once, the good calls go through as if they were alone."""
+    """Called at the same time, the good calls succeed as if they were alone."""
     outcomes = await asyncio.gather(
         *(books.charge(USER, "generate-post") for _ in range(10)),
         *(books.charge(USER, "generate-post", amount=value) for value in AMOUNT),
@@ -500,7 +500,7 @@ async def test_bad_input_beside_good_input_disturbs_nobody(
 async def test_variables_that_no_formula_uses_are_ignored_and_never_stored(
     books: CreditLedger, database: Database
 ) -> None:
-    """Whatever they are called and hold: a provider's usage object is not ours to check."""
+    """A provider's usage object may have any names and values that the price does not use."""
     ignored: dict[Any, Any] = {
         **dict.fromkeys((5, "", "a b", "$inc", "a\x00", "x" * 65, PRIVATE), 7),
         "none": None,
@@ -516,10 +516,10 @@ async def test_variables_that_no_formula_uses_are_ignored_and_never_stored(
     assert PRIVATE not in str(await dump(database))
 
 
-# --- What only together, or only with the account, is bad -----------------------------------------
+# --- Wrong only in combination, or only for the account -------------------------------------------
 
 
-async def test_an_amount_and_variables_do_not_go_together(
+async def test_an_amount_cannot_be_combined_with_variables(
     books: CreditLedger, database: Database
 ) -> None:
     """A charge has one price."""
@@ -541,7 +541,7 @@ async def test_an_amount_and_variables_do_not_go_together(
 async def test_a_past_expiry_is_refused_and_writes_nothing(
     books: CreditLedger, database: Database, name: str, changes: dict[str, Any]
 ) -> None:
-    """Also when only the clock can tell that it is bad, and with a key, which stays free."""
+    """Only the clock can tell that it is wrong. The key stays free."""
     before = await dump(database)
     with pytest.raises(InvalidRequestError) as caught:
         await call(books, name, idempotency_key="k", **changes)
@@ -554,7 +554,7 @@ async def test_a_past_expiry_is_refused_and_writes_nothing(
 async def test_a_balance_above_int64_is_refused_and_writes_nothing(
     books: CreditLedger, database: Database, name: str
 ) -> None:
-    """The largest balance can be had, one unit more cannot."""
+    """The largest balance is allowed, and one unit more is refused."""
     await database["users"].update_one({"_id": USER}, {"$set": {"credits": Int64(2**63 - 2)}})
     result = await call(books, name)
     assert result.balance_after == 2**63 - 1
@@ -566,7 +566,7 @@ async def test_a_balance_above_int64_is_refused_and_writes_nothing(
 
 
 async def test_operators_in_strings_are_strings(books: CreditLedger, database: Database) -> None:
-    """A legal string that looks like a query matches nobody else, and is stored as it is."""
+    """A string that looks like a query matches no other user, and is stored unchanged."""
     for text in ("$ne", "$where: 1", '{"$gt": ""}', "a.b", "user-1' || '1'=='1", "__proto__"):
         with pytest.raises(UserNotFoundError):
             await books.get_user(text)
@@ -598,7 +598,7 @@ HOSTILE_METADATA: dict[str, Any] = {
 async def test_metadata_is_stored_verbatim_and_overwrites_no_fact(
     books: CreditLedger, database: Database
 ) -> None:
-    """Dots, dollars and our own names are the caller's words, in all records and in a replay."""
+    """Dots, dollars and the library's own names stay as the caller wrote them, even in a replay."""
     first = await books.charge(
         USER, "generate-post", metadata=HOSTILE_METADATA, idempotency_key="k"
     )
@@ -619,22 +619,22 @@ PAGES = ["get_history", "get_audit_log"]
 
 
 def read_cursor(cursor: str) -> list[Any]:
-    """What is in a cursor."""
+    """Return a cursor's content."""
     padded = cursor + "=" * (-len(cursor) % 4)
-    place: list[Any] = json.loads(base64.urlsafe_b64decode(padded))
-    return place
+    position: list[Any] = json.loads(base64.urlsafe_b64decode(padded))
+    return position
 
 
-def write_cursor(place: Any) -> str:
-    """A cursor of one's own making."""
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+def write_cursor(position: Any) -> str:
+    """Make a cursor by hand."""
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
 
 
 @pytest.mark.parametrize("name", PAGES)
 async def test_a_cursor_is_good_for_its_user_and_its_method_alone(
     books: CreditLedger, name: str
 ) -> None:
-    """Another user's cursor and the other method's are refused, and so are both at once."""
+    """A cursor of another user or another method is refused."""
     own = (await call(books, name, limit=1)).next_cursor
     assert len(await call(books, name, cursor=own)) == 3
     [other_name] = [other for other in PAGES if other != name]
@@ -648,8 +648,8 @@ async def test_a_cursor_is_good_for_its_user_and_its_method_alone(
         check_error(caught.value, "cursor")
 
 
-async def check_that_it_shows_no_stranger(ledger: CreditLedger, name: str, cursor: str) -> None:
-    """A cursor of one's own making is refused, or is another place in the same user's rows."""
+async def check_that_it_shows_no_other_user(ledger: CreditLedger, name: str, cursor: str) -> None:
+    """Check that a handmade cursor is refused, or points into the same user's rows."""
     try:
         page = await call(ledger, name, cursor=cursor)
     except InvalidRequestError as error:
@@ -659,33 +659,33 @@ async def check_that_it_shows_no_stranger(ledger: CreditLedger, name: str, curso
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_a_cursor_with_any_other_letter_shows_no_stranger(
+async def test_a_cursor_with_a_changed_letter_shows_no_other_user(
     books: CreditLedger, name: str
 ) -> None:
-    """Nor is there ever any other error, whatever the letter and wherever it stands."""
+    """Any letter in any position gives rows of the same user, or the typed error."""
     cursor = (await call(books, name, limit=1)).next_cursor
     for position in range(len(cursor)):
         for letter in ("A", "_", "=", "\u00e9", ""):
             tampered = cursor[:position] + letter + cursor[position + 1 :]
-            await check_that_it_shows_no_stranger(books, name, tampered)
+            await check_that_it_shows_no_other_user(books, name, tampered)
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_a_cursor_with_any_other_place_shows_no_stranger(
+async def test_a_cursor_to_another_position_shows_no_other_user(
     books: CreditLedger, name: str
 ) -> None:
-    """A place of another type, or beyond what the database can hold, is no place at most."""
+    """Values of another type, or out of the database's range, give at most an empty page."""
     owner, moment, tie = read_cursor((await call(books, name, limit=1)).next_cursor)
     for value in (
         *(None, True, 1.5, NAN, "", "x", "\x00", [tie], {"$gt": 0}),
         *(0, -1, 2**63 - 1, 2**63, 2**70, -(2**63), -(2**63) - 1, 10**30),
     ):
-        await check_that_it_shows_no_stranger(books, name, write_cursor([owner, moment, value]))
+        await check_that_it_shows_no_other_user(books, name, write_cursor([owner, moment, value]))
 
 
 @pytest.mark.parametrize("name", PAGES)
 async def test_a_cursor_of_another_form_is_refused(books: CreditLedger, name: str) -> None:
-    """Of a wrong shape, of no owner or a wrong one, of no moment or one outside the calendar."""
+    """The shape, the owner or the moment is wrong."""
     cursor = (await call(books, name, limit=1)).next_cursor
     owner, moment, tie = read_cursor(cursor)
     assert write_cursor([owner, moment, tie]) == cursor
@@ -702,15 +702,15 @@ async def test_a_cursor_of_another_form_is_refused(books: CreditLedger, name: st
         *([owner, value, tie] for value in (None, True, 1.5, NAN, "x", [moment], {"$gt": 0})),
         *([owner, value, tie] for value in (10**30, 2**63, -(2**63), 253_402_300_800_000)),
     ]
-    for place in wrong:
+    for position in wrong:
         with pytest.raises(InvalidRequestError) as caught:
-            await call(books, name, cursor=write_cursor(place))
+            await call(books, name, cursor=write_cursor(position))
         check_error(caught.value, "cursor")
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_a_cursor_goes_with_no_offset(books: CreditLedger, name: str) -> None:
-    """A place and a distance from the start contradict each other."""
+async def test_a_cursor_cannot_be_combined_with_an_offset(books: CreditLedger, name: str) -> None:
+    """A cursor and an offset contradict each other."""
     cursor = (await call(books, name, limit=1)).next_cursor
     with pytest.raises(InvalidRequestError) as caught:
         await call(books, name, cursor=cursor, offset=1)
@@ -718,10 +718,8 @@ async def test_a_cursor_goes_with_no_offset(books: CreditLedger, name: str) -> N
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_dates_that_are_the_wrong_way_round_are_refused(
-    books: CreditLedger, name: str
-) -> None:
-    """The start is not after the end; an empty span is no mistake."""
+async def test_dates_in_the_wrong_order_are_refused(books: CreditLedger, name: str) -> None:
+    """The start must not be after the end. An empty range is allowed."""
     with pytest.raises(InvalidRequestError) as caught:
         await call(books, name, start_date=FUTURE, end_date=PAST)
     check_error(caught.value, "start_date")
@@ -729,8 +727,8 @@ async def test_dates_that_are_the_wrong_way_round_are_refused(
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_limits_of_pages_can_be_used_to_the_full(books: CreditLedger, name: str) -> None:
-    """The largest limit, offset and dates are taken."""
+async def test_the_largest_limits_of_pages_are_accepted(books: CreditLedger, name: str) -> None:
+    """The largest limit, offset and dates are accepted."""
     assert len(await call(books, name, limit=1000)) == 4
     assert len(await call(books, name, offset=100_000)) == 0
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -743,19 +741,19 @@ WITH_SESSION = [name for name, method in METHODS.items() if "session" in method.
 
 
 @pytest_asyncio.fixture
-async def stranger(replica_set_uri: str) -> AsyncIterator[Client]:
+async def other_client(replica_set_uri: str) -> AsyncIterator[Client]:
     """Another client on the same server."""
-    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True) as stranger:
-        yield stranger
+    async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True) as other_client:
+        yield other_client
 
 
 @pytest.mark.drivers("pymongo", "motor")
 async def test_a_session_of_another_client_is_refused(
-    books: CreditLedger, stranger: Client, database: Database
+    books: CreditLedger, other_client: Client, database: Database
 ) -> None:
-    """In a transaction or not: its commit is not this client's."""
+    """This holds inside a transaction and outside: its commit is not this client's."""
     before = await dump(database)
-    async with stranger.start_session() as session:
+    async with other_client.start_session() as session:
         for in_transaction in (False, True):
             if in_transaction:
                 await session.start_transaction()
@@ -771,7 +769,7 @@ async def test_a_session_of_another_client_is_refused(
 async def test_a_write_in_a_session_needs_a_transaction_in_progress(
     books: CreditLedger, client: Client, database: Database, ending: str | None
 ) -> None:
-    """Not yet begun, committed, aborted or ended: refused, and nothing written outside of one."""
+    """Not begun, committed, aborted or ended: the write is refused, and nothing is written."""
     before = await dump(database)
     async with client.start_session() as session:
         if ending is not None:
@@ -785,10 +783,10 @@ async def test_a_write_in_a_session_needs_a_transaction_in_progress(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_a_read_takes_a_session_without_a_transaction_but_none_that_has_ended(
+async def test_a_read_accepts_a_session_without_a_transaction_unless_it_has_ended(
     books: CreditLedger, client: Client
 ) -> None:
-    """Reads can be causally consistent; after the end, the error is one of ours."""
+    """Reads can be causally consistent. After the session's end, the error is typed."""
     reads = [name for name in WITH_SESSION if name not in WRITES]
     assert len(reads) > 3
     async with client.start_session() as session:
@@ -808,7 +806,7 @@ async def test_a_read_takes_a_session_without_a_transaction_but_none_that_has_en
 async def test_a_ledger_needs_a_configuration(
     database: Database, replica_set_uri: str, config_value: Any
 ) -> None:
-    """A dictionary is none: it has not been checked."""
+    """A dictionary is refused, because it has not been checked."""
     with pytest.raises(ConfigurationError):
         CreditLedger(database, config_value)
     with pytest.raises(ConfigurationError):
@@ -818,7 +816,7 @@ async def test_a_ledger_needs_a_configuration(
 async def test_a_ledger_needs_a_database_of_an_asynchronous_client(
     client: Client, database: Database, config: CreditConfig
 ) -> None:
-    """Not its client, its name, a collection of it, nor the blocking driver's."""
+    """A client, a name, a collection, or a database of the blocking driver is refused."""
     blocking = pymongo.MongoClient[Row](connect=False)
     try:
         wrong: list[Any] = [
@@ -850,10 +848,10 @@ async def test_a_ledger_needs_a_database_of_an_asynchronous_client(
     ],
     ids=["naive", "string", "seconds", "none", "broken"],
 )
-async def test_a_clock_that_tells_no_time_is_refused_before_anything_is_sent(
+async def test_a_clock_that_returns_no_moment_is_refused_before_anything_is_sent(
     database: Database, config: CreditConfig, clock: Any
 ) -> None:
-    """No caller is told that its outcome is unknown when nothing can have happened."""
+    """No caller hears of an unknown outcome when nothing can have happened."""
     with pytest.raises(ConfigurationError) as caught:
         async with CreditLedger(database, config, clock=clock) as ledger:
             await ledger.create_user(USER)
@@ -866,14 +864,14 @@ QUOTED = "open%2Fsesame%3Fof%23ann"
 
 
 def connect_in_production(uri: Any, database: Any, config: CreditConfig) -> CreditLedger:
-    """As an application does it, for which the driver's warnings are no errors."""
+    """Connect as an application does, which does not turn the driver's warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CreditLedger.connect(uri, database=database, config=config)
 
 
 async def refusal_of(uri: Any, database: Any, config: CreditConfig) -> ConfigurationError:
-    """The error of a connection that is refused before anything is sent."""
+    """Return the error of a connection that is refused before anything is sent."""
     try:
         ledger = connect_in_production(uri, database, config)
     except ConfigurationError as error:
@@ -883,7 +881,7 @@ async def refusal_of(uri: Any, database: Any, config: CreditConfig) -> Configura
 
 
 def check_that_nothing_of_the_password_shows(error: BaseException) -> None:
-    """Not four letters of it in a row, in the text, or in what a traceback prints."""
+    """Check that no four letters of the password appear in the message or the traceback."""
     told = "".join(traceback.format_exception_only(error)) + repr(error) + str(error.__cause__)
     for secret in (PASSWORD, QUOTED):
         for start in range(len(secret) - 3):
@@ -927,7 +925,7 @@ BAD_OPTIONS = [
 async def test_an_uri_means_what_it_says_or_is_refused(
     config: CreditConfig, options: str, credentials: str
 ) -> None:
-    """What the driver would only warn of is refused: a mistyped ``tls`` would be plaintext."""
+    """What the driver would only warn about is refused: a mistyped ``tls`` would mean plaintext."""
     error = await refusal_of(f"mongodb://{credentials}127.0.0.1/?{options}", "app", config)
     assert error.field == "uri"
     check_that_nothing_of_the_password_shows(error)
@@ -968,20 +966,20 @@ async def test_an_uri_means_what_it_says_or_is_refused(
         "mongodb+srv://ann:sesame@127.0.0.1:27017,other/",
     ],
 )
-async def test_what_is_no_uri_is_refused_and_tells_no_password(
+async def test_a_malformed_uri_is_refused_without_its_password(
     config: CreditConfig, uri: Any
 ) -> None:
-    """An unquoted password cuts the URI in odd places, and shows in none of the pieces."""
+    """An unquoted password cuts the URI in odd places, and appears in none of the pieces."""
     error = await refusal_of(uri, "app", config)
     assert error.field == "uri"
     check_that_nothing_of_the_password_shows(error)
 
 
 @pytest.mark.parametrize("options", ["", "srvMaxHosts=2", "srvServiceName=mongo", "tls=true"])
-async def test_an_uri_of_a_service_is_taken_with_its_own_options(
+async def test_a_srv_uri_is_accepted_with_its_own_options(
     config: CreditConfig, options: str
 ) -> None:
-    """``mongodb+srv`` has options that no other URI has; nothing is looked up yet."""
+    """``mongodb+srv`` has options that no other URI has. No name is looked up yet."""
     uri = f"mongodb+srv://ann:{QUOTED}@cluster.example.com/?{options}"
     await connect_in_production(uri, "app", config).close()
 
@@ -992,13 +990,13 @@ async def test_an_uri_of_a_service_is_taken_with_its_own_options(
     ids=ascii,
 )
 async def test_a_database_has_a_name_that_mongodb_allows(config: CreditConfig, name: Any) -> None:
-    """On any platform, and before anything is sent."""
+    """The name must be valid on any platform. The check comes before anything is sent."""
     error = await refusal_of("mongodb://127.0.0.1/", name, config)
     assert error.field == "database"
 
 
-async def test_a_server_that_does_not_answer_tells_no_password() -> None:
-    """What the driver says of servers and credentials is not passed on with secrets."""
+async def test_an_error_of_a_silent_server_shows_no_password() -> None:
+    """The driver's words on servers and credentials reach no caller with secrets in them."""
     config = CreditConfig(costs={}, operation_timeout_seconds=0.3)
     uri = f"mongodb://ann:{QUOTED}@127.0.0.1:1/?replicaSet=rs0"
     ledger = connect_in_production(uri, "app", config)
@@ -1028,10 +1026,10 @@ STRANGE_FIELDS: list[Row] = [
 ]
 
 
-async def test_a_document_that_is_not_ours_stops_its_own_user_alone(
+async def test_a_foreign_document_stops_only_its_own_user(
     books: CreditLedger, database: Database
 ) -> None:
-    """Every method says what is wrong with it; others in the same batch never notice."""
+    """Every method says what is wrong with the document. Others in the batch never notice."""
     strange = {
         f"strange-{number}": {"credits": Int64(50), "seq": Int64(0), **fields}
         for number, fields in enumerate(STRANGE_FIELDS)
@@ -1065,11 +1063,11 @@ async def test_a_document_that_is_not_ours_stops_its_own_user_alone(
     assert await database["users"].find(query).sort("_id").to_list(None) == documents
 
 
-async def test_rows_of_a_credit_sdk_are_shown_with_ours(
+async def test_rows_of_a_credit_sdk_are_shown_with_the_librarys(
     books: CreditLedger, database: Database
 ) -> None:
-    """They may lie in the same collections, have no ``seq``, and break no page and no cursor."""
-    # Two of them in the same millisecond.
+    """They may share the collections and have no ``seq``, and still break no page or cursor."""
+    # Two rows have the same millisecond.
     moments = [FUTURE + timedelta(days=days) for days in (0, 1, 1, 2)]
     await insert_unchecked(
         database,
@@ -1117,7 +1115,7 @@ async def test_rows_of_a_credit_sdk_are_shown_with_ours(
 
 
 async def insert_unchecked(database: Database, collection: str, documents: list[Row]) -> None:
-    """Write what the validators would refuse."""
+    """Write a document that the validators would refuse."""
     await database.command(
         {"insert": collection, "documents": documents, "bypassDocumentValidation": True}
     )

@@ -1,4 +1,4 @@
-"""The cleanup of idempotency records: what has expired goes, and nothing else, however often."""
+"""The cleanup of idempotency records removes expired ones, nothing else, and can be repeated."""
 
 from __future__ import annotations
 
@@ -34,42 +34,42 @@ RECORDS = "idempotency_records"
 
 
 def record(key: str, expires_at: Any) -> Row:
-    """A record of other software, of which nobody asks more."""
+    """Return a record of other software."""
     return {"_id": key, "userId": "ada", "expiresAt": expires_at}
 
 
 async def without_ttl(database: Database, *, is_indexed: bool = True) -> None:
-    """As those have it who turn TTL off."""
+    """Remove the TTL index, as those do who turn TTL off."""
     await database[RECORDS].drop_indexes()
     if is_indexed:
         await database[RECORDS].create_index("expiresAt")
 
 
 async def fill(database: Database, expired: int = 2500, live: int = 10) -> set[str]:
-    """Records that have expired, and those that stay: live ones, and those without such a date."""
+    """Insert expired records and others that must stay: live ones, and some without a date."""
     await without_ttl(database)
     now = datetime.now(UTC)
     gone = [record(f"old {n}", now - 2 * HOUR - n * timedelta(seconds=1)) for n in range(expired)]
     odd: list[Any] = [None, "2020-01-01", 0, 1.5, True, {"$date": 0}, [], "0001-01-01"]
     stays = [record(f"live {n}", now + HOUR) for n in range(live)]
     stays += [record(f"odd {n}", value) for n, value in enumerate(odd)]
-    # Some request may have seen it as live, and may still be at work.
+    # A running request may still have seen this record as live.
     stays += [record("just now", now - timedelta(minutes=50)), {"_id": "none", "userId": "ada"}]
     await database[RECORDS].insert_many([*gone, *stays])
     return {each["_id"] for each in stays}
 
 
 async def keys(database: Database) -> set[str]:
-    """The keys that are remembered."""
+    """Return the keys that are left."""
     return {each["_id"] for each in await rows(database, RECORDS)}
 
 
 @pytest.mark.drivers("pymongo", "motor")
 @pytest.mark.parametrize("is_indexed", [True, False])
-async def test_what_has_expired_goes_and_nothing_else(
+async def test_expired_records_are_removed_and_nothing_else(
     database: Database, *, is_indexed: bool
 ) -> None:
-    """By the server's clock, and only by dates; an index is of use, and not needed."""
+    """The server's clock and the dates decide. An index helps but is not needed."""
     stays = await fill(database)
     await without_ttl(database, is_indexed=is_indexed)
     before = await rows(database, RECORDS)
@@ -90,10 +90,10 @@ async def test_what_has_expired_goes_and_nothing_else(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_the_ledger_s_own_keys_go_when_they_are_over(
+async def test_the_ledgers_own_keys_are_removed_when_they_expire(
     database: Database, config: CreditConfig
 ) -> None:
-    """Then they are forgotten; those that are not over still answer."""
+    """Expired keys are forgotten. Live ones still answer."""
     past = datetime.now(UTC) - timedelta(days=3)
     async with CreditLedger(database, config, clock=lambda: past) as ledger:
         await ledger.ensure_indexes()
@@ -109,10 +109,10 @@ async def test_the_ledger_s_own_keys_go_when_they_are_over(
         assert not (await ledger.charge("ada", "translate", idempotency_key="over")).replayed
 
 
-async def test_a_key_that_is_used_anew_meanwhile_stays(
+async def test_a_key_reused_during_the_cleanup_stays(
     database: Database, client: Client, replica_set_uri: str
 ) -> None:
-    """It had expired when it was found, and has not when it is to be removed."""
+    """The record was expired when it was found, but not when it was to be removed."""
     await fill(database, expired=10)
     uri = with_options(replica_set_uri, appname="slow")
     data = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 800}
@@ -130,16 +130,16 @@ async def test_a_key_that_is_used_anew_meanwhile_stays(
 
 
 async def clean(database: Database, _: str) -> object:
-    """What the children do."""
+    """Clean up in a child process."""
     return await clean_up(database)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.cases(1)
-async def test_killed_at_any_command_it_is_completed_by_another_run(
+async def test_a_run_killed_at_any_command_is_completed_by_the_next(
     database: Database, replica_set_uri: str, moment: str
 ) -> None:
-    """Each record goes once, and what stays is there."""
+    """Each record is removed once, and live ones stay."""
     stays = await fill(database)
     listener = CommandCounter()
     async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[listener]) as client:
@@ -156,10 +156,10 @@ async def test_killed_at_any_command_it_is_completed_by_another_run(
         assert await keys(database) == stays
 
 
-async def test_a_server_that_goes_away_meanwhile_does_not_end_it(
+async def test_a_cleanup_survives_the_loss_of_its_server(
     database: Database, client: Client, replica_set_uri: str
 ) -> None:
-    """It goes on with another cursor."""
+    """The cleanup continues with another cursor."""
     stays = await fill(database)
     uri = with_options(replica_set_uri, appname="unlucky")
     data = {"failCommands": ["getMore", "delete"], "closeConnection": True}
@@ -173,8 +173,8 @@ async def test_a_server_that_goes_away_meanwhile_does_not_end_it(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_many_at_once_remove_each_record_once(database: Database) -> None:
-    """As when it is started by a clock on every machine."""
+async def test_many_runs_at_once_remove_each_record_once(database: Database) -> None:
+    """This happens when every machine starts the cleanup by its clock."""
     stays = await fill(database)
     done = await asyncio.gather(*(clean_up(database) for _ in range(4)))
     assert sum(each.removed for each in done) == 2500
@@ -183,7 +183,7 @@ async def test_many_at_once_remove_each_record_once(database: Database) -> None:
 
 @pytest.mark.parametrize("grace", [-1, float("nan"), float("inf"), 10**9, True, "60", None])
 async def test_a_bad_grace_is_refused(database: Database, grace: Any) -> None:
-    """Before anything is removed."""
+    """The refusal comes before anything is removed."""
     await fill(database, expired=1)
     with pytest.raises(InvalidRequestError) as caught:
         await clean_up(database, grace_seconds=grace)
@@ -195,10 +195,10 @@ def _echo(moment: datetime) -> datetime:
     return moment
 
 
-async def test_audit_rows_of_old_refusals_go_and_no_others(
+async def test_audit_rows_of_old_refusals_are_removed_and_no_others(
     replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """What invented names and empty accounts leave is bounded; what was done stays on record."""
+    """Rows of invented names and empty accounts do not pile up. What was done stays on record."""
     now = datetime.now(UTC)
     for days in (40, 20, 0):
         clock = partial(_echo, now - timedelta(days=days))
@@ -231,7 +231,7 @@ async def test_audit_rows_of_old_refusals_go_and_no_others(
 
 @pytest.mark.parametrize("age", [0, 3599, float("nan"), 10**10, True, "60"])
 async def test_a_bad_age_of_refusals_is_refused(database: Database, age: Any) -> None:
-    """Before anything is removed: the refusals of an hour ago always stay."""
+    """The refusals of the last hour always stay, so a smaller age is refused at once."""
     await fill(database, expired=1)
     with pytest.raises(InvalidRequestError) as caught:
         await clean_up(database, refusals_older_than_seconds=age)
@@ -242,7 +242,7 @@ async def test_a_bad_age_of_refusals_is_refused(database: Database, age: Any) ->
 async def test_the_command_says_what_it_did(
     replica_set_uri: str, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In a line, as JSON, on a terminal; the script is the same."""
+    """It prints a line, or JSON. The script does the same."""
     await database.create_collection("users")
     stays = await fill(database)
     here = where(replica_set_uri, database)
@@ -268,7 +268,7 @@ async def test_the_command_says_what_it_did(
 async def test_the_configuration_says_where_the_records_are(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """Collections may have other names."""
+    """The configuration's collection names count."""
     await database.create_collection("users")
     stays = await fill(database, expired=3)
     await database[RECORDS].rename("keys")

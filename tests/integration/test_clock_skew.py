@@ -1,7 +1,7 @@
-"""Clocks that are wrong: refused before anything is written; what they did is found and settled.
+"""Wrong clocks: their operations are refused, and what they did earlier is found and settled.
 
-The ledgers here go by this machine's clock, moved for each of them: no clock is given, as in
-production. The server's own is right.
+The ledgers here use this machine's clock, moved for each of them, as in production. The server's
+clock is right.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Opened: TypeAlias = Callable[..., AbstractAsyncContextManager[CreditLedger]]
 
 
 def now() -> datetime:
-    """The time, as BSON keeps it."""
+    """Return the current time as BSON stores it."""
     return to_milliseconds(datetime.now(UTC))
 
 
 @pytest.fixture
 def opened(database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """Ledgers of processes whose clocks are so many seconds ahead."""
+    """Open ledgers of processes whose clocks are this many seconds ahead."""
 
     @asynccontextmanager
     async def opened(seconds: float = 0, **settings: Any) -> AsyncIterator[CreditLedger]:
@@ -64,7 +64,7 @@ def opened(database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyP
 async def test_a_process_whose_clock_is_wrong_writes_nothing(
     opened: Opened, database: Database, client: Client, seconds: int
 ) -> None:
-    """Ahead or behind; no row, no refusal, no key, in the application's transaction neither."""
+    """Ahead or behind, nothing is written: no row, refusal or key, in a transaction or outside."""
     async with opened() as right:
         await right.create_user("ann", credits=100, membership_tier="premium")
     before = [await rows(database, name) for name in ("users", "transactions", "audit_logs")]
@@ -88,7 +88,7 @@ async def test_a_process_whose_clock_is_wrong_writes_nothing(
                 await wrong.charge("ann", "generate-post", session=session)
             with pytest.raises(TransactionAbortedError):
                 await session.commit_transaction()
-        # What no time decides can be read.
+        # Reads that do not depend on the time succeed.
         assert await wrong.get_balance("ann") == 100
         assert len(await wrong.get_history("ann")) == 1
     after = [await rows(database, name) for name in ("users", "transactions", "audit_logs")]
@@ -97,14 +97,14 @@ async def test_a_process_whose_clock_is_wrong_writes_nothing(
 
 
 @pytest.mark.parametrize("seconds", [70, 70 * 365 * 86400, -3 * 3600])
-async def test_a_clock_that_is_set_during_an_operation_decides_nothing(
+async def test_a_clock_corrected_during_an_operation_decides_nothing(
     database: Database,
     client: Client,
     config: CreditConfig,
     monkeypatch: pytest.MonkeyPatch,
     seconds: int,
 ) -> None:
-    """Wrong when an operation begins, right a moment later; behind as after a suspension."""
+    """The clock is wrong when an operation begins, and right a moment later."""
     readings: list[datetime] = []
     monkeypatch.setattr(ledger_module, "_now", lambda: readings.pop() if readings else now())
     async with CreditLedger(database, config) as ledger:
@@ -126,7 +126,7 @@ async def test_a_clock_that_is_set_during_an_operation_decides_nothing(
 async def test_time_does_not_go_back_between_clocks_that_are_allowed(
     opened: Opened, database: Database
 ) -> None:
-    """The farthest apart that two may be; each row is dated no earlier than the one before."""
+    """The clocks are as far apart as allowed. Each row is dated no earlier than the last."""
     async with opened(50) as ahead, opened(-50) as behind:
         await ahead.create_user("ann", credits=100)
         for ledger in (behind, ahead, behind):
@@ -136,7 +136,7 @@ async def test_time_does_not_go_back_between_clocks_that_are_allowed(
 
 
 class Hellos(CommandListener):
-    """How often the server was asked for its clock."""
+    """Counts how often the server was asked for its clock."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -145,16 +145,16 @@ class Hellos(CommandListener):
         self.count += event.command_name == "hello"
 
     def succeeded(self, event: object) -> None:
-        """Only what is asked for counts."""
+        """Count only ``hello``."""
 
     def failed(self, event: object) -> None:
         """Nothing fails here."""
 
 
-async def test_a_server_that_nobody_has_written_to_is_asked_for_its_clock(
+async def test_an_idle_server_is_asked_for_its_clock(
     replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """Its operation time stands still meanwhile, which says nothing of anybody's clock."""
+    """On an idle server the operation time stands still, and says nothing about any clock."""
     hellos = Hellos()
     strict = config.model_copy(update={"max_clock_skew_seconds": 1})
     async with (
@@ -174,14 +174,14 @@ async def test_a_server_that_nobody_has_written_to_is_asked_for_its_clock(
 async def test_a_clock_that_jumps_after_the_primary_was_asked_is_refused(
     database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The primary's answer holds for some seconds, and says nothing good of another time."""
+    """The primary's answer counts for some seconds, but not after the ledger's clock jumps."""
     offset = timedelta()
     monkeypatch.setattr(ledger_module, "_now", lambda: now() + offset)
     strict = config.model_copy(update={"max_clock_skew_seconds": 1})
     async with CreditLedger(database, strict) as ledger:
         await ledger.ensure_indexes()
         await ledger.create_user("ann", credits=100)
-        await asyncio.sleep(3)  # so that the operation time lags, and the primary is asked
+        await asyncio.sleep(3)  # Makes the operation time lag, so that the ledger asks the primary.
         await ledger.quote("ann", "translate")
         offset = timedelta(days=9000)
         with pytest.raises(ClockSkewError):
@@ -190,19 +190,19 @@ async def test_a_clock_that_jumps_after_the_primary_was_asked_is_refused(
         assert (await ledger.charge("ann", "translate")).balance_before == 100
 
 
-# --- What happened already ------------------------------------------------------------------------
+# --- Earlier damage -------------------------------------------------------------------------------
 
 
-async def test_what_a_wrong_clock_did_decides_nothing_and_is_settled(
+async def test_rows_of_a_wrong_clock_decide_nothing_and_are_settled(
     opened: Opened, database: Database, config: CreditConfig
 ) -> None:
-    """The membership is in force, rows are dated now, and keys live for no more than a day."""
+    """The membership is in force, rows are dated now, and keys expire within a day."""
     ends = now() + timedelta(days=30)
     async with opened() as right:
         await right.create_user(
             "ann", credits=100, membership_tier="premium", membership_expires_at=ends
         )
-        # As an earlier version did it, or a process with a clock of its own.
+        # Written as by an earlier version, or by a process with its own clock.
         async with CreditLedger(database, config, clock=lambda: FAR) as wrong:
             for number in range(3):
                 await wrong.charge("ann", "translate", amount=1, idempotency_key=f"key-{number}")
@@ -237,7 +237,7 @@ async def test_what_a_wrong_clock_did_decides_nothing_and_is_settled(
 async def test_a_date_of_the_applications_own_ends_no_membership(
     database: Database, config: CreditConfig
 ) -> None:
-    """A mapped field may well be written by others."""
+    """Others may write a mapped field, so its date may be anything."""
     mapped = config.model_copy(update={"users": UserMapping()})
     async with CreditLedger(database, mapped) as ledger:
         await ledger.ensure_indexes()
@@ -258,16 +258,16 @@ async def test_a_date_of_the_applications_own_ends_no_membership(
 # --- Keys -----------------------------------------------------------------------------------------
 
 
-async def test_a_key_is_remembered_for_its_time_whoever_looks(
+async def test_a_key_lives_its_full_time_by_any_allowed_clock(
     opened: Opened, database: Database
 ) -> None:
-    """Written by a clock that is behind and looked for by one that is ahead, near its end."""
+    """A clock that is behind writes the key, and one that is ahead looks it up near its end."""
     ttl = 120
     settings = {"idempotency": IdempotencyConfig(ttl_seconds=ttl)}
     async with opened(-55, **settings) as behind, opened(55, **settings) as ahead:
         await behind.create_user("ann", credits=100)
         await behind.charge("ann", "translate", idempotency_key="k")
-        # As if all of this had been so many seconds ago.
+        # Move everything back by this many seconds.
         passed = -1000 * (ttl - 2)
         records = database["idempotency_records"]
         moved = {n: {"$add": [f"${n}", passed]} for n in ("createdAt", "expiresAt")}

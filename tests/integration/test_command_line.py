@@ -1,4 +1,4 @@
-"""``credit-mongo``, as a process of its own: exit codes, one line on stderr, what it prints."""
+"""``credit-mongo`` as a process: exit codes, one line on stderr, and what it prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROGRAM = ("-c", "import sys; from credit_mongo.cli import main; sys.exit(main()
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without where its database is."""
+    """Return this process's environment without the settings of a database."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MONGODB_")}
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
 
@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
 async def run(
     *arguments: str, program: tuple[str, ...] = PROGRAM, **more: str
 ) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
+    """Run the command, and return the exit code, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *program,
@@ -49,7 +49,7 @@ async def run(
 
 
 async def run_on_terminal(*arguments: str) -> tuple[int, str]:
-    """Exit code, and what a terminal of 300 columns is sent."""
+    """Run the command on a terminal of 300 columns, and return the exit code and the output."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -67,7 +67,7 @@ async def run_on_terminal(*arguments: str) -> tuple[int, str]:
         while True:
             try:
                 part = os.read(ours, 65536)
-            except OSError:  # the other end is closed
+            except OSError:  # The other end is closed.
                 return sent
             if not part:
                 return sent
@@ -86,7 +86,7 @@ def where(replica_set_uri: str, database: Database) -> tuple[str, ...]:
 
 
 async def test_help_names_the_commands_and_the_exit_codes() -> None:
-    """Of the program and of each command."""
+    """This holds for the program and for each command."""
     code, overview, errors = await run("--help")
     assert (code, errors) == (0, "")
     assert "130 Ctrl-C" in overview
@@ -97,8 +97,8 @@ async def test_help_names_the_commands_and_the_exit_codes() -> None:
         assert {"--uri", "--database", "--timeout", "--json"} <= set(output.split())
 
 
-async def test_the_program_tells_its_version() -> None:
-    """Also where it is not on PATH."""
+async def test_the_program_prints_its_version() -> None:
+    """The version is printed even if the program is not on PATH."""
     for program in (PROGRAM, ("-m", "credit_mongo")):
         code, output, errors = await run("--version", program=program)
         assert (code, errors) == (0, "")
@@ -141,7 +141,7 @@ URI = "mongodb://ada:ge heim@127.0.0.1/"
 def test_bad_arguments_exit_2_in_one_line_without_secrets(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where an URI stands in the wrong place."""
+    """No secret is shown, even if a URI stands where another argument belongs."""
     assert main(arguments) == 2
     output, errors = capsys.readouterr()
     assert (output, errors.count("\n")) == ("", 1), errors
@@ -179,7 +179,7 @@ async def test_a_wrong_database_is_named_and_stays_as_it_is(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A typo is no ledger with nothing in it: that would be found in order for ever."""
+    """Otherwise a mistyped name would be an empty ledger that is always in order."""
     command, *more = (part.replace("DIRECTORY", str(tmp_path)) for part in arguments)
     code = await asyncio.to_thread(main, (command, *where(replica_set_uri, database), *more))
     output, errors = capsys.readouterr()
@@ -190,7 +190,7 @@ async def test_a_wrong_database_is_named_and_stays_as_it_is(
 
 
 async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Database) -> None:
-    """What only the library looks at."""
+    """Only the library can check these values."""
     await database.create_collection("users")
     for wrong in (("--user", ""), ("--user", "a\nb")):
         code, output, errors = await run("verify", *where(replica_set_uri, database), *wrong)
@@ -199,7 +199,7 @@ async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Dat
 
 
 async def test_the_library_needs_neither_typer_nor_rich() -> None:
-    """They are an extra; without it, the command line says so."""
+    """They belong to an extra. Without it, the command line says so."""
     looks = "import sys, credit_mongo, credit_mongo.cli; print({'typer', 'rich'} & {*sys.modules})"
     assert await run(program=("-c", looks)) == (0, "set()\n", "")
     without = "import sys; sys.modules['typer'] = None; from credit_mongo.cli import main"
@@ -208,10 +208,10 @@ async def test_the_library_needs_neither_typer_nor_rich() -> None:
     assert errors == "error: typer is missing: pip install 'credit-mongo[cli]'\n"
 
 
-async def test_the_right_that_is_missing_is_told(
+async def test_a_missing_privilege_is_named(
     client: Client, replica_set_uri: str, database: Database, ledger: CreditLedger
 ) -> None:
-    """In one line, with exit code 2."""
+    """The error is one line, with exit code 2."""
     uri = with_options(replica_set_uri, appname="no-rights")
     async with failing(client, "no-rights", failCommands=["find", "aggregate"], errorCode=13):
         code, output, errors = await run("verify", "--uri", uri, "--database", database.name)
@@ -219,10 +219,8 @@ async def test_the_right_that_is_missing_is_told(
     assert "Unauthorized (code 13)" in errors
 
 
-async def test_output_that_nobody_reads_is_no_traceback(
-    replica_set_uri: str, database: Database
-) -> None:
-    """As in ``credit-mongo init | head -1``."""
+async def test_a_closed_pipe_causes_no_traceback(replica_set_uri: str, database: Database) -> None:
+    """Such a pipe occurs in ``credit-mongo init | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
     process = await asyncio.create_subprocess_exec(
@@ -240,7 +238,7 @@ async def test_output_that_nobody_reads_is_no_traceback(
 
 
 async def test_ctrl_c_exits_130(client: Client, replica_set_uri: str, database: Database) -> None:
-    """In one line, while it waits for the server."""
+    """It prints one line, even while it waits for the server."""
     uri = with_options(replica_set_uri, appname="slow")
     data = {"failCommands": ["listCollections"], "blockConnection": True, "blockTimeMS": 5000}
     async with failing(client, "slow", **data):
@@ -261,7 +259,7 @@ async def test_ctrl_c_exits_130(client: Client, replica_set_uri: str, database: 
 
 
 async def wait_until_blocked(client: Client, app_name: str) -> None:
-    """Until a command of this client is under way."""
+    """Wait until a command of this client is running."""
     match = {"appName": app_name, "command.listCollections": {"$exists": True}}
     while True:
         operations = await client.admin.aggregate([{"$currentOp": {}}, {"$match": match}])
@@ -273,8 +271,8 @@ async def wait_until_blocked(client: Client, app_name: str) -> None:
 # init
 
 
-async def test_init_is_the_script_s(replica_set_uri: str, database: Database) -> None:
-    """The same lines, and a table on a terminal with commands that can be copied."""
+async def test_init_does_the_same_as_the_script(replica_set_uri: str, database: Database) -> None:
+    """It prints the same lines. On a terminal it prints a table, with commands to copy."""
     await database["transactions"].create_index("action", unique=True)
     code, output, errors = await run("init", *where(replica_set_uri, database))
     assert (code, errors) == (1, "")
@@ -289,10 +287,10 @@ async def test_init_is_the_script_s(replica_set_uri: str, database: Database) ->
 # verify
 
 
-async def test_verify_tells_whether_all_is_well(
+async def test_verify_reports_whether_the_books_are_sound(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """By the exit code, in lines, as JSON; the script and the program alike."""
+    """The exit code and the output say so, as lines or JSON. The script does the same."""
     await ledger.create_user("ada", credits=10, idempotency_key="secret-key")
     await ledger.create_user("[bold]\u202eeve", credits=10, metadata={"note": "secret-note"})
     here = where(replica_set_uri, database)
@@ -318,10 +316,10 @@ async def test_verify_tells_whether_all_is_well(
         assert "secret" not in text
 
 
-async def test_verify_of_an_unknown_user_is_not_done(
+async def test_verify_refuses_an_unknown_user(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """A misspelt name is not a user that is well."""
+    """A misspelt name is not reported as a sound account."""
     code, output, errors = await run("verify", *where(replica_set_uri, database), "--user", "nil")
     assert (code, output, errors) == (2, "", "error: there is no user 'nil'\n")
 
@@ -329,7 +327,7 @@ async def test_verify_of_an_unknown_user_is_not_done(
 async def test_verify_repairs(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """Shown first with --dry-run, then done; what can't be done is exit code 1."""
+    """--dry-run shows the repairs first. Exit code 1 means that some could not be made."""
     await ledger.create_user("ada", credits=10)
     await database["users"].update_one({"_id": "ada"}, {"$inc": {"credits": Int64(5)}})
     here = where(replica_set_uri, database)
@@ -353,9 +351,9 @@ async def test_verify_repairs(
 
 
 @pytest.mark.parametrize("ttl", ["1", "86400", "31622400"])
-async def test_verify_takes_the_time_that_keys_are_remembered(
+async def test_verify_accepts_the_life_of_keys(
     ledger: CreditLedger, replica_set_uri: str, database: Database, ttl: str
 ) -> None:
-    """As long as a configuration can have it."""
+    """The option accepts any time that a configuration accepts."""
     await ledger.create_user("ada", credits=10, idempotency_key="key")
     assert (await run("verify", *where(replica_set_uri, database), "--key-ttl", ttl))[0] == 0

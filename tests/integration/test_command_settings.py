@@ -1,4 +1,4 @@
-"""Commands take what they need from the database, and prices alone from --config."""
+"""Commands take what they need from the database, and only prices from --config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PEOPLE = CreditConfig(
 
 
 async def run(uri: str, database: Database, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of ``credit-mongo …`` on a database, in this process."""
+    """Run ``credit-mongo …`` in this process, and return the exit code, stdout and stderr."""
     output, errors = io.StringIO(), io.StringIO()
     where = ("--uri", uri, "--database", database.name)
     with redirect_stdout(output), redirect_stderr(errors):
@@ -41,7 +41,7 @@ async def run(uri: str, database: Database, *arguments: str) -> tuple[int, str, 
 async def run_in(
     directory: Path, uri: str, database: Database, *arguments: str
 ) -> tuple[int, str, str]:
-    """The same in a process of its own, which works in a directory."""
+    """Run the command in a process of its own, in a directory."""
     variables = {"PYTHONPATH": str(ROOT), "MONGODB_URI": uri, "MONGODB_DATABASE": database.name}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "import sys; from credit_mongo.cli import main; sys.exit(main())"),
@@ -57,7 +57,7 @@ async def run_in(
 
 
 async def facts_of(uri: str, database: Database, *arguments: str) -> dict[str, Any]:
-    """What a command that succeeds says in JSON."""
+    """Return the JSON that a successful command prints."""
     code, output, errors = await run(uri, database, *arguments, "--json")
     assert (code, errors) == (0, ""), output
     found: dict[str, Any] = json.loads(output)
@@ -65,7 +65,7 @@ async def facts_of(uri: str, database: Database, *arguments: str) -> dict[str, A
 
 
 async def with_people(database: Database, *, indexes: bool = True) -> str:
-    """The application's users with accounts; the id of one of them."""
+    """Set up an application's users with accounts, and return one of their ids."""
     person = (await database["people"].insert_one({"name": "Ann"})).inserted_id
     async with CreditLedger(database, PEOPLE) as ledger:
         if indexes:
@@ -78,7 +78,7 @@ async def with_people(database: Database, *, indexes: bool = True) -> str:
 async def test_no_configuration_is_needed_to_look_and_to_verify(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """Users elsewhere, collections of other names, decimal places: the database knows."""
+    """The database knows the mapping of users, the collections and the decimal places."""
     user = await with_people(database)
     verified = await facts_of(replica_set_uri, database, "verify")
     assert (verified["users"], verified["transactions"]) == (1, 2)
@@ -134,10 +134,10 @@ async def _dates(database: Database, user: str) -> Row:
     ],
     ids=" ".join,
 )
-async def test_without_settings_no_command_takes_good_books_for_lost_ones(
+async def test_without_settings_no_command_takes_sound_books_for_lost_ones(
     database: Database, replica_set_uri: str, command: list[str]
 ) -> None:
-    """A database of before, with the users elsewhere: nothing is found, advised or written."""
+    """In a database older than the settings, with mapped users, nothing is found or written."""
     config = PEOPLE.model_copy(update={"collections": CollectionNames(users="people")})
     async with CreditLedger(database, config) as ledger:
         await ledger.create_user(str(ObjectId()), credits=5)
@@ -153,7 +153,7 @@ async def test_without_settings_no_command_takes_good_books_for_lost_ones(
 async def test_a_configuration_that_the_ledger_was_not_set_up_with_is_refused(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """Whatever the command is: it would misread amounts, or take users for lost."""
+    """With it, a command would misread amounts, or think users lost."""
     await with_people(database)
     file = tmp_path / "other.json"
     file.write_text(PEOPLE.model_copy(update={"decimal_places": 4}).to_json())
@@ -166,7 +166,7 @@ async def test_a_configuration_that_the_ledger_was_not_set_up_with_is_refused(
 async def test_init_writes_the_settings_down_with_a_configuration_alone(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """Without, they are only guessed."""
+    """Without a configuration they could only be guessed."""
     code, output, _ = await run(replica_set_uri, database, "init")
     assert (code, output.splitlines()[-1][:45]) == (
         0,
@@ -187,7 +187,7 @@ async def test_init_writes_the_settings_down_with_a_configuration_alone(
 async def test_with_several_ledgers_a_configuration_says_which(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """Nobody guesses."""
+    """The command does not guess."""
     for prefix in ("a_", "b_"):
         config = CreditConfig(costs={}, collections=CollectionNames.with_prefix(prefix))
         async with CreditLedger(database, config) as ledger:
@@ -221,7 +221,7 @@ class Settings:
 async def test_a_configuration_may_be_a_python_object(
     database: Database, replica_set_uri: str, tmp_path: Path, name: str
 ) -> None:
-    """The application's own, found from the directory where it is run; formulas and all."""
+    """The object is found from the current directory, and may have formulas."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "credits.py").write_text(APPLICATION)
     async with CreditLedger(database, CreditConfig(costs={})) as ledger:
@@ -251,14 +251,14 @@ async def test_a_configuration_may_be_a_python_object(
         ("twice.json", "config.costs.a.default: this key appears twice: remove one of them"),
     ],
 )
-async def test_a_configuration_that_can_not_be_had_is_named(
+async def test_a_configuration_that_cannot_be_loaded_is_named(
     database: Database,
     replica_set_uri: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wrong: tuple[str, str],
 ) -> None:
-    """In one line, without what the application's own error says."""
+    """The error is one line, without the application's own message."""
     config, said = wrong
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "credits.py").write_text(APPLICATION)
@@ -278,7 +278,7 @@ async def test_a_configuration_that_can_not_be_had_is_named(
 async def test_a_file_of_such_a_name_comes_first(
     database: Database, replica_set_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On systems where it can have one."""
+    """This can matter on systems that allow a colon in names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop:config").write_bytes(b'\xef\xbb\xbf{"costs": {"post": {"default": 3}}}')
     async with CreditLedger(database, CreditConfig(costs={})) as ledger:

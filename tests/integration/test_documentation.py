@@ -1,4 +1,4 @@
-"""Every block of code in the documentation runs as it stands. The README has tests of its own."""
+"""Every block of code in the documentation runs as it stands. The README has its own tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_the_code_of_a_page_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From top to bottom, on a database of its own, and prints what its comments say."""
+    """A page runs from top to bottom on its own database, and prints what its comments say."""
     where = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     for variable, value in where.items():
         monkeypatch.setenv(variable, value)
@@ -37,10 +37,10 @@ async def test_the_code_of_a_page_runs(
     text = (ROOT / name).read_text(encoding="utf-8")
     page = Page(Path(name), tmp_path, dict(os.environ), names={"MONGODB_URI": replica_set_uri})
 
-    # Its databases: "app" and "app_…".
+    # The page's databases: "app" and "app_…".
     code = re.sub(r'"app(_\w+)?"', rf'"{database.name}\1"', text)
     code = code.replace("--database app\n", f"--database {database.name}\n")
-    # In a thread, where a page may have an event loop of its own, as its readers have.
+    # In a thread, because a page may run an event loop of its own, as its readers do.
     ran = await asyncio.to_thread(page.run, code)
     assert ran == len(blocks_of(text))
     for other in re.findall(r'"app(_\w+)"', text):
@@ -50,7 +50,7 @@ async def test_the_code_of_a_page_runs(
 async def test_the_quickstart_prints_what_it_says(
     replica_set_uri: str, database: AsyncDatabase[dict[str, Any]]
 ) -> None:
-    """Its program as it stands: on the first run, and nothing happens twice on the second."""
+    """The program prints its text on the first run, and a second run changes nothing more."""
     text = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
     files = {block.title: block.text for block in blocks_of(text) if block.title}
     code = files["first.py"].replace('"app"', f'"{database.name}"')
@@ -66,12 +66,12 @@ async def test_the_quickstart_prints_what_it_says(
         output, errors = await process.communicate()
         lines = output.decode().splitlines()
         assert (process.returncode, errors.decode()) == (0, "")
-        # The refused attempt is repeated, and audited, each time.
+        # The refused attempt is repeated and audited each time.
         assert list(dict.fromkeys(lines)) == list(dict.fromkeys(printed.splitlines()))
 
 
 def test_the_runner_finds_what_is_wrong(tmp_path: Path) -> None:
-    """A comment that says otherwise, an error, a command that fails or that nobody knows."""
+    """A wrong comment, an error, a failing command and an unknown command are found."""
     wrong = {
         "print(1 + 1)  # 3": "page.md:2",
         "print(1 + 1)  # 21, say": "page.md:2",
@@ -90,7 +90,7 @@ def test_the_runner_finds_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_the_runner_runs_what_is_right(tmp_path: Path) -> None:
-    """Names are shared, ``await`` needs no function, a titled block is a file for commands."""
+    """Names are shared, ``await`` needs no function, and commands find titled blocks as files."""
     text = (
         '```python title="three.py"\nprint(3)\n```\n```sh\npython three.py\n```\n'
         "```python\nimport asyncio\nfour = await asyncio.sleep(0, 4)\n```\n"
@@ -103,7 +103,7 @@ def test_the_runner_runs_what_is_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_that_a_page_names_is_there(name: str) -> None:
-    """The tests that show the promises, and the scripts, exist."""
+    """The tests behind the promises exist, and so do the scripts."""
     text = (ROOT / name).read_text(encoding="utf-8")
     for path in re.findall(r"`((?:tests|scripts|benchmarks|examples)/[\w/.]+?\.\w+)`", text):
         assert (ROOT / path).is_file(), path

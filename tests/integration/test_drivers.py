@@ -1,4 +1,4 @@
-"""What an application passes at the door: its Motor client and sessions, and what is none."""
+"""What an application can pass in: its Motor client and sessions. Other objects are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def motor(replica_set_uri: str) -> AsyncIterator[AsyncIOMotorDatabase[dict
 async def books(
     motor: AsyncIOMotorDatabase[dict[str, Any]], config: CreditConfig
 ) -> AsyncIterator[CreditLedger]:
-    """A ledger on it, with a user."""
+    """A ledger on the Motor database, with a user."""
     async with CreditLedger(motor, config) as ledger:
         await ledger.ensure_indexes()
         await ledger.create_user("u", credits=100, membership_tier="premium")
@@ -89,7 +89,7 @@ async def books(
 async def test_every_operation_takes_a_session_of_motor_s(
     books: CreditLedger, motor: AsyncIOMotorDatabase[dict[str, Any]]
 ) -> None:
-    """All in one transaction with the application's own write, which it alone commits."""
+    """All operations join one transaction with the application's own write, which it commits."""
     async with await motor.client.start_session() as session, session.start_transaction():
         await motor["orders"].insert_one({"user": "u"}, session=session)
         for call in CALLS.values():
@@ -101,10 +101,10 @@ async def test_every_operation_takes_a_session_of_motor_s(
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_what_motor_s_transaction_aborts_is_undone(
+async def test_an_aborted_motor_transaction_undoes_everything(
     books: CreditLedger, motor: AsyncIOMotorDatabase[dict[str, Any]], name: str
 ) -> None:
-    """As if it had not been asked for."""
+    """The operations leave nothing behind."""
     if name == "downgrade_tier":
         await books.upgrade_tier("u", "enterprise")
     before = await books.get_user("u")
@@ -135,7 +135,7 @@ async def test_one_session_of_motor_s_has_one_operation_at_a_time(
 async def test_maintenance_takes_motor_s_databases(
     books: CreditLedger, motor: AsyncIOMotorDatabase[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Every job, as it is called by an application."""
+    """Every job is called as an application would."""
     charge = await books.charge("u", "generate-post", idempotency_key="k")
     await books.refund("u", 3, action="sorry", transaction_id=charge.transaction_id)
     assert (await verify(motor)).findings == ()
@@ -154,7 +154,7 @@ async def test_maintenance_takes_motor_s_databases(
 async def test_motor_s_threads_log_no_key_and_no_metadata(
     books: CreditLedger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is kept out of the driver's log is kept out of it there, too."""
+    """Motor's threads keep out of the driver's log what PyMongo keeps out of it."""
     with caplog.at_level("DEBUG", logger="pymongo.command"):
         await books.grant("u", 1, action="x", idempotency_key="hush", metadata={"a": "secret"})
         await books.get_history("u")
@@ -163,11 +163,11 @@ async def test_motor_s_threads_log_no_key_and_no_metadata(
     assert "secret" not in caplog.text
 
 
-# What is no database
+# Objects that are not a database
 
 
 def wrong_databases() -> dict[str, tuple[Any, str]]:
-    """Each with a word of what to do."""
+    """Return wrong objects, each with a word of the advice that the error must have."""
     blocking: MongoClient[dict[str, Any]] = MongoClient(connect=False)
     return {
         "a blocking database": (blocking["app"], "AsyncMongoClient"),
@@ -181,10 +181,10 @@ def wrong_databases() -> dict[str, tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("kind", wrong_databases())
-async def test_what_is_no_database_is_refused_with_what_to_do(
+async def test_a_wrong_database_object_is_refused_with_advice(
     config: CreditConfig, kind: str
 ) -> None:
-    """By the ledger when it is made, and by the jobs."""
+    """The ledger refuses them when it is made, and so do the jobs."""
     database, remedy = wrong_databases()[kind]
     with pytest.raises(ConfigurationError, match=remedy):
         CreditLedger(database, config)
@@ -194,20 +194,20 @@ async def test_what_is_no_database_is_refused_with_what_to_do(
 
 
 async def test_pymongo_s_own_databases_pass_as_they_are(database: AnyDatabase) -> None:
-    """Nothing stands between them and the engine, and nothing is adapted twice."""
+    """The engine uses them directly, and adapts nothing twice."""
     assert as_database(database) is database
     adapted = as_database(AsyncMongoMockClient()["app"])
     assert as_database(adapted) is adapted
 
 
-# What is no session of the ledger's client
+# Sessions that are not of the ledger's client
 
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_session_of_another_driver_or_client_is_refused(
     books: CreditLedger, client: Any, replica_set_uri: str, name: str, config: CreditConfig
 ) -> None:
-    """Before anything is written, whichever way round."""
+    """The refusal comes before anything is written, for each pair of drivers."""
     stranger: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(replica_set_uri)
     on_pymongo = CreditLedger(client["unused"], config)
     in_memory = mock_ledger(config)
@@ -233,7 +233,7 @@ async def test_a_session_of_another_driver_or_client_is_refused(
 
 @pytest.mark.parametrize("name", [*CALLS, *WITHOUT_SESSION])
 async def test_a_closed_ledger_does_nothing_more(config: CreditConfig, name: str) -> None:
-    """It says so, whatever is asked of it."""
+    """Every method says that the ledger is closed."""
     async with mock_ledger(config) as ledger:
         await ledger.create_user("u", credits=100, membership_tier="premium")
     with pytest.raises(LedgerBusyError, match="closed: create a new one"):
@@ -245,7 +245,7 @@ async def test_a_closed_ledger_does_nothing_more(config: CreditConfig, name: str
 def test_a_ledger_on_another_event_loop_is_refused(
     replica_set_uri: str, config: CreditConfig, name: str, make: str
 ) -> None:
-    """It says so instead of hanging or failing somewhere within the driver."""
+    """It would otherwise hang, or fail somewhere inside the driver."""
     call = {**CALLS, **WITHOUT_SESSION}[name]
 
     async def begin() -> tuple[CreditLedger, Any]:
@@ -275,8 +275,8 @@ def test_a_ledger_on_another_event_loop_is_refused(
 # The other drivers are extras
 
 
-def test_neither_motor_nor_mongomock_has_to_be_installed(tmp_path: Path) -> None:
-    """Nothing imports them, and what needs one says how to get it."""
+def test_neither_motor_nor_mongomock_needs_to_be_installed(tmp_path: Path) -> None:
+    """Nothing imports them. Code that needs one says how to install it."""
     program = """
 import sys
 sys.modules.update(dict.fromkeys(("motor", "mongomock", "mongomock_motor")))

@@ -1,4 +1,4 @@
-"""Erasing users: whole, at any moment it was killed, whatever goes on beside it."""
+"""Erasing users: complete in the end, wherever it was killed and whatever runs beside it."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ KILLS: Final = int(os.environ.get("ERASE_KILLS", "12"))
 AT_ONCE: Final = 3
 ADA: Final = "ada-lovelace@example.com"
 CHARGES: Final = 24
-# Several steps for few rows.
+# Small steps, so that a few rows take several.
 STEP: Final = 7
 
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of a few dozen rows takes as many steps as one of thousands."""
+    """Let a user of a few dozen rows take as many steps as one of thousands."""
     monkeypatch.setattr(erase, "_TRANSACTIONS", STEP)
     monkeypatch.setattr(erase, "_BATCH", STEP)
 
 
-async def live(ledger: CreditLedger, user_id: str) -> Row:
-    """A history with keys, metadata and refusals; what there is of each."""
+async def create_history(ledger: CreditLedger, user_id: str) -> Row:
+    """Create a history with keys, metadata and refusals, and return the counts."""
     await ledger.create_user(user_id, credits=1000, idempotency_key=f"{user_id} opens")
     for number in range(CHARGES):
         await ledger.charge(
@@ -81,7 +81,7 @@ async def live(ledger: CreditLedger, user_id: str) -> Row:
         with pytest.raises(InsufficientCreditsError):
             await ledger.charge(user_id, "translate", amount=10**6)
     for _ in range(STEP + 1):
-        await ask_for(ledger._database, user_id)
+        await insert_paid_request(ledger._database, user_id)
     return {
         "users": 1,
         "transactions": CHARGES + 1,
@@ -94,27 +94,27 @@ async def live(ledger: CreditLedger, user_id: str) -> Row:
     }
 
 
-async def ask_for(database: Database | LedgerDatabase, user_id: str) -> None:
-    """What the FastAPI integration keeps of a request, with the server's time."""
+async def insert_paid_request(database: Database | LedgerDatabase, user_id: str) -> None:
+    """Insert what the FastAPI integration stores for a request, by the server's time."""
     asked = [{"$set": {"userId": user_id, "state": "completed", "startedAt": "$$NOW"}}]
     await database["paid_requests"].update_one({"_id": str(ObjectId())}, asked, upsert=True)
 
 
 def counts_of(erasure: Erasure) -> Row:
-    """What went, and what is left in files."""
+    """Return the counts of what was erased, and of what is left in files."""
     facts = dataclasses.asdict(erasure)
     return {n: v for n, v in facts.items() if n not in ("erasure_id", "user_id", "erased_at")}
 
 
 async def check_nothing_is_left(database: Database, user_id: str) -> None:
-    """In no document of the database, by any name."""
+    """Check that no document of the database has anything of the user."""
     for name in await database.list_collection_names():
         for row in await rows(database, name):
             assert user_id not in str(row), (name, row)
 
 
 async def record_of(database: Database, erasure: Erasure) -> Row:
-    """The record that stays."""
+    """Return the record of the erasure."""
     record = await database["erasures"].find_one({"_id": ObjectId(erasure.erasure_id)})
     assert record is not None
     return record
@@ -124,12 +124,12 @@ async def record_of(database: Database, erasure: Erasure) -> Row:
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_a_user_goes_with_all_its_rows_and_nobody_else_s(
+async def test_a_user_is_erased_with_all_its_rows_and_no_others(
     ledger: CreditLedger, database: Database, small_steps: None
 ) -> None:
-    """The result counts them, and so does the record, which tells no name."""
-    expected = await live(ledger, ADA)
-    await live(ledger, "bob")
+    """The result and the record count the rows. The record has no name."""
+    expected = await create_history(ledger, ADA)
+    await create_history(ledger, "bob")
     before = datetime.now(UTC) - timedelta(seconds=1)
     erasure = await ledger.delete_user(ADA, requested_by="Eve of Support")
     assert erasure.user_id == ADA
@@ -158,7 +158,7 @@ async def test_a_user_goes_with_all_its_rows_and_nobody_else_s(
 async def test_steps_are_of_at_most_a_thousand_documents(
     ledger: CreditLedger, database: Database, replica_set_uri: str
 ) -> None:
-    """A thousand transactions with keys: each transaction of the database is a bounded one."""
+    """A thousand transactions with keys take several database transactions of limited size."""
     await ledger.create_user(ADA, credits=10**6)
     await asyncio.gather(
         *(ledger.charge(ADA, "translate", idempotency_key=str(n)) for n in range(1000))
@@ -193,7 +193,7 @@ async def archive_some(
     to_files: int = 0,
     session: AsyncClientSession | None = None,
 ) -> None:
-    """As the archive does: the oldest rows to other places, and a border after them."""
+    """Archive the oldest rows, and set the border after them."""
     for name, last in (("transactions", "seq"), ("audit_logs", "_id")):
         await database[f"{name}_archive"].create_index(
             [("userId", 1), ("createdAt", -1), (last, -1)]
@@ -216,12 +216,12 @@ async def archive_some(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_archived_rows_go_too_and_those_in_files_are_told(
+async def test_archived_rows_are_erased_and_those_in_files_are_counted(
     ledger: CreditLedger, database: Database, small_steps: None
 ) -> None:
-    """With the border, so that an account of the same name begins with nothing."""
-    expected = await live(ledger, ADA)
-    await live(ledger, "bob")
+    """The border goes with them, so that a new account of that name starts from nothing."""
+    expected = await create_history(ledger, ADA)
+    await create_history(ledger, "bob")
     await archive_some(database, ADA, 15, to_files=4)
     await archive_some(database, "bob", 15)
     erasure = await ledger.delete_user(ADA)
@@ -237,7 +237,7 @@ async def test_archived_rows_go_too_and_those_in_files_are_told(
     assert await count(database, "transactions_archive") == 15
     assert await count(database, "archive_borders") == 1
     assert await count(database, "idempotency_records") == expected["idempotency_records"]
-    # What bob's keys did is remembered, and what ada's did is not.
+    # bob's keys still answer, ada's do not.
     assert (await ledger.create_user("bob", credits=1000, idempotency_key="bob opens")).replayed
     with pytest.raises(UserNotFoundError):
         await ledger.charge(ADA, "translate", idempotency_key=f"{ADA} 1", metadata={"of": ADA})
@@ -246,8 +246,8 @@ async def test_archived_rows_go_too_and_those_in_files_are_told(
 async def test_an_archive_that_had_begun_before_leaves_nothing_behind(
     ledger: CreditLedger, database: Database, client: Client, small_steps: None
 ) -> None:
-    """Its rows and its border come after the account has gone."""
-    expected = await live(ledger, ADA)
+    """The archive writes its rows and its border after the account is gone."""
+    expected = await create_history(ledger, ADA)
     async with client.start_session() as session:
         await database.create_collection("archive_borders")
         for name in ("transactions", "audit_logs"):
@@ -267,10 +267,10 @@ async def test_an_archive_that_had_begun_before_leaves_nothing_behind(
     await check_nothing_is_left(database, ADA)
 
 
-async def test_a_key_that_is_somebody_else_s_by_now_stays(
+async def test_a_key_that_now_belongs_to_another_user_stays(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """Keys are remembered for a time, and transactions keep them."""
+    """A key expires while its transaction keeps it, so another user may have it now."""
     await ledger.create_user(ADA, credits=10, idempotency_key="shared")
     await database["idempotency_records"].delete_one({"_id": "shared"})
     await ledger.create_user("bob", credits=10, idempotency_key="shared")
@@ -278,10 +278,10 @@ async def test_a_key_that_is_somebody_else_s_by_now_stays(
     assert (await ledger.create_user("bob", credits=10, idempotency_key="shared")).replayed
 
 
-async def test_fields_of_the_application_go_with_the_user_and_strange_accounts_as_well(
+async def test_accounts_with_extra_fields_or_damage_can_be_erased(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """What can't be charged can be erased."""
+    """An account that cannot be charged can be erased."""
     user = {"_id": ADA, "credits": Int64(5), "seq": "many", "email": "a@b", "createdAt": 7}
     await database["users"].insert_one(user, bypass_document_validation=True)
     assert (await ledger.delete_user(ADA)).users == 1
@@ -289,7 +289,7 @@ async def test_fields_of_the_application_go_with_the_user_and_strange_accounts_a
 
 
 async def test_an_unknown_user_is_not_found(ledger: CreditLedger, database: Database) -> None:
-    """Also once it is erased, and nothing is written."""
+    """This holds after an erasure, too. Nothing is written."""
     for _ in range(2):
         with pytest.raises(UserNotFoundError):
             await ledger.delete_user(ADA)
@@ -302,12 +302,12 @@ async def test_an_unknown_user_is_not_found(ledger: CreditLedger, database: Data
 
 
 @pytest.mark.parametrize("left", ["transactions", "archived", "border", "records"])
-async def test_what_is_left_of_a_removed_document_goes(
+async def test_rows_of_a_removed_document_can_be_erased(
     ledger: CreditLedger, database: Database, left: str
 ) -> None:
     """An application that deletes its users' documents itself can still erase the rest, once."""
-    expected = await live(ledger, ADA)
-    bystander = await live(ledger, "bob")
+    expected = await create_history(ledger, ADA)
+    bystander = await create_history(ledger, "bob")
     await archive_some(database, ADA, 5)
     await database["users"].delete_one({"_id": ADA})
     if left != "transactions":
@@ -330,9 +330,9 @@ async def test_what_is_left_of_a_removed_document_goes(
     assert (await ledger.create_user(ADA, credits=3)).seq == 1
 
 
-async def test_a_name_that_was_erased_can_begin_anew(ledger: CreditLedger) -> None:
-    """With the keys of before, which are forgotten."""
-    await live(ledger, ADA)
+async def test_an_erased_name_can_be_used_again(ledger: CreditLedger) -> None:
+    """The new account may use the old one's keys again."""
+    await create_history(ledger, ADA)
     await ledger.delete_user(ADA)
     user = await ledger.create_user(ADA, credits=7, idempotency_key=f"{ADA} opens")
     assert (user.credits, user.seq, user.replayed) == (7, 1, False)
@@ -343,25 +343,25 @@ async def test_a_name_that_was_erased_can_begin_anew(ledger: CreditLedger) -> No
 
 
 async def erase_in_small_steps(database: Database, user_id: str) -> Erasure:
-    """What the children do."""
+    """Erase in a child process."""
     erase._TRANSACTIONS = erase._BATCH = STEP  # type: ignore[misc]
     return await erase_user(database, user_id, requested_by="Eve")
 
 
-async def test_killed_at_any_command_it_ends_whole_when_run_again(
+async def test_an_erasure_killed_at_any_command_is_completed_by_the_next(
     ledger: CreditLedger,
     database: Database,
     client: Client,
     replica_set_uri: str,
     small_steps: None,
 ) -> None:
-    """With the right counts; and in between, no operation finds half an account."""
+    """The counts are right, and no operation ever finds half an account."""
     users = [f"{ADA} {number}" for number in range(KILLS)]
     expected: Row = {}
     for user_id in ("recorded", *users):
-        expected = await live(ledger, user_id)
+        expected = await create_history(ledger, user_id)
         await archive_some(database, user_id, 5)
-    bystander = await live(ledger, "bob")
+    bystander = await create_history(ledger, "bob")
     expected |= {
         "transactions": expected["transactions"] - 5,
         "audit_logs": expected["audit_logs"] - 5,
@@ -372,7 +372,7 @@ async def test_killed_at_any_command_it_ends_whole_when_run_again(
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def kill(number: int, user_id: str) -> None:
-        # Spread over all of them, then again at the other moments.
+        # Spread over all commands, then again at the other moments.
         command = number % commands if commands < KILLS else number * commands // KILLS
         moment = MOMENTS[(number + number // commands) % len(MOMENTS)]
         async with at_once:
@@ -386,7 +386,7 @@ async def test_killed_at_any_command_it_ends_whole_when_run_again(
             ), (command, moment)
 
     await asyncio.gather(*(kill(number, user_id) for number, user_id in enumerate(users)))
-    # What the dead have left open would be ended by the server after a minute.
+    # The server would end what a dead process left open only after a minute.
     await end_all_transactions(client)
     begun = await check_who_is_being_erased(ledger, database, users)
     assert len(begun) > KILLS / 2
@@ -396,7 +396,7 @@ async def test_killed_at_any_command_it_ends_whole_when_run_again(
         try:
             erasure = await erase_in_small_steps(database, user_id)
         except UserNotFoundError:
-            # It died after the last of its commands.
+            # The process died after the last command.
             continue
         assert counts_of(erasure) == expected, user_id
     await check_nothing_is_left(database, ADA)
@@ -411,7 +411,7 @@ async def test_killed_at_any_command_it_ends_whole_when_run_again(
 async def check_who_is_being_erased(
     ledger: CreditLedger, database: Database, users: list[str]
 ) -> set[str]:
-    """Accounts are whole or gone; those that have gone."""
+    """Check that each account is whole or gone, and return those that are gone."""
     gone = set()
     for user_id in users:
         if await count(database, "users", _id=user_id):
@@ -424,7 +424,7 @@ async def check_who_is_being_erased(
 
 
 async def commands_of_one(uri: str, name: str, user_id: str) -> int:
-    """How many commands an erasure sends."""
+    """Count the commands that an erasure sends."""
     listener = CommandCounter()
     async with AsyncMongoClient[Row](uri, tz_aware=True, event_listeners=[listener]) as client:
         await erase_in_small_steps(client[name], user_id)
@@ -438,7 +438,7 @@ async def commands_of_one(uri: str, name: str, user_id: str) -> int:
 async def slow(
     replica_set_uri: str, database: Database, client: Client, small_steps: None
 ) -> AsyncIterator[Database]:
-    """The database for somebody whose every deletion takes its time."""
+    """Return a database on which every deletion is slow."""
     uri = with_options(replica_set_uri, appname="slow")
     data = {"failCommands": ["delete"], "blockConnection": True, "blockTimeMS": 30}
     async with (
@@ -449,7 +449,7 @@ async def slow(
 
 
 async def until_gone(database: Database, user_id: str) -> None:
-    """Until the account has gone."""
+    """Wait until the account is gone."""
     while True:
         if not await count(database, "users", _id=user_id):
             return
@@ -461,8 +461,8 @@ async def until_gone(database: Database, user_id: str) -> None:
 async def test_operations_meet_the_whole_account_or_none(
     ledger: CreditLedger, database: Database, client: Client, slow: Database, config: CreditConfig
 ) -> None:
-    """Two processes charge it all the time; once it is not found, it stays so."""
-    await live(ledger, ADA)
+    """Two processes charge all the time. Once the account is not found, it stays gone."""
+    await create_history(ledger, ADA)
     await ledger.grant(ADA, 10**6, action="bonus")
     stopped = asyncio.Event()
 
@@ -493,18 +493,18 @@ async def test_operations_meet_the_whole_account_or_none(
     assert erasure.idempotency_records == CHARGES // 2 + 1 + done
     for name in ("users", "transactions", "idempotency_records"):
         assert ADA not in str(await rows(database, name))
-    # Attempts on somebody unknown are audited, by the name that was asked for.
+    # Attempts on an unknown user are audited under the requested name.
     assert {row["status"] for row in await rows(database, "audit_logs")} <= {"failed"}
     await check_promises(database)
     await check_that_no_transaction_stays_open(client)
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
+async def test_an_account_opened_during_the_erasure_stays_whole(
     ledger: CreditLedger, database: Database, slow: Database
 ) -> None:
-    """With its own history, keys and audit log, and none of the former one's."""
-    expected = await live(ledger, ADA)
+    """The new account keeps its history, keys and audit log, and gets nothing of the old one."""
+    expected = await create_history(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     await ledger.create_user(ADA, credits=50, idempotency_key="anew")
@@ -512,7 +512,7 @@ async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
         await ledger.charge(ADA, "translate", idempotency_key=f"anew {number}")
     with pytest.raises(InsufficientCreditsError):
         await ledger.charge(ADA, "translate", amount=1000)
-    await ask_for(database, ADA)
+    await insert_paid_request(database, ADA)
     assert not erasing.done()
     erasure = await erasing
     assert counts_of(erasure) == expected
@@ -526,11 +526,11 @@ async def test_an_account_that_is_opened_anew_meanwhile_stays_whole(
     assert ADA not in str(await rows(database, "erasures"))
 
 
-async def test_an_account_that_a_slow_clock_opens_anew_stays_whole(
+async def test_an_account_opened_by_a_slow_clock_stays_whole(
     ledger: CreditLedger, database: Database, slow: Database, config: CreditConfig
 ) -> None:
-    """It begins after the last moment of the former one: none of its rows is taken for old."""
-    expected = await live(ledger, ADA)
+    """The new account starts after the old one's last moment, so its rows are not taken for old."""
+    expected = await create_history(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     past = datetime.now(UTC) - timedelta(minutes=50)
@@ -548,8 +548,8 @@ async def test_an_account_that_a_slow_clock_opens_anew_stays_whole(
 async def test_an_account_is_not_opened_hours_ahead_of_its_clock(
     ledger: CreditLedger, database: Database, slow: Database, config: CreditConfig
 ) -> None:
-    """Rows of a wrong clock do not set the time of the account after them."""
-    await live(ledger, ADA)
+    """Rows of a wrong clock do not set the time of the next account."""
+    await create_history(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     past = datetime.now(UTC) - timedelta(hours=2)
@@ -561,11 +561,11 @@ async def test_an_account_is_not_opened_hours_ahead_of_its_clock(
         assert (await behind.create_user(ADA)).created_at < datetime.now(UTC) - timedelta(hours=1)
 
 
-async def test_what_cannot_be_told_from_an_account_of_other_software_is_left_until_asked_again(
+async def test_rows_that_may_belong_to_another_account_stay_until_erased_again(
     ledger: CreditLedger, database: Database, slow: Database
 ) -> None:
-    """No row is touched that may be its; erasing again takes both."""
-    expected = await live(ledger, ADA)
+    """Rows that may be its own are not touched. Erasing again removes both."""
+    expected = await create_history(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     past = datetime.now(UTC) - timedelta(hours=1)
@@ -577,28 +577,28 @@ async def test_what_cannot_be_told_from_an_account_of_other_software_is_left_unt
     await check_nothing_is_left(database, ADA)
 
 
-async def test_two_who_erase_the_same_user_share_one_erasure(
+async def test_two_erasures_of_one_user_share_the_work(
     ledger: CreditLedger, database: Database, small_steps: None
 ) -> None:
-    """Each is told the same, and each row is counted once."""
-    expected = await live(ledger, ADA)
+    """Both get the same result, and each row is counted once."""
+    expected = await create_history(ledger, ADA)
     results = await asyncio.gather(
         *(ledger.delete_user(ADA) for _ in range(3)), return_exceptions=True
     )
     erasures = [each for each in results if isinstance(each, Erasure)]
     assert erasures
     for each in results:
-        # Whoever came after the end found nobody.
+        # Calls after the end found no user.
         assert isinstance(each, Erasure | UserNotFoundError), repr(each)
     assert {each.erasure_id for each in erasures} == {erasures[0].erasure_id}
     assert all(counts_of(each) == expected for each in erasures)
     assert await count(database, "erasures") == 1
 
 
-async def test_a_user_whom_an_application_s_transaction_holds_is_not_erased_in_half(
+async def test_a_user_locked_by_an_application_is_not_half_erased(
     database: Database, client: Client, config: CreditConfig
 ) -> None:
-    """It waits for the end of that, up to the deadline, and then nothing has happened."""
+    """It waits for the transaction until its deadline. Then nothing has been erased."""
     quick = config.model_copy(update={"operation_timeout_seconds": 0.5})
     async with CreditLedger(database, quick) as ledger, client.start_session() as session:
         await ledger.create_user(ADA, credits=10)
@@ -630,7 +630,7 @@ OUTCOMES: Final[dict[str, Row]] = {
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("skipped", [0, 3])
 @pytest.mark.cases(2)
-async def test_a_step_that_failed_is_taken_again(
+async def test_a_failed_step_is_repeated(
     ledger: CreditLedger,
     database: Database,
     client: Client,
@@ -640,13 +640,13 @@ async def test_a_step_that_failed_is_taken_again(
     outcome: str,
     skipped: int,
 ) -> None:
-    """Whatever became of it: each row goes once, and is counted once."""
-    expected = await live(ledger, ADA)
+    """Whatever became of the step, each row is removed and counted once."""
+    expected = await create_history(ledger, ADA)
     uri = with_options(replica_set_uri, appname="unlucky")
     async with AsyncMongoClient[Row](uri, tz_aware=True) as unlucky:
         await unlucky.admin.command("ping")
         if skipped:
-            # From a later step on, and then for as long as the driver does not see it.
+            # From a later step on, for as long as the driver does not notice.
             mode: Any = {"skip": skipped}
         else:
             mode = {"times": 2}
@@ -662,11 +662,11 @@ async def test_a_step_that_failed_is_taken_again(
     await check_that_no_transaction_stays_open(client)
 
 
-async def test_whoever_gives_up_leaves_nothing_open_and_can_go_on(
+async def test_a_cancelled_erasure_leaves_nothing_open_and_can_continue(
     ledger: CreditLedger, database: Database, client: Client, slow: Database
 ) -> None:
     """A cancelled erasure is like a killed one."""
-    expected = await live(ledger, ADA)
+    expected = await create_history(ledger, ADA)
     erasing = asyncio.create_task(erase_user(slow, ADA))
     await until_gone(database, ADA)
     erasing.cancel()
@@ -681,12 +681,12 @@ async def test_whoever_gives_up_leaves_nothing_open_and_can_go_on(
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_a_dry_run_counts_what_would_go(
+async def test_a_dry_run_counts_what_would_be_erased(
     ledger: CreditLedger, replica_set_uri: str, database: Database, *, archived: bool
 ) -> None:
-    """Exactly that goes afterwards; until then everything stays."""
-    await live(ledger, ADA)
-    await live(ledger, "bob")
+    """Exactly the rows it counts are erased afterwards. Until then everything stays."""
+    await create_history(ledger, ADA)
+    await create_history(ledger, "bob")
     if archived:
         await archive(database, older_than=datetime.now(timezone.utc))
     before = {name: await rows(database, name) for name in await database.list_collection_names()}
@@ -711,9 +711,9 @@ async def test_a_dry_run_counts_what_would_go(
 async def test_the_command_erases_and_says_what(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """In a line, or as JSON; the script is the same."""
-    await live(ledger, ADA)
-    await live(ledger, "bob")
+    """It prints a line, or JSON. The script does the same."""
+    await create_history(ledger, ADA)
+    await create_history(ledger, "bob")
     here = (*where(replica_set_uri, database), "--requested-by", "Eve", "--yes")
     code, output, errors = await run("erase", *here, "--user", ADA)
     assert (code, errors) == (0, "")
@@ -740,7 +740,7 @@ async def test_the_command_erases_and_says_what(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-async def test_what_can_not_be_done_is_told_in_one_line(
+async def test_errors_take_one_line(
     ledger: CreditLedger,
     replica_set_uri: str,
     database: Database,
@@ -749,7 +749,7 @@ async def test_what_can_not_be_done_is_told_in_one_line(
     arguments: tuple[str, ...],
     told: str,
 ) -> None:
-    """With exit code 2, and nothing is written."""
+    """Exit code 2, and nothing is written."""
     await ledger.create_user(ADA)
     here = where(replica_set_uri, database)
     assert await asyncio.to_thread(main, ["erase", *here, *arguments]) == 2
@@ -766,7 +766,7 @@ async def test_what_can_not_be_done_is_told_in_one_line(
 async def test_on_a_terminal_it_asks(
     ledger: CreditLedger, replica_set_uri: str, database: Database, answer: str, code: int
 ) -> None:
-    """No is the answer that is taken for granted."""
+    """The default answer is no."""
     await ledger.create_user(ADA)
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(

@@ -1,6 +1,6 @@
-"""An erasure that is under way or has died: nothing of the former account is there for anybody.
+"""An erasure that is running or has died: nobody finds anything of the former account.
 
-Each test is about one moment: the erasure has taken so many steps.
+Each test looks at one moment, after the erasure has taken some of its steps.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tests.integration.test_erase import archive_some, check_nothing_is_left
 ADA: Final = "ada"
 STEP: Final = 2
 ARCHIVED: Final = 3
-# After the first; among the transactions, audit rows, archived ones and keys; at the end.
+# After the first step, within each kind of rows, and near the end.
 STEPS: Final = (1, 2, 4, 7, 9, 13)
 
 
 class Halting(Steps):
-    """Steps of an erasure that halts after some. A step is a transaction: all or nothing."""
+    """Steps of an erasure that halts after some of them. Each step is a transaction."""
 
     left: int
     halted: asyncio.Event
@@ -50,7 +50,7 @@ class Halting(Steps):
 
 @asynccontextmanager
 async def halted_after(steps: int, database: Database) -> AsyncIterator[asyncio.Task[Erasure]]:
-    """An erasure of ADA that has taken so many steps, and goes on when the block is left."""
+    """Halt an erasure of ADA after some steps. It continues after the block."""
     Halting.left, Halting.halted, Halting.go_on = steps, asyncio.Event(), asyncio.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(erase, "_TRANSACTIONS", STEP)
@@ -65,8 +65,8 @@ async def halted_after(steps: int, database: Database) -> AsyncIterator[asyncio.
             await asyncio.wait({erasing})
 
 
-async def live(ledger: CreditLedger, user_id: str) -> list[str]:
-    """A history of which each kind of rows takes several steps; the ids of its charges."""
+async def create_history(ledger: CreditLedger, user_id: str) -> list[str]:
+    """Create a history that takes several steps for each kind of rows. Returns its charges' ids."""
     await ledger.create_user(user_id, credits=100, idempotency_key=f"{user_id} opens")
     charges = [
         await ledger.charge(user_id, "generate-post", idempotency_key=f"{user_id} {number}")
@@ -79,16 +79,16 @@ async def live(ledger: CreditLedger, user_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-async def test_from_the_first_step_on_there_is_no_such_user(
+async def test_from_the_first_step_on_the_user_does_not_exist(
     ledger: CreditLedger, database: Database, steps: int
 ) -> None:
-    """For no operation, and no read; its keys are free for everybody."""
-    charges = await live(ledger, ADA)
+    """Operations and reads find no such user, and its keys are free for all."""
+    charges = await create_history(ledger, ADA)
     await archive_some(database, ADA, ARCHIVED)
     async with halted_after(steps, database) as erasing:
         await check_that_there_is_no_such_user(ledger, charges)
         assert (await verify(database)).findings == ()
-        erasing.cancel()  # as good as killed: it never goes on
+        erasing.cancel()  # The erasure never continues, as if killed.
     erasure = await erase_user(database, ADA)
     assert erasure.transactions + erasure.archived_transactions == 7
     assert await count(database, "transactions") == 2
@@ -98,7 +98,7 @@ async def test_from_the_first_step_on_there_is_no_such_user(
 
 
 async def check_that_there_is_no_such_user(ledger: CreditLedger, charges: list[str]) -> None:
-    """Not for an operation, a read or a key."""
+    """Check that operations, reads and keys find no such user."""
     for again in (
         ledger.create_user("bob", credits=5, idempotency_key=f"{ADA} opens"),
         ledger.grant("bob", 1, action="gift", idempotency_key=f"{ADA} 3"),
@@ -115,18 +115,18 @@ async def check_that_there_is_no_such_user(ledger: CreditLedger, charges: list[s
     ):
         with pytest.raises(UserNotFoundError):
             await refused
-    # What was tried since is on record, as it is for any name.
+    # Later attempts are audited, as for any name.
     attempts = await ledger.get_audit_log(ADA, include_archived=True)
     assert [row.status for row in attempts] == ["failed"] * 3
     assert {row.details["code"] for row in attempts} == {"USER_NOT_FOUND"}
 
 
 @pytest.mark.parametrize("steps", STEPS)
-async def test_an_account_that_is_opened_anew_has_nothing_of_the_former_one(
+async def test_a_reopened_account_has_nothing_of_the_former_one(
     ledger: CreditLedger, database: Database, steps: int
 ) -> None:
-    """Not its charges, keys or rows; and all that is its own stays when the erasure goes on."""
-    charges = await live(ledger, ADA)
+    """It gets nothing of the old account, and keeps all its own when the erasure ends."""
+    charges = await create_history(ledger, ADA)
     await archive_some(database, ADA, ARCHIVED)
     async with halted_after(steps, database) as erasing:
         user = await ledger.create_user(ADA, credits=50, idempotency_key=f"{ADA} opens")

@@ -1,4 +1,4 @@
-"""Applications that have users already: their collection, their ids, their names for the fields."""
+"""Applications that already have users, with their own collection, ids and field names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from tests.integration.test_operations import (
 async def test_an_operation_writes_the_mapped_fields_alone(
     case: Success, application: Application
 ) -> None:
-    """It answers as ever; its rows name the user by the string of the API."""
+    """The results are as ever, and rows have the user's id as the API's string."""
     user_id, stored = application.new_id()
     person = {
         **PROFILE,
@@ -88,7 +88,7 @@ async def test_an_operation_writes_the_mapped_fields_alone(
 async def test_a_refusal_leaves_the_person_as_it_is(
     case: Refused, application: Application
 ) -> None:
-    """It is told as ever, and audited under the string of the API."""
+    """The error is as ever, and the audit row has the user's id as the API's string."""
     user_id, stored = await application.add_person(plan="premium")
     async with application.ledger() as ledger:
         await ledger.create_user(user_id, credits=50)
@@ -102,8 +102,11 @@ async def test_a_refusal_leaves_the_person_as_it_is(
     assert [row["details"]["code"] for row in failed] == [case.code]
 
 
-async def test_a_life_from_opening_to_erasure(application: Application) -> None:
-    """Charged, refunded, refused, shown, verified, exported, erased; the person stays."""
+async def test_an_account_from_opening_to_erasure(application: Application) -> None:
+    """The user is charged, refunded, refused, shown, verified, exported and erased.
+
+    The person stays.
+    """
     user_id, stored = await application.add_person()
     async with application.ledger() as ledger:
         opened = await ledger.create_user(
@@ -138,7 +141,7 @@ async def test_a_life_from_opening_to_erasure(application: Application) -> None:
 
 
 async def test_ids_that_no_document_can_have_are_refused(application: Application) -> None:
-    """Each method names the argument; nothing is written, not even an audit row."""
+    """Each method names the argument. Nothing is written, not even an audit row."""
     good, _ = application.new_id()
     bad: list[Any] = ["", good[:-1], f"{good} ", 7, None, ObjectId(), uuid4(), {"$gt": ""}]
     if application.users.id_type != "string":
@@ -180,7 +183,7 @@ async def test_ids_that_no_document_can_have_are_refused(application: Applicatio
 async def test_create_user_opens_the_account_on_the_document(
     application: Application, nothing: Row
 ) -> None:
-    """Its opening credits are its first transaction; then the account exists."""
+    """Its opening credits are its first transaction. After that the account exists."""
     user_id, stored = await application.add_person(**nothing)
     key = f"open-{user_id}"
     async with application.ledger() as ledger:
@@ -203,10 +206,10 @@ async def test_create_user_opens_the_account_on_the_document(
 
 
 @pytest.mark.parametrize("signed_up", ["2020-02-02T00:00:00Z", 1580601600])
-async def test_the_day_of_signing_up_stays_however_it_is_kept(
+async def test_the_applications_signup_date_stays_whatever_its_type(
     isolated: Application, signed_up: object
 ) -> None:
-    """No date to the ledger, but the application's own: it is never written over."""
+    """The application's own date is never overwritten, even if the ledger cannot read it."""
     user_id, stored = await isolated.add_person(createdAt=signed_up)
     async with isolated.ledger() as ledger:
         opened = await ledger.create_user(user_id, credits=40)
@@ -216,10 +219,10 @@ async def test_the_day_of_signing_up_stays_however_it_is_kept(
 
 
 @pytest.mark.parametrize("in_session", [False, True])
-async def test_a_unique_index_of_the_application_s_is_named(
+async def test_an_applications_unique_index_is_named(
     isolated: Application, client: Client, in_session: bool
 ) -> None:
-    """By its field, and no value; at once, for another try would go no better."""
+    """The error names the field but no value, and comes at once, because a retry cannot help."""
     people = isolated.database["people"]
     await people.create_index("email", unique=True)
     async with isolated.ledger() as ledger, client.start_session() as session:
@@ -236,7 +239,7 @@ async def test_a_unique_index_of_the_application_s_is_named(
 
 
 async def test_an_account_without_a_document_gets_one(application: Application) -> None:
-    """It goes with the account, as nothing else is in it."""
+    """The document is removed with the account, because it holds nothing else."""
     user_id, stored = application.new_id()
     async with application.ledger() as ledger:
         await ledger.create_user(user_id, credits=1)
@@ -248,7 +251,7 @@ async def test_an_account_without_a_document_gets_one(application: Application) 
 async def test_the_tier_that_a_person_has_is_kept_unless_another_is_given(
     isolated: Application,
 ) -> None:
-    """With its expiry; one that the configuration does not know is refused as ever."""
+    """Its expiry is kept, too. A tier that the configuration lacks is refused as ever."""
     ends = START + timedelta(days=9)
     kept, _ = await isolated.add_person(plan="premium", planEnds=ends)
     given, stored = await isolated.add_person(plan="premium", planEnds=ends)
@@ -265,8 +268,8 @@ async def test_the_tier_that_a_person_has_is_kept_unless_another_is_given(
     await check_books(isolated)
 
 
-async def test_an_account_is_opened_once_whoever_asks(isolated: Application) -> None:
-    """Of many in two ledgers one succeeds; requests of the same batch see the account."""
+async def test_an_account_is_opened_once_by_concurrent_calls(isolated: Application) -> None:
+    """Of many calls in two ledgers, one succeeds. The same batch can use the account."""
     user_id, _ = await isolated.add_person()
     async with isolated.ledger() as one_ledger, isolated.ledger() as other:
         outcomes = await asyncio.gather(
@@ -289,10 +292,10 @@ async def test_an_account_is_opened_once_whoever_asks(isolated: Application) -> 
     await check_books(isolated)
 
 
-async def test_a_person_and_its_account_can_come_in_one_transaction(
+async def test_a_person_and_its_account_can_be_created_in_one_transaction(
     isolated: Application, client: Client
 ) -> None:
-    """The application's own: both, or neither."""
+    """The application's transaction makes both or neither."""
     people = isolated.database["people"]
     user_id, stored = isolated.new_id()
     async with isolated.ledger() as ledger:
@@ -327,10 +330,10 @@ WRONG: list[tuple[Row, str, str]] = [
 
 @pytest.mark.parametrize(("fields", "field", "remedy"), WRONG, ids=str)
 @pytest.mark.cases(20)
-async def test_a_mapped_field_that_is_missing_or_wrong_is_told_with_its_remedy(
+async def test_a_missing_or_wrong_mapped_field_is_reported_with_its_remedy(
     application: Application, fields: Row, field: str, remedy: str
 ) -> None:
-    """By the name that it has in the document, which stays as it is."""
+    """The error uses the field's name in the document, which stays as it is."""
     user_id, stored = await application.add_person(**fields)
     is_unopened = remedy == "create_user opens"
     async with application.ledger() as ledger:
@@ -356,7 +359,7 @@ async def test_a_mapped_field_that_is_missing_or_wrong_is_told_with_its_remedy(
 
 
 class Commands(CommandListener):
-    """What is sent."""
+    """The commands sent."""
 
     def __init__(self) -> None:
         self.sent: list[Row] = []
@@ -369,16 +372,16 @@ class Commands(CommandListener):
             self.sent.append({"name": name, **command})
 
     def succeeded(self, event: Any) -> None:
-        """Nothing."""
+        """Ignore answers."""
 
     def failed(self, event: Any) -> None:
-        """Nothing."""
+        """Ignore failures."""
 
 
 async def test_only_mapped_fields_are_ever_named_in_an_update(
     isolated: Application, replica_set_uri: str
 ) -> None:
-    """Plain updates of documents by their ids: none is replaced, inserted or made on the way."""
+    """Documents are updated by their ids. None is replaced, inserted or created on the way."""
     commands = Commands()
     people = [await isolated.add_person() for _ in range(3)]
     async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[commands]) as watched:

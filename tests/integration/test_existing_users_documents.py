@@ -1,4 +1,4 @@
-"""The application's own documents with Beanie, accounts in other places, and the mapping itself."""
+"""The application's own documents with Beanie, other places for accounts, and the mapping."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ from tests.integration.test_operations import (
 
 
 class Person(Document, CreditAccount):
-    """The application's own."""
+    """The application's own document."""
 
     email: str
     visits: int = 0
 
     class Settings:
-        """Beanie's."""
+        """Beanie's settings."""
 
         name = "users"
         use_state_management = True
 
 
 class Patron(Document):
-    """The same with names of its own, and without the mixin."""
+    """Another document, with other field names and without the mixin."""
 
     id: UUID = Field(default_factory=uuid4)  # type: ignore[assignment]
     email: str
     token_balance: int | None = Field(default=None, alias="tokenBalance", exclude=True)
 
     class Settings:
-        """Beanie's."""
+        """Beanie's settings."""
 
         name = "patrons"
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
-async def test_one_init_beanie_has_the_application_s_documents_and_the_ledger_s(
+async def test_one_init_beanie_takes_the_applications_documents_and_the_ledgers(
     database: Database, times: int
 ) -> None:
-    """Run twice, or not at all, the ledger works the same: it does not go through Beanie."""
+    """The ledger does not use Beanie: it works the same if ``init_beanie`` runs twice or never."""
     users = UserMapping(id_type="objectId")
     config = prices(users=users)
     documents = credit_documents(config.collections, users)
@@ -93,7 +93,7 @@ async def test_one_init_beanie_has_the_application_s_documents_and_the_ledger_s(
 
 
 async def test_beanie_never_writes_an_old_balance_back(database: Database) -> None:
-    """Whatever a document was when it was read: save and save_changes leave credits alone."""
+    """``save`` and ``save_changes`` leave credits alone, however old the document is."""
     users = UserMapping(id_type="objectId")
     async with CreditLedger(database, prices(users=users)) as ledger:
         await init_beanie(database=database, document_models=[Person])
@@ -114,7 +114,7 @@ async def test_beanie_never_writes_an_old_balance_back(database: Database) -> No
 
 
 async def test_the_ledger_s_own_four_documents_join_as_well(database: Database) -> None:
-    """For an application whose accounts stand beside its users."""
+    """This suits an application whose accounts stand beside its users."""
     async with CreditLedger(database, prices()) as ledger:
         await init_beanie(database=database, document_models=[Patron, *CREDIT_DOCUMENTS])
         await ledger.create_user("ann", credits=5)
@@ -124,7 +124,7 @@ async def test_the_ledger_s_own_four_documents_join_as_well(database: Database) 
 
 
 async def test_uuids_that_beanie_stores_are_found(database: Database) -> None:
-    """With a client that says nothing of UUIDs, and a document without the mixin."""
+    """The client says nothing of UUIDs, and the document has no mixin."""
     users = UserMapping(id_type="uuid", credits="tokenBalance")
     config = prices(users=users, collections=CollectionNames(users="patrons"))
     async with CreditLedger(database, config) as ledger:
@@ -142,7 +142,10 @@ async def test_uuids_that_beanie_stores_are_found(database: Database) -> None:
 
 
 async def test_accounts_stand_beside_the_users(database: Database) -> None:
-    """In a collection of their own, by the users' ids as strings; users are never touched."""
+    """Accounts have their own collection with the users' ids as strings.
+
+    Users are never touched.
+    """
     names = CollectionNames(users="credit_accounts")
     person = {"_id": ObjectId(), "credits": "none of the ledger's"}
     await database["users"].insert_one(person)
@@ -155,7 +158,7 @@ async def test_accounts_stand_beside_the_users(database: Database) -> None:
 
 
 async def test_organisations_have_the_accounts(database: Database) -> None:
-    """Whoever belongs to one charges it; the metadata says who it was."""
+    """A member charges its organisation, and the metadata names the member."""
     organisation = {"_id": ObjectId(), "name": "Example", "members": ["ann", "bob"]}
     await database["organisations"].insert_one(dict(organisation))
     account = str(organisation["_id"])
@@ -175,8 +178,8 @@ async def test_organisations_have_the_accounts(database: Database) -> None:
     assert (stored["credits"], stored["plan"]) == (14, "premium")
 
 
-async def test_two_tenants_in_one_process_do_not_cross(client: Client) -> None:
-    """Two databases, the same ids and keys; other names and types of ids in each."""
+async def test_two_tenants_in_one_process_share_nothing(client: Client) -> None:
+    """Two databases have the same ids and keys, with other names and types of ids in each."""
     identifier = ObjectId()
     users = UserMapping(id_type="objectId", credits="tokenBalance", seq="tokenEntries")
     names = CollectionNames(
@@ -239,8 +242,8 @@ async def test_two_tenants_in_one_process_do_not_cross(client: Client) -> None:
         ("people", "users"),
     ],
 )
-def test_a_mapping_that_cannot_be_is_refused_by_the_key(users: Any, field: str) -> None:
-    """Before anything is written anywhere."""
+def test_an_impossible_mapping_is_refused_with_its_key(users: Any, field: str) -> None:
+    """The refusal comes before anything is written."""
     with pytest.raises(ConfigurationError) as caught:
         CreditConfig(costs={}, users=users)
     assert caught.value.field == field
@@ -252,10 +255,10 @@ def test_a_mapping_that_cannot_be_is_refused_by_the_key(users: Any, field: str) 
 @pytest.mark.parametrize(
     "representation", [UuidRepresentation.JAVA_LEGACY, UuidRepresentation.CSHARP_LEGACY]
 )
-async def test_uuids_whose_order_is_not_that_of_their_text_are_refused(
+async def test_uuids_that_sort_unlike_their_text_are_refused(
     client: Client, representation: int
 ) -> None:
-    """With what to do; ids of another type do not mind."""
+    """The error says what to do. Other types of ids are not affected."""
     options: CodecOptions[Row] = CodecOptions(uuid_representation=representation)
     database = client.get_database("app", options)
     with pytest.raises(ConfigurationError, match="uuidRepresentation=standard"):

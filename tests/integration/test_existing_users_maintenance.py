@@ -1,4 +1,4 @@
-"""The jobs and the commands, on accounts that stand on the application's own documents."""
+"""Jobs and commands on accounts that stand on the application's own documents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.integration.test_operations import (
 async def test_a_verification_finds_what_is_wrong_and_a_repair_settles_it(
     application: Application,
 ) -> None:
-    """By the names and ids of the people; those without an account are none of its business."""
+    """Findings have the names and ids of people. People without an account are ignored."""
     database, people = application.database, application.database["people"]
     off, stored = await application.add_person()
     fine, _ = await application.add_person()
@@ -68,8 +68,8 @@ async def test_a_verification_finds_what_is_wrong_and_a_repair_settles_it(
     await application.forget(off, stored)
 
 
-async def test_a_balance_from_before_is_put_on_record_by_a_repair(isolated: Application) -> None:
-    """Until then a verification tells of it; it can be charged before and after."""
+async def test_a_repair_records_a_balance_from_before_the_ledger(isolated: Application) -> None:
+    """Verification reports it until then. The user can be charged before and after."""
     charged, _ = await isolated.add_person(tokenBalance=500)
     waiting, stored = await isolated.add_person(tokenBalance=Int64(70))
     async with isolated.ledger() as ledger:
@@ -88,7 +88,7 @@ async def test_a_balance_from_before_is_put_on_record_by_a_repair(isolated: Appl
 
 
 async def test_documents_with_ids_of_another_type_are_counted(isolated: Application) -> None:
-    """No walk through the people meets them; those without credits are not the ledger's."""
+    """No walk through the people meets them. Those without credits are not accounts."""
     people = isolated.database["people"]
     await people.insert_many([{"_id": "a string"}, {"_id": 5, "tokenBalance": 5}])
     found = await verify(isolated.database, **isolated.books)
@@ -97,7 +97,7 @@ async def test_documents_with_ids_of_another_type_are_counted(isolated: Applicat
 
 @pytest.mark.parametrize("id_type", ["string", "objectId", "uuid"])
 def test_the_ids_above_a_string_are_those_whose_text_is(id_type: Any) -> None:
-    """For strings that are no ids, too: a walk goes on after whatever it has met."""
+    """This holds for strings that are no ids, so that a walk can continue after any of them."""
     users = StoredUsers(UserMapping(id_type=id_type), UuidRepresentation.STANDARD)
     texts = sorted(
         [str(ObjectId()) for _ in range(50)] + ["0" * 24, "f" * 24]
@@ -129,7 +129,7 @@ def test_the_ids_above_a_string_are_those_whose_text_is(id_type: Any) -> None:
 async def test_an_export_finds_the_person_by_the_api_s_id(
     application: Application, tmp_path: Path
 ) -> None:
-    """With transactions or without; an unknown one is told."""
+    """This holds with transactions or without. An unknown id gets an error."""
     user_id, _ = await application.add_person()
     path = tmp_path / "person.jsonl"
     where = {"format": "jsonl", "user_id": user_id, **application.where}
@@ -146,10 +146,10 @@ async def test_an_export_finds_the_person_by_the_api_s_id(
         )
 
 
-async def test_an_erasure_spares_an_account_that_is_opened_anew_meanwhile(
+async def test_an_erasure_spares_an_account_reopened_meanwhile(
     isolated: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the document has been there all the time."""
+    """The document itself has existed all the time."""
     monkeypatch.setattr("credit_mongo.maintenance.erase._TRANSACTIONS", 1)
     user_id, stored = await isolated.add_person()
     async with isolated.ledger() as ledger:
@@ -180,10 +180,10 @@ async def test_an_erasure_spares_an_account_that_is_opened_anew_meanwhile(
     await check_books(isolated)
 
 
-async def test_the_server_keeps_credits_whole_and_lets_people_be_without(
+async def test_the_validator_requires_integer_credits_but_not_an_account(
     isolated: Application,
 ) -> None:
-    """The application inserts people as ever; a balance that is no whole number is refused."""
+    """The application inserts people as before. A balance that is not an integer is refused."""
     people = isolated.database["people"]
     report = await status_of(isolated.database, NAMES, isolated.users)
     assert report.is_ready
@@ -198,7 +198,7 @@ async def test_the_server_keeps_credits_whole_and_lets_people_be_without(
 async def test_the_commands_read_the_mapping_from_the_configuration(
     isolated: Application, replica_set_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As JSON, with the names of other languages."""
+    """The configuration is JSON, with other languages' names."""
     users = {
         "idType": "objectId",
         "credits": "tokenBalance",
@@ -258,8 +258,8 @@ async def test_the_commands_read_the_mapping_from_the_configuration(
     assert "update" in granted["actions"]
 
 
-def test_the_eraser_may_change_documents_only_where_they_stay() -> None:
-    """Its role has no more than it needs."""
+def test_the_eraser_may_update_documents_only_where_they_are_kept() -> None:
+    """The eraser's role has no more privileges than it needs."""
     for users, expected in ((None, False), (UserMapping(), True)):
         [eraser] = [r for r in credit_roles("app", None, users) if r.name == "creditEraser"]
         [on_users] = [p for p in eraser.privileges if p.collection == "users"]

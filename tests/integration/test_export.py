@@ -1,4 +1,4 @@
-"""Exports: what is in them, where they go, and what is left when they fail: nothing."""
+"""Exports: their content, their files, and that a failed one leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def transaction(user_id: str, seq: int, created_at: datetime, **fields: Any) -> Row:
-    """A row as the ledger stores it."""
+    """Return a row as the ledger stores it."""
     return {
         "_id": ObjectId(),
         "userId": user_id,
@@ -60,7 +60,7 @@ def transaction(user_id: str, seq: int, created_at: datetime, **fields: Any) -> 
 
 
 async def fill(database: Database, users: int = 3, days: int = 10) -> list[Row]:
-    """A transaction a day for each; those of the first four days are archived."""
+    """Insert a transaction a day for each user. Those of the first four days are archived."""
     made = [
         transaction(f"user-{user}", day + 1, BEGIN + day * DAY)
         for user in range(users)
@@ -78,38 +78,38 @@ async def fill(database: Database, users: int = 3, days: int = 10) -> list[Row]:
 
 
 def in_order(made: list[Row]) -> list[str]:
-    """The ids, by user, newest first."""
+    """Return the ids by user, newest first."""
     ordered = sorted(made, key=lambda row: -row["seq"])
     return [str(row["_id"]) for row in sorted(ordered, key=lambda row: str(row["userId"]))]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """What a program reads."""
+    """Read a CSV file as programs do."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def names_in(directory: Path) -> list[str]:
-    """All that is in it."""
+    """Return the names in a directory."""
     return sorted(path.name for path in directory.iterdir())
 
 
 async def ids_of(database: Database, path: Path, **options: Any) -> list[str]:
-    """The ids of an export."""
+    """Return the ids in an export."""
     done = await export_transactions(database, path, format="csv", overwrite=True, **options)
     ids = [row["transaction_id"] for row in read_csv(path)]
     assert done == Export(len(ids), has_files=False)
     return ids
 
 
-# --- What is in it --------------------------------------------------------------------------------
+# --- Content --------------------------------------------------------------------------------------
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_everyone_s_transactions_come_by_user_newest_first(
+async def test_all_transactions_are_exported_by_user_newest_first(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Archived ones where they belong, if they are wanted."""
+    """Archived rows stand in their place, if they are wanted."""
     made = await fill(database)
     path = tmp_path / "all.csv"
     assert await ids_of(database, path) == in_order([r for r in made if r["seq"] > 4])
@@ -137,7 +137,7 @@ async def test_a_period_begins_at_its_start_and_ends_before_its_end(
     seqs: Any,
     user_id: str | None,
 ) -> None:
-    """For one user and for all; a period without transactions is an empty export."""
+    """This holds for one user and for all. A period without transactions gives an empty export."""
     made = await fill(database)
     wanted = [r for r in made if r["seq"] in seqs and user_id in (None, r["userId"])]
     options = {"user_id": user_id, "start": start, "end": end, "include_archived": True}
@@ -159,7 +159,7 @@ TRICKY: Final = ("=1+1", "+1", "-1", "@SUM(A1)", "\uff1d1", "plain", "a=b", " =1
 
 
 async def every_format(database: Database, directory: Path, **options: Any) -> dict[Format, Any]:
-    """The rows of an export in each format, as programs read them."""
+    """Return an export's rows in each format, as programs read them."""
     pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
     found: dict[Format, Any] = {}
     for kind in FORMATS:
@@ -174,10 +174,10 @@ async def every_format(database: Database, directory: Path, **options: Any) -> d
     return found
 
 
-async def test_each_format_has_the_same_facts(
+async def test_each_format_has_the_same_content(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Those of a transaction, with metadata as JSON."""
+    """Each row has the transaction's facts, with the metadata as JSON."""
     await ledger.create_user("ada", credits=100, metadata=ODD_METADATA, idempotency_key="k")
     charge = await ledger.charge("ada", "translate")
     await ledger.refund("ada", 2, action="sorry", transaction_id=charge.transaction_id)
@@ -203,10 +203,10 @@ async def test_each_format_has_the_same_facts(
         assert exported[0]["metadata"] in (None, "")
 
 
-async def test_numbers_that_json_has_no_form_for_are_told_apart(
+async def test_numbers_that_json_cannot_write_stay_distinct(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Not a number, infinite: as Extended JSON has them, and every line is JSON."""
+    """NaN and infinity are written as in Extended JSON, and every line is JSON."""
     await ledger.create_user("ada", metadata={"a": float("nan"), "b": [float("-inf")]})
 
     def refuse(constant: str) -> None:
@@ -222,10 +222,13 @@ async def test_numbers_that_json_has_no_form_for_are_told_apart(
         assert metadata == {"a": {"$numberDouble": "NaN"}, "b": [{"$numberDouble": "-Infinity"}]}
 
 
-async def test_a_spreadsheet_runs_nothing_of_it(
+async def test_a_spreadsheet_runs_no_formula_of_an_export(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Texts that look like formulas get an apostrophe; numbers do not; verbatim, nothing does."""
+    """Text that looks like a formula gets an apostrophe.
+
+    Numbers don't, nor does a verbatim export.
+    """
     await database["transactions"].insert_many(
         [
             transaction(f"u{number}{text}", 1, BEGIN, action=text, idempotencyKey=text)
@@ -247,10 +250,10 @@ async def test_a_spreadsheet_runs_nothing_of_it(
     assert [row["action"] for row in exported[1:]] == list(TRICKY)
 
 
-async def test_a_spreadsheet_with_other_separators_runs_nothing_of_it_either(
+async def test_a_spreadsheet_with_other_separators_runs_no_formula_either(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Where cells end at a semicolon, what comes after one starts a cell; JSON keeps its value."""
+    """Where cells end at a semicolon, the text after one starts a cell. JSON keeps its value."""
     note = {"note": "a;=1+1;-2;@x;\uff1d3"}
     await database["transactions"].insert_one(
         transaction("eve;=1+1", 1, BEGIN, action="x;+1\n=2;b=3", metadata=note)
@@ -265,10 +268,10 @@ async def test_a_spreadsheet_with_other_separators_runs_nothing_of_it_either(
     assert read_csv(path)[0]["user_id"] == "eve;=1+1"
 
 
-async def test_a_terminal_is_sent_no_character_that_it_obeys(
+async def test_an_export_controls_no_terminal(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """Escapes of JSON instead; a pipe gets what is stored."""
+    """A terminal gets JSON escapes. A pipe gets what is stored."""
     name = "eve\x9b\x7f\u202e\u200f\u061c\u2028"
     await database["transactions"].insert_one(transaction(name, 1, BEGIN, metadata={"a": name}))
     here = where(replica_set_uri, database)
@@ -281,10 +284,10 @@ async def test_a_terminal_is_sent_no_character_that_it_obeys(
     assert json.loads(piped)["user_id"] == name
 
 
-async def test_amounts_are_in_credits_as_well_if_credits_have_decimal_places(
+async def test_amounts_are_also_in_credits_if_these_have_decimal_places(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Beside the units, in each format; what is no whole number has none."""
+    """Credits stand beside the units in each format, except for amounts that are not integers."""
     await database["transactions"].insert_many(
         [
             transaction("ada", 2, BEGIN, amount=Int64(-123456), balanceBefore=1, balanceAfter=-5),
@@ -301,10 +304,10 @@ async def test_amounts_are_in_credits_as_well_if_credits_have_decimal_places(
         assert int(row["amount"]) == -123456
 
 
-async def test_a_byte_order_mark_is_for_csv(
+async def test_a_byte_order_mark_can_start_csv_alone(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path
 ) -> None:
-    """By it Excel knows UTF-8."""
+    """With the mark, Excel recognises UTF-8."""
     path = tmp_path / "all.csv"
     here = where(replica_set_uri, database)
     code, _, errors = await run("export", *here, "--bom", "--output", str(path))
@@ -314,10 +317,10 @@ async def test_a_byte_order_mark_is_for_csv(
     assert (code, errors) == (2, "error: --bom: is for CSV alone\n")
 
 
-async def test_rows_of_a_credit_sdk_are_exported_with_ours(
+async def test_rows_of_a_credit_sdk_are_exported_with_the_librarys(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """They have neither seq nor operation, ids of another form, and moments in common."""
+    """They have no seq or operation, another form of id, and share moments with other rows."""
     row: Row = {"userId": "ada", "action": "post", "amount": -1, "createdAt": BEGIN}
     sdk = [{**row, "_id": f"sdk-{number}"} for number in range(5)]
     await database["transactions"].insert_many(
@@ -329,15 +332,15 @@ async def test_rows_of_a_credit_sdk_are_exported_with_ours(
         assert sorted(ids) == sorted([*(f"sdk-{number}" for number in range(5)), "7", "8"])
 
 
-def tell(told: list[int], done: int, _: int | None) -> None:
-    """Note the progress."""
+def record_progress(told: list[int], done: int, _: int | None) -> None:
+    """Record the progress."""
     told.append(done)
 
 
-async def test_an_export_of_many_is_read_in_batches(
+async def test_a_large_export_is_read_in_batches(
     ledger: CreditLedger, database: Database, client: Client, replica_set_uri: str, tmp_path: Path
 ) -> None:
-    """And if its snapshot or its server is gone meanwhile, it goes on right after the last row."""
+    """If its snapshot or its server is lost, it continues right after the last row."""
     made = [
         transaction(f"user-{user}", seq, BEGIN + seq // 5 * DAY)
         for user in range(3)
@@ -362,7 +365,7 @@ async def test_an_export_of_many_is_read_in_batches(
                     format="csv",
                     include_archived=True,
                     overwrite=True,
-                    on_progress=functools.partial(tell, told),
+                    on_progress=functools.partial(record_progress, told),
                 )
             assert failed.hits == number + 1
             assert [row["transaction_id"] for row in read_csv(path)] == expected
@@ -370,10 +373,10 @@ async def test_an_export_of_many_is_read_in_batches(
             assert told[-1] == len(expected)
 
 
-async def test_what_moves_to_the_archive_meanwhile_is_there_once(
+async def test_rows_archived_during_the_export_appear_once(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """And what is written meanwhile disturbs nothing that was there."""
+    """Rows written meanwhile disturb nothing."""
     made = [
         transaction(f"user-{user}", seq, BEGIN + seq * DAY)
         for user in range(4)
@@ -403,10 +406,10 @@ async def test_what_moves_to_the_archive_meanwhile_is_there_once(
     await moving
 
 
-async def test_what_is_in_files_is_not_in_it_and_that_is_told(
+async def test_a_warning_says_that_rows_in_archive_files_are_missing(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path
 ) -> None:
-    """For the users that are asked for."""
+    """The warning concerns only the users that were asked for."""
     made = await fill(database)
     border = NO_BORDER.moved_to("files", [made[0]], [])
     await database["archive_borders"].insert_one({**border.to_row(), "_id": "user-0"})
@@ -424,13 +427,13 @@ async def test_what_is_in_files_is_not_in_it_and_that_is_told(
     assert (code, errors) == (0, "")
 
 
-# --- Where it goes --------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
-async def test_a_file_is_the_owner_s_alone_and_is_not_overwritten(
+async def test_a_file_is_readable_only_by_its_owner_and_not_overwritten(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Unless that is asked for; nothing else is left beside it."""
+    """Overwriting needs its option. No other file is left in the directory."""
     await fill(database)
     path = tmp_path / "all.csv"
     await export_transactions(database, path, format="csv")
@@ -444,10 +447,10 @@ async def test_a_file_is_the_owner_s_alone_and_is_not_overwritten(
     assert names_in(tmp_path) == [path.name]
 
 
-async def test_a_file_that_came_into_being_meanwhile_stays(
+async def test_a_file_created_meanwhile_stays(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Whoever wrote it does not lose it."""
+    """The export does not overwrite another program's new file."""
     await fill(database)
     path = tmp_path / "all.csv"
 
@@ -460,10 +463,10 @@ async def test_a_file_that_came_into_being_meanwhile_stays(
     assert names_in(tmp_path) == [path.name]
 
 
-async def test_a_link_leads_to_its_file_and_what_is_no_file_is_left_alone(
+async def test_a_link_to_a_file_is_followed_and_other_targets_are_refused(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """A device or a pipe would be replaced by a file."""
+    """Otherwise a device or a pipe would be replaced by a file."""
     await fill(database)
     target, link, pipe = tmp_path / "target.csv", tmp_path / "link.csv", tmp_path / "pipe.csv"
     target.write_text("old")
@@ -482,7 +485,7 @@ async def test_a_link_leads_to_its_file_and_what_is_no_file_is_left_alone(
 async def test_a_link_to_nothing_is_not_followed(
     ledger: CreditLedger, database: Database, tmp_path: Path, *, overwrite: bool
 ) -> None:
-    """A file would come into being wherever it leads: at a login it might be run."""
+    """Otherwise a file would appear wherever the link leads, where a login might run it."""
     await fill(database)
     link, first = tmp_path / "all.csv", tmp_path / "first.csv"
     first.symlink_to(tmp_path / "absent")
@@ -496,7 +499,7 @@ async def test_a_link_to_nothing_is_not_followed(
 def test_a_link_of_another_user_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --force, the file that it leads to would be overwritten."""
+    """With --force, the export would overwrite the file that the link leads to."""
     target, link = tmp_path / "target.csv", tmp_path / "link.csv"
     target.write_text("mine")
     link.symlink_to(target)
@@ -510,8 +513,8 @@ def test_a_link_of_another_user_is_not_followed(
     assert target.read_text() == "mine"
 
 
-async def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """What a live one writes, and what only looks alike, stays."""
+async def test_the_next_export_removes_the_file_of_a_killed_one(tmp_path: Path) -> None:
+    """Files of a running export stay, and so do files with similar names."""
     program = (
         "import os, pathlib, signal, sys\n"
         "from credit_mongo.maintenance.export.files import whole_file\n"
@@ -538,10 +541,10 @@ async def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) 
     assert (path.read_bytes(), (tmp_path / "first.csv").read_bytes()) == (b"whole", b"first")
 
 
-def test_a_file_that_somebody_replaced_while_it_was_written_is_told(
+def test_a_file_replaced_while_it_was_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a directory that others may write to, the name may lead to a file of theirs."""
+    """In a directory that others may write to, the name may lead to their file."""
     rename = Directory.rename
 
     def rename_and_replace(directory: Directory, old: str, new: str) -> None:
@@ -562,7 +565,7 @@ def test_a_file_that_somebody_replaced_while_it_was_written_is_told(
 async def test_a_full_disk_leaves_nothing_half_written(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path, kind: Format
 ) -> None:
-    """Nor does it touch what was there: one line, exit code 2."""
+    """An existing file is not touched. The error is one line, with exit code 2."""
     await database["transactions"].insert_many(
         [transaction("ada", seq, BEGIN, metadata={"n": str(ObjectId())}) for seq in range(20_000)]
     )
@@ -582,10 +585,10 @@ async def test_a_full_disk_leaves_nothing_half_written(
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.cases(1)
-async def test_a_standard_output_that_takes_no_more_is_told_in_one_line(
+async def test_a_full_standard_output_gets_a_one_line_error(
     ledger: CreditLedger, replica_set_uri: str, database: Database, kind: Format
 ) -> None:
-    """A full disk; without a traceback when Python ends."""
+    """The disk is full. No traceback follows when Python ends."""
     await fill(database)
     full = os.open("/dev/full", os.O_WRONLY)
     process = await asyncio.create_subprocess_exec(
@@ -604,10 +607,10 @@ async def test_a_standard_output_that_takes_no_more_is_told_in_one_line(
     assert errors.count(b"\n") == 1
 
 
-async def test_to_the_standard_output_nothing_goes_but_the_export(
+async def test_standard_output_gets_only_the_export(
     ledger: CreditLedger, replica_set_uri: str, database: Database
 ) -> None:
-    """CSV unless another format is asked for; the script is the same."""
+    """The format is CSV unless another is requested. The script does the same."""
     made = await fill(database)
     here = where(replica_set_uri, database)
     code, output, errors = await run("export", *here, "--include-archived")
@@ -621,10 +624,10 @@ async def test_to_the_standard_output_nothing_goes_but_the_export(
     assert [json.loads(line)["seq"] for line in output.splitlines()] == [7, 6]
 
 
-async def test_to_a_file_the_command_says_how_many(
+async def test_the_command_reports_how_many_rows_a_file_got(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path
 ) -> None:
-    """The format is as the file is named."""
+    """The file's name decides the format."""
     await fill(database)
     here = where(replica_set_uri, database)
     path = tmp_path / "all.jsonl"
@@ -642,7 +645,7 @@ async def test_to_a_file_the_command_says_how_many(
     }
 
 
-# --- What can't be done ---------------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -668,7 +671,7 @@ async def test_to_a_file_the_command_says_how_many(
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
 @pytest.mark.cases(6)
-async def test_what_can_not_be_done_is_told_in_one_line(
+async def test_errors_take_one_line(
     ledger: CreditLedger,
     replica_set_uri: str,
     database: Database,
@@ -678,7 +681,7 @@ async def test_what_can_not_be_done_is_told_in_one_line(
     arguments: tuple[str, ...],
     told: str,
 ) -> None:
-    """With exit code 2, and nothing is written anywhere."""
+    """Exit code 2, and nothing is written anywhere."""
     await fill(database)
     (tmp_path / "there.csv").write_text("mine")
     (tmp_path / "directory.csv").mkdir()
@@ -700,7 +703,7 @@ async def test_what_can_not_be_done_is_told_in_one_line(
 async def test_bad_values_are_refused_by_name(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """Before there is a file."""
+    """The refusal comes before there is a file."""
     path = tmp_path / "all.csv"
     good: Row = {"format": "csv"}
     bad: list[tuple[str, Any]] = [
@@ -720,10 +723,10 @@ async def test_bad_values_are_refused_by_name(
     assert names_in(tmp_path) == []
 
 
-async def test_a_user_without_an_account_whose_rows_are_there_is_known(
+async def test_a_user_with_rows_but_no_account_can_be_exported(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """His history may be all that is left of him, be it in the archive."""
+    """The history may be all that is left of the user, even in the archive."""
     made = await fill(database, users=1)
     await database["users"].delete_many({})
     await database["transactions"].delete_many({})
@@ -736,7 +739,7 @@ async def test_a_user_without_an_account_whose_rows_are_there_is_known(
 async def test_without_the_ledger_s_indexes_it_says_what_to_do(
     database: Database, tmp_path: Path
 ) -> None:
-    """A sort of all there is would be none for a server at work."""
+    """Sorting everything would burden a server in use."""
     await database["transactions"].insert_one(transaction("ada", 1, BEGIN))
     with pytest.raises(StorageError, match="credit-mongo init"):
         await export_transactions(database, tmp_path / "all.csv", format="csv")
@@ -746,7 +749,7 @@ async def test_without_the_ledger_s_indexes_it_says_what_to_do(
 async def test_without_pyarrow_it_says_what_to_install(
     ledger: CreditLedger, replica_set_uri: str, database: Database, tmp_path: Path
 ) -> None:
-    """It is an extra, and the other formats need it not."""
+    """The other formats don't need the extra."""
     program = (PROGRAM[0], f"import sys; sys.modules['pyarrow'] = None; {PROGRAM[1]}")
     path = tmp_path / "all.parquet"
     here = (*where(replica_set_uri, database), "--output", str(path))
@@ -761,7 +764,7 @@ async def test_without_pyarrow_it_says_what_to_install(
 async def test_nothing_is_written_to_the_database(
     ledger: CreditLedger, database: Database, tmp_path: Path
 ) -> None:
-    """It only reads."""
+    """An export only reads."""
     await fill(database)
     names = sorted(await database.list_collection_names())
     before = [await rows(database, name) for name in names]

@@ -1,7 +1,7 @@
-"""Documents of other software: read exactly, or told by row and field. Never a guess.
+"""Documents of other software: read exactly, or reported by row and field, and never guessed.
 
-Rows are put in beside those of a ledger, odd in one field each; whatever reads them must say which
-row and which field, or (a report, a verification, an export) go on and tell that they are there.
+Odd rows, each with one odd field, stand beside those of a ledger. A read must name the row and the
+field. A report, a verification or an export may continue, but must report the row.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ODD_IN_AUDIT_LOGS: Final = (
 
 
 def transaction(**fields: Any) -> Row:
-    """A charge as the ledger writes it, but for some fields."""
+    """Return a charge as the ledger writes it, except for some fields."""
     row: Row = {
         "_id": ObjectId(),
         "userId": "ann",
@@ -79,7 +79,7 @@ def transaction(**fields: Any) -> Row:
 
 
 def audit_log(**fields: Any) -> Row:
-    """Its audit row, but for some fields."""
+    """Return its audit row, except for some fields."""
     row: Row = {
         "_id": ObjectId(),
         "userId": "ann",
@@ -96,7 +96,7 @@ def audit_log(**fields: Any) -> Row:
 
 @pytest_asyncio.fixture
 async def ann(ledger: CreditLedger) -> str:
-    """An account that rows are put beside."""
+    """An account for the odd rows."""
     await ledger.create_user("ann", credits=100)
     return "ann"
 
@@ -105,7 +105,7 @@ async def ann(ledger: CreditLedger) -> str:
 
 
 async def all_pages(ledger: CreditLedger, kind: str, **options: Any) -> list[Any]:
-    """A user's rows, page by page, by cursor."""
+    """Return a user's rows, page by page, through cursors."""
     read = ledger.get_history if kind == "transactions" else ledger.get_audit_log
     rows: list[Any] = []
     cursor = None
@@ -121,7 +121,7 @@ async def all_pages(ledger: CreditLedger, kind: str, **options: Any) -> list[Any
 async def test_a_page_with_an_odd_row_names_the_row_and_its_field(
     ledger: CreditLedger, database: Database, ann: str, collection: str
 ) -> None:
-    """Wherever pages are cut: at it, before it or after it, and in the archive."""
+    """It does so wherever pages are cut, before the row or after it, and in the archive."""
     is_audit = collection == "audit_logs"
     cases = ODD_IN_AUDIT_LOGS if is_audit else ODD_IN_TRANSACTIONS
     make = audit_log if is_audit else transaction
@@ -129,7 +129,7 @@ async def test_a_page_with_an_odd_row_names_the_row_and_its_field(
     await database[collection].insert_many(good)
     for field, value in (*cases, ("userId", ["ann"])):
         for place in (collection, f"{collection}_archive"):
-            # What is archived is older than what is not.
+            # Archived rows are older than the others.
             is_live = place == collection
             row = make(**{"createdAt": NOW - timedelta(days=not is_live), field: value})
             if value == DatetimeMS(NEVER) and field == "createdAt" and not is_live:
@@ -146,10 +146,10 @@ async def test_a_page_with_an_odd_row_names_the_row_and_its_field(
     assert len(await all_pages(ledger, collection, limit=1)) == 3
 
 
-async def test_what_is_exact_is_read_as_it_is(
+async def test_exact_values_are_read_unchanged(
     ledger: CreditLedger, database: Database, ann: str
 ) -> None:
-    """Whole numbers of any type, ids of other forms, dates before 1970, any in metadata."""
+    """Integers of any type, other ids, dates before 1970 and any metadata are read exactly."""
     metadata = {"until": DatetimeMS(NEVER), "list": [DatetimeMS(NEVER)]}
     rows = [
         transaction(amount=-13.0, balanceBefore=100.0, seq=3.0, metadata=metadata),
@@ -170,10 +170,10 @@ async def test_what_is_exact_is_read_as_it_is(
 
 
 @pytest.mark.parametrize("value", [NEVER, -NEVER])
-async def test_an_end_beyond_the_calendar_is_named_and_elsewhere_never_matters(
+async def test_an_impossible_date_matters_only_as_a_membership_end(
     ledger: CreditLedger, database: Database, ann: str, value: int
 ) -> None:
-    """A membership's end decides; any other field of the document is nothing to the ledger."""
+    """The end of a membership matters. Dates in other fields of the document do not."""
     never = DatetimeMS(value)
     users = database["users"]
     others = {"trialEnds": never, "profile": {"dates": [never]}, "createdAt": never}
@@ -204,7 +204,7 @@ async def test_an_end_beyond_the_calendar_is_named_and_elsewhere_never_matters(
 async def test_an_erasure_leaves_the_applications_dates_as_they_are(
     database: Database, config: CreditConfig
 ) -> None:
-    """Dates that no year has, and text that is not UTF-8, keep no user."""
+    """Dates beyond any year and text that is not UTF-8 keep no user from being erased."""
     mapped = config.model_copy(update={"users": UserMapping()})
     never = DatetimeMS(NEVER)
     await database["users"].insert_one(
@@ -227,7 +227,7 @@ async def test_an_erasure_leaves_the_applications_dates_as_they_are(
 async def test_text_that_is_not_utf_8_is_a_typed_error(
     ledger: CreditLedger, database: Database, ann: str
 ) -> None:
-    """In a tier, in a row; elsewhere in the user's document it is nothing to the ledger."""
+    """It matters in a tier or a row. Elsewhere in the user's document the ledger ignores it."""
     users = database["users"]
     await users.update_one({"_id": ann}, {"$set": not_utf_8("notes")})
     assert (await ledger.charge(ann, "translate")).balance_after == 97
@@ -243,7 +243,7 @@ async def test_text_that_is_not_utf_8_is_a_typed_error(
 
 
 def not_utf_8(field: str) -> RawBSONDocument:
-    """A document whose one field is a string that a decoder refuses, as some software writes."""
+    """Return a document with a string that a decoder refuses, as some software writes."""
     encoded = encode({field: "xx"})
     return RawBSONDocument(encoded.replace(b"xx", b"\xff\xfe"))
 
@@ -254,7 +254,7 @@ def not_utf_8(field: str) -> RawBSONDocument:
 async def test_a_charge_of_an_odd_amount_is_not_refunded(
     ledger: CreditLedger, database: Database, ann: str
 ) -> None:
-    """Nor one with a refund of an odd amount: what is left of it is nobody's guess."""
+    """A charge with an odd refund is not refunded either: what is left of it is unknown."""
     odd = [v for v in ODD_AMOUNTS if isinstance(v, int | float | Decimal128) and v is not True]
     for value in odd:
         row = transaction(amount=value)
@@ -262,7 +262,7 @@ async def test_a_charge_of_an_odd_amount_is_not_refunded(
         refund = ledger.refund(ann, 1, action="x", transaction_id=str(row["_id"]))
         with pytest.raises(Exception) as caught:  # noqa: PT011 - looked at below
             await refund
-        # Of what is no charge to the server (an amount above zero, or no number), there is none.
+        # To the server, a row with an amount above zero, or with none, is not a charge.
         assert caught.value.code in ("ACCOUNT_DATA", "TRANSACTION_NOT_FOUND"), repr(caught.value)  # type: ignore[attr-defined]
         if value == -13.5:
             assert caught.value.code == "ACCOUNT_DATA"  # type: ignore[attr-defined]
@@ -293,7 +293,7 @@ async def test_a_charge_of_an_odd_amount_is_not_refunded(
 async def test_a_record_that_the_ledger_did_not_write_is_a_typed_error(
     ledger: CreditLedger, database: Database, ann: str, record: Row
 ) -> None:
-    """Its caller is told, nothing is charged, and the key is named to nobody."""
+    """The caller gets the error, nothing is charged, and no message names the key."""
     expires_at = NOW + timedelta(hours=1)
     row = {"_id": "the-key", "userId": ann, "expiresAt": expires_at, **record}
     await database["idempotency_records"].insert_one(row)
@@ -306,10 +306,10 @@ async def test_a_record_that_the_ledger_did_not_write_is_a_typed_error(
 # --- All users at once ----------------------------------------------------------------------------
 
 
-async def test_reports_verifications_exports_and_archives_tell_of_odd_rows(
+async def test_reports_verifications_exports_and_archives_report_odd_rows(
     ledger: CreditLedger, database: Database, ann: str, tmp_path: Path
 ) -> None:
-    """They go on, leave nothing out without a word, and touch none of them."""
+    """They continue, omit nothing silently, and change none of the rows."""
     await ledger.charge(ann, "translate")
     before = await usage_of(database, NOW - timedelta(days=1), NOW + timedelta(days=1))
     assert (before.left_out, before.totals.spent) == (0, 3)

@@ -1,6 +1,6 @@
-"""No half of an operation is ever committed, whatever ends a call in the application's transaction.
+"""No half of an operation is ever committed, whatever ends a call in an application's transaction.
 
-The applications of these tests do what they should not: they catch everything and commit.
+These tests' applications do what they should not: they catch everything and commit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COMMANDS = ("find", "update", "insert")
 
 
 def prices(**options: Any) -> CreditConfig:
-    """One price, and other settings."""
+    """Return one price, with other settings."""
     return CreditConfig(costs={"post": {"default": 10}}, **options)
 
 
@@ -64,7 +64,7 @@ async def application(replica_set_uri: str, driver: str) -> AsyncIterator[Client
 
 @pytest_asyncio.fixture(scope="module")
 async def shared(application: Client) -> AsyncIterator[Database]:
-    """One database for all tests of this file, with a user of its own for each."""
+    """One database for the tests of this file. Each test has its own user."""
     database = application[f"test_{uuid4().hex[:12]}"]
     await database.create_collection("orders")
     yield database
@@ -73,7 +73,7 @@ async def shared(application: Client) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture(scope="module")
 async def books(shared: Database) -> AsyncIterator[CreditLedger]:
-    """A ledger on the application's client that has time."""
+    """A ledger on the application's client, with a long deadline."""
     async with CreditLedger(shared, prices()) as ledger:
         await ledger.ensure_indexes()
         yield ledger
@@ -81,17 +81,17 @@ async def books(shared: Database) -> AsyncIterator[CreditLedger]:
 
 @pytest_asyncio.fixture
 async def user(books: CreditLedger) -> str:
-    """A user of this test's own with 100 credits."""
+    """A user with 100 credits that no other test has."""
     user_id = f"user-{uuid4().hex[:12]}"
     await books.create_user(user_id, credits=100)
     return user_id
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def all_promises_hold(
+async def check_promises_after_each_test(
     client: Client, shared: Database, books: CreditLedger
 ) -> AsyncIterator[None]:
-    """After each test, and no transaction is left open."""
+    """After each test, check the promises, and that no transaction is left open."""
     yield
     try:
         await check_that_no_transaction_stays_open(client)
@@ -101,7 +101,7 @@ async def all_promises_hold(
 
 
 async def effects(database: Database, user_id: str) -> tuple[int, int, int]:
-    """A user's credits, and how many transactions and orders it has."""
+    """Return a user's credits and its numbers of transactions and orders."""
     [account] = await rows(database, "users", _id=user_id)
     transactions = await count(database, "transactions", userId=user_id)
     return account["credits"], transactions, await count(database, "orders", userId=user_id)
@@ -114,13 +114,13 @@ End: TypeAlias = Callable[[Awaitable[Any]], Awaitable[None]]
 
 
 async def time_out(call: Awaitable[Any]) -> None:
-    """The application's own deadline."""
+    """End the call by the application's own deadline."""
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(call, SECONDS / 2)
 
 
 async def cancel(call: Awaitable[Any]) -> None:
-    """Somebody cancels the call."""
+    """Cancel the call."""
     task = asyncio.ensure_future(call)
     await asyncio.sleep(SECONDS / 2)
     task.cancel()
@@ -129,7 +129,7 @@ async def cancel(call: Awaitable[Any]) -> None:
 
 
 async def cancel_again_and_again(call: Awaitable[Any]) -> None:
-    """As scopes of anyio do: whatever it still awaits is cancelled, too."""
+    """Cancel the call as scopes of anyio do: whatever it still awaits is cancelled, too."""
     task = asyncio.ensure_future(call)
     await asyncio.sleep(SECONDS / 2)
     while not task.done():
@@ -139,7 +139,7 @@ async def cancel_again_and_again(call: Awaitable[Any]) -> None:
 
 
 async def fail(call: Awaitable[Any]) -> None:
-    """The ledger's deadline passes, and the application catches it as the CreditError it is."""
+    """Let the ledger's deadline pass. The application catches the CreditError."""
     with pytest.raises(StorageError):
         await call
 
@@ -149,10 +149,10 @@ ENDS: tuple[End, ...] = (time_out, cancel, cancel_again_and_again, fail)
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-async def test_an_application_that_commits_anyhow_is_refused_and_nothing_is_written(
+async def test_an_application_that_commits_after_a_failure_is_refused(
     *, application: Client, client: Client, shared: Database, user: str, command: str, end: End
 ) -> None:
-    """At once, while the server is still busy with the ledger's own command."""
+    """The refusal comes at once, while the server is still busy with the ledger's command."""
     async with CreditLedger(shared, prices(operation_timeout_seconds=SECONDS)) as hasty:
         async with application.start_session() as session:
             await begun(session)
@@ -172,7 +172,7 @@ async def test_an_application_that_commits_anyhow_is_refused_and_nothing_is_writ
 async def test_a_timeout_that_races_the_call_leaves_all_or_nothing(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Wherever the cancellation falls: what commits has both the order and its charge."""
+    """Wherever the cancellation falls, a commit has both the order and its charge, or neither."""
     await books.grant(user, 1000, action="gift")
     committed = 0
     for number in range(60):
@@ -193,7 +193,7 @@ async def test_a_timeout_that_races_the_call_leaves_all_or_nothing(
 async def test_async_with_does_not_commit_silently(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Whoever swallows the failure inside the block hears of it at its end."""
+    """An application that catches the failure inside the block gets an error at its end."""
 
     async def pay(session: Any) -> None:
         async with await begun(session):
@@ -211,7 +211,7 @@ async def test_async_with_does_not_commit_silently(
 async def test_a_commit_that_does_not_wait_for_the_call_is_refused(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Whether the call goes on, and may be committed after it, or was just told to stop."""
+    """The call may still run and finish later, or have just been cancelled."""
     async with application.start_session() as session:
         await begun(session)
         async with failing(client, APP_NAME, {"times": 1}, failCommands=["insert"], **BLOCKED):
@@ -240,7 +240,7 @@ async def test_a_commit_that_does_not_wait_for_the_call_is_refused(
 async def test_an_abort_that_does_not_wait_for_the_call_leaves_nothing_of_it(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """What the call sends after the abort is not carried out on its own."""
+    """Commands that the call sends after the abort have no effect of their own."""
     async with application.start_session() as session:
         await begun(session)
         async with failing(client, APP_NAME, {"times": 1}, failCommands=["update"], **BLOCKED):
@@ -255,7 +255,7 @@ async def test_an_abort_that_does_not_wait_for_the_call_leaves_nothing_of_it(
 async def test_a_command_that_comes_after_the_abort_is_not_carried_out_on_its_own(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """To the driver it is one outside of any transaction; the server knows where it belongs."""
+    """The driver takes it for a command outside any transaction. The server refuses it."""
     late = ChargeRequest(
         user_id=user,
         transaction_id=str(ObjectId()),
@@ -277,7 +277,7 @@ async def test_a_command_that_comes_after_the_abort_is_not_carried_out_on_its_ow
 async def test_later_calls_in_the_transaction_are_refused_and_the_next_transaction_is_not(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """Nothing is sent for them; the session itself stays usable."""
+    """Nothing is sent for them. The session stays usable."""
     async with application.start_session() as session:
         await begun(session)
         async with failing(client, APP_NAME, {"times": 1}, failCommands=["update"], errorCode=13):
@@ -296,7 +296,7 @@ async def test_later_calls_in_the_transaction_are_refused_and_the_next_transacti
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_a_failure_that_may_pass_is_repeated_though_the_callback_swallows_it(
+async def test_a_transient_failure_is_retried_although_the_callback_swallows_it(
     *,
     application: Client,
     client: Client,
@@ -331,10 +331,10 @@ async def test_a_failure_that_may_pass_is_repeated_though_the_callback_swallows_
     assert await effects(shared, user) == CHARGED_AND_ORDERED
 
 
-async def test_the_user_is_free_again_though_the_application_keeps_its_transaction_open(
+async def test_the_user_is_unlocked_although_the_application_keeps_its_transaction_open(
     application: Client, client: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:
-    """The ledger aborts on the server by itself, and in time for others."""
+    """The ledger itself aborts on the server, in time for other callers."""
     async with application.start_session() as session:
         await begun(session)
         async with failing(client, APP_NAME, {"times": 1}, failCommands=["insert"], **BLOCKED):
@@ -344,10 +344,10 @@ async def test_the_user_is_free_again_though_the_application_keeps_its_transacti
 
 
 @pytest.mark.drivers("pymongo")
-async def test_a_client_that_is_strict_about_the_stable_api_aborts_as_well(
+async def test_a_client_strict_about_the_stable_api_aborts_too(
     client: Client, replica_set_uri: str, shared: Database, user: str
 ) -> None:
-    """A missed deadline does not block its user, though version 1 has no ``killSessions``."""
+    """A missed deadline blocks no user, although version 1 has no ``killSessions``."""
     uri = with_options(replica_set_uri, appName="strict")
     async with AsyncMongoClient[Row](
         uri, tz_aware=True, server_api=ServerApi("1", strict=True)
