@@ -672,8 +672,15 @@ PLANTED: Final = (
     Bug(
         "ledgers may share their archives",
         "storage/settings.py",
-        "            if name in theirs:",
-        "            if name in theirs and 'archive' not in field and field != 'turns':",
+        "            if kind is not None:",
+        "            if kind is not None and 'archive' not in field and field != 'turns':",
+        (SETTINGS,),
+    ),
+    Bug(
+        "another ledger's newer settings stop this one",
+        "storage/settings.py",
+        "self._check_that_it_is_apart_from(row)",
+        "self._check_that_it_is_apart_from(self.from_row(row).to_row())",
         (SETTINGS,),
     ),
     Bug(
