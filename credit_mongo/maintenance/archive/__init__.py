@@ -1,1 +1,1 @@
-"""The archive: old transactions and audit logs move away, and the books stay provable."""
+"""The archive: move old transactions and audit logs away, and keep the books provable."""

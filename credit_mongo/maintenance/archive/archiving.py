@@ -1,14 +1,15 @@
-"""The archive: old transactions and audit logs move away, and the books stay provable.
+"""The archive: move old transactions and audit logs away, and keep the books provable.
 
-What is archived of a user is the beginning of its history. Rows go in batches, each in one database
-transaction that copies them, reads the copies back, deletes what was copied, and moves the user's
-border (``archive_borders``): the last archived ``seq`` with the balance after it. So the promises
-hold at every moment, across the border too, and a run that is killed leaves nothing to repair: the
-next one goes on. To the archive collections or to files, one run at a time.
+The archive always takes the beginning of a user's history. It moves rows in batches. Each batch is
+one database transaction that copies the rows, reads the copies back, deletes the originals and
+moves the user's border (``archive_borders``): the last archived ``seq`` and the balance after it.
+So the promises hold at every moment, across the border too. A killed run leaves nothing to repair,
+and the next run goes on from there. Rows go to the archive collections or to files, one run at a
+time.
 
-Rows in the archive collections are as good as others: refunds of archived charges, ``get_history``
-with ``include_archived``, and the verification read them there. What is in files is gone from the
-database but for the borders: a charge in a file can't be refunded by its id any more.
+Rows in the archive collections remain usable: refunds of archived charges, ``get_history`` with
+``include_archived`` and the verification read them there. Rows in files are gone from the database,
+and only the borders remain. A charge in a file can no longer be refunded by its id.
 """
 
 from __future__ import annotations
@@ -70,34 +71,34 @@ _KINDS: Final = ("all", "transactions", "audit_logs")
 _STEP_SECONDS: Final = 60.0
 _ROWS_PER_SPAN: Final = 1000
 _ROWS_PER_SLICE: Final = 100_000
-# In each slice a user costs a border to write, and a place of the index to look for.
+# Each user in a slice costs a border to write and a position in the index to look up.
 _ROWS_OF_A_USER: Final = 50
 _TIMES: Final = (0.05, 3600.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What was moved (in a dry run: what is old enough, whether it can be moved or not)."""
+    """What was moved. In a dry run: everything old enough, even if it can't be moved."""
 
     cut_off: datetime
     dry_run: bool
     transactions: int
     amount: int
-    """The sum of the transactions' amounts, in smallest units; 0 in a dry run."""
+    """The sum of the moved transactions' amounts, in smallest units. 0 in a dry run."""
     audit_logs: int
     users_left: int
-    """Users of whom old transactions stay, as they do not follow from those before."""
+    """How many users keep old transactions that couldn't be moved."""
     users_broken: int
-    """Of them, those whose books a verification finds something wrong with."""
+    """How many of these users have books that ``verify`` finds fault with."""
     left: tuple[tuple[str, str], ...]
-    """The first of them, and what their first remaining transaction is like."""
+    """Up to 1000 of these users, each with the reason why the first remaining row stays."""
     manifests: tuple[str, ...]
-    """The ids of the run's manifests."""
+    """The ids of this run's manifests."""
     files: tuple[str, ...]
-    """The names of the files that were written, in the directory."""
+    """The names of the files written to the directory."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         facts = asdict(self)
         facts["cut_off"] = moment_to_milliseconds(self.cut_off)
         facts["left"] = [{"user_id": user_id, "reason": why} for user_id, why in self.left]
@@ -118,23 +119,41 @@ async def archive(
     on_progress: OnProgress | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Archive:
-    """Move what is older than ``older_than`` to archive collections or a ``directory``.
+    """Move old transactions and audit logs to the archive collections or to files.
 
-    ``older_than`` is an age ("6mo", "90d"), a date or a moment, not in the future.
-    ``file_format`` is "bson" (like mongodump's, gzipped) or "parquet" (needs pyarrow). ``kinds``
-    "audit_logs" leaves the transactions. While users are being charged it works slowly, in
-    small steps, unless ``full_speed``. A run that has crashed keeps others out for
-    ``lease_seconds`` (0.05 to 3600). It needs the ledger's indexes.
+    The database needs the ledger's indexes.
 
-    What goes to a ``directory`` is better older than any call at work: a charge without a key whose
-    commit's outcome is unknown looks for its row in the database, and would charge again.
+    - ``older_than``: move rows older than this. Either an age ("36h", "90d", "12w", "6mo", "2y"),
+      a date or a moment as text (in UTC unless it has an offset), or a datetime with a time zone.
+      It must not lie in the future.
+    - ``directory``: where to write files. None means the archive collections of the same database.
+    - ``file_format``: "bson" (as mongodump writes it, gzipped) or "parquet" (needs pyarrow).
+    - ``kinds``: "all", "transactions" or "audit_logs".
+    - ``collections``, ``users``: the same values as in the ledger's configuration.
+    - ``full_speed``: don't slow down. Otherwise the archive works in small batches with pauses
+      while users are being charged.
+    - ``dry_run``: only count the old rows, write nothing.
+    - ``on_progress``: called with the number of rows moved so far, and about how many there are.
+    - ``lease_seconds``: after a crash, how long the crashed run keeps others out (0.05 to 3600).
 
-    Users whose transactions do not follow from each other (rows of the Credit SDK have no ``seq``)
-    are left alone from the first such one on, and named.
+    The archive stops at a user's first transaction that doesn't follow from the one before, for
+    example at a row of the Credit SDK, which has no ``seq``. The result names these users.
 
-    Raises InvalidRequestError, ArchiveRunningError (another run is at work), ArchiveLostError,
-    ArchiveCopyError, OSError (of the directory; a full disk), StorageError and PyMongoError. Then
-    what was moved is moved, and the next run goes on.
+    Move only rows to a ``directory`` that are older than any call in progress. A charge without an
+    idempotency key looks for its row in the database when the outcome of its commit is unknown. If
+    that row is already in a file, the user is charged again.
+
+    Raises:
+    - ConfigurationError if ``database`` isn't a database of a supported driver.
+    - InvalidRequestError for an argument out of its limits, or if the directory is unsafe or holds
+      other files.
+    - ArchiveRunningError if another run is at work, ArchiveLostError if another run took over.
+    - ArchiveCopyError if a copy differs, ArchiveManifestError if a manifest was changed.
+    - OSError if a file can't be written, for example because the disk is full.
+    - JobTimeoutError if a step doesn't finish in time; StorageError or PyMongoError if the database
+      fails.
+
+    After an error, moved rows stay moved. The next run goes on from there.
     """
     now = datetime.now(timezone.utc)
     cut_off = check_cut_off(older_than, now)
@@ -173,7 +192,7 @@ def _place(database: LedgerDatabase, directory: object, file_format: FileFormat)
 
 
 class _Archiving:
-    """A run of the archive."""
+    """One run of the archive."""
 
     def __init__(
         self,
@@ -206,12 +225,12 @@ class _Archiving:
         return await self._spans(kind, Slice(None, self._cut_off)).count()
 
     async def dry(self) -> Archive:
-        """Only count."""
+        """Count the old rows without moving them."""
         counts = {kind.name: await self._count(kind) for kind in self._kinds}
         return self._result([], counts, dry_run=True)
 
     async def run(self, steps: Steps, pace: Pace, lease_seconds: float) -> Archive:
-        """From the lease to its release."""
+        """Take the lease, move the rows, and release the lease."""
         lease = Lease(self._database, self._names.archive_manifests, self._id, lease_seconds)
         lanes: list[Lane] = []
         try:
@@ -254,7 +273,7 @@ class _Archiving:
             lanes.append(lane)
 
     async def _interrupt(self, lanes: Sequence[Lane], steps: Steps) -> None:
-        # Whoever takes over later says so as well.
+        # If this fails, the run that takes over marks the manifests.
         with contextlib.suppress(Exception):
             for lane in lanes:
                 await lane.end(steps, "interrupted", {})
@@ -266,7 +285,7 @@ class _Archiving:
         return await slices_of(self._database[kind.collection], self._cut_off, rows)
 
     async def _move(self, found: Spans, mover: Mover, lanes: Sequence[Lane]) -> None:
-        """All spans, by as many lanes as there are, and none goes on when one has failed."""
+        """Move all spans with all lanes. When one lane fails, stop the others."""
         spans = found.all()
         turn = asyncio.Lock()
         workers = [tasks.start(self._work(mover, lane, spans, turn)) for lane in lanes]
@@ -287,7 +306,7 @@ class _Archiving:
             if span is None:
                 return
             moved = await mover.move(span, lane)
-            # Not in one line with the wait, through which another lane adds its own.
+            # A separate statement: during an await in it, another lane could change the count.
             self._done += moved
             self._on_progress(self._done, self._total)
 

@@ -1,10 +1,10 @@
-"""The export: a user's or everyone's transactions for a period, in one pass and bounded memory.
+"""The export: one user's or everyone's transactions for a period, in one pass and bounded memory.
 
-They come user by user, newest first, as in the index that they are read by. All is read in one
-snapshot for as long as the server keeps it (five minutes unless configured otherwise); then it goes
-on in a fresh one, right after the last row. A row never changes, and one that is archived meanwhile
-keeps its place in the order: so none is written twice, and none is left out that was there when the
-export began. What is written to a user's history meanwhile is newer than what was read of it.
+The export writes user by user, newest first, in the order of the index that it reads. It reads in
+one snapshot for as long as the server keeps it (five minutes unless configured otherwise). It then
+goes on in a fresh snapshot, right after the last row. Rows never change, and a row that is archived
+during the export keeps its position in the order. So no row is written twice, and every row that
+existed when the export began is written. New rows of a user are newer than all rows already read.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _PAUSE_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How many transactions were written, and whether files have more of the same users."""
+    """How many transactions were written, and whether archive files hold more of these users."""
 
     transactions: int
     has_files: bool
-    """Transactions that were archived to files are in no export."""
+    """Whether some transactions were archived to files. Exports never include these."""
 
 
 async def export_transactions(
@@ -69,16 +69,34 @@ async def export_transactions(
     users: UserMapping | None = None,
     on_progress: OnProgress | None = None,
 ) -> Export:
-    """Write a user's (None: everyone's) transactions from ``start`` on, and before ``end``.
+    """Write transactions to a file or the standard output. Amounts are in smallest units.
 
-    ``destination`` None is the standard output. A file is there as a whole or not at all, readable
-    by its owner alone; one that is there already stays, unless ``overwrite``. ``guard_cells``: in
-    CSV, a text that a spreadsheet would run as a formula gets an apostrophe before it.
-    ``byte_order_mark``: CSV begins with one, by which Excel knows UTF-8. With ``decimal_places``
-    (the configuration's), amounts are in credits as well, in columns of their own.
+    The database needs the ledger's indexes, and the caller a role that can read the rows.
 
-    It needs the ledger's indexes, and a role that can read. Raises InvalidRequestError,
-    UserNotFoundError, OSError, and StorageError or PyMongoError if the database can't be read.
+    - ``destination``: the file to write, readable by its owner alone. It appears only when it is
+      complete. None means the standard output.
+    - ``format``: "csv", "jsonl" or "parquet" (needs pyarrow).
+    - ``user_id``: whose transactions to write. None means everyone's.
+    - ``start``, ``end``: write transactions from ``start`` up to, but not including, ``end``. Both
+      need a time zone. None means no limit.
+    - ``include_archived``: also write rows from the archive collection. Rows in archive files are
+      never written.
+    - ``overwrite``: replace an existing file. Otherwise an existing file is an error.
+    - ``guard_cells``: in CSV, put an apostrophe before text that a spreadsheet would run as a
+      formula.
+    - ``byte_order_mark``: begin CSV with a byte order mark, so that Excel recognizes UTF-8.
+    - ``decimal_places``: as in the ledger's configuration. Above 0, each amount also gets a column
+      in credits.
+    - ``collections``, ``users``: the same values as in the ledger's configuration.
+    - ``on_progress``: called with the number of rows written so far, and None as the total.
+
+    Raises:
+    - ConfigurationError if ``database`` isn't a database of a supported driver.
+    - InvalidRequestError for an argument out of its limits, or if pyarrow is missing.
+    - UserNotFoundError if there is no such user and no transaction of that user.
+    - OSError if the file can't be written: FileExistsError if it exists and ``overwrite`` is
+      False.
+    - StorageError or PyMongoError if the database can't be read or an index is missing.
     """
     ledger = LedgerDatabase.of(database, collections, users).read_as(NAIVE)
     selection = _Selection(
@@ -121,7 +139,7 @@ def _check_period(start: object, end: object) -> tuple[datetime | None, datetime
 
 
 class _Selection:
-    """The transactions that are asked for."""
+    """The transactions to export."""
 
     def __init__(
         self,
@@ -140,12 +158,12 @@ class _Selection:
         self._collections = [names.transactions]
         if include_archived:
             self._collections.append(names.transactions_archive)
-        # The last row's user and moment, and the ids of all of his that have this moment.
+        # The last row's user and moment, and the ids of the user's rows with the same moment.
         self._place: tuple[str, Any] | None = None
         self._at_place: set[Any] = set()
 
     async def check(self) -> bool:
-        """Whether files have more. Raises UserNotFoundError."""
+        """Whether archive files hold more rows. Raises UserNotFoundError."""
         database, names, user_id = self._database, self._names, self._user_id
         if user_id is not None:
             looks = {names.users: database.users.query_of(user_id)}
@@ -162,7 +180,7 @@ class _Selection:
         return await database[names.archive_borders].find_one(filed, {"_id": 1}) is not None
 
     async def rows(self) -> AsyncIterator[list[Raw]]:
-        """Some at a time, in order, each once."""
+        """Yield the rows in batches, in order, each row once."""
         tries = 0
         while True:
             place = self._place
@@ -178,7 +196,7 @@ class _Selection:
                 await asyncio.sleep(_PAUSE_SECONDS if tries > 1 else 0)
 
     def _go_on(self, rows: list[Raw]) -> list[Raw]:
-        """Move the place to the end of these rows."""
+        """Remember the last of these rows as the place to go on from."""
         last = rows[-1]
         place = (last["userId"], last.get("createdAt"))
         if place != self._place:
@@ -191,9 +209,9 @@ class _Selection:
         return rows
 
     async def _in_snapshot(self, session: AsyncClientSession) -> AsyncIterator[list[Raw]]:
-        """All that are left, as one moment has them."""
+        """Yield all remaining rows from one snapshot."""
         seen = frozenset(self._at_place)
-        # One after the other: the first command makes the moment.
+        # Start them one after the other: the first command fixes the snapshot's moment.
         streams = []
         try:
             for collection in self._collections:
@@ -217,7 +235,7 @@ class _Selection:
                 await stream.close()
 
     def _open(self, collection: str, session: AsyncClientSession) -> _Stream:
-        # All fields: to leave one out would cost the server more than to send it.
+        # Read all fields: leaving one out would cost the server more than sending it.
         found = self._database[collection].find(
             self._query(),
             sort=_ORDER,
@@ -242,7 +260,7 @@ class _Selection:
 
 
 class _Stream:
-    """The rows of one collection."""
+    """The rows of one collection, read in batches."""
 
     def __init__(self, source: Rows) -> None:
         self._source = source
@@ -253,7 +271,7 @@ class _Stream:
             self.rows = await self._source.next()
 
     def take(self, until: tuple[Any, ...]) -> list[Raw]:
-        """Those up to this place in the order."""
+        """Take the rows up to this sort key."""
         number = 0
         rows = self.rows
         while number < len(rows) and _key(rows[number]) <= until:
@@ -266,7 +284,7 @@ class _Stream:
 
 
 def _key(row: Raw) -> tuple[Any, ...]:
-    """The place in the order."""
+    """The sort key of a row."""
     moment, seq = row.get("createdAt"), row.get("seq")
     age = _LATEST - moment if type(moment) is datetime else timedelta.max
     return row["userId"], age, -seq if isinstance(seq, int) else 0

@@ -1,8 +1,8 @@
-"""Usage in a period: credits granted and spent over time, by action, by tier, and by whom.
+"""Usage in a period: credits granted and spent over time, by action, by tier and by user.
 
-The server makes all sums, from one snapshot: a transaction that is charged or archived meanwhile
-counts once or not at all. Rows in the archive collections count as well. Each question goes once
-through the rows, as no index has all of them by time; what comes back is bounded.
+The server computes all sums in one snapshot. A transaction that is written or archived at the same
+time counts once or not at all. Rows in the archive collections count too. Each query scans all
+rows once, because no index sorts all of them by time. The size of the results is bounded.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ __all__ = ["MOST_PLACES", "usage_of"]
 
 
 MOST_PLACES: Final = 100
-"""How many actions, tiers or users are named at most."""
-# To a query, an array is of each type that one of its values has; to a sum, it is an error.
+"""The most actions, tiers or users that a list names."""
+# A type query also matches an array that holds a value of the type. A sum can't use arrays.
 _NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
 _WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
 _DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
@@ -60,13 +60,24 @@ async def usage_of(
     collections: CollectionNames | None = None,
     on_progress: OnProgress | None = None,
 ) -> Usage:
-    """Sum up a period of at most 100 years; ``places`` (1 to 100) is the length of each list.
+    """Sum up the credits granted, spent and refunded in a period, in smallest units.
 
-    ``zone`` is a ``ZoneInfo`` or UTC: days, weeks and months begin at its midnight.
+    The caller needs a role that can read the ledger's collections and archive collections. No index
+    is needed. The run time grows with the number of all transactions, not only those in the period.
 
-    It needs a role that can read the ledger's collections and its archives, no index, and a moment
-    for each million transactions. Rows that can't be summed up are counted as ``left_out``.
-    Raises InvalidRequestError and PyMongoError.
+    - ``start``, ``end``: the period, from ``start`` up to, but not including, ``end``. Both need a
+      time zone. The period must not be longer than 100 years.
+    - ``places``: how many actions, tiers or users each list names (1 to 100).
+    - ``zone``: a ``ZoneInfo`` or UTC. Days, weeks and months begin at midnight in this zone.
+    - ``collections``: the same value as in the ledger's configuration.
+    - ``on_progress``: called with the number of queries done, and how many there are.
+
+    ``left_out`` counts the rows that can't be summed up.
+
+    Raises:
+    - ConfigurationError if ``database`` isn't a database of a supported driver.
+    - InvalidRequestError for an argument out of its limits.
+    - PyMongoError if the database can't be read.
     """
     start, end = check_period(start, end)
     if not 1 <= places <= MOST_PLACES:
@@ -85,7 +96,7 @@ class _Period(NamedTuple):
     zone: tzinfo
 
     def rows_in(self, *, also_before: bool = False) -> Raw:
-        """The part of a query."""
+        """The query condition for rows in the period."""
         start = self.before if also_before else self.start
         return {"createdAt": {"$gte": start, "$lt": self.end, **_NO_ARRAY}}
 
@@ -107,7 +118,7 @@ class _Spenders(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """The questions, all of one snapshot."""
+    """The queries, all in one snapshot."""
 
     database: LedgerDatabase
     names: CollectionNames
@@ -164,7 +175,7 @@ class _Asking:
         period = self.period
         width = width_for(period.start, period.end)
         starts = list(parts_of(period.start, period.end, width, period.zone))
-        # The period before is one more part, in front of the others.
+        # The previous period is one more part, in front of the others.
         bounds = [period.before, period.start, *starts[1:]]
         group: Raw = {
             "_id": {
@@ -188,7 +199,7 @@ class _Asking:
             found = row["_id"]
             part = found["part"]
             if part < 0 or not found["whole"]:
-                # What cannot be counted in this period is told; that of the one before is not.
+                # Rows of the previous period (part 0) that can't be counted are not reported.
                 left_out += row["count"] if part else 0
                 continue
             kind = name_of(found.get("operation"), is_taken=found["taken"])
@@ -248,8 +259,8 @@ class _Asking:
         return _Spenders(_used_by(found["top"], "spent", "charges"), active, active_before)
 
     async def _by_tier(self) -> tuple[UsedBy, ...]:
-        # The audit rows have it all: no transaction has to be looked up. Those of refused attempts
-        # have no amount.
+        # The audit rows hold everything needed, so no transaction has to be looked up. Audit rows
+        # of refused requests have no amount.
         group: Raw = {
             "_id": {"$ifNull": ["$details.tier", None]},
             "spent": exact_sum("$details.amount"),
@@ -271,10 +282,10 @@ class _Asking:
     async def _with_refunds(
         self, actions: tuple[UsedBy, ...], tiers: tuple[UsedBy, ...]
     ) -> tuple[tuple[UsedBy, ...], tuple[UsedBy, ...]]:
-        """The same with what was refunded of their charges.
+        """Add the refunds of the charges for these actions and in these tiers.
 
-        A refund has an action of its own, such as "support". What it gives back was spent by its
-        charge. One that names no charge counts for its own action, and for no tier.
+        A refund has an action of its own, such as "support", but it counts for the action and the
+        tier of its charge. A refund that names no charge counts for its own action and no tier.
         """
         names = self.names
         look_up = [
@@ -284,7 +295,7 @@ class _Asking:
         group: Raw = {
             "_id": {
                 "action": {"$ifNull": [{"$first": "$charge.action"}, "$action"]},
-                # Without a tier, or without an audit row that would tell.
+                # None: the charge had no tier, or its audit row is gone.
                 "tier": {"$ifNull": [{"$first": "$audit.details.tier"}, None]},
                 "known": {"$ne": ["$audit", []]},
             },
@@ -314,12 +325,12 @@ class _Asking:
         return refunded(actions, "actions"), refunded(tiers, "tiers")
 
     def _whole(self, query: Raw, *, also_before: bool = False) -> Raw:
-        # Twice "amount": in one object, the second would take the place of the first.
+        # $and, because two "amount" keys in one object would overwrite each other.
         rows = self.period.rows_in(also_before=also_before)
         return {"$and": [rows, {"amount": _WHOLE}, query]}
 
     def _first(self, field: str, order: int) -> list[Raw]:
-        # By name among equals: the same period gives the same page.
+        # Sort equal amounts by name, so that the same period always gives the same page.
         return [{"$sort": {field: order, "_id": 1}}, {"$limit": self.places}]
 
     async def _ask(
@@ -330,21 +341,21 @@ class _Asking:
         pipeline: Sequence[Raw],
         look_up: Sequence[Raw] = (),
     ) -> list[Raw]:
-        """What the pipeline makes of the groups of a collection and its archive."""
+        """Group the rows of a collection and its archive, then run the pipeline on the groups."""
         grouped: list[Raw] = [{"$match": query}, *look_up, {"$group": group}]
         archive = (
             self.names.transactions_archive
             if collection == self.names.transactions
             else self.names.audit_logs_archive
         )
-        # Each grouped on its own, for rows are slow to go through a union; then both together.
+        # Group each collection first, then merge the groups: rows pass a union slowly.
         together = {name: "$_id" if name == "_id" else {"$sum": f"${name}"} for name in group}
         union: Raw = {"$unionWith": {"coll": archive, "pipeline": grouped}}
         found = await self.database[collection].aggregate(
             [*grouped, union, {"$group": together}, *pipeline],
             session=self.session,
             allowDiskUse=True,
-            # An index would be entered for most of its entries, and each row fetched by it.
+            # Scan the collection: through an index, the server would fetch most rows one by one.
             hint={"$natural": 1},
         )
         return [with_integers(row) for row in await found.to_list()]
@@ -357,7 +368,7 @@ class _Asking:
         return await borders.find_one(filed, {"_id": 1}, session=self.session) is not None
 
 
-# What comes back
+# Results
 
 
 def _total(parts: Iterable[Sums]) -> Sums:
@@ -381,6 +392,6 @@ def _used_by(rows: Iterable[Raw], amount: str, count: str) -> tuple[UsedBy, ...]
 
 
 def _rest(total: int, named: Iterable[UsedBy], field: str = "amount") -> int:
-    # Not below zero: audit rows may be kept longer than the transactions.
+    # Never below zero: audit rows may be kept longer than their transactions.
     amounts: Iterable[int] = (getattr(each, field) for each in named)
     return max(0, total - sum(amounts))

@@ -1,1 +1,1 @@
-"""Verification: whether the books keep their promises, and corrections where they do not."""
+"""Verification: check that the books keep their promises, and correct them where they don't."""

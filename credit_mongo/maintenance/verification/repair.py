@@ -1,9 +1,9 @@
-"""The repair: what a verification found is settled by a record, never by editing the history.
+"""The repair: settle findings by adding a record, never by editing the history.
 
-A correction is a transaction of the user's. It leaves the balance as it is, and its amount makes up
-for what the other amounts lack, so that they sum up to the balance again. It names who added it and
-why, and lists the findings that it settles: a later verification passes over these, and over
-nothing else.
+A correction is a transaction of the user. It leaves the balance unchanged. Its amount is the
+difference between the balance and the sum of the other amounts, so that they add up again. It names
+who added it and why, and lists the findings that it settles. Later verifications skip exactly these
+findings.
 """
 
 from __future__ import annotations
@@ -47,43 +47,43 @@ __all__ = ["Correction", "Repair", "repair"]
 State: TypeAlias = Literal["added", "would-be-added", "not-possible"]
 
 _TIMEOUT_SECONDS: Final = 10.0
-# Others may charge the user while it is verified.
+# Another process may charge the user during the verification.
 _MOST_TRIES: Final = 5
-# With metadata, a message of a few MB.
+# Even with metadata, these fit in a message of a few MB.
 _KEYS_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What became of one user's findings (in a dry run: what would)."""
+    """What the repair did about one user's findings, or would do in a dry run."""
 
     user_id: str
     state: State
     amount: int = 0
-    """Of the correction, in smallest units and of either sign."""
+    """The correction's amount in smallest units: positive, negative or 0."""
     findings: int = 0
-    """How many it settles."""
+    """How many findings the correction settles."""
     transaction_id: str | None = None
     reason: str = ""
-    """Why it is not possible."""
+    """Why no correction is possible. Empty for the other states."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was found, and what became of it."""
+    """The findings, and what the repair did about them."""
 
     verification: Verification
-    """From before."""
+    """The verification before the repair."""
     corrections: tuple[Correction, ...]
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to be done. A dry run leaves all that it shows."""
+        """Whether all findings are settled. A dry run settles none."""
         listed = len(self.verification.findings) == self.verification.findings_total
         return listed and all(correction.state == "added" for correction in self.corrections)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         return {
             "is_complete": self.is_complete,
             "corrections": [asdict(correction) for correction in self.corrections],
@@ -105,14 +105,28 @@ async def repair(
     dry_run: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Repair:
-    """Verify, and add a correction for each user that it finds something of.
+    """Verify the books, and add a correction for each user with findings.
 
-    ``operator`` and ``reason`` (1 to 255 characters each) are kept with each correction. Users
-    whose balance is below zero or no whole number can't be corrected so, nor can transactions
-    without a user: those remain, and are named. Where a clock was wrong, the correction and with it
-    the account are dated now, and keys that are dated in the future live as long from now as any.
-    With ``dry_run``, nothing is written. The other arguments, and what is raised, are those of
-    ``verify``.
+    - ``operator``, ``reason``: who corrects the books and why, stored with each correction (1 to
+      255 characters each, without control characters).
+    - ``dry_run``: only report the corrections, write nothing.
+    - The other arguments are those of ``verify``.
+
+    Some users can't be corrected. The result names them with the state "not-possible" and the
+    reason:
+    - the user has no account
+    - the balance or the ``seq`` is below zero or not a whole number
+    - the user has more than 1000 findings
+    - other processes changed the account at each of five tries
+
+    If a clock was wrong, the correction sets the account's date to the current time. Idempotency
+    keys dated in the future then expire after their usual lifetime, counted from now.
+
+    Only users among the listed findings (10,000 at most) are corrected. ``is_complete`` tells
+    whether another run is needed.
+
+    Raises everything that ``verify`` raises. Adding a correction can also raise StorageError,
+    ClockSkewError, JobTimeoutError or another CreditError. The corrections before it stay.
     """
     operator = check_identifier("operator", operator)
     reason = check_identifier("reason", reason)
@@ -145,7 +159,7 @@ async def repair(
 
 
 class _Repairing:
-    """A repair under way."""
+    """One run of the repair."""
 
     def __init__(
         self,
@@ -177,11 +191,11 @@ class _Repairing:
         self._dry_run = dry_run
 
     async def close(self) -> None:
-        """Leave no transaction open."""
+        """Close all open transactions."""
         await self._committer.close(_TIMEOUT_SECONDS)
 
     async def of(self, user_id: str) -> Correction | None:
-        """A user's correction; None if nothing is wrong (any more)."""
+        """Correct one user. Return None if nothing is wrong, or no longer."""
         for _ in range(_MOST_TRIES):
             examined = await examine_user(self._reading, user_id)
             if not examined.total:
@@ -193,21 +207,21 @@ class _Repairing:
             if self._dry_run:
                 return Correction(user_id, "would-be-added", amount, findings)
             if any(finding.code == "key-in-future" for finding in examined.findings):
-                # Before the correction, which settles the finding.
+                # First shorten the keys: the correction settles the finding.
                 await self._shorten_keys(user_id)
             deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
             [outcome] = await self._committer.commit_patiently([request], deadline)
             if isinstance(outcome, CorrectionResult):
                 row_id = outcome.transaction_id
                 return Correction(user_id, "added", amount, findings, row_id)
-            # It has moved meanwhile: what is wrong with it now?
+            # The account has changed in between: examine it again.
             if isinstance(outcome, Exception) and not isinstance(outcome, InvalidRequestError):
                 raise outcome
         busy = "the account is in use all the time: repair it when it is not"
         return Correction(user_id, "not-possible", reason=busy)
 
     async def _shorten_keys(self, user_id: str) -> None:
-        """Keys that a wrong clock has dated are remembered as long from now as any."""
+        """Give keys dated by a wrong clock their usual lifetime, counted from now."""
         now = (await self._reading.now()).replace(tzinfo=timezone.utc)
         records = self._database[self._reading.names.idempotency_records]
         latest = self._reading.latest(now)
@@ -215,7 +229,7 @@ class _Repairing:
         ahead = {"userId": user_id, "createdAt": {"$gt": latest}, "expiresAt": {"$gt": expires_at}}
 
         async def replace_some(session: AsyncClientSession) -> int:
-            # The role that may repair can't update them.
+            # Delete and insert: the role for repairs can't update records.
             found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list()
             if found:
                 ids = {"_id": {"$in": [record["_id"] for record in found]}}
@@ -245,7 +259,7 @@ class _Repairing:
 
 
 def _obstacle(examined: Examined) -> str:
-    """Why no correction can settle it; "" if one can."""
+    """Why no correction can settle the findings, or "" if one can."""
     if not examined.exists:
         return "there is no such user: restore the account, or erase the rest of it"
     if examined.balance is None or examined.balance < 0:

@@ -1,13 +1,15 @@
-"""The verification: whether the books keep their promises, for all users or some.
+"""The verification: check that the books keep their promises, for all users or some.
 
-A user's credits are the sum of its transactions (1), which follow from each other without a gap
-(5); each transaction has its audit row and its idempotency record, and they have their transaction
-(6); no charge was refunded beyond what it took (8).
+- Promise 1: a user's credits are the sum of the user's transactions.
+- Promise 5: the transactions follow from each other without a gap.
+- Promise 6: each transaction has its audit row and its idempotency record, and each of these has
+  its transaction.
+- Promise 8: no charge was refunded beyond its amount.
 
-All is read in one snapshot for as long as the server keeps it (five minutes unless configured
-otherwise), and then in a fresh one from the next user on: each promise is about one user at one
-moment. It holds up nobody who writes, and what is written meanwhile makes no false finding. Its
-memory does not grow with the number of users or transactions.
+The verification reads in one snapshot for as long as the server keeps it (five minutes unless
+configured otherwise). It then goes on with the next user in a fresh snapshot, because each promise
+is about one user at one moment. It never blocks writers, and concurrent writes cause no false
+findings. Its memory use doesn't grow with the number of users or transactions.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ __all__ = ["Finding", "Verification", "examine_user", "open_reading", "verify"]
 
 _T = TypeVar("_T")
 MOST_FINDINGS: Final = 10_000
-# Users with findings who are told apart, so that nobody is counted twice.
+# How many users with findings are remembered, so that none of them is counted twice.
 _MOST_USERS: Final = 100_000
 _MOST_TRIES: Final = 5
 _PAUSE_SECONDS: Final = 0.5
@@ -58,17 +60,29 @@ async def verify(
     max_clock_skew_seconds: float | None = MAX_CLOCK_SKEW_SECONDS,
     on_progress: OnProgress | None = None,
 ) -> Verification:
-    """Look for everything that is wrong with the books of all users, or of ``user_ids``.
+    """Find everything that is wrong with the books. Write nothing.
 
-    ``audits``: False where auditing is disabled. A transaction says until when its key is
-    remembered. ``key_ttl_seconds`` is how long that is for transactions that do not say it, those
-    of older versions: left out, a day, or what the records have if that is shorter. What is dated
-    further ahead of the server's clock than ``max_clock_skew_seconds`` is a finding; None where
-    tests have moved the ledger's clock. ``collections`` and ``users`` are the configuration's. It
-    needs the indexes of the ledger, and a role that can read. Nothing is written.
+    The database needs the ledger's indexes, and the caller a role that can read them and the rows.
 
-    Raises InvalidRequestError, UserNotFoundError for one of ``user_ids`` that there is no trace of,
-    and StorageError or PyMongoError if the database can't be read.
+    - ``user_ids``: the users to verify. None means all users.
+    - ``collections``, ``users``: the same values as in the ledger's configuration.
+    - ``audits``: False if auditing is disabled.
+    - ``key_ttl_seconds``: how long the ledger remembers the idempotency key of a transaction that
+      doesn't store this itself, as in older versions. The default is a day, or the shortest
+      lifetime in a sample of the idempotency records if that is shorter.
+    - ``max_clock_skew_seconds``: a row dated further than this ahead of the server's clock is a
+      finding. None turns the check off, for tests that move the ledger's clock.
+    - ``on_progress``: called with the number of transactions verified so far, and about how many
+      there are (None if ``user_ids`` are given).
+
+    The result lists up to 10,000 findings. It doesn't list all findings of a user who has more than
+    1000. ``findings_total`` counts all of them.
+
+    Raises:
+    - ConfigurationError if ``database`` isn't a database of a supported driver.
+    - InvalidRequestError for a malformed user id.
+    - UserNotFoundError if the database holds no trace of one of ``user_ids``.
+    - StorageError or PyMongoError if the database can't be read or an index is missing.
     """
     only = None
     if user_ids is not None:
@@ -99,7 +113,7 @@ async def open_reading(
     key_ttl_seconds: float | None,
     max_clock_skew_seconds: float | None,
 ) -> Reading:
-    """How to read; without a TTL, a day, or that of the records if it is shorter."""
+    """Prepare the reading. Without a TTL, use a day or the records' own lifetime if shorter."""
     default = IdempotencyConfig().ttl_seconds
     seconds = default if key_ttl_seconds is None else key_ttl_seconds
     names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
@@ -118,7 +132,7 @@ async def open_reading(
 
 
 async def examine_user(reading: Reading, user_id: str) -> Examined:
-    """All that is wrong with one user's books, records included."""
+    """Find everything that is wrong with one user's books, including idempotency records."""
     examined = await in_snapshot(
         reading, lambda session, now: examine(reading, user_id, session, now)
     )
@@ -137,7 +151,7 @@ async def examine_user(reading: Reading, user_id: str) -> Examined:
 
 
 class _Verifying:
-    """A verification under way."""
+    """One run of the verification."""
 
     def __init__(self, reading: Reading, on_progress: OnProgress) -> None:
         self._reading = reading
@@ -209,7 +223,7 @@ class _Verifying:
         )
 
     async def _count_unusable(self) -> None:
-        """Documents with an id of another type, which no walk through the users meets."""
+        """Count documents whose user id has the wrong type. The sweep never meets these."""
         names, database = self._reading.names, self._reading.database
         users = self._reading.users
         no_id = {"_id": {"$not": users.ids_above(None)}, users.names.credits: {"$ne": None}}
@@ -231,7 +245,7 @@ class _Verifying:
         except OperationFailure as error:
             if error.code != UNAUTHORIZED:
                 raise
-            return  # to see indexes, a role needs listIndexes, as creditReader has it
+            return  # the role lacks listIndexes, which creditReader includes
         self._total += len(found)
         self._findings += [Finding("", "rows-deleted", index=index) for index in found]
 
@@ -242,12 +256,12 @@ Look: TypeAlias = Callable[[AsyncClientSession, datetime], Awaitable[_T]]
 @asynccontextmanager
 async def _fresh(reading: Reading) -> AsyncIterator[tuple[AsyncClientSession, datetime]]:
     async with reading.snapshot() as session:
-        # After the snapshot's moment: what had expired then has expired now.
+        # Read the time after taking the snapshot: everything expired then is expired now.
         yield session, await reading.now()
 
 
 async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
-    """Look at something in one snapshot; if that is gone, from the beginning in a fresh one."""
+    """Look at something in one snapshot. If it is gone, start over in a fresh one."""
     for number in range(1, _MOST_TRIES + 1):
         try:
             async with _fresh(reading) as (session, now):
@@ -255,7 +269,7 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
         except PyMongoError as error:
             if not is_gone(error):
                 raise
-            # Not as it is: whoever walks from user to user would go on with the next.
+            # Convert the error: as it is, the sweep would take it for its own and skip the user.
             if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
                 raise as_storage_error(error)  # noqa: B904 - with its cause
             if number == _MOST_TRIES:
@@ -268,7 +282,7 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
 
 
 async def _go_through(reading: Reading, walk: Sweep | RecordSweep) -> None:
-    """Walk to the end, going on in a fresh snapshot where the one before was gone."""
+    """Walk to the end. When a snapshot is gone, go on from the same place in a fresh one."""
     tries, place = 0, walk.place
     while True:
         try:
