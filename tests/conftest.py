@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig, CreditLedger
-from credit_mongo.drivers import as_database
+from tests.any_driver import pymongo_client
 
 pytest_plugins = ["pytester", "tests.quick", "tests.run_summary"]
 
@@ -66,7 +66,7 @@ async def client(
         "motor": AsyncIOMotorClient[dict[str, Any]],
         "mongomock": AsyncMongoMockClient,
     }[driver](driver_uri, tz_aware=True)
-    client = as_database(opened["admin"]).client
+    client: AsyncMongoClient[dict[str, Any]] = pymongo_client(opened)
     yield client
     await client.close()
 

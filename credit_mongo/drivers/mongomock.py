@@ -92,12 +92,6 @@ class _Client:
         if session is not None:
             session.abort_transaction()
 
-    def drop_database(self, name: str) -> None:
-        self.delegate.drop_database(name)
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
 
 class _Session:
     """As a synchronous ``ClientSession``: it knows how to undo what its transaction has done."""
@@ -395,12 +389,6 @@ class _Cursor(_Lacking):
     def __init__(self, delegate: Any, read: Callable[[Iterable[Raw]], list[Raw]] = list) -> None:
         self._delegate = delegate
         self._read = read
-
-    def sort(self, keys: Sort) -> None:
-        self._delegate.sort(keys)
-
-    def limit(self, most: int) -> None:
-        self._delegate.limit(most)
 
     def to_list(self, length: int | None = None) -> list[Raw]:
         found = [d for d, _ in zip(self._delegate, range(length or sys.maxsize), strict=False)]

@@ -17,14 +17,20 @@ from bson.codec_options import CodecOptions
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AdaptedClient", "AdaptedDatabase", "AdaptedSession", "Run"]
+__all__ = [
+    "AdaptedClient",
+    "AdaptedCollection",
+    "AdaptedCursor",
+    "AdaptedDatabase",
+    "AdaptedSession",
+    "Run",
+]
 
 Run: TypeAlias = Callable[..., Awaitable[Any]]
 """Calls its first argument with the others."""
 
 # Several documents come with one reply; a call for each would cost a change of threads.
 _READ_AHEAD: Final = 1000
-_CHAINED: Final = frozenset({"allow_disk_use", "batch_size", "hint", "limit", "skip", "sort"})
 
 
 class _Adapted:
@@ -56,8 +62,10 @@ class _Adapted:
             raise outcome.error
         return outcome.result
 
-    async def _call_for_cursor(self, name: str, /, *arguments: Any, **options: Any) -> _Cursor:
-        return _Cursor(await self._call(name, *arguments, **options), self._run)
+    async def _call_for_cursor(
+        self, name: str, /, *arguments: Any, **options: Any
+    ) -> AdaptedCursor:
+        return AdaptedCursor(await self._call(name, *arguments, **options), self._run)
 
 
 class _Outcome:
@@ -87,8 +95,6 @@ def _unwrapped(options: Mapping[str, Any]) -> dict[str, Any]:
 class AdaptedClient(_Adapted):
     """As an ``AsyncMongoClient``."""
 
-    _awaited = frozenset({"close", "drop_database"})
-
     @property
     def options(self) -> Any:
         """Its ``ClientOptions``."""
@@ -116,10 +122,8 @@ class AdaptedClient(_Adapted):
 class AdaptedDatabase(_Adapted):
     """As an ``AsyncDatabase``."""
 
-    _awaited = frozenset(
-        {"command", "create_collection", "drop_collection", "list_collection_names"}
-    )
-    _give_cursors = frozenset({"aggregate", "list_collections"})
+    _awaited = frozenset({"command"})
+    _give_cursors = frozenset({"list_collections"})
 
     def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:
         super().__init__(delegate, run)
@@ -141,55 +145,41 @@ class AdaptedDatabase(_Adapted):
         """The same database, read and written otherwise."""
         return AdaptedDatabase(self.delegate.with_options(**options), self._run, self.client)
 
-    def get_collection(self, name: str, **options: Any) -> _Collection:
-        """A collection, read and written otherwise."""
-        return _Collection(self.delegate.get_collection(name, **options), self._run)
-
-    def __getitem__(self, name: str) -> _Collection:
-        return _Collection(self.delegate[name], self._run)
+    def __getitem__(self, name: str) -> AdaptedCollection:
+        return AdaptedCollection(self.delegate[name], self._run)
 
 
-class _Collection(_Adapted):
+class AdaptedCollection(_Adapted):
     """As an ``AsyncCollection``."""
 
     _awaited = frozenset(
         {
             "count_documents",
-            "create_index",
-            "create_indexes",
             "delete_many",
             "delete_one",
-            "drop_index",
-            "drop_indexes",
             "estimated_document_count",
             "find_one",
             "find_one_and_delete",
             "find_one_and_update",
-            "index_information",
             "insert_many",
             "insert_one",
-            "replace_one",
             "update_many",
             "update_one",
         }
     )
     _give_cursors = frozenset({"aggregate", "list_indexes"})
 
-    def with_options(self, **options: Any) -> _Collection:
-        """The same collection, read and written otherwise."""
-        return _Collection(self.delegate.with_options(**options), self._run)
-
-    def find(self, *arguments: Any, **options: Any) -> _Cursor:
+    def find(self, *arguments: Any, **options: Any) -> AdaptedCursor:
         """A cursor; nothing is sent for that."""
-        return _Cursor(self.delegate.find(*arguments, **_unwrapped(options)), self._run)
+        return AdaptedCursor(self.delegate.find(*arguments, **_unwrapped(options)), self._run)
 
-    def find_raw_batches(self, *arguments: Any, **options: Any) -> _Cursor:
+    def find_raw_batches(self, *arguments: Any, **options: Any) -> AdaptedCursor:
         """The same; each of its rows is a batch of BSON as the server sent it."""
         found = self.delegate.find_raw_batches(*arguments, **_unwrapped(options))
-        return _Cursor(found, self._run)
+        return AdaptedCursor(found, self._run)
 
 
-class _Cursor(_Adapted):
+class AdaptedCursor(_Adapted):
     """As an ``AsyncCursor``: iterated, or read as lists."""
 
     _awaited = frozenset({"close", "to_list"})
@@ -197,26 +187,6 @@ class _Cursor(_Adapted):
     def __init__(self, delegate: Any, run: Run) -> None:
         super().__init__(delegate, run)
         self._ahead: list[Any] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name in _CHAINED:
-            return partial(self._chain, name)
-        return super().__getattr__(name)
-
-    def _chain(self, name: str, /, *arguments: Any, **options: Any) -> Self:
-        getattr(self.delegate, name)(*arguments, **options)
-        return self
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._call("close")
 
     def __aiter__(self) -> Self:
         return self

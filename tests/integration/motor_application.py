@@ -10,7 +10,7 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 from pymongo.errors import PyMongoError
 
-from credit_mongo.drivers import as_database
+from tests.any_driver import pymongo_client
 
 
 class MotorApplication:
@@ -20,7 +20,7 @@ class MotorApplication:
         self.motor: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(uri, **options)
 
     def __getitem__(self, name: str) -> Any:
-        return as_database(self.motor[name])
+        return pymongo_client(self.motor)[name]
 
     async def drop_database(self, name: str) -> None:
         """Drop the database."""
