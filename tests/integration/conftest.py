@@ -19,10 +19,8 @@ from tests.integration.existing_users import (
     mapped,
     new_id_of,
 )
+from tests.integration.operations.accounts import Clock
 from tests.integration.promises import Client, Database, Row
-from tests.integration.test_operations import (
-    Clock,
-)
 
 
 @pytest_asyncio.fixture(scope="module", params=["string", "objectId", *UUIDS])

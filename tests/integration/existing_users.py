@@ -19,12 +19,8 @@ from credit_mongo import (
 )
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.storage.users import StoredUsers
+from tests.integration.operations.accounts import Clock, one, prices
 from tests.integration.promises import Database, Row, rows
-from tests.integration.test_operations import (
-    Clock,
-    one,
-    prices,
-)
 
 FIELDS: Row = {
     "credits": "tokenBalance",

@@ -31,19 +31,10 @@ from tests.integration.existing_users import (
     Application,
     check_books,
 )
+from tests.integration.operations.accounts import LATER, METADATA, NOW, START, one
+from tests.integration.operations.refusals import REFUSALS, USER, Refused
+from tests.integration.operations.successes import SUCCESSES, Success
 from tests.integration.promises import Client, Row, count, rows
-from tests.integration.test_operations import (
-    LATER,
-    METADATA,
-    NOW,
-    REFUSALS,
-    START,
-    SUCCESSES,
-    USER,
-    Refused,
-    Success,
-    one,
-)
 
 # --- Every operation, on every type of ids --------------------------------------------------------
 

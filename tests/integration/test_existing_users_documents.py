@@ -25,11 +25,8 @@ from credit_mongo import (
     credit_documents,
 )
 from credit_mongo.maintenance.verification.verify import verify
+from tests.integration.operations.accounts import one, prices
 from tests.integration.promises import Client, Database, Row, check_promises, rows
-from tests.integration.test_operations import (
-    one,
-    prices,
-)
 
 # --- Beanie ---------------------------------------------------------------------------------------
 

@@ -31,10 +31,8 @@ from tests.integration.existing_users import (
     Application,
     check_books,
 )
+from tests.integration.operations.accounts import NOW
 from tests.integration.promises import Row
-from tests.integration.test_operations import (
-    NOW,
-)
 
 
 async def test_a_verification_finds_what_is_wrong_and_a_repair_settles_it(

@@ -36,8 +36,8 @@ from credit_mongo import (
     CreditLedger,
     InvalidRequestError,
 )
+from tests.integration.bad_input.methods import METHODS, OTHER_USER, USER, call, dump
 from tests.integration.promises import Database, check_promises
-from tests.integration.test_bad_input import METHODS, OTHER_USER, USER, call, dump
 
 
 class Pretending(dict[str, Any]):
