@@ -1,4 +1,4 @@
-"""The FastAPI integration, asked through its ASGI interface; the ledger and database are real."""
+"""The FastAPI integration, called through ASGI, on a real ledger and a real database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.integration.promises import Client, Database, Row, check_promises, fa
 async def test_the_lifespan_goes_with_the_applications_own(
     database: Database, config: CreditConfig
 ) -> None:
-    """The own one runs within, with the ledger there, and its state is passed on."""
+    """The application's own lifespan runs inside, with the ledger ready, and its state is kept."""
     seen: list[str] = []
 
     @asynccontextmanager
@@ -69,13 +69,13 @@ async def test_the_lifespan_goes_with_the_applications_own(
     assert seen == ["start", "end with 7"]
 
 
-async def test_the_environment_says_where(
+async def test_the_environment_names_the_database(
     replica_set_uri: str,
     database: Database,
     config: CreditConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a database given, a client of its own, which it closes."""
+    """Without a given database, the ledger opens its own client and closes it."""
     monkeypatch.setenv("MONGODB_URI", replica_set_uri)
     monkeypatch.setenv("MONGODB_DATABASE", database.name)
     app = FastAPI(lifespan=credit_lifespan(config))
@@ -85,7 +85,7 @@ async def test_the_environment_says_where(
 
 
 async def test_without_the_lifespan_there_is_no_ledger() -> None:
-    """A 500 whose error says what to do."""
+    """The request gets a 500 whose error says what to do."""
     app = FastAPI()
     add_credit_handlers(app)
 
@@ -100,7 +100,7 @@ async def test_without_the_lifespan_there_is_no_ledger() -> None:
 
 @pytest.mark.parametrize("seconds", [0, 3601, True, "30", float("nan"), None])
 def test_a_lease_has_limits(config: CreditConfig, seconds: Any) -> None:
-    """From a second to an hour."""
+    """A lease lasts from a second to an hour."""
     with pytest.raises(ConfigurationError, match="lease_seconds"):
         credit_lifespan(config, lease_seconds=seconds)
 
@@ -118,7 +118,7 @@ def test_refunds_need_keys(idempotency: Any) -> None:
 
 @pytest_asyncio.fixture
 async def site(database: Database) -> AsyncIterator[Site]:
-    """With Ann, who has 100 credits."""
+    """The application, and Ann with 100 credits."""
     site = Site(database, CONFIG)
     async with site.app.router.lifespan_context(site.app):
         await site.ledger.create_user("ann", credits=100)
@@ -133,7 +133,7 @@ def _fails(_paid: Paid) -> Any:
 
 @pytest.mark.drivers("pymongo", "motor")
 async def test_a_request_is_paid_once(site: Site) -> None:
-    """A repetition is refused, or answered again, and never done or charged again."""
+    """A repeat is refused or answered again. It is never run or charged again."""
     first = await site.post()
     assert first.status_code == 200
     again = await site.post()
@@ -148,7 +148,9 @@ async def test_a_request_is_paid_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize("failure", [HTTPException(502), RuntimeError("x"), StorageError("x")])
-async def test_what_fails_is_refunded_and_a_retry_pays_anew(site: Site, failure: Exception) -> None:
+async def test_a_failed_request_is_refunded_and_a_retry_pays_again(
+    site: Site, failure: Exception
+) -> None:
     """No retry of a refunded request is free, however often it fails."""
 
     def fails(_paid: Paid) -> Any:
@@ -165,7 +167,7 @@ async def test_what_fails_is_refunded_and_a_retry_pays_anew(site: Site, failure:
 
 
 async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
-    """402 without a run of the handler; once there are credits, the same key does it."""
+    """The answer is 402 and the handler does not run. With credits, the same key works."""
     await site.ledger.charge("ann", "lesson", amount=95)
     refused = await site.post()
     assert code_of(refused) == (402, "INSUFFICIENT_CREDITS")
@@ -175,8 +177,8 @@ async def test_a_refused_charge_leaves_the_key_free(site: Site) -> None:
     assert code_of(await site.post(user="bob")) == (404, "USER_NOT_FOUND")
 
 
-async def test_what_refused_requests_leave_is_gone_soon(site: Site, database: Database) -> None:
-    """Nothing was charged, so only its lease is waited for; what was done lasts as keys do."""
+async def test_a_refused_request_is_kept_only_for_its_lease(site: Site, database: Database) -> None:
+    """A refused request is kept as long as its lease, a finished one as long as keys are."""
     assert (await site.post()).status_code == 200
     await site.ledger.charge("ann", "lesson", amount=90)
     for user in ("ann", "nobody"):
@@ -187,7 +189,7 @@ async def test_what_refused_requests_leave_is_gone_soon(site: Site, database: Da
 
 
 async def test_a_refusal_speaks_in_credits(database: Database) -> None:
-    """People count in credits; the numbers for programs stay in smallest units."""
+    """People read credits. The numbers for programs stay in smallest units."""
     site = Site(database, CreditConfig(costs={"generate-post": {"default": 10}}, decimal_places=2))
     async with site.app.router.lifespan_context(site.app):
         await site.ledger.create_user("ann", credits=250)
@@ -198,7 +200,7 @@ async def test_a_refusal_speaks_in_credits(database: Database) -> None:
 
 
 async def test_a_key_is_bound_to_its_request(site: Site) -> None:
-    """Another body, query or path with it is refused, after failures as well; users are apart."""
+    """Another body, query or path is refused, even after failures. Users do not share keys."""
     await site.ledger.create_user("bob", credits=10)
     assert (await site.post(json={"a": 1})).status_code == 200
     site.work = _fails
@@ -212,8 +214,11 @@ async def test_a_key_is_bound_to_its_request(site: Site) -> None:
     assert await site.charges() == [-10, -10, 10]
 
 
-async def test_a_form_is_its_fields(site: Site) -> None:
-    """Another boundary is the same request, another file is not; the handler can still read it."""
+async def test_a_form_is_compared_by_its_fields(site: Site) -> None:
+    """Another boundary makes the same request, another file does not.
+
+    The handler can read the form.
+    """
     answer = await site.post("one", "/form", data={"name": "a"}, files={"file": b"text"})
     assert answer.json() == ["a", "text", 10]
     for content, expected in (
@@ -225,7 +230,7 @@ async def test_a_form_is_its_fields(site: Site) -> None:
 
 
 async def test_prices_come_from_dependencies(site: Site) -> None:
-    """Variables of a formula, or an amount; without a key each request is charged."""
+    """They give a formula's variables, or an amount. Without a key, each request is charged."""
     assert (await site.post(path="/ai?token=5000")).status_code == 200
     for _ in range(2):
         assert (await site.post(None, "/keyless?price=3")).status_code == 200
@@ -237,28 +242,28 @@ async def test_prices_come_from_dependencies(site: Site) -> None:
 
 
 class Size(int, Enum):
-    """Prints as its name."""
+    """An integer that prints as its name."""
 
     LARGE = 5000
 
 
 @pytest.mark.parametrize("token", [Size.LARGE, 5000.0, Decimal("5E+3")])
-async def test_a_variable_is_the_number_that_it_is(site: Site, token: Decimal) -> None:
-    """However it prints: it is written down before the charge, and read for it."""
+async def test_a_variable_is_recorded_as_its_number(site: Site, token: Decimal) -> None:
+    """The variable is recorded before the charge as a number, however it prints."""
     order = Order("ann", "ai-completion", "f", variables=exact_variables({"token": token}), key="k")
     async with site.paid_requests.paid(order) as paid:
         assert paid.cost == 15
     assert await site.states() == ["completed"]
 
 
-def test_an_amount_goes_with_no_variables() -> None:
-    """Said when the application is built."""
+def test_an_amount_cannot_be_combined_with_variables() -> None:
+    """The error comes when the application is built."""
     with pytest.raises(InvalidRequestError, match="amount"):
         Charge("a", user=current_user, amount=lambda: 1, variables=dict)
 
 
-async def test_one_of_many_at_once_does_it(site: Site) -> None:
-    """The others are told to wait. If it then fails, none of them has run for free."""
+async def test_one_of_many_concurrent_repeats_runs(site: Site) -> None:
+    """The others must wait. If the one that runs fails, none of them has run for free."""
     entered, go_on = asyncio.Event(), asyncio.Event()
 
     async def waits(paid: Paid) -> str:
@@ -278,7 +283,7 @@ async def test_one_of_many_at_once_does_it(site: Site) -> None:
 
 
 async def test_a_long_request_keeps_its_lease(site: Site) -> None:
-    """A handler may take longer than the lease, as long as its process lives."""
+    """A handler may take longer than its lease, as long as its process lives."""
 
     async def waits(paid: Paid) -> str:
         await asyncio.sleep(2.5)
@@ -293,7 +298,7 @@ async def test_a_long_request_keeps_its_lease(site: Site) -> None:
 
 
 async def test_a_cancelled_handler_is_refunded(site: Site) -> None:
-    """Also when it is cancelled again while it is refunded."""
+    """This holds even if it is cancelled again during the refund."""
     entered = asyncio.Event()
 
     async def waits(paid: Paid) -> None:
@@ -314,7 +319,7 @@ async def test_a_cancelled_handler_is_refunded(site: Site) -> None:
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
 async def test_a_caller_cancelled_at_any_step_pays_nothing(site: Site, turns: int) -> None:
-    """Before, in and after the charge: what was begun is undone."""
+    """Before, during or after the charge, whatever was begun is undone."""
     asking = asyncio.create_task(site.post())
     for _ in range(turns):
         await asyncio.sleep(0.0005)
@@ -333,7 +338,7 @@ async def test_a_caller_cancelled_at_any_step_pays_nothing(site: Site, turns: in
 
 @pytest_asyncio.fixture
 async def slow(site: Site) -> AsyncIterator[PaidRequests]:
-    """Another process that does not renew its leases: dead, as far as all others can tell."""
+    """A process that does not renew its leases, so others take it for dead."""
     paid_requests = PaidRequests(
         site.ledger,
         site.config,
@@ -355,8 +360,11 @@ async def _until_settled(site: Site) -> None:
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_who_dies_before_the_end_is_refunded(site: Site, slow: PaidRequests) -> None:
-    """By any other process, without a retry; who was only slow then answers nothing."""
+async def test_a_request_whose_process_died_is_refunded(site: Site, slow: PaidRequests) -> None:
+    """Another process refunds it without a retry.
+
+    If the first was only slow, its answer is refused.
+    """
     stack = AsyncExitStack()
     await stack.enter_async_context(slow.paid(ORDER))
     assert await site.charges() == [-10]
@@ -369,8 +377,8 @@ async def test_who_dies_before_the_end_is_refunded(site: Site, slow: PaidRequest
     assert await site.charges() == [-10, 10]
 
 
-async def test_a_retry_after_a_death_pays_anew(site: Site, slow: PaidRequests) -> None:
-    """Once, whatever becomes of the one that was thought to be dead."""
+async def test_a_retry_after_a_death_pays_again(site: Site, slow: PaidRequests) -> None:
+    """The retry pays once, whatever becomes of the process that was thought dead."""
     stack = AsyncExitStack()
     await stack.enter_async_context(slow.paid(ORDER))
     await _until_settled(site)
@@ -383,8 +391,10 @@ async def test_a_retry_after_a_death_pays_anew(site: Site, slow: PaidRequests) -
     assert await site.charges() == [-10, 10, -10]
 
 
-async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: PaidRequests) -> None:
-    """Asking with the same key tells; a charge that comes too late is one that was refunded."""
+async def test_a_request_whose_process_died_before_the_charge_paid_nothing(
+    site: Site, slow: PaidRequests
+) -> None:
+    """Repeating the charge with its key shows the outcome. A late charge counts as refunded."""
     run = await slow._open(ORDER)
     await _until_settled(site)
     assert await site.charges() == [-10, 10]
@@ -393,10 +403,10 @@ async def test_who_dies_before_the_charge_has_paid_nothing(site: Site, slow: Pai
     assert await site.ledger.get_balance("ann") == 100
 
 
-async def test_who_wakes_when_it_was_settled_does_not_go_on(
+async def test_a_process_that_resumes_after_the_settlement_does_not_continue(
     site: Site, slow: PaidRequests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its charge was made and refunded for it: the handler does not run."""
+    """Its charge was made and refunded for it, so its handler does not run."""
     opens = slow._open
 
     async def sleeps(order: Order) -> dict[str, Any]:
@@ -410,10 +420,10 @@ async def test_who_wakes_when_it_was_settled_does_not_go_on(
     assert await site.charges() == [-10, 10]
 
 
-async def test_what_the_database_refuses_is_settled_later(
+async def test_database_failures_are_settled_later(
     replica_set_uri: str, database: Database, client: Client
 ) -> None:
-    """A charge that fails is a 503 that charges nothing; a refund that fails is made up for."""
+    """A failed charge is a 503 that takes nothing. A failed refund is made later."""
     stack = AsyncExitStack()
 
     async def breaks(_paid: Paid) -> None:
@@ -441,7 +451,7 @@ async def test_what_the_database_refuses_is_settled_later(
 async def test_a_settlement_whose_outcome_is_unknown_is_no_refusal(
     replica_set_uri: str, database: Database, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The charge may have been made, so the request stays open, and is refunded later."""
+    """The charge may have been made, so the request stays open and is refunded later."""
     config = CONFIG.model_copy(update={"operation_timeout_seconds": 1})
     applied: dict[str, Any] = {"writeConcernError": {"code": 100, "errmsg": "x"}}
     async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname="unsettled") as own:
@@ -461,8 +471,8 @@ async def test_a_settlement_whose_outcome_is_unknown_is_no_refusal(
     await check_promises(database)
 
 
-async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
-    """Also when the ledger may have forgotten the key: then the history tells."""
+async def test_a_request_that_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> None:
+    """If the ledger may have forgotten the key, the history decides."""
     runs = [await slow._open(replace(ORDER, key=key)) for key in ("charged", "not charged")]
     for _ in range(3):
         await site.ledger.charge("ann", "generate-post")
@@ -476,8 +486,10 @@ async def test_who_died_long_ago_is_refunded(site: Site, slow: PaidRequests) -> 
     assert await site.charges() == [-10, -10, -10, -10, 10]
 
 
-async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRequests) -> None:
-    """A charge that would be refused was none."""
+async def test_a_dead_request_that_could_not_pay_is_refunded_nothing(
+    site: Site, slow: PaidRequests
+) -> None:
+    """A charge that would be refused was never made."""
     await slow._open(
         replace(
             ORDER,
@@ -492,10 +504,10 @@ async def test_who_dies_and_cannot_pay_has_paid_nothing(site: Site, slow: PaidRe
     assert await site.states() == ["released"] * 3
 
 
-async def test_a_run_that_has_ended_meanwhile_is_not_settled(
+async def test_a_request_that_ended_meanwhile_is_not_settled(
     site: Site, slow: PaidRequests
 ) -> None:
-    """Who saw it at work, and comes too late, leaves it as it is."""
+    """A process that saw it running and comes too late leaves it as it is."""
     async with slow.paid(ORDER) as paid:
         [seen] = await rows(site.database, "paid_requests")
     assert not await site.paid_requests._settle_if_over(seen)
@@ -508,10 +520,10 @@ async def test_a_run_that_has_ended_meanwhile_is_not_settled(
 
 @pytest.mark.parametrize("by_hand", [4, 10])
 @pytest.mark.parametrize("key", [None, "refund:{}"])
-async def test_what_was_refunded_by_hand_is_not_refunded_again(
+async def test_a_charge_refunded_by_hand_is_not_refunded_again(
     site: Site, by_hand: int, key: str | None
 ) -> None:
-    """Only what the charge still holds, also if our key for it was the application's as well."""
+    """Only the rest of the charge is refunded, even if the application used the same key."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.refund(
@@ -533,7 +545,7 @@ async def test_what_was_refunded_by_hand_is_not_refunded_again(
 async def test_a_part_refunded_by_the_handler_leaves_no_failed_refund(
     site: Site, by_hand: int
 ) -> None:
-    """Only what is left is refunded, and the audit log shows no attempt that had to fail."""
+    """Only the rest is refunded, and the audit log shows no failed attempt."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.refund("ann", by_hand, action="part", transaction_id=paid.transaction_id)
@@ -545,10 +557,10 @@ async def test_a_part_refunded_by_the_handler_leaves_no_failed_refund(
     assert list(await site.ledger.get_audit_log("ann", status="failed")) == []
 
 
-async def test_of_two_that_refund_at_once_none_gives_too_much(
+async def test_two_concurrent_refunds_never_exceed_the_charge(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The application's own refund comes between the look at the charge and ours."""
+    """The application refunds between the integration's look at the charge and its refund."""
     refund = site.ledger.refund
 
     async def after_another(user_id: str, amount: int, **options: Any) -> Any:
@@ -567,10 +579,10 @@ DAMAGE: tuple[dict[str, Any], ...] = ({"credits": 1.5}, {"seq": "one"}, {"member
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: next(iter(damage)))
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(days=1)])
-async def test_a_request_on_a_damaged_account_does_not_run_for_ever(
+async def test_a_request_on_a_damaged_account_is_settled_in_the_end(
     site: Site, slow: PaidRequests, damage: dict[str, Any], age: timedelta
 ) -> None:
-    """Its process died before the charge: nothing was charged, so nothing is owed."""
+    """The process died before the charge, so nothing was taken and nothing is owed."""
     run = await slow._open(ORDER)
     users = site.database["users"]
     before = await users.find_one({"_id": "ann"})
@@ -585,10 +597,10 @@ async def test_a_request_on_a_damaged_account_does_not_run_for_ever(
     assert await site.charges() == []
 
 
-async def test_a_charge_on_an_account_damaged_since_is_refunded_once_it_is_repaired(
+async def test_a_charge_on_a_damaged_account_is_refunded_after_the_repair(
     site: Site, slow: PaidRequests, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Until then the request stays, for its credits are owed."""
+    """Until then the request stays, because its credits are owed."""
     await slow._charges.charge(await slow._open(ORDER))
     users = site.database["users"]
     before = await users.find_one({"_id": "ann"})
@@ -607,7 +619,7 @@ async def test_a_charge_on_an_account_damaged_since_is_refunded_once_it_is_repai
 
 
 async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
-    """Nothing of the request is kept, and none that was at work is taken for done."""
+    """Nothing of the request is kept, and no running one counts as done."""
 
     async def fails(paid: Paid) -> None:
         await site.ledger.delete_user("ann")
@@ -629,7 +641,7 @@ async def test_an_erased_user_is_refunded_nothing(site: Site) -> None:
 async def test_a_key_of_an_erased_account_is_new_to_the_one_opened_anew(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Also while the erasure is under way, and has not come to the paid requests yet."""
+    """This holds even while the erasure has not reached the paid requests."""
     site.work = lambda paid: paid.transaction_id
     first = await site.post(path=path)
     assert first.status_code == 200

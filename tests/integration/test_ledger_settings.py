@@ -1,4 +1,4 @@
-"""The ledger's settings in its database: written once, compared by everybody who opens it."""
+"""The ledger's settings in its database: written once, and compared whenever a ledger opens."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SETTINGS = "ledger_settings"
 
 
 def settings(**changes: Any) -> CreditConfig:
-    """A configuration with two decimal places, unless said otherwise."""
+    """Return a configuration with two decimal places, unless told otherwise."""
     return CreditConfig(**{"costs": {"post": {"default": 10}}, "decimal_places": 2, **changes})
 
 
 async def set_up(database: Database, config: CreditConfig) -> CreditLedger:
-    """A ledger on a database that knows its settings."""
+    """Open a ledger on a database that has its settings."""
     ledger = CreditLedger(database, config)
     report = await ledger.ensure_indexes()
     assert not report.conflicts
@@ -38,7 +38,7 @@ async def set_up(database: Database, config: CreditConfig) -> CreditLedger:
 
 
 class Commands(CommandListener):
-    """What is sent to the settings."""
+    """The commands sent to the settings collection."""
 
     def __init__(self) -> None:
         self.finds = 0
@@ -47,10 +47,10 @@ class Commands(CommandListener):
         self.finds += event.command.get("find") == SETTINGS
 
     def succeeded(self, event: Any) -> None:
-        """Nothing of interest."""
+        """Ignore answers."""
 
     def failed(self, event: Any) -> None:
-        """Nothing of interest."""
+        """Ignore failures."""
 
 
 # --- What is written ------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class Commands(CommandListener):
 
 @pytest.mark.drivers("pymongo", "motor", "mongomock")
 async def test_the_settings_are_written_once_and_kept(database: Database) -> None:
-    """All names, the mapping, the decimal places and the versions; a second run changes nothing."""
+    """They hold names, mapping, decimal places and versions. A second run changes nothing."""
     names = CollectionNames(users="people")
     config = settings(users=UserMapping(credits="balance"), collections=names)
     report = await CreditLedger(database, config).ensure_indexes()
@@ -80,10 +80,10 @@ async def test_the_settings_are_written_once_and_kept(database: Database) -> Non
     assert len(await rows(database, SETTINGS)) == 1
 
 
-async def test_a_database_of_before_goes_on_working_and_gets_its_settings(
+async def test_a_database_without_settings_works_and_gets_them_later(
     database: Database,
 ) -> None:
-    """Whatever opens it; from the next ``ensure_indexes`` on, settings are compared."""
+    """Ledgers can open it. From the next ``ensure_indexes`` on, the settings are compared."""
     for places in (0, 2):
         async with CreditLedger(database, settings(decimal_places=places)) as ledger:
             await ledger.create_user(f"u{places}", credits=20)
@@ -123,7 +123,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 async def test_a_ledger_with_other_settings_is_refused_when_it_opens(
     database: Database, changed: str
 ) -> None:
-    """Before anything is written, with both values and what to do."""
+    """The error has both values and the remedy, and nothing was written."""
     changes, field, own, kept = OTHERS[changed]
     await set_up(database, settings())
     before = await rows(database, SETTINGS)
@@ -142,7 +142,7 @@ async def test_a_ledger_with_other_settings_is_refused_when_it_opens(
 
 
 async def test_another_field_of_the_application_s_users_is_named(database: Database) -> None:
-    """Field by field, as the mapping has them."""
+    """The error names the field as the mapping has it."""
     await set_up(database, settings(users=UserMapping(credits="balance", id_type="uuid")))
     with pytest.raises(ConfigurationError, match=r"is 'money', .* set up with 'balance'") as caught:
         async with CreditLedger(
@@ -152,10 +152,10 @@ async def test_another_field_of_the_application_s_users_is_named(database: Datab
     assert caught.value.field == "users.credits"
 
 
-async def test_a_ledger_that_nobody_enters_is_refused_before_its_first_operation(
+async def test_a_ledger_used_without_opening_is_refused_at_its_first_operation(
     database: Database, client: Client
 ) -> None:
-    """Whichever it is, in a session too; as often as it is asked, and nothing is written."""
+    """Any first operation is refused, in a session too, and again each time. Nothing is written."""
     await (await set_up(database, settings())).create_user("u", credits=100)
     books = ("users", "transactions", "audit_logs", "idempotency_records")
     before = [await rows(database, name) for name in books]
@@ -185,7 +185,7 @@ async def test_a_ledger_that_nobody_enters_is_refused_before_its_first_operation
 async def test_settings_of_a_newer_version_are_refused_unless_it_allows_this_one(
     database: Database,
 ) -> None:
-    """What it has added is then left out."""
+    """Settings that only the newer version knows are ignored."""
     await set_up(database, settings())
     added = {"version": 9, "collections.holds": "holds", "users": None, "extra": [1]}
     await database[SETTINGS].update_one({}, {"$set": added})
@@ -216,7 +216,7 @@ async def test_a_newer_version_of_another_ledger_stops_this_one_only_at_its_coll
 async def test_settings_of_an_older_version_are_compared_as_far_as_they_go(
     database: Database,
 ) -> None:
-    """A name that the ledger has only now is taken as configured, and as nobody else's."""
+    """A name that only the newer ledger has counts as configured, and as not shared."""
     acme = settings(
         collections=CollectionNames.with_prefix("acme_"), users=UserMapping(seq="acme_seq")
     )
@@ -246,18 +246,18 @@ async def test_settings_of_an_older_version_are_compared_as_far_as_they_go(
     ],
     ids=str,
 )
-async def test_settings_that_can_not_be_read_are_named(database: Database, damage: Row) -> None:
-    """They are never guessed."""
+async def test_unreadable_settings_are_named(database: Database, damage: Row) -> None:
+    """The ledger never guesses them."""
     await set_up(database, settings())
     await database[SETTINGS].update_one({}, {"$set": damage})
     with pytest.raises(ConfigurationError, match="'transactions' in ledger_settings can't be read"):
         await CreditLedger(database, settings()).get_user("u")
 
 
-async def test_the_application_s_own_collection_of_that_name_is_no_matter(
+async def test_an_applications_collection_of_that_name_does_no_harm(
     database: Database,
 ) -> None:
-    """Its documents are others."""
+    """Its documents have other ids."""
     await database[SETTINGS].insert_many([{"_id": 1}, {"_id": "mine", "theme": "dark"}])
     await set_up(database, settings())
     assert len(await rows(database, SETTINGS)) == 3
@@ -275,7 +275,7 @@ async def test_a_document_in_the_way_of_the_settings_is_named(database: Database
 
 
 async def test_ledgers_that_share_a_collection_are_refused(database: Database) -> None:
-    """One that is renamed in part, as the archives, erasures and the like would be shared."""
+    """A ledger renamed only in part would share archives, erasures and more."""
     await set_up(database, settings())
     main = {"users": "b_users", "transactions": "b_rows", "audit_logs": "b_log"}
     names = CollectionNames(**main, idempotency_records="b_keys")
@@ -294,7 +294,7 @@ async def test_ledgers_that_share_a_collection_are_refused(database: Database) -
 
 
 async def test_ledgers_with_a_prefix_each_stay_apart(database: Database) -> None:
-    """Erasing a user in one, archives and all, leaves the other's as it was."""
+    """Erasing a user in one ledger, archives included, changes nothing in the other."""
     ledgers = []
     for prefix, places in (("", 2), ("acme_", 0)):
         names = CollectionNames.with_prefix(prefix)
@@ -311,7 +311,7 @@ async def test_ledgers_with_a_prefix_each_stay_apart(database: Database) -> None
 
 @pytest.mark.parametrize("prefix", ["acme_", "x.", "_"])
 def test_a_prefix_stands_before_every_name(prefix: str) -> None:
-    """One that no collection can have is refused."""
+    """A prefix that no collection name allows is refused."""
     for field, name in CollectionNames.with_prefix(prefix).model_dump().items():
         assert name == f"{prefix}{field}"
     named = CollectionNames.with_prefix(prefix, users="people").model_dump()
@@ -322,14 +322,14 @@ def test_a_prefix_stands_before_every_name(prefix: str) -> None:
 
 
 def test_no_collection_can_be_where_the_settings_are() -> None:
-    """They are every ledger's."""
+    """All ledgers of the database share the settings collection."""
     with pytest.raises(ConfigurationError, match="keep their settings") as caught:
         CollectionNames(turns=SETTINGS)
     assert caught.value.field == "turns"
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one ledger", "two that share"])
-async def test_of_processes_with_different_settings_at_once_one_succeeds(
+async def test_of_concurrent_processes_with_different_settings_one_succeeds(
     database: Database, replica_set_uri: str, apart: bool
 ) -> None:
     """The others are refused with both values, and have created nothing."""
@@ -361,10 +361,10 @@ async def test_of_processes_with_different_settings_at_once_one_succeeds(
     assert {name for name in found if name.startswith(("users_", "rows_"))} <= {*row["names"]}
 
 
-async def test_of_processes_with_the_same_settings_at_once_all_succeed(
+async def test_concurrent_processes_with_the_same_settings_all_succeed(
     database: Database, replica_set_uri: str
 ) -> None:
-    """And one document is there."""
+    """One document is written."""
     clients = [AsyncMongoClient[Row](replica_set_uri) for _ in range(6)]
     try:
         reports = await asyncio.gather(
@@ -380,8 +380,8 @@ async def test_of_processes_with_the_same_settings_at_once_all_succeed(
 # --- What it costs, and what can go wrong ---------------------------------------------------------
 
 
-async def test_the_settings_are_looked_at_once(database: Database, replica_set_uri: str) -> None:
-    """Also by many first operations at once; none after them asks again."""
+async def test_the_settings_are_read_once(database: Database, replica_set_uri: str) -> None:
+    """Many first operations share one look, and later ones need none."""
     await set_up(database, settings())
     commands = Commands()
     async with AsyncMongoClient[Row](
@@ -401,7 +401,7 @@ async def test_the_settings_are_looked_at_once(database: Database, replica_set_u
 
 @asynccontextmanager
 async def blocked(client: Client, app: str, milliseconds: int) -> AsyncIterator[None]:
-    """The server answers no ``find`` of an application for as long."""
+    """Let the server delay every ``find`` of the application."""
     data = {
         "failCommands": ["find"],
         "blockConnection": True,
@@ -419,7 +419,7 @@ async def blocked(client: Client, app: str, milliseconds: int) -> AsyncIterator[
 async def test_comparing_the_settings_ends_by_the_deadline_of_the_operation(
     database: Database, client: Client, replica_set_uri: str
 ) -> None:
-    """Nothing was written; the next operation looks again."""
+    """Nothing was written, and the next operation looks again."""
     await set_up(database, settings())
     app = "slow-settings"
     async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as slow:
@@ -437,10 +437,10 @@ async def test_comparing_the_settings_ends_by_the_deadline_of_the_operation(
         await again.close()
 
 
-async def test_a_failure_that_passes_is_tried_again(
+async def test_a_transient_failure_is_retried(
     database: Database, client: Client, replica_set_uri: str
 ) -> None:
-    """As one of the operation itself is."""
+    """It is retried like a failure of the operation itself."""
     await set_up(database, settings())
     app = "failing-settings"
     async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as unlucky:
@@ -453,10 +453,10 @@ async def test_a_failure_that_passes_is_tried_again(
         assert (await ledger.create_user("u", credits=5)).credits == 5
 
 
-async def test_a_look_that_hangs_holds_up_no_other(
+async def test_a_read_that_hangs_delays_no_other(
     database: Database, client: Client, replica_set_uri: str
 ) -> None:
-    """One reply that never comes costs one look, and no operation."""
+    """A reply that never comes costs one look, and no operation."""
     await set_up(database, settings())
     app = "hanging-settings"
     async with AsyncMongoClient[Row](replica_set_uri, tz_aware=True, appname=app) as hanging:
@@ -475,10 +475,10 @@ async def test_a_look_that_hangs_holds_up_no_other(
         assert [user.credits for user in users] == [5, 5, 5]
 
 
-async def test_many_first_operations_are_refused_by_one_look(
+async def test_many_first_operations_are_refused_by_one_read(
     database: Database, replica_set_uri: str
 ) -> None:
-    """Each gets an error of its own, at once, and a later one looks again."""
+    """Each gets its own error at once, and a later operation looks again."""
     await set_up(database, settings())
     commands = Commands()
     async with AsyncMongoClient[Row](
@@ -498,7 +498,7 @@ async def test_many_first_operations_are_refused_by_one_look(
 async def test_a_first_operation_that_is_cancelled_leaves_the_others(
     database: Database, replica_set_uri: str
 ) -> None:
-    """They wait for the look that it has begun."""
+    """They wait for the look that the cancelled one began."""
     await set_up(database, settings())
     commands = Commands()
     async with AsyncMongoClient[Row](

@@ -1,4 +1,4 @@
-"""What reads and commits ask the servers for."""
+"""What reads and commits ask of the servers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.integration.promises import Client, Database, failing, with_options
 
 
 class Times(CommandListener):
-    """When the last commit was, by the servers' clock, and what each read outside of one asked.
+    """The time of the last commit by the servers' clock, and the time that each read asked for.
 
-    The first read of a snapshot asks for no time; those after it, for the time it was given.
+    The first read of a snapshot asks for none. Later ones ask for the time that it was given.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class Times(CommandListener):
             self.committed = event.reply["operationTime"]
 
     def failed(self, event: object) -> None:
-        """Nothing fails here."""
+        """Ignore failures."""
 
 
 async def test_a_read_asks_for_the_state_after_the_latest_commit(
     replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """A new primary does not know at once what a majority has, and would show less."""
+    """A new primary does not know at once what a majority has, and could show an older state."""
     times = Times()
     async with (
         AsyncMongoClient[dict[str, Any]](replica_set_uri, event_listeners=[times]) as client,
@@ -72,7 +72,7 @@ async def test_a_read_asks_for_the_state_after_the_latest_commit(
 
 
 class Commits(CommandListener):
-    """How each transaction was begun, and what its commit waited for."""
+    """How each transaction began, and what its commit waited for."""
 
     def __init__(self) -> None:
         self.read_concerns: list[object] = []
@@ -85,16 +85,16 @@ class Commits(CommandListener):
             self.write_concerns.append(event.command.get("writeConcern"))
 
     def succeeded(self, event: object) -> None:
-        """Only what is asked for counts."""
+        """Ignore answers."""
 
     def failed(self, event: object) -> None:
-        """Nothing fails here."""
+        """Ignore failures."""
 
 
 async def test_a_commit_waits_for_the_journals_of_a_majority(
     replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """Whatever the application's client would ask for by itself."""
+    """This holds whatever the application's client has as its default."""
     commits = Commits()
     async with (
         AsyncMongoClient[dict[str, Any]](replica_set_uri, event_listeners=[commits], w=1) as client,
@@ -107,7 +107,7 @@ async def test_a_commit_waits_for_the_journals_of_a_majority(
 
 
 class Destinations(CommandListener):
-    """Commands that may be sent to another member than the primary."""
+    """The commands that may go to a member other than the primary."""
 
     def __init__(self) -> None:
         self.sent: set[str] = set()
@@ -115,21 +115,21 @@ class Destinations(CommandListener):
 
     def started(self, event: CommandStartedEvent) -> None:
         self.sent.add(event.command_name)
-        # The driver ends its sessions wherever it likes.
+        # The driver ends its sessions on any member.
         if "$readPreference" in event.command and event.command_name != "endSessions":
             self.astray.append(event.command_name)
 
     def succeeded(self, event: object) -> None:
-        """Only what is asked for counts."""
+        """Ignore answers."""
 
     def failed(self, event: object) -> None:
-        """Nothing fails here."""
+        """Ignore failures."""
 
 
 async def test_nothing_is_read_from_a_secondary(
     replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """Whatever the application's URI prefers: a secondary may be behind."""
+    """The application's URI may prefer secondaries, but these may lag."""
     destinations = Destinations()
     async with (
         AsyncMongoClient[dict[str, Any]](
@@ -157,7 +157,7 @@ async def test_nothing_is_read_from_a_secondary(
 async def test_an_application_that_commits_with_w1_reads_what_it_committed(
     *, driver: str, replica_set_uri: str, database: Database, config: CreditConfig
 ) -> None:
-    """The ledger's reads wait until a majority has it."""
+    """The ledger's reads wait until a majority has the commit."""
     opened: Any = MotorApplication if driver == "motor" else AsyncMongoClient[dict[str, Any]]
     async with (
         opened(replica_set_uri, w=1, tz_aware=True) as client,
@@ -171,7 +171,7 @@ async def test_an_application_that_commits_with_w1_reads_what_it_committed(
 
 
 @pytest.mark.parametrize("moment", [0.02, 0.1, 0.18, 0.26, 0.34, 0.42])
-async def test_a_page_is_of_one_moment_while_rows_move_to_the_archive(
+async def test_a_page_reads_one_snapshot_while_rows_move_to_the_archive(
     replica_set_uri: str,
     client: Client,
     database: Database,
@@ -180,7 +180,7 @@ async def test_a_page_is_of_one_moment_while_rows_move_to_the_archive(
     *,
     moment: float,
 ) -> None:
-    """Whichever of its reads the archive comes between: no row is missing, none comes twice."""
+    """No row is missing or doubled, wherever the archive comes between the page's reads."""
     await ledger.create_user("ann", credits=1000)
     for _ in range(11):
         await ledger.charge("ann", "translate")

@@ -1,4 +1,4 @@
-"""A commit whose outcome is unknown, and rows of it that go elsewhere before it is looked for."""
+"""A commit with an unknown outcome whose rows move before the ledger looks for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOVES: Final[dict[str, Move]] = {"the first user is erased": _erase, "all are ar
 
 
 def _users_of_one_lane(number: int) -> list[str]:
-    """Their requests share a batch."""
+    """Return users whose requests share a batch."""
     users = (f"user-{number}" for number in itertools.count())
     return list(itertools.islice((u for u in users if hash(u) % LANES == 0), number))
 
@@ -43,7 +43,7 @@ async def patient(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[CreditLedger]:
-    """It waits for two seconds before it looks what became of a commit."""
+    """A ledger that waits two seconds before it looks up a commit."""
     monkeypatch.setattr(RetryConfig, "delay_seconds", RetryConfig.longest_delay_seconds)
     retry = RetryConfig(initial_delay_ms=2000, max_delay_ms=2000)
     uri = with_options(replica_set_uri, appName="patient")
@@ -59,7 +59,7 @@ async def patient(
 async def test_a_batch_that_was_applied_is_found(
     database: Database, ledger: CreditLedger, patient: CreditLedger, move: Move, key: str | None
 ) -> None:
-    """And nobody is charged twice, though the server did not say that it had been applied."""
+    """Nobody is charged twice, although the server did not confirm the commit."""
     users = _users_of_one_lane(4)
     for user_id in users:
         await ledger.create_user(user_id, credits=100)

@@ -1,4 +1,4 @@
-"""Passwords, idempotency keys and metadata are in no log, no error and no repr, at DEBUG either."""
+"""Passwords, keys and metadata appear in no log, error or repr, even at DEBUG."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from tests.integration.promises import Client, Database, failing, rows, with_opt
 UTC = timezone.utc
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 APP_NAME = "secrecy"
-# One word in all that is secret, and nowhere else.
+# Part of every secret, and of nothing else.
 WORD = "opensesame"
 PASSWORD = f"{WORD}-password"
 METADATA: dict[str, Any] = {
@@ -71,13 +71,13 @@ WORDS = (
 )
 
 
-def tells(text: str) -> bool:
-    """Whether a text has anything of a secret."""
+def contains_secret(text: str) -> bool:
+    """Whether a text contains part of a secret."""
     return any(word.lower() in text.lower() for word in WORDS)
 
 
-class Everything(logging.Handler):
-    """All that any logger says, and how: message, arguments, traceback, and the record itself."""
+class LogRecorder(logging.Handler):
+    """Records what any logger says: message, arguments, traceback and the record itself."""
 
     def __init__(self) -> None:
         super().__init__(logging.NOTSET)
@@ -89,7 +89,7 @@ class Everything(logging.Handler):
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What the test itself asks the database for, as an application may, is not kept."""
+        """Don't record what the test itself asks the database for, as an application may."""
         records, self.records = self.records, []
         try:
             yield
@@ -97,20 +97,20 @@ class Everything(logging.Handler):
             self.records = records
 
     def of(self, logger: str) -> list[str]:
-        """What one of them has said."""
+        """Return what one logger said."""
         return [text for name, text in self.records if name == logger]
 
     def check(self) -> None:
-        """None of it tells a secret."""
-        told = [f"{name}: {text}" for name, text in self.records if tells(text)]
+        """Check that none of it contains a secret."""
+        told = [f"{name}: {text}" for name, text in self.records if contains_secret(text)]
         assert not told, "\n\n".join(told)
 
 
 @pytest_asyncio.fixture
-async def logged() -> AsyncIterator[Everything]:
-    """Every logger at DEBUG, those that do not hand on what they are told included.
+async def logged() -> AsyncIterator[LogRecorder]:
+    """Every logger at DEBUG, including those that do not propagate.
 
-    asyncio's debug mode logs each step of each task and callback, with all that these show.
+    asyncio's debug mode logs each step of each task and callback, with all that they show.
     """
     loop = asyncio.get_running_loop()
     shown = reprlib.aRepr
@@ -120,7 +120,7 @@ async def logged() -> AsyncIterator[Everything]:
     slow_from = loop.slow_callback_duration
     loop.slow_callback_duration = 0
     loop.set_debug(True)
-    handler = Everything()
+    handler = LogRecorder()
     loggers = [logging.getLogger()]
     loggers += [logging.getLogger(name) for name in logging.Logger.manager.loggerDict]
     before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in loggers]
@@ -141,17 +141,17 @@ async def logged() -> AsyncIterator[Everything]:
 
 
 def check_error(error: BaseException) -> None:
-    """Nothing that is shown of an error of ours, or of one of ours behind it, tells a secret."""
+    """Check that an error, and the library's errors behind it, show no secret."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CreditError):
             shown = [str(seen), repr(seen), repr(seen.args), *traceback.format_exception_only(seen)]
-            assert not tells(" ".join(shown)), shown
+            assert not contains_secret(" ".join(shown)), shown
         seen = seen.__cause__ or seen.__context__
-    # As the logs of applications show it: with what lies behind it.
+    # As applications log it, with its causes.
     if isinstance(error, CreditError):
         told = "".join(traceback.format_exception(error))
-        assert not tells(told), told
+        assert not contains_secret(told), told
 
 
 # --- The life of a ledger -------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def config(**changes: Any) -> CreditConfig:
 
 
 class Clock:
-    """The time, which can be moved on."""
+    """The real time, which a test can move forward."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
@@ -180,12 +180,12 @@ class Clock:
 
 
 def secret(**more: Any) -> dict[str, Any]:
-    """A key and metadata for a call."""
+    """Return a key and metadata for a call."""
     return {"idempotency_key": next(KEYS), "metadata": METADATA, **more}
 
 
 class Life:
-    """Calls on a ledger, with a note of all that they gave."""
+    """Calls on a ledger, with a record of all that they returned."""
 
     def __init__(self, ledger: CreditLedger, clock: Clock) -> None:
         self.ledger = ledger
@@ -195,7 +195,7 @@ class Life:
         self.errors: list[BaseException] = []
 
     async def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """A result, or an error; both are kept."""
+        """Return a result or an error, and record it."""
         try:
             result = await getattr(self.ledger, name)(*arguments, **options)
         except CreditError as error:
@@ -205,7 +205,7 @@ class Life:
         return result
 
     async def succeed(self) -> None:
-        """All that goes well."""
+        """Make every kind of call that succeeds."""
         await self.call("create_user", "u", credits=60, membership_tier="free", **secret())
         options = secret()
         charge = await self.call("charge", "u", "post", **options)
@@ -232,7 +232,7 @@ class Life:
         assert not self.errors
 
     async def be_refused(self) -> None:
-        """All that is refused, and bad input of which the secret is a part."""
+        """Make every kind of call that is refused, and wrong calls with secrets in them."""
         key = next(KEYS)
         await self.call("grant", "u", 1, action="x", idempotency_key=key, metadata=METADATA)
         conflict = await self.call("grant", "u", 2, action="x", idempotency_key=key)
@@ -267,7 +267,7 @@ class Life:
         assert len(self.errors) == before + len(refused)
 
     async def fail(self, client: Client, database: Database) -> None:
-        """All that the server may do to a command, and refuse of a document."""
+        """Make calls that the server fails in each way, or whose documents it refuses."""
         for command in ("find", "insert", "update", "delete", "commitTransaction"):
             for data in (
                 {"errorCode": 13},
@@ -289,7 +289,7 @@ class Life:
         await self._meet_a_validator(database)
 
     async def _meet_an_index(self, database: Database) -> None:
-        # The server's own words quote the values that would be there twice.
+        # The server's own error quotes the duplicate values.
         await database["transactions"].delete_many({})
         await database["transactions"].create_index("metadata.value", unique=True)
         for _ in range(2):
@@ -304,7 +304,7 @@ class Life:
             await database.command({"collMod": name, "validator": {}})
 
     async def be_in_the_way(self, client: Client) -> None:
-        """Conflicts with the application's transaction, up to the deadline, and calls within it."""
+        """Cause conflicts with an application's transaction, and make calls within it."""
         async with client.start_session() as session:
             await session.start_transaction()
             await client[self.database]["users"].update_one(
@@ -324,21 +324,21 @@ class Life:
                 await getattr(session, ending)()
 
     def check(self) -> None:
-        """Nothing that was given tells a secret when it is shown."""
+        """Check that nothing returned shows a secret."""
         for error in self.errors:
             check_error(error)
         for result in self.results:
             shown = f"{result!r} {result} "
             if isinstance(result, credit_mongo.HistoryPage | credit_mongo.AuditPage):
                 shown += f"{list(result)!r} {result[:2]!r}"
-            assert not tells(shown), shown
+            assert not contains_secret(shown), shown
 
 
 @pytest_asyncio.fixture(params=["a client of its own", "the application's client"])
 async def life(
-    request: pytest.FixtureRequest, replica_set_uri: str, database: Database, logged: Everything
+    request: pytest.FixtureRequest, replica_set_uri: str, database: Database, logged: LogRecorder
 ) -> AsyncIterator[Life]:
-    """A ledger, however it is connected, while every logger speaks."""
+    """A ledger, connected in each way, while every logger is at DEBUG."""
     clock = Clock()
     settings = config(operation_timeout_seconds=2)
     uri = with_options(replica_set_uri, appName=APP_NAME)
@@ -354,12 +354,12 @@ async def life(
             yield Life(ledger, clock)
 
 
-async def test_success_and_refusal_tell_no_secret(
-    life: Life, database: Database, logged: Everything
+async def test_success_and_refusal_show_no_secret(
+    life: Life, database: Database, logged: LogRecorder
 ) -> None:
-    """Logs, errors and reprs, at DEBUG, with the ledger's own client and the application's.
+    """Logs, errors and reprs show none at DEBUG, on the ledger's own client or the application's.
 
-    The secrets are where they belong: in the database, and in what a caller asks for.
+    The secrets are only where they belong: in the database, and in what a caller reads.
     """
     await life.succeed()
     await life.be_refused()
@@ -369,17 +369,17 @@ async def test_success_and_refusal_tell_no_secret(
     for name in ("find", "insert", "update", "delete", "aggregate", "commitTransaction"):
         assert any(f'"commandName": "{name}"' in text for text in commands), name
     with logged.aside():
-        assert tells(str(await rows(database, "transactions")))
-        assert tells(str(await rows(database, "idempotency_records")))
-    assert tells(str((await life.ledger.get_history("u"))[0].metadata))
+        assert contains_secret(str(await rows(database, "transactions")))
+        assert contains_secret(str(await rows(database, "idempotency_records")))
+    assert contains_secret(str((await life.ledger.get_history("u"))[0].metadata))
     logged.check()
 
 
 @pytest.mark.cases(1)
-async def test_failures_of_the_database_tell_no_secret(
-    life: Life, client: Client, database: Database, logged: Everything
+async def test_failures_of_the_database_show_no_secret(
+    life: Life, client: Client, database: Database, logged: LogRecorder
 ) -> None:
-    """Each command fails in each way, and the application's rules refuse the ledger's documents."""
+    """Each command fails in each way, and the application's rules refuse documents."""
     await life.call("ensure_indexes")
     await life.call("create_user", "u", credits=60, **secret())
     await life.fail(client, database)
@@ -389,10 +389,10 @@ async def test_failures_of_the_database_tell_no_secret(
     logged.check()
 
 
-async def test_a_document_of_other_software_tells_no_secret(
-    life: Life, database: Database, logged: Everything
+async def test_a_document_of_other_software_shows_no_secret(
+    life: Life, database: Database, logged: LogRecorder
 ) -> None:
-    """Where a number should be, it may have anything."""
+    """A field that should be a number can hold anything."""
     await life.call("create_user", "u", credits=60)
     with logged.aside():
         change = {"q": {"_id": "u"}, "u": {"$set": {"credits": f"{WORD}-balance"}}}
@@ -405,10 +405,10 @@ async def test_a_document_of_other_software_tells_no_secret(
     logged.check()
 
 
-async def test_the_applications_own_commands_are_logged_as_ever(
-    life: Life, logged: Everything
+async def test_the_applications_own_commands_are_logged_unchanged(
+    life: Life, logged: LogRecorder
 ) -> None:
-    """On the same client and the same collections, also while the ledger works: no side effect."""
+    """They are logged on the same client and collections, even while the ledger works."""
     await life.call("create_user", "u", credits=60)
     users = life.ledger._database.client[life.database]["users"]
 
@@ -417,15 +417,15 @@ async def test_the_applications_own_commands_are_logged_as_ever(
             assert await users.find_one({"_id": WORD}) is None
 
     await asyncio.gather(look(), *(life.call("charge", "u", "post", **secret()) for _ in range(5)))
-    told = [text for text in logged.of("pymongo.command") if tells(text)]
+    told = [text for text in logged.of("pymongo.command") if contains_secret(text)]
     assert len(told) == 10
     assert all('"commandName": "find"' in text for text in told)
     life.check()
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_jobs_tell_no_secret(database: Database, tmp_path: Path, logged: Everything) -> None:
-    """They read rows in bulk, each with a key and metadata, in tasks of their own."""
+async def test_jobs_show_no_secret(database: Database, tmp_path: Path, logged: LogRecorder) -> None:
+    """Jobs read rows with keys and metadata in bulk, in tasks of their own."""
     async with CreditLedger(database, config(), clock=Clock()) as ledger:
         await ledger.ensure_indexes()
         for user_id in ("ann", "bob"):
@@ -461,11 +461,11 @@ async def test_jobs_tell_no_secret(database: Database, tmp_path: Path, logged: E
     logged.check()
     assert any("Executing" in text for text in logged.of("asyncio"))
     with logged.aside():
-        assert tells(await asyncio.to_thread(exported.read_text))
+        assert contains_secret(await asyncio.to_thread(exported.read_text))
 
 
-async def test_paid_requests_tell_no_secret(database: Database, logged: Everything) -> None:
-    """Their tasks have the run, whose id is a key, and the header's key."""
+async def test_paid_requests_show_no_secret(database: Database, logged: LogRecorder) -> None:
+    """Their tasks know the run, whose id is a key, and the header's key."""
     site = Site(database, CONFIG)
     async with site.app.router.lifespan_context(site.app):
         await site.ledger.create_user("ann", credits=60)
@@ -481,7 +481,7 @@ async def test_paid_requests_tell_no_secret(database: Database, logged: Everythi
 
 
 def test_a_task_shows_what_it_does_and_no_value() -> None:
-    """Whether it has a result, an error, or neither."""
+    """This holds whether it has a result, an error or neither."""
 
     async def work(outcome: object) -> object:
         await asyncio.sleep(0)
@@ -513,19 +513,19 @@ def test_a_task_shows_what_it_does_and_no_value() -> None:
 
 
 async def failure_to_enter(uri: str) -> BaseException:
-    """Why a ledger cannot be used there."""
+    """Return the error of a ledger that cannot open there."""
     ledger = CreditLedger.connect(uri, database="app", config=config(operation_timeout_seconds=1))
     with pytest.raises(StorageError) as caught:
         await ledger.__aenter__()
-    assert not tells(repr(ledger))
+    assert not contains_secret(repr(ledger))
     return caught.value
 
 
-async def test_a_server_that_is_not_there_tells_no_password(logged: Everything) -> None:
-    """The driver looks for it again and again, and says so."""
+async def test_an_unreachable_server_shows_no_password(logged: LogRecorder) -> None:
+    """The driver looks for it repeatedly, and logs that."""
     error = await failure_to_enter(f"mongodb://ann:{PASSWORD}@127.0.0.1:1/?replicaSet=rs0")
     check_error(error)
-    assert not tells("".join(traceback.format_exception(error)))
+    assert not contains_secret("".join(traceback.format_exception(error)))
     assert logged.of("pymongo.serverSelection")
     logged.check()
 
@@ -541,9 +541,9 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gua
 
 @pytest.mark.parametrize("mechanism", ["", "SCRAM-SHA-1", "SCRAM-SHA-256"])
 async def test_a_password_is_in_no_log_whether_it_is_right_or_wrong(
-    guarded: GuardedReplicaSet, logged: Everything, mechanism: str
+    guarded: GuardedReplicaSet, logged: LogRecorder, mechanism: str
 ) -> None:
-    """The conversation that proves it is not logged, and a wrong one is not told either."""
+    """The driver does not log the authentication. A wrong password is not logged either."""
     option = f"&authMechanism={mechanism}" if mechanism else ""
     uri = guarded.uri_of(ADMINISTRATOR) + option
     settings = config(operation_timeout_seconds=5)
@@ -551,17 +551,17 @@ async def test_a_password_is_in_no_log_whether_it_is_right_or_wrong(
         life = Life(ledger, Clock())
         await life.call("create_user", f"u{mechanism}", credits=9, **secret())
         await life.call("charge", f"u{mechanism}", "post", **secret())
-        assert not tells(repr(ledger))
+        assert not contains_secret(repr(ledger))
     error = await failure_to_enter(uri.replace(PASSWORD, f"wrong-{WORD}"))
     assert "AuthenticationFailed" in str(error)
     check_error(error)
-    assert not tells("".join(traceback.format_exception(error)))
+    assert not contains_secret("".join(traceback.format_exception(error)))
     life.check()
     logged.check()
 
 
-async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> None:
-    """Nor do the settings from the environment when they are shown."""
+async def test_a_refused_uri_shows_no_password(logged: LogRecorder) -> None:
+    """Settings from the environment hide it, too."""
     for uri in (
         f"mongodb://ann:{PASSWORD}@127.0.0.1/?tls=True",
         f"mongodb://ann:{PASSWORD}@127.0.0.1:port/",
@@ -572,9 +572,9 @@ async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> N
         with pytest.raises(ConfigurationError) as caught:
             CreditLedger.connect(uri, database="app", config=config())
         check_error(caught.value)
-        assert not tells("".join(traceback.format_exception(caught.value)))
+        assert not contains_secret("".join(traceback.format_exception(caught.value)))
     settings = Settings(MONGODB_URI=f"mongodb://ann:{PASSWORD}@127.0.0.1/")
-    assert not tells(f"{settings!r} {settings}")
+    assert not contains_secret(f"{settings!r} {settings}")
     logged.check()
 
 
@@ -582,7 +582,7 @@ async def test_an_uri_that_is_refused_tells_no_password(logged: Everything) -> N
 
 
 def fields_of(kind: type[Any]) -> dict[str, Any]:
-    """Values for all fields of a dataclass: a secret in each that may hold one."""
+    """Return values for a dataclass's fields, with a secret in each that may hold one."""
     secrets = {
         "metadata": METADATA,
         "key": WORD,
@@ -599,7 +599,7 @@ DOCUMENTS = credit_documents(CollectionNames())
 
 
 def test_the_walk_finds_what_holds_metadata() -> None:
-    """The tests below look at something."""
+    """Otherwise the tests below could look at nothing."""
     holders = {kind for kind in DATACLASSES if "metadata" in fields_of(kind)}
     assert holders == {ChargeResult, RefundResult, GrantResult, Transaction, AuditLog}
     assert len(REQUESTS) > 7
@@ -607,14 +607,14 @@ def test_the_walk_finds_what_holds_metadata() -> None:
 
 @pytest.mark.parametrize("kind", [*DATACLASSES, *REQUESTS], ids=lambda kind: kind.__name__)
 def test_no_result_and_no_request_shows_a_key_or_metadata(kind: type[Any]) -> None:
-    """They land in logs, in tracebacks with locals, in error trackers."""
+    """Requests and results end up in logs, tracebacks with locals, and error trackers."""
     shown = kind(**fields_of(kind))
-    assert not tells(f"{shown!r} {shown} {[shown]}")
+    assert not contains_secret(f"{shown!r} {shown} {[shown]}")
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS, ids=lambda kind: kind.__name__)
 def test_no_document_shows_a_key_or_metadata(kind: type[Any]) -> None:
-    """What an application reads with Beanie is shown no better."""
+    """This holds for the documents that an application reads with Beanie."""
     secrets = {
         "metadata": METADATA,
         "idempotency_key": WORD,
@@ -624,4 +624,4 @@ def test_no_document_shows_a_key_or_metadata(kind: type[Any]) -> None:
     if "fingerprint" in kind.model_fields:
         values["id"] = WORD
     shown = kind.model_construct(**values)
-    assert not tells(f"{shown!r} {shown} {[shown]}")
+    assert not contains_secret(f"{shown!r} {shown} {[shown]}")

@@ -1,4 +1,4 @@
-"""Servers that cannot serve: a mongod without a replica set, and none at all."""
+"""Servers that cannot serve: a mongod without a replica set, and no server at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from credit_mongo import (
 from credit_mongo.local import find_mongod
 
 CONFIG = CreditConfig(costs={"post": {"default": 1}}, operation_timeout_seconds=1)
-# What a call may take beyond its deadline: these machines are shared.
+# How long after its deadline a call may end: the tests share their machine with others.
 LENIENCE_SECONDS = 2.0
 
 Call = Callable[[CreditLedger], Awaitable[object]]
@@ -38,7 +38,7 @@ READS: dict[str, Call] = {
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 @pytest_asyncio.fixture(scope="module")
 async def standalone_uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """A mongod as one starts it without knowing better."""
+    """A mongod started without a replica set."""
     directory: Path = tmp_path_factory.mktemp("standalone")
     port = free_port()
     process = await asyncio.create_subprocess_exec(
@@ -72,7 +72,7 @@ async def standalone_uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 
 
 async def test_a_standalone_mongod_is_refused_on_entering(standalone_uri: str) -> None:
-    """With the remedy in the message."""
+    """The message has the remedy."""
     ledger = CreditLedger.connect(standalone_uri, database="app", config=CONFIG)
     with pytest.raises(ReplicaSetRequiredError, match=r"--replSet rs0.*rs\.initiate\(\)"):
         await ledger.__aenter__()
@@ -80,7 +80,7 @@ async def test_a_standalone_mongod_is_refused_on_entering(standalone_uri: str) -
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_standalone_mongod_is_refused_by_each_call(standalone_uri: str, name: str) -> None:
-    """Also by a ledger that nobody entered, and nothing is written."""
+    """A ledger that was never opened refuses, too, and nothing is written."""
     ledger = CreditLedger.connect(standalone_uri, database="app", config=CONFIG)
     try:
         with pytest.raises(ReplicaSetRequiredError, match="--replSet rs0"):
@@ -92,7 +92,7 @@ async def test_a_standalone_mongod_is_refused_by_each_call(standalone_uri: str, 
 
 
 async def test_a_server_that_does_not_answer_is_told_on_entering() -> None:
-    """A StorageError with the address in it, within the deadline."""
+    """The StorageError has the address, and comes within the deadline."""
     port = free_port()
     ledger = CreditLedger.connect(
         f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", database="app", config=CONFIG
@@ -104,9 +104,9 @@ async def test_a_server_that_does_not_answer_is_told_on_entering() -> None:
 
 
 async def test_an_applications_own_client_is_told_which_server_it_does_not_reach() -> None:
-    """And what to do: in the words of the command line, without the driver's whole topology."""
+    """The error says what to do, without the driver's whole topology."""
     port = free_port()
-    # Which looks for a server longer than the ledger waits.
+    # This client looks for a server longer than the ledger waits.
     async with AsyncMongoClient[dict[str, object]](f"mongodb://127.0.0.1:{port}/") as client:
         with pytest.raises(StorageError) as told:
             await CreditLedger(client["app"], CONFIG).__aenter__()
@@ -119,7 +119,7 @@ async def test_an_applications_own_client_is_told_which_server_it_does_not_reach
 
 @pytest.mark.parametrize("name", [*CALLS, *READS])
 async def test_a_server_that_does_not_answer_is_told_by_each_call(name: str) -> None:
-    """Within the deadline, and no caller is left in doubt: nothing can have happened."""
+    """The error comes within the deadline and says that nothing was written."""
     ledger = CreditLedger.connect(
         f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs0", database="app", config=CONFIG
     )

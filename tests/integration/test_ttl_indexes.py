@@ -1,4 +1,4 @@
-"""TTL indexes where none belongs: whoever looks at the ledger is told of them."""
+"""TTL indexes that would delete the ledger's rows: setup, status and verification report them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ALL = [*NAMES.model_dump().values(), "ledger_settings"]
 
 
 async def test_a_ttl_index_is_found_wherever_none_belongs(database: Database) -> None:
-    """By setting up, by looking at the state, and by verifying; its remedy is to drop it."""
+    """Setup, status and verification find it. The remedy is to drop it."""
     async with CreditLedger(database, CONFIG) as ledger:
         assert not (await ledger.ensure_indexes()).conflicts
         await ledger.create_user("u", credits=5)
         assert (await verify(database)).findings_total == 0
         assert (await status_of(database)).is_ready
         for name in ("transactions", "audit_logs"):
-            # As the archive makes them with its first rows.
+            # As the archive creates them with its first rows.
             for index in INDEXES[name].values():
                 await database[f"{name}_archive"].create_index(index)
-        # In thirty years: nothing is deleted while this looks.
+        # In thirty years: nothing is deleted during the test.
         for name in ALL:
             await database[name].create_index("createdAt", expireAfterSeconds=10**9)
         wanted = {f"{name}.createdAt_1" for name in ALL}
@@ -57,7 +57,7 @@ async def test_a_ttl_index_is_found_wherever_none_belongs(database: Database) ->
 async def test_where_rows_end_by_themselves_only_their_own_index_may_end_them(
     database: Database,
 ) -> None:
-    """Keys and paid requests go at their ``expiresAt``, not an hour after they were made."""
+    """Keys and paid requests expire at ``expiresAt``, not an hour after they were made."""
     async with CreditLedger(database, CONFIG) as ledger:
         await ledger.ensure_indexes()
         for name in ("idempotency_records", "paid_requests"):
@@ -73,7 +73,7 @@ async def test_where_rows_end_by_themselves_only_their_own_index_may_end_them(
 async def test_the_application_s_users_may_end_in_part(
     database: Database, *, partial: bool
 ) -> None:
-    """Sign-ups that were never confirmed, say; an index on all of them deletes accounts."""
+    """For example, unconfirmed sign-ups may expire. An index on all users would delete accounts."""
     names, users = CollectionNames(users="people"), UserMapping(credits="balance")
     await ensure_indexes(database, names, users)
     index = {"key": {"signedUp": 1}, "name": "signedUp_1", "expireAfterSeconds": 10**9}

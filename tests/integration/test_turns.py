@@ -1,4 +1,4 @@
-"""Turns of several processes: nobody waits for one that is frozen, or has less time for it."""
+"""Turns of several processes: none waits long for one that is frozen."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tests.integration.promises import (
 )
 
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=4)
-# A tenth of the deadline is waited for the turn. The rest is for slow machines.
+# A process waits for the turn up to a tenth of the deadline. The rest is for slow machines.
 SHORT_SECONDS = 3
 
-# It stops itself with its commit written and not yet sent.
+# The process stops itself when its commit is written but not yet sent.
 HOLDER = """
 import asyncio, os, signal, sys
 from pymongo import AsyncMongoClient
@@ -66,14 +66,14 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def has_stopped(process: Process) -> bool:
-    """Whether a signal has stopped it."""
+    """Whether a signal has stopped the process."""
     options = os.WSTOPPED | os.WNOWAIT | os.WNOHANG
     return os.waitid(os.P_PID, process.pid, options) is not None
 
 
 @asynccontextmanager
 async def holder(uri: str, database: Database) -> AsyncIterator[Process]:
-    """A process that has stopped in its turn, in the middle of a charge of "held"."""
+    """A process that stopped during its turn, in the middle of a charge of "held"."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HOLDER, uri, database.name),
         env={**os.environ, "PYTHONPATH": str(Path(credit_mongo.__file__).parents[1])},
@@ -82,7 +82,7 @@ async def holder(uri: str, database: Database) -> AsyncIterator[Process]:
     try:
         assert process.stdout is not None
         assert await process.stdout.readline() == b"has the turn\n"
-        # It stops itself a moment after it says so; a signal in between would let it stop twice.
+        # It stops itself just after it says so. A signal in between would stop it twice.
         while not has_stopped(process):  # noqa: ASYNC110 - the kernel has no event for it
             await asyncio.sleep(0.01)
         yield process
@@ -93,12 +93,12 @@ async def holder(uri: str, database: Database) -> AsyncIterator[Process]:
 
 
 def take_turns(ledger: CreditLedger) -> None:
-    """As after two conflicts in a row."""
+    """Let a ledger take turns, as after two conflicts in a row."""
     ledger._committer._turns.met_conflict(2, asyncio.get_running_loop().time())
 
 
 async def charge_beside_the_holder(ledger: CreditLedger, users: list[str]) -> None:
-    """One short wait, then none; only the user whom the holder has written is not to be had."""
+    """Charge with one short wait, then with none. Only the locked user cannot be charged."""
     take_turns(ledger)
     held = asyncio.ensure_future(ledger.charge("held", "post"))
     began = time.monotonic()
@@ -113,10 +113,10 @@ async def charge_beside_the_holder(ledger: CreditLedger, users: list[str]) -> No
 
 
 @pytest.mark.parametrize("sent", [signal.SIGSTOP, signal.SIGKILL], ids=lambda sent: sent.name)
-async def test_a_process_that_stops_in_its_turn_costs_the_others_one_short_wait(
+async def test_a_process_frozen_in_its_turn_costs_the_others_one_short_wait(
     client: Client, database: Database, replica_set_uri: str, sent: signal.Signals
 ) -> None:
-    """Users whom it never touched are charged, in all processes, at once from then on."""
+    """From then on, all processes charge all other users at once."""
     async with CreditLedger(database, CONFIG) as ledger, CreditLedger(database, CONFIG) as other:
         await ledger.ensure_indexes()
         users = [f"free-{number}" for number in range(8)]
@@ -129,7 +129,7 @@ async def test_a_process_that_stops_in_its_turn_costs_the_others_one_short_wait(
                     charge_beside_the_holder(other, users[4:]),
                 )
             finally:
-                # The server itself would end what the process left after a minute.
+                # The server itself would end the stopped process's transaction only after a minute.
                 await end_all_transactions(client)
             if sent is signal.SIGSTOP:
                 process.send_signal(signal.SIGCONT)
@@ -144,7 +144,7 @@ async def test_a_process_that_stops_in_its_turn_costs_the_others_one_short_wait(
 async def test_turns_come_back_when_the_turn_changes_hands(
     client: Client, database: Database, replica_set_uri: str
 ) -> None:
-    """A process that was only slow is waited for again."""
+    """A process that was only slow gets its turn again."""
     async with CreditLedger(database, CONFIG) as ledger:
         await ledger.ensure_indexes()
         await ledger.create_user("held", credits=1000)
@@ -156,7 +156,8 @@ async def test_turns_come_back_when_the_turn_changes_hands(
             assert turns.are_stuck(clock())
             process.send_signal(signal.SIGCONT)
             assert await asyncio.wait_for(process.wait(), 20) == 0
-        turns._stuck = Cooldown(shortest_seconds=5, longest_seconds=60)  # as when it is over
+        # As when the pause from turns is over.
+        turns._stuck = Cooldown(shortest_seconds=5, longest_seconds=60)
         take_turns(ledger)
         assert turns.are_needed(clock())
         await ledger.charge("held", "post")
@@ -168,7 +169,7 @@ async def test_turns_come_back_when_the_turn_changes_hands(
 async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
     client: Client, database: Database, replica_set_uri: str
 ) -> None:
-    """It is not failed with the batch, which had begun to wait for its turn long before."""
+    """It does not fail with the batch, which had begun to wait for its turn long before."""
     uri = with_options(replica_set_uri, appName="joining")
     config = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=2)
     async with (
@@ -178,7 +179,7 @@ async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
         await ledger.ensure_indexes()
         await ledger.create_user("ann", credits=1000)
         take_turns(ledger)
-        await ledger.charge("ann", "post")  # now there is a turn
+        await ledger.charge("ann", "post")  # Now there is a turn.
         ledger._committer._turns._longest_held_seconds = 60
         slow = {"blockConnection": True, "blockTimeMS": 800}
         users = {"failCommands": ["find"], "namespace": f"{database.name}.users"}
@@ -190,7 +191,7 @@ async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
                 await asyncio.sleep(1.2)
                 second = asyncio.ensure_future(ledger.charge("ann", "post"))
                 await asyncio.sleep(0.1)
-            # The batch goes on: nobody knows yet how the first charge in it ends.
+            # The batch goes on, so the outcome of its first charge is still unknown.
             with pytest.raises(CommitOutcomeUnknownError):
                 await first
             assert (await second).balance_after == 970

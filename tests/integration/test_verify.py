@@ -1,4 +1,4 @@
-"""verify and repair, on a real replica set: what is wrong is found, what is not is not."""
+"""verify and repair on a real replica set: they find what is wrong, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WHO: dict[str, Any] = {"operator": "Ada", "reason": "a disk was lost"}
 
 
 async def fill(ledger: CreditLedger) -> None:
-    """Three users with every operation, each with a key."""
+    """Create three users with every operation, each with a key."""
     for number, user_id in enumerate(("ada", "bob", "eve")):
         keys = (f"{user_id}-{key}" for key in range(100))
         await ledger.create_user(
@@ -63,7 +63,7 @@ async def row_of(database: Database, seq: int, user_id: str = "bob") -> Row:
 
 
 async def change(database: Database, number: int, /, **values: Any) -> None:
-    """Change fields of one of Bob's transactions, dots for parts."""
+    """Change fields of one of Bob's transactions. Dots lead into parts."""
     result = await database["transactions"].update_one(
         {"userId": "bob", "seq": number}, {"$set": values}
     )
@@ -71,7 +71,7 @@ async def change(database: Database, number: int, /, **values: Any) -> None:
 
 
 async def change_user(database: Database, **values: Any) -> None:
-    """Change fields of Bob's account, also to what the validator refuses."""
+    """Change fields of Bob's account, even to values that the validator refuses."""
     await database.command(
         {
             "update": "users",
@@ -91,7 +91,7 @@ async def double(database: Database, seq: int, **values: Any) -> None:
 
 
 async def change_consistently(database: Database, seq: int) -> None:
-    """Also the chain from there on, and the account: as if it had been so from the beginning."""
+    """Change a row, the chain after it and the account, as if it had always been so."""
     await database["transactions"].update_one(
         {"userId": "bob", "seq": seq}, {"$inc": {"amount": Int64(5), "balanceAfter": Int64(5)}}
     )
@@ -103,7 +103,7 @@ async def change_consistently(database: Database, seq: int) -> None:
 
 
 async def double_an_effect(database: Database) -> None:
-    """A second charge for one key, with books that fit."""
+    """Charge a second time for one key, with consistent books."""
     user = await database["users"].find_one({"_id": "bob"})
     assert user is not None
     keyed = await row_of(database, 6)
@@ -178,13 +178,13 @@ async def add_audit(database: Database) -> None:
 
 
 async def move_audit(database: Database) -> None:
-    """To another user: one has too few, the other too many."""
+    """Move an audit row to another user: one lacks it, the other has one too many."""
     row = await row_of(database, 4)
     await database["audit_logs"].update_one({"_id": row["_id"]}, {"$set": {"userId": "eve"}})
 
 
 async def refund_again(database: Database) -> None:
-    """As much as to be more than the charge took."""
+    """Refund more than the rest of the charge."""
     await change(database, 3, amount=Int64(11))
 
 
@@ -194,7 +194,7 @@ async def history_lost(database: Database) -> None:
 
 @dataclass(frozen=True)
 class Harm:
-    """Something that was done to Bob's books, and the codes that tell of it."""
+    """A change to Bob's books, and the codes of the findings that it causes."""
 
     name: str
     do: Callable[[Database], Awaitable[Any]]
@@ -364,10 +364,10 @@ def codes_of(findings: tuple[Finding, ...]) -> set[str]:
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_books_that_the_ledger_wrote_are_in_order(
+async def test_books_that_the_ledger_wrote_have_no_findings(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """With every operation in them, and of an empty database too."""
+    """This holds for every operation, and for an empty database."""
     empty = await verify(database)
     assert (empty.users, empty.transactions, empty.findings_total) == (0, 0, 0)
     await fill(ledger)
@@ -381,10 +381,10 @@ async def test_books_that_the_ledger_wrote_are_in_order(
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.name)
 @pytest.mark.cases(14)
-async def test_whatever_is_wrong_is_found_and_settled(
+async def test_every_kind_of_harm_is_found_and_settled(
     ledger: CreditLedger, database: Database, harm: Harm
 ) -> None:
-    """In the sweep of all and in the look at one; a correction settles it and nothing else."""
+    """The sweep and the look at one user find it. A correction settles it and nothing else."""
     await fill(ledger)
     await harm.do(database)
     found = await verify(database)
@@ -417,7 +417,7 @@ async def test_whatever_is_wrong_is_found_and_settled(
 async def check_after_repair(
     ledger: CreditLedger, database: Database, before: dict[str, list[Row]], harm: Harm
 ) -> None:
-    """The balance stays, the correction says who and why, and new harm is found again."""
+    """Check that the balance stays, that the correction says why, and that new harm is found."""
     old = next(user for user in before["users"] if user["_id"] == "bob")
     new = await database["users"].find_one({"_id": "bob"})
     assert new is not None
@@ -444,10 +444,10 @@ async def check_after_repair(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_charges_that_go_on_meanwhile_make_no_finding(
+async def test_concurrent_charges_cause_no_finding(
     ledger: CreditLedger, database: Database, replica_set_uri: str
 ) -> None:
-    """Each user is seen as of one moment, whatever is written in between."""
+    """Each user is read at one moment, whatever is written meanwhile."""
     users = [f"user-{number}" for number in range(20)]
     for user_id in users:
         await ledger.create_user(user_id, credits=100_000)
@@ -485,7 +485,7 @@ async def test_charges_that_go_on_meanwhile_make_no_finding(
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few rows need many commands; and no patience is lost with what fails by chance."""
+    """Use small batches, so that few rows need many commands, and retry without limit."""
     monkeypatch.setattr(reading, "_BATCH", 2)
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify._PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify._MOST_TRIES", 1000)
@@ -502,14 +502,14 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 @pytest.mark.cases(1)
-async def test_a_snapshot_that_is_gone_is_no_end(
+async def test_a_lost_snapshot_does_not_end_a_verification(
     ledger: CreditLedger,
     client: Client,
     database: Database,
     replica_set_uri: str,
     data: Row,
 ) -> None:
-    """The rest is read in a fresh one; nothing is counted twice, and nothing is missed."""
+    """The rest is read in a new snapshot. Nothing is counted twice or missed."""
     await fill(ledger)
     await lose(database, 4)
     expected = await verify(database)
@@ -525,14 +525,14 @@ async def test_a_snapshot_that_is_gone_is_no_end(
     assert failure.hits > 0
 
 
-async def test_a_server_that_keeps_no_snapshot_is_told(
+async def test_a_server_that_keeps_no_snapshots_gets_a_clear_error(
     ledger: CreditLedger,
     client: Client,
     database: Database,
     replica_set_uri: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It ends, with an error that says what to do."""
+    """Verification ends with an error that says what to do."""
     await fill(ledger)
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify._PAUSE_SECONDS", 0.0)
     async with AsyncMongoClient[Row](replica_set_uri, appname="no-snapshots") as other:
@@ -544,10 +544,10 @@ async def test_a_server_that_keeps_no_snapshot_is_told(
                 await verify(other[database.name])
 
 
-async def test_users_of_the_application_s_own_are_none_of_the_ledger_s(
+async def test_an_applications_users_without_credits_are_ignored(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """Until they have credits; what has some and no history is found, and settled."""
+    """Users with credits but no history are a finding, and can be settled."""
     await ledger.create_user("ada", credits=1)
     await database.command(
         {
@@ -569,10 +569,8 @@ async def test_users_of_the_application_s_own_are_none_of_the_ledger_s(
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_what_is_of_no_user_is_found_and_left(
-    ledger: CreditLedger, database: Database
-) -> None:
-    """There is no account that a correction could be of."""
+async def test_rows_of_no_user_are_found_and_left(ledger: CreditLedger, database: Database) -> None:
+    """There is no account for a correction."""
     await fill(ledger)
     await database["users"].delete_one({"_id": "bob"})
     await database["transactions"].insert_one({"_id": ObjectId(), "userId": 7})
@@ -588,8 +586,10 @@ async def test_what_is_of_no_user_is_found_and_left(
         await verify(database, user_ids=["nobody"])
 
 
-async def test_without_audits_none_are_missed(database: Database, config: CreditConfig) -> None:
-    """Where auditing is disabled, that is what to say."""
+async def test_without_auditing_no_audit_row_is_missed(
+    database: Database, config: CreditConfig
+) -> None:
+    """The option tells verification that auditing is disabled."""
     silent = config.model_copy(update={"audit": AuditConfig(enabled=False)})
     async with CreditLedger(database, silent) as ledger:
         await ledger.ensure_indexes()
@@ -604,14 +604,14 @@ async def test_without_audits_none_are_missed(database: Database, config: Credit
 
 
 async def forget_when_keys_expire(database: Database) -> None:
-    """As transactions of older versions are, which do not say it."""
+    """Remove the expiry of keys from transactions, as older versions wrote them."""
     await database["transactions"].update_many({}, {"$unset": {"keyExpiresAt": ""}})
 
 
-async def test_keys_are_expected_only_as_long_as_they_are_remembered(
+async def test_keys_are_expected_only_while_they_are_remembered(
     database: Database, config: CreditConfig
 ) -> None:
-    """A key that is used again after its time makes a second transaction, and rightly so."""
+    """A key reused after its time rightly makes a second transaction."""
     clock = Clock()
     async with CreditLedger(database, config, clock=clock) as ledger:
         await ledger.ensure_indexes()
@@ -622,7 +622,7 @@ async def test_keys_are_expected_only_as_long_as_they_are_remembered(
         await ledger.charge("bob", "generate-post", idempotency_key="again")
         clock.now = datetime.now(timezone.utc)
         await ledger.charge("bob", "generate-post", idempotency_key="again")
-    # As the server removes what has expired.
+    # The server has removed what expired.
     await database["idempotency_records"].delete_one({"_id": "new"})
     two_days = 2 * 24 * 3600
     for options in ({}, {"user_ids": ["bob"]}, {"key_ttl_seconds": two_days}):
@@ -634,10 +634,10 @@ async def test_keys_are_expected_only_as_long_as_they_are_remembered(
 
 
 @pytest.mark.parametrize("ttl_now", [60, 600, 24 * 3600, 7 * 24 * 3600])
-async def test_a_changed_ttl_makes_no_finding(
+async def test_a_changed_ttl_causes_no_finding(
     database: Database, config: CreditConfig, ttl_now: int
 ) -> None:
-    """Each transaction says until when its key is remembered, whatever was configured since."""
+    """Each transaction says how long its key is kept, whatever was configured later."""
     clock = Clock()
     began = datetime.now(timezone.utc) - timedelta(days=8)
     for number, ttl in enumerate((24 * 3600, 600, 7 * 24 * 3600, 3600, ttl_now)):
@@ -658,7 +658,7 @@ async def test_a_changed_ttl_makes_no_finding(
         assert (await verify(database, **options)).findings == ()
     done = await repair(database, operator="Ada", reason="to be sure", key_ttl_seconds=ttl_now)
     assert done.corrections == ()
-    # And what is really missing is found, though a record of today would be gone by now.
+    # A record that is really missing is found, although one made today would be gone by now.
     await database["idempotency_records"].delete_one({"_id": "user-2 at 150"})
     assert codes_of((await verify(database)).findings) == {"key-missing"}
 
@@ -666,7 +666,7 @@ async def test_a_changed_ttl_makes_no_finding(
 async def test_a_shorter_ttl_of_older_versions_is_seen_from_the_records(
     database: Database, config: CreditConfig
 ) -> None:
-    """A key that was used an hour ago is not missed where they last ten minutes."""
+    """A key used an hour ago is not missed if keys live for ten minutes."""
     short = config.model_copy(update={"idempotency": IdempotencyConfig(ttl_seconds=600)})
     clock = Clock()
     async with CreditLedger(database, short, clock=clock) as ledger:
@@ -683,7 +683,7 @@ async def test_a_shorter_ttl_of_older_versions_is_seen_from_the_records(
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that a test sets."""
 
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -694,10 +694,10 @@ class Clock:
 # Limits and bad input
 
 
-async def test_findings_are_counted_beyond_those_that_are_listed(
+async def test_all_findings_are_counted_even_if_not_all_are_listed(
     ledger: CreditLedger, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And more than one record can hold are not settled by one."""
+    """A record cannot settle more findings than it can hold."""
     await fill(ledger)
     await database["audit_logs"].delete_many({"status": "success"})
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify.MOST_FINDINGS", 10)
@@ -711,7 +711,7 @@ async def test_findings_are_counted_beyond_those_that_are_listed(
 
 
 async def test_without_the_indexes_it_says_what_to_do(database: Database) -> None:
-    """A sort of millions in the server's memory would be the alternative."""
+    """Otherwise the server would sort millions of rows in memory."""
     await database["users"].insert_one({"_id": "ada", "credits": 0})
     await database["transactions"].insert_one({"_id": ObjectId(), "userId": "ada"})
     with pytest.raises(StorageError, match="credit-mongo init"):
@@ -722,7 +722,7 @@ async def test_without_the_indexes_it_says_what_to_do(database: Database) -> Non
 async def test_a_repair_without_a_name_or_reason_is_refused(
     ledger: CreditLedger, database: Database, wrong: dict[str, Any]
 ) -> None:
-    """Before anything is read."""
+    """The refusal comes before anything is read."""
     with pytest.raises(InvalidRequestError, match=next(iter(wrong))):
         await repair(database, **{**WHO, **wrong})
 
@@ -735,10 +735,10 @@ async def test_user_ids_are_checked(database: Database, wrong: Any) -> None:
 
 
 @pytest.mark.drivers("pymongo", "motor")
-async def test_a_repair_beside_charges_settles_as_of_the_latest(
+async def test_a_repair_beside_charges_uses_the_latest_state(
     ledger: CreditLedger, database: Database
 ) -> None:
-    """An account that moves between look and record is looked at again."""
+    """An account that changes between look and correction is looked at again."""
     await fill(ledger)
     await change_user(database, credits=Int64(1_000_000))
     is_over = False
@@ -759,10 +759,8 @@ async def test_a_repair_beside_charges_settles_as_of_the_latest(
     assert (await verify(database)).findings == ()
 
 
-async def test_another_collection_s_names_are_kept_to(
-    database: Database, config: CreditConfig
-) -> None:
-    """As the ledger's configuration has them."""
+async def test_renamed_collections_are_verified(database: Database, config: CreditConfig) -> None:
+    """The names come from the ledger's configuration."""
     names = CollectionNames(users="u", transactions="t", audit_logs="a", idempotency_records="i")
     async with CreditLedger(database, config.model_copy(update={"collections": names})) as ledger:
         await ledger.ensure_indexes()
