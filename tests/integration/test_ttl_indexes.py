@@ -44,7 +44,7 @@ async def test_a_ttl_index_is_found_wherever_none_belongs(database: Database) ->
         assert {each.code for each in found.findings} == {"rows-deleted"}
         assert {each.index for each in found.findings} == wanted
         assert found.findings_total == len(ALL)
-        assert all(f"index {each.index} has" in each.detail for each in found.findings)
+        assert all(f"TTL index {each.index} makes" in each.detail for each in found.findings)
 
         for conflict in report.conflicts:
             remedy = re.fullmatch(r"db.getCollection\((.+)\).dropIndex\((.+)\)", conflict.remedy)
