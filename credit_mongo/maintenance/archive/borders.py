@@ -1,8 +1,8 @@
-"""Borders: how far a user's transactions are archived, and what is proven of them. Pure.
+"""Borders: how far a user's transactions are archived, and the balance there. Pure.
 
-What is archived of a user is the beginning of its chain, ``seq`` 1 up to the border's. The border
-moves in the very database transaction that moves the rows, so that at every moment the rows that
-are left go on from it.
+The archive holds the beginning of a user's chain, from ``seq`` 1 up to the border. The border moves
+in the same database transaction as the rows. So the remaining rows go on from the border at every
+moment.
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ _WHOLE: Final = frozenset({int, Int64})
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Transactions that follow each other and were moved to one kind of place."""
+    """Consecutive transactions that were moved to the same kind of place."""
 
     place: Place
     seq: int
-    """Of the last one."""
+    """The ``seq`` of the last transaction."""
     balance: int
-    """After the last one, in smallest units."""
+    """The balance after the last transaction, in smallest units."""
     created_at: Any
-    """Of the last one."""
+    """When the last transaction was made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """How far a user's transactions are archived: those up to ``seq``."""
+    """How far a user's transactions are archived: up to and including ``seq``."""
 
     user_id: str
     segments: tuple[Segment, ...] = ()
     settles: tuple[Raw, ...] = field(default=(), repr=False)
-    """What archived corrections have settled."""
+    """The findings that archived corrections have settled."""
 
     @property
     def seq(self) -> int:
-        """Of the last archived transaction; 0 if there is none. It is their number, too."""
+        """The last archived ``seq``, which is also the number of archived transactions, or 0."""
         return self.segments[-1].seq if self.segments else 0
 
     @property
     def balance(self) -> int:
-        """After the last archived transaction: the sum of all archived amounts."""
+        """The balance after the last archived transaction: the sum of all archived amounts."""
         return self.segments[-1].balance if self.segments else 0
 
     @property
     def created_at(self) -> Any:
-        """Of the last archived transaction; None if there is none."""
+        """When the last archived transaction was made, or None if there is none."""
         return self.segments[-1].created_at if self.segments else None
 
     @property
     def has_files(self) -> bool:
-        """Whether the database no longer has all of them."""
+        """Whether some archived transactions are in files, and so not in the database."""
         return any(segment.place == "files" for segment in self.segments)
 
     def is_filed(self, moment: object) -> bool:
-        """Whether a transaction of this moment may be in a file."""
+        """Whether a transaction made at this moment may be in a file."""
         begin: Any = None
         for segment in self.segments:
             try:
@@ -88,14 +88,14 @@ class Border:
         return False
 
     def filed_up_to(self, seq: int | None) -> Segment | None:
-        """The segment in files that ends with the transaction ``seq``."""
+        """Return the segment in files that ends with the transaction ``seq``, or None."""
         for segment in self.segments:
             if segment.place == "files" and segment.seq == seq:
                 return segment
         return None
 
     def opening_of(self, segment: Segment) -> tuple[int, int]:
-        """``seq`` and balance before a segment's first transaction."""
+        """Return ``seq`` and balance before a segment's first transaction."""
         number = self.segments.index(segment)
         before = self.segments[number - 1] if number else None
         return (before.seq, before.balance) if before is not None else (0, 0)
@@ -103,7 +103,7 @@ class Border:
     def moved_to(
         self, place: Place, rows: Sequence[Mapping[str, Any]], settles: Sequence[Raw]
     ) -> Border:
-        """The border after ``rows``, the next ones of the user's."""
+        """Return the border after ``rows``, the user's next transactions."""
         last = rows[-1]
         segment = Segment(place, int(last["seq"]), int(last["balanceAfter"]), last["createdAt"])
         kept = self.segments
@@ -112,7 +112,7 @@ class Border:
         return Border(self.user_id, (*kept, segment), (*self.settles, *settles))
 
     def to_row(self) -> Raw:
-        """As it is stored."""
+        """Return the form in which the border is stored."""
         return {
             "_id": self.user_id,
             "seq": Int64(self.seq),
@@ -136,7 +136,7 @@ NO_BORDER: Final = Border("")
 
 
 def border_from(row: Mapping[str, Any]) -> Border:
-    """A border as it is stored. Raises KeyError, TypeError or ValueError if it is none."""
+    """Read a stored border. Raises KeyError, TypeError or ValueError if it is malformed."""
     segments = tuple(
         Segment(s["place"], _whole(s["seq"]), _whole(s["balance"]), s["createdAt"])
         for s in row["segments"]
@@ -152,7 +152,7 @@ def border_from(row: Mapping[str, Any]) -> Border:
 
 
 def border_or_none(row: Mapping[str, Any]) -> Border | None:
-    """A border as it is stored; None if it is none."""
+    """Read a stored border. Return None if it is malformed."""
     try:
         return border_from(row)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -160,7 +160,7 @@ def border_or_none(row: Mapping[str, Any]) -> Border | None:
 
 
 def follow(border: Border, rows: Sequence[Raw]) -> tuple[int, str]:
-    """How many of a user's rows, oldest first, go on from the border; and what the next is not."""
+    """Count the rows (oldest first) that go on from the border. Say why the next one doesn't."""
     seq, balance, moment = border.seq, border.balance, border.created_at
     for number, row in enumerate(rows):
         after, amount, created_at = row.get("balanceAfter"), row.get("amount"), row.get("createdAt")
@@ -178,7 +178,7 @@ def follow(border: Border, rows: Sequence[Raw]) -> tuple[int, str]:
 
 
 def settled_by(rows: Iterable[Raw]) -> list[Raw]:
-    """What the corrections among the rows have settled."""
+    """Return the findings that corrections among the rows have settled."""
     return [
         record
         for row in rows

@@ -1,4 +1,4 @@
-"""Cut-offs: "6mo", "90d", a date or a moment, as the moment before which rows are old."""
+"""Cut-offs: turn "6mo", "90d", a date or a moment into the moment before which rows are old."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _SPANS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta
 
 
 def parse_cut_off(text: str, now: datetime, *, field: str = "older_than") -> datetime:
-    """The moment that ``text`` names, in UTC; ages are counted back from ``now``.
+    """Return the moment that ``text`` names, in UTC. Ages count back from ``now``.
 
-    Months and years are those of the calendar: 31 August less six months is the last of February.
-    A date begins at midnight UTC, and a moment without an offset is in UTC. Raises
-    InvalidRequestError, which names ``field``, also for what lies in the future.
+    Months and years follow the calendar: six months before 31 August is the last day of February.
+    A date begins at midnight UTC, and a moment without an offset is in UTC.
+
+    Raises InvalidRequestError, which names ``field``, if ``text`` is malformed or in the future.
     """
     if not isinstance(text, str):
         raise InvalidRequestError(field, f"must be a str, not {type(text).__name__}")
@@ -37,14 +38,14 @@ def parse_cut_off(text: str, now: datetime, *, field: str = "older_than") -> dat
 
 
 def check_cut_off(value: object, now: datetime, *, field: str = "older_than") -> datetime:
-    """A cut-off as ``parse_cut_off`` takes it, or a moment with a time zone, checked."""
+    """Check a cut-off: a text for ``parse_cut_off``, or a datetime with a time zone."""
     if isinstance(value, str):
         return parse_cut_off(value, now, field=field)
     return _check_past(check_moment(field, value), now, field)
 
 
 def months_before(moment: datetime, months: int) -> datetime:
-    """The same day and time so many calendar months before, or the last day of that month."""
+    """Go back by calendar months: the same day and time, or the last day of a shorter month."""
     year, month = divmod(moment.year * 12 + moment.month - 1 - months, 12)
     day = min(moment.day, calendar.monthrange(year, month + 1)[1])
     return moment.replace(year=year, month=month + 1, day=day)

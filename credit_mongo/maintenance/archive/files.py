@@ -1,13 +1,14 @@
-"""Archive files: rows in a directory, as BSON like mongodump's, gzipped, or as Parquet.
+"""Archive files: rows in a directory, as gzipped BSON like mongodump's, or as Parquet.
 
-A file grows by one gzip member for each batch. The member is on the disk, and was read back, before
-the transaction that deletes its rows is committed; the manifest, which that transaction writes,
-says up to which byte the file counts. What a crash leaves behind that byte was not deleted and is
-cut off by the next run. Parquet has its index at its end and can't grow so: it is made of a whole
-BSON file, read back by its final name, and only then is the BSON file removed.
+A file grows by one gzip member for each batch. The archive writes the member to disk and reads it
+back before it commits the transaction that deletes the rows. The same transaction writes to the
+manifest how many bytes of the file count. A crash may leave bytes after these. Their rows were not
+deleted, and the next run cuts the bytes off. Parquet can't grow like this, because its index is at
+the end. So the archive converts each finished BSON file, reads the Parquet file back by its final
+name, and only then removes the BSON file.
 
-The directory is held open during a run, and only this process's user can write to it. Before rows
-are deleted, the path that the manifest names leads to the very file that was read back.
+A run holds the directory open, and only this process's user can write to it. Before rows are
+deleted, the archive checks that the path in the manifest leads to the file that was read back.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _NO_GZIP: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def check_directory(directory: object) -> Path:
-    """The directory as a whole path. Raises InvalidRequestError if it can't be one."""
+    """Return the directory as an absolute path. Raises InvalidRequestError if it can't be used."""
     if not isinstance(directory, str | os.PathLike):
         kind = type(directory).__name__
         raise InvalidRequestError("directory", f"must be a str or a path, not {kind}")
@@ -72,7 +73,7 @@ def check_directory(directory: object) -> Path:
 
 
 class Files:
-    """Files in a directory. Nothing else may be there than what this archive has put there."""
+    """Files in a directory. It may hold nothing but files of this archive."""
 
     kind: Place = "files"
     lanes = 1
@@ -100,12 +101,12 @@ class Files:
         return {"kind": "files", "directory": str(self._path), "format": self._format}
 
     async def check(self) -> None:
-        """Raises InvalidRequestError if the directory has what is not this archive's; OSError."""
+        """Raises InvalidRequestError if the directory holds other files. Raises OSError."""
         if self._format == "parquet":
             check_pyarrow()
         if not self._path.exists():
             parent = self._path.parent
-            # Before anything is written anywhere.
+            # Fail before anything is written.
             if not parent.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
             return
@@ -133,9 +134,9 @@ class Files:
         self._path.mkdir(mode=0o700, exist_ok=True)
         directory = Directory(self._path)
         try:
-            # Somebody else may have been faster to make it.
+            # Another user may have created it first.
             _check_that_it_is_ours(directory)
-            # What is to be written can be: better known before anything is moved.
+            # Test that files can be created here, before any row is moved.
             probe = f"{ObjectId()}.probe{BSON}"
             directory.create(probe).close()
             directory.remove(probe)
@@ -145,7 +146,7 @@ class Files:
         return directory
 
     async def _recover(self, manifest: Raw) -> None:
-        """Cut off what a crash has left behind what counts, and complete the files."""
+        """Cut off the bytes that a crash left after the counted ones, and complete the files."""
         files = files_of(manifest)
         known = {file.name for file in files}
         mark = f".{manifest['_id']}."
@@ -173,7 +174,7 @@ class Files:
         directory = self._opened
         target = file.name.removesuffix(BSON) + PARQUET
         if file_format == "parquet" and not directory.has(file.name) and directory.has(target):
-            # Made, read back and named; only the manifest did not know yet.
+            # The Parquet file was finished, but the manifest was not updated.
             if (completed := self._completed(file, target)) is None:
                 raise self._harmed(target, "differs from")
             return completed
@@ -205,7 +206,7 @@ class Files:
         return completed
 
     def _completed(self, file: FileEntry, target: str) -> FileEntry | None:
-        """The file as Parquet, read by the name that the manifest gets; None if it differs."""
+        """Read the Parquet file back by its final name. Return None if it differs."""
         with self._opened.open(target) as written:
             size = os.fstat(written.fileno()).st_size
             if digest_of(written) != file.sha256 or not self._opened.holds(target, written):
@@ -222,14 +223,14 @@ class Files:
         lane: Lane,
         kind: str,
         rows: Sequence[bytes],
-        ids: Sequence[Any],  # noqa: ARG002 - a file has them in its rows
+        ids: Sequence[Any],  # noqa: ARG002 - the rows hold their ids
         session: AsyncClientSession,
     ) -> list[Raw]:
         data = b"".join(rows)
         async with self._lock:
             grown = await _in_thread(self._append, lane, kind, data, len(rows))
         if not session.in_transaction:
-            # Given up meanwhile; the next try writes over it.
+            # This attempt was abandoned. The next one overwrites these bytes.
             raise asyncio.CancelledError
         return [file.model_dump() for file in (*self._done, grown)]
 
@@ -253,17 +254,17 @@ class Files:
             growing.remove()
 
     async def confirm(self) -> None:
-        assert self._open is not None  # noqa: S101 - it was copied there
+        assert self._open is not None  # noqa: S101 - copy() opened it
         self._open.confirm()
         if self._open.file.count >= self._rows_per_file:
             await _in_thread(self._close_file)
 
-    async def finish(self, lane: Lane) -> list[Raw]:  # noqa: ARG002 - there is one
+    async def finish(self, lane: Lane) -> list[Raw]:  # noqa: ARG002 - there is one lane
         await _in_thread(self._close_file)
         return [file.model_dump() for file in self._done]
 
     async def close(self) -> None:
-        # A batch that was given up may still be writing.
+        # An abandoned batch may still be writing.
         async with self._lock:
             if self._open is not None:
                 growing, self._open = self._open, None
@@ -274,7 +275,7 @@ class Files:
 
 
 class _Growing:
-    """A file that batches are added to."""
+    """A file that grows batch by batch."""
 
     def __init__(self, directory: Directory, file: FileEntry) -> None:
         self._directory = directory
@@ -285,7 +286,7 @@ class _Growing:
         self._next: tuple[FileEntry, Any] = (file, self._sha256)
 
     def append(self, data: bytes, count: int) -> FileEntry:
-        """Add a batch in place of one that was not confirmed, and read it back from the file."""
+        """Add a batch and read it back. Overwrite the previous batch if it was not confirmed."""
         opened, file = self._opened, self.file
         member = gzip.compress(data, _LEVEL, mtime=0)
         opened.truncate(file.bytes)
@@ -316,7 +317,7 @@ class _Growing:
         self._opened.close()
 
     def leave(self) -> None:
-        """As it is: the end of the last batch may not be known. The next run sees to that."""
+        """Close without truncating: the last batch may be committed. The next run finds out."""
         self._opened.close()
 
     def remove(self) -> None:
@@ -333,7 +334,7 @@ def _read(opened: BinaryIO, size: int) -> bytes:
 async def _in_thread(
     work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
 ) -> _Result:
-    """Do work on files to its end: a thread can't be cancelled, and two must not write at once."""
+    """Run file work in a thread. Wait for its end even if cancelled: two must not write at once."""
     working = tasks.start(asyncio.to_thread(work, *arguments, **options))
     try:
         return await tasks.result_of(working)
@@ -345,7 +346,7 @@ async def _in_thread(
 
 
 def _decompressed(member: bytes) -> bytes | None:
-    """What is in a gzip member; None if that can't be told."""
+    """Return the content of a gzip member, or None if it is damaged."""
     try:
         return gzip.decompress(member)
     except _NO_GZIP:
@@ -353,7 +354,7 @@ def _decompressed(member: bytes) -> bytes | None:
 
 
 def _digest(opened: BinaryIO) -> str:
-    """Of the documents of a BSON file; empty if it can't be read."""
+    """Return the SHA-256 of a BSON file's documents in hex, or "" if it is damaged."""
     digest = hashlib.sha256()
     opened.seek(0)
     try:

@@ -1,6 +1,6 @@
-"""Kinds: which of the rows of transactions, and of audit logs, may go to the archive.
+"""Kinds: decide which transactions and which audit rows may go to the archive.
 
-Decided in the very database transaction that moves them, from what is there then.
+The decision is made in the same database transaction that moves the rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IS_BEING_ERASED: Final = "is being erased"
 
 @dataclass(slots=True)
 class Batch:
-    """What a transaction moves."""
+    """The rows that one database transaction moves."""
 
     rows: list[bytes] = field(default_factory=list)
     amount: int = 0
@@ -40,12 +40,12 @@ class Batch:
     more: bool = False
     """Whether the span has more rows after these."""
     last: tuple[str, Any] | None = None
-    """The user and the moment of the last row that was looked at."""
+    """The user and the moment of the last row that was read."""
     tally: Tally | None = None
 
 
 class Kind:
-    """One kind of rows: where they are, and which of those that were read may go."""
+    """One kind of rows: where they are, and which of them may be moved."""
 
     name: str
 
@@ -58,13 +58,13 @@ class Kind:
     index: Index
 
     def goes_in_slices(self, place: ArchivePlace) -> bool:  # noqa: ARG002 - only some ask for it
-        """Whether it can be told slice by slice which rows may go."""
+        """Whether the rows to move can be chosen slice by slice."""
         return True
 
     async def choose(
         self, rows: Sequence[Raw], old: Slice, place: ArchivePlace, session: AsyncClientSession
     ) -> tuple[list[int], Batch]:
-        """Which of the rows of a slice go, by number, and what belongs to that."""
+        """Choose the rows to move. Return their positions, and the batch without its rows."""
         raise NotImplementedError
 
     async def _by_ids(
@@ -78,7 +78,7 @@ class Kind:
     async def _borders(
         self, user_ids: Sequence[str], session: AsyncClientSession
     ) -> dict[str, Border | None]:
-        """The borders of those who have one; None if it can't be read."""
+        """Return the borders of users who have one. A border is None if it can't be read."""
         borders: dict[str, Border | None] = {}
         found = await self._by_ids(self.names.archive_borders, user_ids, session)
         for user_id, row in found.items():
@@ -87,7 +87,7 @@ class Kind:
 
 
 class Transactions(Kind):
-    """Transactions go in the order of their chain, up to the first that does not follow."""
+    """Transactions: moved in the order of their chain, up to the first that doesn't follow."""
 
     name = "transactions"
     index: Index = Index("seq")
@@ -137,15 +137,16 @@ class Transactions(Kind):
     async def _stopped(
         self, user_ids: Sequence[str], old: Slice, session: AsyncClientSession
     ) -> set[str]:
-        """Those of whom a slice before has left something: what goes of a user is its beginning.
+        """Return the users who still have rows of an earlier slice.
 
-        Also where a later row happens to go on from the border, as it does after transactions that
-        the ledger did not write, or if the clock went back.
+        Only the beginning of a user's history may be archived. A later row can go on from the
+        border all the same: after transactions that the ledger didn't write, or after a clock was
+        set back.
         """
         if old.begin is None:
             return set()
         older: Raw = {"userId": {"$in": list(user_ids)}, "createdAt": {"$lt": old.begin}}
-        # One look at the index for each user, however many such rows it has.
+        # The server looks at the index once per user, however many rows the user has.
         found = await self.database[self.collection].aggregate(
             [{"$match": older}, {"$group": {"_id": "$userId"}}],
             hint=self.index.keys,
@@ -155,7 +156,7 @@ class Transactions(Kind):
 
 
 class AuditLogs(Kind):
-    """Audit rows follow their transactions: to files only if those are in files as well."""
+    """Audit rows: moved to files only if their transactions are in files too."""
 
     name = "auditLogs"
     index: Index = Index("_id")
@@ -165,13 +166,13 @@ class AuditLogs(Kind):
         return self.names.audit_logs
 
     def goes_in_slices(self, place: ArchivePlace) -> bool:
-        # Only the whole tells what is the beginning of a user's log.
+        # For files, only all old rows together show where a user's log begins.
         return place.kind == "collection"
 
     async def choose(
         self,
         rows: Sequence[Raw],
-        old: Slice,  # noqa: ARG002 - where it matters it is the whole
+        old: Slice,  # noqa: ARG002 - files always get all old rows at once
         place: ArchivePlace,
         session: AsyncClientSession,
     ) -> tuple[list[int], Batch]:
@@ -195,7 +196,7 @@ class AuditLogs(Kind):
             if row.get("status") == "success" and (
                 row["_id"] in kept or border is None or not border.is_filed(row["createdAt"])
             ):
-                # What is archived of a user's log is its beginning.
+                # Only the beginning of a user's log may be archived.
                 stay.add(user_id)
             if user_id not in stay:
                 chosen.append(number)

@@ -1,4 +1,4 @@
-"""The files that a manifest names: what an archive writes there, and nothing else, is read."""
+"""The files that a manifest names. Only entries as the archive writes them are accepted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARQUET: Final = ".parquet"
 
 
 class FileEntry(BaseModel):
-    """A file as the manifest has it."""
+    """A file, as described in the manifest."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -26,13 +26,13 @@ class FileEntry(BaseModel):
     kind: Literal["transactions", "auditLogs"]
     count: int = Field(default=0, ge=0)
     bytes: int = Field(default=0, ge=0)
-    """How much of the file counts, in bytes."""
+    """How many bytes of the file count. Bytes after them belong to an unfinished batch."""
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """Of the documents, uncompressed and in their order."""
+    """The hash of the uncompressed documents, in their order."""
     complete: bool = False
 
     def with_facts(self, **facts: Any) -> FileEntry:
-        """The same file, of which something else is known."""
+        """Return a copy with other facts."""
         return self.model_copy(update=facts)
 
 
@@ -40,9 +40,10 @@ _ENTRIES: Final = TypeAdapter(list[FileEntry])
 
 
 def files_of(manifest: Raw) -> list[FileEntry]:
-    """The files of a manifest. Raises ArchiveManifestError for what no archive has written there.
+    """Read the files of a manifest. Raises ArchiveManifestError for entries no run writes.
 
-    A name leads to a file that is opened, cut and removed: it has to be one of this manifest's own.
+    The archive opens, truncates and removes files by these names. So each must belong to this
+    manifest.
     """
     manifest_id = manifest["_id"]
     try:
@@ -59,6 +60,6 @@ def files_of(manifest: Raw) -> list[FileEntry]:
 
 
 def manifest_of(name: str) -> str:
-    """The manifest's id in the name of a file, ``collection.id.number.bson.gz`` or the like."""
+    """Return the manifest's id in a file name such as ``collection.id.number.bson.gz``."""
     parts = name.split(".")
     return (["", *parts])[-3 if name.endswith(PARQUET) else -4 :][0]

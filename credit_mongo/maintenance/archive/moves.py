@@ -1,7 +1,8 @@
-"""Moves: a batch of rows goes in one transaction from its collection to its place.
+"""Moves: move a batch of rows from its collection to the archive, in one database transaction.
 
-Copied, read back, deleted, counted in the manifest, and the borders moved: all of it or nothing.
-The users' accounts are read and never written, so no charge has to wait for it.
+The transaction copies the rows, reads them back, deletes them, counts them in the manifest and
+moves the borders: all of this or nothing. It reads the users' accounts but never writes them, so
+charges don't wait for it.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["Left", "Mover"]
 
 _MOST_BYTES: Final = 4 << 20
-# How often a batch is begun again, each time with the whole time of a step.
+# How often a late batch is started again, each time with the full time of a step.
 _MOST_LATE: Final = 3
 _MOST_NAMED: Final = 1000
 _NO_SEQ: Final = "has no seq"
 
 
 class Left:
-    """The users who were left alone, from some row on, and why; the first ones by name."""
+    """The users who keep some old rows. The first ones are named, each with the reason."""
 
     def __init__(self) -> None:
         self.total: int = 0
         self.broken: int = 0
-        """Of them, those whose books a verification has something to say about."""
+        """How many of these users have books that a verification finds fault with."""
         self.named: list[tuple[str, str]] = []
 
     def add(self, user_id: str, reason: str) -> None:
-        """Each user once."""
+        """Add a user. Call this once for each user."""
         self.total += 1
         self.broken += reason not in (_NO_SEQ, IS_BEING_ERASED)
         if len(self.named) < _MOST_NAMED:
@@ -71,7 +72,7 @@ class Mover:
         self._left = left
 
     async def move(self, span: Span, lane: Lane) -> int:
-        """All of a span, as far as it goes; how many rows."""
+        """Move all rows of a span that may go. Return their number."""
         loop = asyncio.get_running_loop()
         query, moved, more = self._query(span, None, is_left=False), 0, True
         while more:
@@ -84,7 +85,7 @@ class Mover:
             moved += len(batch.rows)
             for user_id, reason in batch.left:
                 if reason and self._old.begin is None:
-                    # The last slice meets all of them, each once.
+                    # Count in the last slice only: it meets each of these users once.
                     self._left.add(user_id, reason)
             if more := batch.more:
                 assert batch.last is not None  # noqa: S101 - there were rows
@@ -94,7 +95,7 @@ class Mover:
         return moved
 
     async def _take(self, move: _Move) -> Batch:
-        """A batch; one that is late is begun again, and is smaller if it can be."""
+        """Move one batch. If it is late, start it again, with fewer rows if possible."""
         for _ in range(_MOST_LATE):
             try:
                 return await self._steps.take(move.make)
@@ -103,7 +104,7 @@ class Mover:
         return await self._steps.take(move.make)
 
     def _query(self, span: Span, last: tuple[str, Any] | None, *, is_left: bool) -> Raw:
-        """What a span still has after the last row, which is gone or was left alone."""
+        """Query the rest of a span after the last row, which was moved or left."""
         if last is None:
             users: Raw = {"$gte": span.first, "$lte": span.last}
             return {"userId": users, "createdAt": self._old.moments}
@@ -114,13 +115,13 @@ class Mover:
             users = {"$gte": span.first, "$lte": user_id}
         older = self._old.moments
         if user_id == span.first and not is_left:
-            # So that the server need not pass over all that was deleted.
+            # So that the server doesn't step over all deleted index entries.
             older["$gte"] = moment
         return {"userId": users, "createdAt": older}
 
 
 class _Move:
-    """One batch, however often its transaction has to be tried."""
+    """One batch, over all attempts of its transaction."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class _Move:
         if self._recorded is None:
             self._most_rows = self._pace.rows
         else:
-            # It may have been committed, or may be yet: so it has to be the same.
+            # An earlier attempt may have committed, or may still commit. Use the same rows.
             before, tally = self._recorded
             if await lane.was_recorded(kind.name, tally, session):
                 return before
@@ -158,7 +159,7 @@ class _Move:
             kind.collection,
             self._query,
             session,
-            # One more tells whether there are more.
+            # One row more shows whether the span has further rows.
             limit=self._most_rows + 1,
             most_bytes=_MOST_BYTES,
             order=list(kind.index.oldest_first.items()),
@@ -183,7 +184,7 @@ class _Move:
         return batch
 
     def _check_that_it_is_the_last(self, this_try: int) -> None:
-        # One that was given up must not write to a file in which a smaller one has its rows.
+        # An abandoned attempt must not write to a file after a later, smaller one has written.
         if this_try != self._tries:
             raise asyncio.CancelledError
 
@@ -198,7 +199,7 @@ class _Move:
             session=session,
         )
         if reply["n"] != len(ids):
-            # They were read in this very transaction.
+            # Impossible unless something is broken: this same transaction read the rows.
             raise StorageError(f"{reply['n']} of {len(ids)} rows were there to delete")
         await self._write_borders(batch, session)
         moved = Moved(kind.name, len(ids), batch.amount, batch.rows)

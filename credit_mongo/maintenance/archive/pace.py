@@ -1,6 +1,6 @@
-"""The pace: at full speed while nobody is charged, and out of the way while somebody is.
+"""The pace: full speed while nobody is being charged, slow while somebody is.
 
-And in smaller batches on a server that takes long for one.
+On a slow server, batches get smaller.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from credit_mongo.storage.database import Collection
 __all__ = ["Pace"]
 
 _LOOK_EVERY_SECONDS: Final = 0.25
-# Someone was charged so lately: the next charges may be under way.
+# After a charge, stay slow for this long: more charges may follow.
 _QUIET_AFTER_SECONDS: Final = 2.0
 _FULL_ROWS: Final = 1000
 _GENTLE_ROWS: Final = 100
 _LEAST_ROWS: Final = 10
-# A batch is to be far from the minute after which a server drops a transaction.
+# A batch must stay well below the minute after which the server aborts a transaction.
 _SLOW_SECONDS: Final = 5.0
 _QUICK_SECONDS: Final = 1.0
-# Of the time, while somebody is charged: a lane is at work, and all of them together are.
+# While somebody is being charged: the share of time that one lane works, and that all lanes do.
 _SHARE_OF_A_LANE: Final = 0.25
 _SHARE_OF_ALL: Final = 0.5
 
 
 class Pace:
-    """Watches for new transactions. Each needs no more than a look at the newest id."""
+    """Watches for new transactions. Each look reads only the newest id."""
 
     def __init__(self, transactions: Collection, *, lanes: int, full_speed: bool) -> None:
         self._transactions = transactions
@@ -46,7 +46,7 @@ class Pace:
         return min(_GENTLE_ROWS if self._is_gentle() else _FULL_ROWS, self._most_rows)
 
     def slow_down(self) -> None:
-        """A batch took too long."""
+        """Halve the batch size, because a batch took too long."""
         self._most_rows = max(self._most_rows // 2, _LEAST_ROWS)
 
     def _is_gentle(self) -> bool:
@@ -54,7 +54,7 @@ class Pace:
         return not self._full_speed and now < self._busy_until
 
     async def rest(self, seconds_of_work: float) -> None:
-        """After a batch: look whether somebody is charged, and leave the server to them."""
+        """Pause after a batch if somebody is being charged."""
         if seconds_of_work > _SLOW_SECONDS:
             self.slow_down()
         elif seconds_of_work < _QUICK_SECONDS:
@@ -84,7 +84,7 @@ def _rest_after(seconds_of_work: float, lanes: int) -> float:
 
 
 def _is_after(newest: Any, before: Any) -> bool:
-    # An earlier one is the newest when what was newest is archived itself.
+    # An older id can become the newest when the archive moves the newest row.
     if isinstance(newest, ObjectId) and isinstance(before, ObjectId):
         return newest > before
     return newest is not None and newest != before

@@ -1,4 +1,4 @@
-"""Parquet of an archive: columns to look into, and each document as it was, in BSON."""
+"""Parquet files of the archive: readable columns, and each original document in BSON."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def to_parquet(source: BinaryIO, target: BinaryIO, kind: str) -> None:
 
 
 def digest_of(opened: BinaryIO) -> str:
-    """The SHA-256 of the documents of a Parquet file, in hex; empty if it can't be read."""
+    """Return the SHA-256 of a Parquet file's documents in hex, or "" if it can't be read."""
     import pyarrow as pa  # noqa: PLC0415 - it is an extra
     from pyarrow import parquet  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Where the archive puts rows: what every place does, and the archive collections."""
+"""Where the archive puts rows: the protocol of all places, and the archive collections."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SIZE: Final = Struct("<i")
 
 
 class ArchivePlace(Protocol):
-    """Takes copies. A copy counts when the transaction that deletes the rows is committed."""
+    """Takes copies of rows. A copy counts once the transaction that deletes the rows commits."""
 
     kind: Place
     lanes: int
-    """How many batches may be copied there at once."""
+    """How many batches can be copied at the same time."""
 
     def describe(self) -> Raw:
-        """What manifests say of it."""
+        """Return the description for manifests."""
 
     async def open(self) -> None:
-        """Make it ready, and complete what an interrupted run has left there."""
+        """Get ready, and complete what an interrupted run left unfinished."""
 
     async def copy(
         self,
@@ -43,28 +43,28 @@ class ArchivePlace(Protocol):
         ids: Sequence[Any],
         session: AsyncClientSession,
     ) -> Sequence[Raw] | None:
-        """Write rows and read them back; what the manifest is to say of the files, if there are.
+        """Write rows and read them back. Return the files for the manifest, or None without files.
 
-        ``rows`` are BSON as the server sent it: copies are byte for byte what was there.
+        ``rows`` are BSON as the server sent it, so copies are identical byte for byte.
 
         Raises ArchiveCopyError and OSError.
         """
 
     async def confirm(self) -> None:
-        """What was copied last is committed."""
+        """Note that the last copied batch is committed."""
 
     async def finish(self, lane: Lane) -> Sequence[Raw] | None:
-        """Nothing more of this kind comes; the files as they are then."""
+        """Complete one kind of rows. Return the files for the manifest, or None without files."""
 
     async def close(self) -> None:
-        """Leave it, whatever has happened."""
+        """Release everything, also after a failure."""
 
 
 class Collections:
-    """The archive collections of the same database; the copy is part of the same transaction."""
+    """The archive collections of the same database. The transaction includes the copy."""
 
     kind: Place = "collection"
-    # Two cores are idle for a tenth of the time with two.
+    # With two lanes, two cores are idle for a tenth of the time.
     lanes = 4
 
     def __init__(self, database: LedgerDatabase) -> None:
@@ -79,7 +79,7 @@ class Collections:
         return {"kind": "collection", **self._of}
 
     async def open(self) -> None:
-        """They have the indexes of reads, and of refunds."""
+        """Create the indexes for reads and refunds."""
         for collection, indexes in (
             (
                 self._names.transactions_archive,
@@ -139,7 +139,7 @@ async def in_session(
     order: Sequence[tuple[str, int]] | None = None,
     index: Sequence[tuple[str, int]] | None = None,
 ) -> list[bytes]:
-    """Rows as BSON, up to ``limit``, or until they take more than ``most_bytes``."""
+    """Read rows as BSON, up to ``limit`` rows. Stop once they take ``most_bytes``."""
     rows: list[bytes] = []
     size = 0
     at_once = limit + 1 if most_bytes is None else min(limit + 1, _READ_AT_ONCE)

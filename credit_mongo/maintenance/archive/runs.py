@@ -1,9 +1,9 @@
-"""Runs of the archive: one at a time, and each with its manifests, which say what went where.
+"""Runs of the archive: one at a time, each with manifests that record which rows went where.
 
-A run has the lease for as long as it shows signs of life. One that has crashed loses it by itself,
-by the server's clock. Each transaction that moves rows writes the manifest of its lane, and only if
-that still says "running": whoever takes the lease over says "interrupted" there first. So a run
-that has only been slow can't move anything any more, and what a manifest counts is what was moved.
+A run keeps the lease by renewing it. After a crash, the lease expires by the server's clock. Each
+transaction that moves rows also writes the manifest of its lane, but only if the manifest still
+says "running". A run that takes over the lease first changes this to "interrupted". So a run that
+was merely slow can't move rows any more, and manifests count exactly the rows that were moved.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BEATS: Final = 4
 
 
 class Lease:
-    """The right to archive, kept alive in the background until it is left."""
+    """The right to archive. A background task renews it until it is released."""
 
     def __init__(
         self, database: LedgerDatabase, manifests: str, run: ObjectId, seconds: float
@@ -49,7 +49,7 @@ class Lease:
         self._beating: asyncio.Task[None] | None = None
 
     async def take(self, steps: Steps) -> None:
-        """Raises ArchiveRunningError if another run has it."""
+        """Take the lease. Raises ArchiveRunningError if another run has it."""
         with contextlib.suppress(DuplicateKeyError):
             await self._database[self._manifests].insert_one({"_id": _LEASE, "aliveUntil": _EPOCH})
         await steps.take(self._take)
@@ -75,17 +75,17 @@ class Lease:
         own = {"_id": _LEASE, "run": self._run}
         while True:
             await asyncio.sleep(self._seconds / _BEATS)
-            # An answer that does not come is no sign of life; the lanes notice what comes of it.
+            # Ignore a failed renewal: if another run takes over, the lanes notice.
             with contextlib.suppress(PyMongoError):
                 await self._database[self._manifests].update_one(own, self._renewal())
 
     async def release(self) -> None:
-        """Let the next one begin."""
+        """Let the next run begin."""
         if self._beating is None:
             return
         self._beating.cancel()
         await asyncio.gather(self._beating, return_exceptions=True)
-        # If it can't be told, it is over by itself.
+        # If the release fails, the lease expires by itself.
         with contextlib.suppress(PyMongoError, asyncio.TimeoutError):
             own = {"_id": _LEASE, "run": self._run}
             released = self._database[self._manifests].update_one(
@@ -96,7 +96,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Rows of one kind that a batch moves: their number, the sum of their amounts, their bytes."""
+    """Rows of one kind that a batch moves. ``amount`` is their sum in smallest units."""
 
     kind: str
     count: int
@@ -106,21 +106,21 @@ class Moved:
 
 @dataclass(slots=True)
 class Tally:
-    """What a lane has moved of one kind. ``amount`` is in smallest units."""
+    """The rows of one kind that a lane has moved. ``amount`` is in smallest units."""
 
     count: int = 0
     amount: int = 0
     sha256: Any = field(default_factory=hashlib.sha256, repr=False)
 
     def plus(self, moved: Moved) -> Tally:
-        """With a batch."""
+        """Return the tally after another batch."""
         digest = self.sha256.copy()
         for row in moved.rows:
             digest.update(row)
         return Tally(self.count + moved.count, self.amount + moved.amount, digest)
 
     def to_row(self) -> Raw:
-        """As a manifest has it."""
+        """Return the form in which a manifest stores the tally."""
         return {
             "count": Int64(self.count),
             "amount": Int64(self.amount),
@@ -129,7 +129,7 @@ class Tally:
 
 
 class Lane:
-    """Batches one after the other, and their manifest. Several lanes of a run work at once."""
+    """Moves one batch after the other and keeps a manifest. A run has one or more lanes."""
 
     def __init__(self, database: LedgerDatabase, manifests: str, manifest_id: ObjectId) -> None:
         self._manifests = database[manifests]
@@ -154,7 +154,7 @@ class Lane:
         )
 
     async def was_recorded(self, kind: str, tally: Tally, session: AsyncClientSession) -> bool:
-        """Whether the batch that leads to the tally was committed by an earlier try."""
+        """Whether an earlier attempt has committed the batch that leads to this tally."""
         found = await self._manifests.find_one({"_id": self.manifest_id}, session=session)
         if found is None or found["batches"] != self._batches + 1:
             return False
@@ -165,7 +165,7 @@ class Lane:
     async def record(
         self, moved: Moved, files: Sequence[Raw] | None, session: AsyncClientSession
     ) -> Tally:
-        """Write down what the batch moves, as part of it. Raises ArchiveLostError."""
+        """Record the moved rows in the same transaction. Raises ArchiveLostError."""
         tally = self.tallies[moved.kind].plus(moved)
         facts: Raw = {"batches": self._batches + 1, moved.kind: tally.to_row()}
         if files is not None:
@@ -177,12 +177,12 @@ class Lane:
         return tally
 
     def confirm(self, kind: str, tally: Tally) -> None:
-        """The batch was committed."""
+        """Note that the batch is committed."""
         self._batches += 1
         self.tallies[kind] = tally
 
     async def end(self, steps: Steps, state: str, facts: Raw) -> None:
-        """Close the manifest, unless another run has done so."""
+        """Close the manifest, unless another run has closed it."""
         await steps.take(partial(self._end, state, facts))
 
     async def _end(self, state: str, facts: Raw, session: AsyncClientSession) -> None:

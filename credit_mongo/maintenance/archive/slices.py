@@ -1,8 +1,9 @@
-"""Slices: what is old goes oldest first, so that what a server works on lies near together.
+"""Slices: move the oldest rows first, so that the server works on neighbouring pages.
 
-Rows lie on disk in the order in which they came, those of all users mixed. User by user through
-years of rows, a batch would touch pages everywhere, and the server would write each page again and
-again. Slice by slice of the time, and user by user within a slice, it is done with a page at once.
+Rows lie on disk in the order of their insertion, with all users mixed. Going user by user through
+years of rows, each batch would touch pages everywhere, and the server would rewrite each page many
+times. Going through slices of time, and user by user within a slice, the server finishes each page
+at once.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["Slice", "slices_of"]
 
 _FIRST_MOMENT: Final = datetime.min.replace(tzinfo=timezone.utc)
-# So that slices differ by a third.
+# Enough that slice sizes differ by no more than about a third.
 _SAMPLES_OF_A_SLICE: Final = 10
-# The server goes to a place by chance for each sample, while those are few; 10,000 take seconds.
+# While samples are few, each is a random read on the server. 10,000 take seconds.
 _MOST_SLICES: Final = 1000
 _SAMPLE_MILLISECONDS: Final = 60_000
 
 
 class Slice(NamedTuple):
-    """The rows from ``begin`` on that are older than ``end``, by ``createdAt``."""
+    """Rows whose ``createdAt`` is at or after ``begin`` and before ``end``."""
 
     begin: datetime | None
-    """None: from the first row on, of whatever is left."""
+    """None: no lower limit."""
     end: datetime
 
     @property
     def moments(self) -> Raw:
-        """The query of ``createdAt``."""
+        """The query condition for ``createdAt``."""
         begin = {} if self.begin is None else {"$gte": self.begin}
         return {**begin, "$lt": self.end}
 
 
 async def slices_of(collection: Collection, cut_off: datetime, rows_of_a_slice: int) -> list[Slice]:
-    """The slices of what is older than ``cut_off``, the oldest first, of about so many rows each.
+    """Divide the rows older than ``cut_off`` into slices of about equal size, oldest first.
 
-    The last one is of all that is left then. A sample of the rows tells where they end, so it is
-    a matter of speed alone.
+    The last slice covers everything that the others left. The boundaries come from a sample of the
+    rows. They affect only the speed.
     """
     whole = Slice(None, cut_off)
     try:
@@ -56,7 +57,7 @@ async def slices_of(collection: Collection, cut_off: datetime, rows_of_a_slice: 
         found = await collection.aggregate(
             [
                 {"$sample": {"size": samples}},
-                # Of dates alone, which Python has a form for.
+                # Keep only dates that Python can represent.
                 {"$match": {"createdAt": {"$gte": _FIRST_MOMENT, "$lt": cut_off}}},
                 {"$project": {"_id": 0, "createdAt": 1}},
             ],

@@ -1,4 +1,4 @@
-"""Spans: which users have old rows, and how many at a time, found by an index alone."""
+"""Spans: find the users with old rows in an index, and group them by number of rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAUSE_SECONDS: Final = 0.5
 
 
 class Index(NamedTuple):
-    """An index of users' rows: newest first, the tie-breaker last."""
+    """An index that sorts each user's rows newest first, with a tie-breaker at the end."""
 
     tie_breaker: str
 
@@ -33,12 +33,12 @@ class Index(NamedTuple):
 
     @property
     def oldest_first(self) -> dict[str, int]:
-        """Its other direction: the last user first."""
+        """The reverse order: the last user first, each user's oldest row first."""
         return {field: -order for field, order in self.keys.items()}
 
 
 class Span(NamedTuple):
-    """All users from ``first`` to ``last``; together they have about ``rows`` old rows."""
+    """All users from ``first`` to ``last``, with about ``rows`` old rows together."""
 
     first: str
     last: str
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 
 class Spans:
-    """The spans of a slice, the last user first. Many users with few rows are one span."""
+    """The spans of a slice, the last user first. Users with few rows share a span."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Spans:
         self._end: str | None = None
 
     def query(self) -> Raw:
-        """The old rows. Users that are no strings are left to the verification."""
+        """The query for old rows. It skips user ids that aren't strings: ``verify`` finds them."""
         upper: Raw = {} if self._end is None else {"$lt": self._end}
         return {"userId": {"$gte": "", **upper}, "createdAt": self._old.moments}
 
     async def count(self) -> int:
-        """How many old rows there are."""
+        """Count the old rows."""
         try:
             return await self._collection.count_documents(self.query(), hint=self._index.keys)
         except OperationFailure as error:
@@ -78,7 +78,7 @@ class Spans:
             raise
 
     async def all(self) -> AsyncGenerator[Span, None]:
-        """Each span. A cursor that is lost is replaced."""
+        """Yield each span. Replace the cursor if it is lost."""
         tries = 0
         while True:
             place = self._end
