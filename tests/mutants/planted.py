@@ -882,6 +882,13 @@ PLANTED: Final = (
         (SECRECY,),
     ),
     Bug(
+        "the driver's log shows what a job reads",
+        "storage/database.py",
+        "with Unlogged():\n            found: list[Any] = await self._driver.to_list(",
+        "if True:\n            found: list[Any] = await self._driver.to_list(",
+        (SECRECY,),
+    ),
+    Bug(
         "the driver's log shows documents",
         "storage/redaction.py",
         "        if _is_unlogged.get():\n",
