@@ -1,8 +1,8 @@
-"""Where an export goes: a file that is there as a whole or not at all, or the standard output.
+"""Where an export goes: a file that appears only when it is complete, or the standard output.
 
-Until it is whole, a file has the name ``.export-xxxxxxxx.part`` beside its place, and a lock. The
-lock ends with its process: what has the name and no lock was left by a run that was killed, and the
-next export into that directory removes it.
+Until it is complete, a file has the name ``.export-xxxxxxxx.part`` in the same directory, and a
+lock. The lock ends with its process. So a file with such a name and no lock comes from a killed
+run, and the next export into that directory removes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from credit_mongo.private_files import Directory
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows, where what a killed run left stays
+except ModuleNotFoundError:  # Windows: files of killed runs stay
     _HAS_LOCKS = False
 else:
     _HAS_LOCKS = True
@@ -39,13 +39,15 @@ _MOST_LINKS: Final = 40
 
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool) -> Iterator[Write]:
-    """A new file, for its owner alone: it has its name only when all is written to the disk.
+    """Write a new file, readable by its owner alone. It gets its name once it is on the disk.
 
-    Until then it is beside its place under another name, and if anything fails it is removed. A
-    link is followed if it is this user's own and leads to a file that exists.
+    Until then it has another name in the same directory. After a failure it is removed. A link is
+    followed if it belongs to this user and leads to an existing file.
 
-    Raises OSError, which names ``path``; FileExistsError unless it may ``overwrite``; and
-    InvalidRequestError for a name that no file can have.
+    Raises:
+    - OSError, which names ``path``.
+    - FileExistsError if the file exists and ``overwrite`` is False.
+    - InvalidRequestError if ``path`` can't be the name of a file.
     """
     if "\0" in str(path):
         raise InvalidRequestError("file", "the name contains a NUL character")
@@ -69,9 +71,9 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Write]:
 
 @contextmanager
 def standard_output() -> Iterator[Write]:
-    """Straight to it: nothing is left in a buffer that would fail again when Python ends.
+    """Write to the standard output without a buffer, which could fail again when Python ends.
 
-    A terminal obeys some characters: there they are escapes. A pipe gets what is stored.
+    On a terminal, control characters are escaped. A pipe gets the stored text.
     """
     sys.stdout.flush()
     is_terminal = os.isatty(1)
@@ -93,7 +95,7 @@ def _writing(write: Write, path: Path) -> Write:
 
 
 def _target_of(path: Path) -> Path:
-    """The whole path of the file to write. Links that somebody else has planted lead nowhere."""
+    """Return the absolute path of the file to write. Links of other users are refused."""
     for _ in range(_MOST_LINKS):
         path = path.parent.resolve() / path.name
         if not path.is_symlink():
@@ -121,7 +123,7 @@ def _exists() -> OSError:
 
 
 def _create_beside(directory: Directory) -> tuple[str, BinaryIO]:
-    """A file under a name of its own, and with the lock that says that somebody writes it."""
+    """Create a file with a unique name, and lock it to show that it is being written."""
     while True:
         name = f".export-{secrets.token_hex(4)}.part"
         try:
@@ -130,19 +132,19 @@ def _create_beside(directory: Directory) -> tuple[str, BinaryIO]:
             continue
         if not _HAS_LOCKS:
             return name, file
-        # A file system without locks has no killed run's files removed either.
+        # On a file system without locks, files of killed runs stay.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if directory.holds(name, file):
             return name, file
-        file.close()  # another export took it for a killed one's before it had its lock
+        file.close()  # another export removed it before it was locked
 
 
 def _remove_what_killed_runs_left(directory: Directory) -> None:
     if not _HAS_LOCKS:
         return
     for name in filter(_UNFINISHED.fullmatch, directory.names()):
-        # Another user's, one that is being written, or gone meanwhile.
+        # Skip files of other users, files being written, and files already gone.
         with contextlib.suppress(OSError), directory.open(name, writable=True) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_uid == os.geteuid():
@@ -150,20 +152,20 @@ def _remove_what_killed_runs_left(directory: Directory) -> None:
 
 
 def _close(file: BinaryIO) -> None:
-    # All that counts was flushed; after a failure, closing tries to write the rest once more.
+    # Everything that counts was flushed. After a failure, closing writes the rest again.
     with contextlib.suppress(OSError):
         file.close()
 
 
 def _give_name(directory: Directory, beside: str, path: Path, *, overwrite: bool) -> None:
     if not overwrite:
-        # Unlike a renaming, this never takes the place of what came into being meanwhile.
+        # Unlike a rename, a link never replaces a file that was created in between.
         try:
             directory.link(beside, path.name)
         except FileExistsError:
             raise _exists() from None
         except OSError:
-            # A file system without links.
+            # The file system has no links.
             _check(path, overwrite=False)
         else:
             return
@@ -172,7 +174,7 @@ def _give_name(directory: Directory, beside: str, path: Path, *, overwrite: bool
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the file system name the file that was asked for, and not the one beside it."""
+    """Make file errors name the requested file instead of the temporary one."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
 """The formats of an export: rows of the ledger as CSV, JSON lines or Parquet.
 
-All have the columns of ``COLUMNS``, which are those of ``Transaction``. Moments are in UTC, credits
-whole numbers of the smallest unit. Metadata is JSON: text in a cell of CSV and Parquet, an object
-in JSON lines. What JSON has no form for is written as MongoDB's relaxed Extended JSON.
+All formats have the columns of ``COLUMNS``, which match ``Transaction``. Moments are in UTC, and
+amounts are whole numbers of smallest units. Metadata is JSON: text in a cell of CSV and Parquet, an
+object in JSON lines. Values that JSON can't express become MongoDB's relaxed Extended JSON.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ _AMOUNTS: Final = NUMBERS - {"seq"}
 _IN_CREDITS: Final = "_credits"
 _TEXTS: Final = frozenset(COLUMNS) - NUMBERS - {"metadata", "created_at"}
 _WHOLE: Final = frozenset({int, Int64})
-# The same ones come again and again.
+# Columns in which few different values repeat.
 _FEW: Final = frozenset({"user_id", "operation", "action"})
-# What a spreadsheet takes for the beginning of a formula, and the wide forms of it: at the start of
-# a cell, and where a new cell starts if the file is opened with another separator than a comma.
+# Characters that start a formula in a spreadsheet, and their wide forms: at the start of a cell,
+# and where a new cell starts if the file is opened with a separator other than a comma.
 _FORMULA_BEGINS: Final = re.compile("(?:^|(?<=[;\t\r\n]))(?=[=+\\-@\t\r\n＝＋－＠])")  # noqa: RUF001
 _FORMULA_IN_JSON: Final = re.compile("(?<=;)[=+\\-@＝＋－＠]")  # noqa: RUF001
-# What a cell of CSV needs quotes for.
+# Characters for which a CSV cell needs quotes.
 _SPECIAL: Final = re.compile('[,"\r\n]')
 _ROW_GROUP: Final = 20_000
 _EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
 _extended: Final = partial(json_util.default, json_options=_EXTENDED)
-# Not a number and the infinite are an error to this one; orjson writes null for them.
+# This encoder raises an error for NaN and infinity. orjson writes null for them.
 _strict: Final = json.JSONEncoder(allow_nan=False, default=_extended).encode
-# Dates are of Extended JSON as well.
+# Dates become Extended JSON too.
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -64,15 +64,16 @@ class Encoder(Protocol):
         """Write rows, now or later."""
 
     def end(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
 
 
 def encoder_of(
     kind: Format, write: Write, *, guard_cells: bool, byte_order_mark: bool, decimal_places: int
 ) -> Encoder:
-    """What writes this format. Raises InvalidRequestError if it is none or needs an extra.
+    """Return an encoder for the format. If ``decimal_places`` > 0, add columns in credits.
 
-    With ``decimal_places``, each column of amounts has one in credits beside it.
+    Raises InvalidRequestError if the format is unknown or pyarrow is missing, or if a byte order
+    mark is wanted for anything but CSV.
     """
     if byte_order_mark and kind != "csv":
         raise InvalidRequestError("byte_order_mark", "is for CSV alone")
@@ -86,7 +87,7 @@ def encoder_of(
 
 
 class _Lines:
-    """A line for each row: the cells of a column at once, and one format for all of a row's."""
+    """Writes a line for each row. Formats column by column, then joins the cells of each row."""
 
     def __init__(
         self, write: Write, decimal_places: int, line: str, *, quote: str, none: str
@@ -106,7 +107,7 @@ class _Lines:
             for name in self._columns
         )
         cells = zip(*columns, strict=True)
-        # Some hundred thousand rows a second: the loop over them is one of the interpreter's own.
+        # map() keeps this loop in C, for some hundred thousand rows a second.
         lines = "".join(map(self._line.__mod__, cells))
         self._write(lines.encode("utf-8", "backslashreplace"))
 
@@ -122,12 +123,12 @@ class _Lines:
 
     def _cells(self, name: str, rows: Sequence[Raw]) -> Iterable[object]:
         values, quote, none = _values(name, rows), self._quote, self._none
-        # Of other software there may be anything in any of them.
+        # Other software may have stored anything in any field.
         if name in NUMBERS:
             return [each if type(each) in _WHOLE else self._other(each) for each in values]
         if name == "created_at":
             return [
-                # Stored are milliseconds.
+                # MongoDB stores milliseconds.
                 f"{quote}{each.isoformat('T', 'milliseconds')}Z{quote}"
                 if type(each) is datetime
                 else self._text(_moment(each))
@@ -158,10 +159,11 @@ class _Lines:
 class _Csv(_Lines):
     """RFC 4180, with a header, in UTF-8.
 
-    ``guard_cells``: an apostrophe goes before what a spreadsheet would run as a formula, which then
-    shows it as text: at the start of a cell, and after a ``;``, which separates cells in much of
-    Europe. In JSON it is an escape, so that the value stays. Ids, actions, keys and metadata come
-    from an application's own callers.
+    ``guard_cells``: put an apostrophe before text that a spreadsheet would run as a formula, so
+    that it shows the text instead. This applies at the start of a cell and after a ``;``, which
+    separates cells in much of Europe. In JSON an escape replaces the character, which keeps the
+    value. The guard is needed because ids, actions, keys and metadata come from an application's
+    callers.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class _Csv(_Lines):
 
 
 class _JsonLines(_Lines):
-    """An object a line, in UTF-8."""
+    """One JSON object per line, in UTF-8."""
 
     def __init__(self, write: Write, decimal_places: int) -> None:
         fields = ",".join(f'"{name}":%s' for name in _columns(decimal_places))
@@ -207,7 +209,7 @@ class _JsonLines(_Lines):
 
 
 class _Parquet:
-    """Columns with types: text, int64, decimals, and milliseconds in UTC."""
+    """Parquet with typed columns: text, int64, decimals, and milliseconds in UTC."""
 
     def __init__(self, write: Write, decimal_places: int) -> None:
         try:
@@ -222,7 +224,7 @@ class _Parquet:
         types["created_at"] = pa.timestamp("ms", tz="UTC")
         self._columns = _columns(decimal_places)
         self._decimal_places = decimal_places
-        # More digits than an int64 has.
+        # 38 digits hold every int64.
         in_credits = pa.decimal128(38, decimal_places)
         types |= {name: in_credits for name in self._columns if name.endswith(_IN_CREDITS)}
         self._schema = pa.schema([(name, types.get(name, pa.string())) for name in self._columns])
@@ -263,7 +265,7 @@ class _Parquet:
 
 
 class _Sink(io.RawIOBase):
-    """What pyarrow takes for a file."""
+    """A file object for pyarrow."""
 
     def __init__(self, write: Write) -> None:
         super().__init__()
@@ -286,7 +288,7 @@ def _values(name: str, rows: Sequence[Raw]) -> list[Any]:
 
 
 def _columns(decimal_places: int) -> tuple[str, ...]:
-    """Their names, with those of amounts in credits beside those in smallest units."""
+    """Return the column names. A column in credits follows each column in smallest units."""
     names: list[str] = []
     for name in COLUMNS:
         names.append(name)
@@ -296,7 +298,7 @@ def _columns(decimal_places: int) -> tuple[str, ...]:
 
 
 def _credits(values: Sequence[Any], decimal_places: int) -> list[str | None]:
-    """Amounts of smallest units in credits: 13.50. None for what is no whole number."""
+    """Convert smallest units to credits, such as 13.50. None if not a whole number."""
     return [
         in_credits(each, decimal_places).replace(",", "") if type(each) in _WHOLE else None
         for each in values
@@ -323,12 +325,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _moment(value: Any) -> str | None:
-    # A date of the database's that Python has no form for, in milliseconds since 1970.
+    # A stored date outside Python's range, in milliseconds since 1970.
     return str(int(value)) if isinstance(value, DatetimeMS) else _text(value)
 
 
 def _json(value: Any) -> bytes:
-    """JSON, with relaxed Extended JSON for what JSON has no form for."""
+    """Encode as JSON, with relaxed Extended JSON for values that JSON can't express."""
     try:
         encoded = orjson.dumps(value, default=_extended, option=_OPTIONS)
         if b"null" in encoded:

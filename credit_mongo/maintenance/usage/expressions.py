@@ -1,4 +1,4 @@
-"""What the questions of a usage report are made of, in the server's language of aggregations."""
+"""Aggregation expressions and stages for the queries of a usage report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["either", "exact_sum", "looked_up", "part_of", "with_integers"]
 
 
 def exact_sum(amount: Any) -> Raw:
-    """A sum to the last unit: as a decimal of 34 digits, where an int64 would become a double."""
+    """Sum exactly, as a decimal of 34 digits. An int64 sum could become a double."""
     return {"$sum": {"$toDecimal": amount}}
 
 
 def either(condition: Raw, value: Any, otherwise: Any = 0) -> Raw:
-    """One value or the other."""
+    """Return ``value`` if the condition holds, else ``otherwise``."""
     return {"$cond": [condition, value, otherwise]}
 
 
 def part_of(bounds: Sequence[datetime], first: int = 0) -> Any:
-    """Which of these parts a row is in, counted from 0: by halves, as there may be a hundred."""
+    """Find the part a row is in, counted from 0. Binary search: there may be a hundred parts."""
     if len(bounds) == 1:
         return first
     half = len(bounds) // 2
@@ -34,7 +34,7 @@ def part_of(bounds: Sequence[datetime], first: int = 0) -> Any:
 
 
 def looked_up(name: str, collections: Sequence[str], field: str) -> list[Raw]:
-    """The row of the charge that a refund names, as a list of one or none."""
+    """Look up the row of a refund's charge, as a list of one row or none."""
     lists = [f"{name}{number}" for number in range(len(collections))]
     stages: list[Raw] = [
         {
@@ -52,7 +52,7 @@ def looked_up(name: str, collections: Sequence[str], field: str) -> list[Raw]:
 
 
 def with_integers(row: Raw) -> Raw:
-    """Decimals as the whole numbers that they are."""
+    """Convert decimals, which are all whole numbers, to ints."""
     for name, value in row.items():
         if isinstance(value, list) and name != "_id":
             row[name] = [with_integers(each) for each in value]

@@ -1,7 +1,7 @@
-"""The periods of a usage report: days, weeks and months as the calendar of a time zone has them.
+"""The periods of a usage report: days, weeks and months in the calendar of a time zone.
 
-The zone is Python's, not the server's: both need not know the same rules. So the server is told
-moments in UTC, of which a day may have 23 or 25 hours.
+Python computes the boundaries, because the server may know other rules for the zone. The server
+only gets moments in UTC. A day may have 23 or 25 hours.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from credit_mongo.maintenance.usage.results import Width
 __all__ = ["LONGEST_PERIOD", "check_period", "parts_of", "period_before", "width_for", "zone_of"]
 
 LONGEST_PERIOD: Final = timedelta(days=100 * 366)
-# What any time zone can count to.
+# Every time zone can represent dates in this range.
 _FIRST: Final = datetime(2, 1, 1, tzinfo=timezone.utc)
 _LAST_YEAR: Final = 9998
-# About a hundred parts at most, and more than one.
+# Chosen to give more than one part and about a hundred at most.
 _WIDTHS: Final[tuple[tuple[timedelta, Width], ...]] = (
     (timedelta(days=3, hours=1), "hour"),
     (timedelta(days=92, hours=1), "day"),
@@ -31,9 +31,9 @@ _WIDTHS: Final[tuple[tuple[timedelta, Width], ...]] = (
 
 
 def zone_of(name: str) -> tzinfo:
-    """A time zone by its IANA name. Raises InvalidRequestError."""
+    """Return a time zone by its IANA name. Raises InvalidRequestError if it is unknown."""
     try:
-        # The rules of UTC need no database, which a machine may lack.
+        # UTC works even on a machine without a time zone database.
         return timezone.utc if name == "UTC" else ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise InvalidRequestError(
@@ -42,7 +42,7 @@ def zone_of(name: str) -> tzinfo:
 
 
 def check_period(start: object, end: object) -> tuple[datetime, datetime]:
-    """Both in UTC. Raises InvalidRequestError."""
+    """Check a period and return it in UTC. Raises InvalidRequestError."""
     begin, until = check_moment("start", start), check_moment("end", end)
     if begin >= until:
         raise InvalidRequestError("end", "must be later than the start")
@@ -56,7 +56,7 @@ def check_period(start: object, end: object) -> tuple[datetime, datetime]:
 
 
 def width_for(start: datetime, end: datetime) -> Width:
-    """What a period is divided into."""
+    """Return the width of the parts that a period is divided into."""
     for longest, width in _WIDTHS:
         if end - start <= longest:
             return width
@@ -64,9 +64,10 @@ def width_for(start: datetime, end: datetime) -> Width:
 
 
 def period_before(start: datetime, end: datetime, zone: tzinfo) -> datetime:
-    """Where the period just before it begins.
+    """Return the start of the previous period, which ends at ``start``.
 
-    Of whole months it has as many months, of whole days as many days, and else it is as long.
+    It has the same number of months if the period is whole months, the same number of days if the
+    period is whole days, and otherwise the same length.
     """
     local, until = _local(start, zone), _local(end, zone)
     if _is_midnight(local) and _is_midnight(until):
@@ -82,9 +83,9 @@ def period_before(start: datetime, end: datetime, zone: tzinfo) -> datetime:
 
 
 def parts_of(start: datetime, end: datetime, width: Width, zone: tzinfo) -> Iterator[datetime]:
-    """Where the parts of the period begin, the first at or before its start."""
+    """Yield the start of each part of the period. The first is at or before ``start``."""
     if width == "hour":
-        # By the clock, of which one hour is missing and another comes twice in a year.
+        # Count in UTC: local time skips one hour and repeats another each year.
         moment = start - timedelta(minutes=_local(start, zone).minute)
         moment = moment.replace(second=0, microsecond=0)
         while moment < end:
@@ -98,7 +99,7 @@ def parts_of(start: datetime, end: datetime, width: Width, zone: tzinfo) -> Iter
 
 
 def _local(moment: datetime, zone: tzinfo) -> datetime:
-    """What a clock and a calendar on the wall show."""
+    """Return the local time in the zone, without the zone."""
     return moment.astimezone(zone).replace(tzinfo=None)
 
 

@@ -1,4 +1,4 @@
-"""What became of credits in a period: the result of ``usage_of``."""
+"""The result of ``usage_of``: credits granted, spent and refunded in a period."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ Width: TypeAlias = Literal["hour", "day", "week", "month", "year"]
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Credits by what became of them, all in smallest units and ≥ 0."""
+    """Credits by kind of change, all in smallest units and at least 0."""
 
     granted: int = 0
     """Grants and opening credits."""
     spent: int = 0
     """Charges, before refunds."""
     refunded: int = 0
-    """Refunds given in the period, whenever the charge was."""
+    """Refunds made in the period, even if the charge was earlier."""
     tier_changes_added: int = 0
     tier_changes_taken: int = 0
     corrections_added: int = 0
     corrections_taken: int = 0
     other_added: int = 0
-    """What no operation of the ledger does."""
+    """Changes by anything but the ledger's operations."""
     other_taken: int = 0
 
     @property
     def net_spent(self) -> int:
-        """Spent less refunded; below zero if more was refunded than spent."""
+        """``spent`` minus ``refunded``. Negative if more was refunded than spent."""
         return self.spent - self.refunded
 
     def to_dict(self) -> dict[str, int]:
-        """For JSON."""
+        """Return the facts for JSON."""
         return {**asdict(self), "net_spent": self.net_spent}
 
 
 @dataclass(frozen=True, slots=True)
 class UsedIn:
-    """The sums of the time from ``start`` on (UTC), as long as the usage's ``width``."""
+    """The sums of one part of the period. It begins at ``start`` (UTC) and lasts one ``width``."""
 
     start: datetime
     sums: Sums
@@ -51,24 +51,24 @@ class UsedIn:
 
 @dataclass(frozen=True, slots=True)
 class UsedBy:
-    """What an action, a tier or a user has to do with, in smallest units."""
+    """The credits of one action, tier or user, in smallest units."""
 
     name: str | None
-    """None: those without a tier."""
+    """The action, tier or user id. None: charges without a tier."""
     amount: int
     transactions: int
     refunded: int = 0
-    """Refunded in the same period: to the user, or of charges for the action or in the tier."""
+    """Refunds in the same period: to this user, or for charges of this action or tier."""
 
     @property
     def net(self) -> int:
-        """The amount less what was refunded."""
+        """``amount`` minus ``refunded``."""
         return self.amount - self.refunded
 
 
 @dataclass(frozen=True, slots=True)
 class UsageBefore:
-    """The period just before, as long as the period itself in days or in calendar months."""
+    """The previous period, which has as many days or calendar months as the period itself."""
 
     start: datetime
     end: datetime
@@ -79,15 +79,16 @@ class UsageBefore:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was granted and spent from ``start`` up to, but not including, ``end`` (UTC).
+    """Credits granted and spent from ``start`` up to, but not including, ``end`` (UTC).
 
-    The lists begin with the largest amount. What is not named in them is in the fields of others.
+    Lists begin with the largest amount. Fields with ``other`` hold the sums of everything that the
+    lists don't name. All amounts are in smallest units.
     """
 
     start: datetime
     end: datetime
     timezone: str
-    """The IANA name of the zone whose days, weeks and months are meant, such as Europe/Berlin."""
+    """The IANA name of the zone in which days, weeks and months begin, such as Europe/Berlin."""
     width: Width
     transactions: int
     active_users: int
@@ -95,34 +96,34 @@ class Usage:
     totals: Sums
     before: UsageBefore
     over_time: tuple[UsedIn, ...]
-    """Without a gap; the first and the last may be cut off by the period."""
+    """All parts, without gaps. The period may begin or end within the first or last part."""
     spent_by_action: tuple[UsedBy, ...]
     spent_by_other_actions: int
     refunded_of_other_actions: int
     granted_by_action: tuple[UsedBy, ...]
     granted_by_other_actions: int
     spent_by_tier: tuple[UsedBy, ...]
-    """By the tier in force when it was charged, as the audit log has it."""
+    """By the user's tier at the time of the charge, as recorded in the audit log."""
     spent_by_other_tiers: int
-    """By tiers that are not named, or charges without an audit row that is in the database."""
+    """Charges in tiers that the list doesn't name, or without an audit row in the database."""
     refunded_of_other_tiers: int
-    """Also refunds that name no charge."""
+    """This includes refunds that name no charge."""
     top_spenders: tuple[UsedBy, ...]
     spent_by_other_users: int
     refunded_to_other_users: int
     left_out: int
-    """Rows that no sum has: their amount is not stored as a whole number (int32 or int64), or their
-    ``createdAt`` is no date, so that they belong to no period. ``verify`` names them."""
+    """How many rows no sum includes. Their amount isn't stored as a whole number (int32 or int64),
+    or their ``createdAt`` isn't a date, so they belong to no period. ``verify`` names them."""
     has_files: bool
-    """Whether transactions of the period may be in files of the archive, which are not counted."""
+    """Whether archive files may hold transactions of the period. Files are not counted."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing happened."""
+        """Whether the period has no transactions."""
         return self.transactions == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the facts for JSON."""
         facts = _with_moments(asdict(self))
         facts["totals"] = self.totals.to_dict()
         facts["before"] = _with_moments({**facts["before"], "totals": self.before.totals.to_dict()})

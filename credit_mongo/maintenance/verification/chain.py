@@ -1,4 +1,4 @@
-"""One user's transactions, oldest first: whether each follows from the one before. Pure."""
+"""Check that each of a user's transactions follows from the one before. Pure."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Tell: TypeAlias = Callable[[Finding], None]
 
 
 def whole(value: Any) -> int | None:
-    """A whole number as the database has it, or None."""
+    """Return a stored whole number as an int, or None for anything else."""
     return int(value) if type(value) in (int, Int64) else None
 
 
 class Chain:
-    """The chain so far: its last ``seq``, the last balance, and the sum of all amounts."""
+    """The chain so far: the last ``seq``, the last balance and the sum of all amounts."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class Chain:
         self._tell_finding(Finding(self._user_id, code, **facts))
 
     def add(self, row: Raw) -> None:
-        """The next transaction in the order of ``seq``."""
+        """Add the next transaction in the order of ``seq``."""
         self.rows += 1
         seq, amount = whole(row.get("seq")), whole(row.get("amount"))
         before, after = whole(row.get("balanceBefore")), whole(row.get("balanceAfter"))
         self._add_key(row)
         if seq is None or amount is None or before is None or after is None:
-            # What has an amount counts, as far as it stands where a later look finds it again.
+            # Count the amount, unless a malformed seq gives the row no stable position.
             if amount is not None and (seq is not None or row.get("seq") is None):
                 self.sum += amount
             self._tell("transaction-unusable", row)
@@ -85,7 +85,7 @@ class Chain:
         self._balance = after
 
     def reach(self, border: Border, segment: Segment) -> None:
-        """The end of what was archived together; in files, nothing of it was added."""
+        """Reach the end of an archived segment. Rows in files are not read, so none were added."""
         if segment.place == "files":
             self.sum += segment.balance - border.opening_of(segment)[1]
         else:
@@ -100,11 +100,11 @@ class Chain:
             self._moment = segment.created_at
 
     def pass_border(self, row: Raw) -> None:
-        """What is added next is archived, and the border knows nothing of it."""
+        """Report an archived transaction beyond the border."""
         self._tell("border-passed", row)
 
     def _follow(self, row: Raw, seq: int) -> bool:
-        """Look at number and time; whether it is the one after the last."""
+        """Check ``seq`` and time. Return whether the row comes right after the last one."""
         expected = self.seq + 1
         if seq > expected:
             self._tell("transaction-lost", seq=expected, expected=seq - expected, found=0)
@@ -118,7 +118,7 @@ class Chain:
             if self._moment is not None and moment < self._moment:
                 self._tell("time-goes-back", row)
             if moment > self._latest:
-                # A clock was wrong. What comes after it need not be as late.
+                # A clock was wrong. Later rows may have earlier dates.
                 self._ahead = row
             else:
                 self._moment = moment
@@ -137,14 +137,14 @@ class Chain:
 
     def _look_at_the_future(self, user: Raw) -> None:
         if self._ahead is not None:
-            # Once, by the last one: no count of them stays the same as time passes.
+            # Report only the last such row: their number would change as time passes.
             self._tell("dated-in-future", self._ahead)
         updated_at = user.get("updatedAt")
         if isinstance(updated_at, datetime) and updated_at > self._latest:
             self._tell("changed-in-future", found=milliseconds(updated_at))
 
     def end(self) -> None:
-        """Compare what was added with the account."""
+        """Compare the chain with the account."""
         user = self._user
         self._look_at_the_future(user or {})
         if user is None:

@@ -1,4 +1,4 @@
-"""The examination: one user's books in one snapshot, and each thing that is wrong with them."""
+"""The examination: find everything that is wrong with one user's books, in one snapshot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["MOST_FINDINGS", "Examined", "accepted_by", "examine", "examine_records"]
 
 MOST_FINDINGS: Final = 1000
-"""What is kept of one user's findings, and what one correction can settle."""
+"""How many findings of one user are kept, and how many one correction can settle."""
 
 _FIELDS: Final = dict.fromkeys(
     (
@@ -38,15 +38,15 @@ _AUDIT_FIELDS: Final = dict.fromkeys(
 
 @dataclass(slots=True)
 class Examined:
-    """What was found, without what corrections have settled; the first ones, and how many."""
+    """One user's books: the first findings and their number, without those already settled."""
 
     user_id: str
     exists: bool = False
     balance: int | None = None
     seq: int | None = None
-    """As the account has them; None if they are no whole numbers."""
+    """Balance and seq as stored in the account. None if it isn't a whole number."""
     sum: int = 0
-    """Of the amounts of all transactions."""
+    """The sum of all transactions' amounts, in smallest units."""
     highest_seq: int = 0
     transactions: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Examined:
 
 
 class _Teller:
-    """Passes on what is not settled, and each thing once."""
+    """Passes on findings that aren't settled, and each excessive refund once per charge."""
 
     def __init__(self, examined: Examined, accepted: frozenset[str]) -> None:
         self._examined = examined
@@ -79,14 +79,14 @@ class _Teller:
 
 
 def signature(record: Raw) -> str:
-    """The same for what is the same thing, wrong in the same way."""
+    """Return a text that is equal for equal findings."""
     return repr(sorted((name, str(value)) for name, value in record.items()))
 
 
 async def accepted_by(
     reading: Reading, user_id: str, border: Border, session: AsyncClientSession
 ) -> frozenset[str]:
-    """What the user's corrections have settled."""
+    """Return the signatures of the findings that the user's corrections have settled."""
     corrections = reading.database[reading.names.transactions].find(
         {"userId": user_id, "action": CorrectionRequest.operation, "correction": {"$exists": True}},
         {"correction.settles": 1},
@@ -103,7 +103,7 @@ async def accepted_by(
 async def examine(
     reading: Reading, user_id: str, session: AsyncClientSession, now: datetime
 ) -> Examined:
-    """A user's account, chain, audit rows, keys and refunds."""
+    """Examine a user's account, chain, audit rows, keys and refunds."""
     examined = Examined(user_id)
     users = reading.users
     collection, query = reading.database[reading.names.users], users.query_of(user_id)
@@ -121,7 +121,7 @@ async def examine(
             await reading.database[reading.names.transactions].find_one(first, session=session)
             is None
         ):
-            # No account was opened since, or by other software: what is left is to go.
+            # The ledger has opened no account since. The erasure will remove the remaining rows.
             return examined
         found = NO_BORDER
     border = found or NO_BORDER
@@ -149,13 +149,13 @@ async def _erased_until(
 
 
 async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSession) -> Raw:
-    """The query for a user's rows, without those of an account whose erasure is under way."""
+    """The query for a user's rows. It skips rows of an account that is being erased."""
     until = (await _erased_until(reading, user_id, session)).get(user_id)
     return {"userId": user_id, **({} if until is None else {"createdAt": after(until)})}
 
 
 async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _LookUp) -> None:
-    """The archived transactions and then the others, oldest first."""
+    """Add the archived transactions to the chain, then the others, oldest first."""
     segments = list(border.segments)
     for collection in reversed(reading.transactions):
         is_archive = collection == reading.names.transactions_archive
@@ -183,7 +183,7 @@ async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _Look
 
 
 def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) -> None:
-    """An archived transaction, after the segments that end before it."""
+    """Before an archived transaction, reach the ends of the segments before it."""
     seq = whole(row.get("seq"))
     while segments and (segments[0].place == "files" or (seq or 0) > segments[0].seq):
         chain.reach(border, segments.pop(0))
@@ -192,7 +192,7 @@ def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) ->
 
 
 class _LookUp:
-    """What belongs to a user's transactions in the other collections, many at once."""
+    """Looks up audit rows, keys and refunded charges for many transactions at once."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _LookUp:
         self._tell_finding(Finding(self._user_id, code, seq=seq, transaction_id=row_id))
 
     async def all_of(self, rows: Sequence[Raw]) -> None:
-        """Audit rows, keys and refunded charges of some transactions."""
+        """Check the audit rows, keys and refunded charges of some transactions."""
         if self._reading.audits and rows:
             await self._audits_of(rows)
         keyed = {row["idempotencyKey"]: row for row in rows if self._is_remembered(row)}
@@ -271,11 +271,11 @@ class _LookUp:
                     )
                 )
             elif wrong is not None and not (refunded.charge is None and self._border.has_files):
-                # Of a charge that is in a file, nothing is known.
+                # A charge in a file can't be checked.
                 self._tell(wrong, row)
 
     async def orphaned_audits(self) -> None:
-        """Audit rows of successes that this user has no transaction for."""
+        """Report audit rows of successes without a transaction of this user."""
         reading = self._reading
         for collection in reading.audit_logs:
             audits = reading.database[collection].find(
@@ -326,7 +326,7 @@ async def examine_records(
     session: AsyncClientSession,
     now: datetime,
 ) -> Examined:
-    """Idempotency records of a user's that may be odd."""
+    """Examine idempotency records of a user that may be wrong."""
     examined = Examined(user_id)
     until = (await _erased_until(reading, user_id, session)).get(user_id)
     border = await reading.border(user_id, session) or NO_BORDER

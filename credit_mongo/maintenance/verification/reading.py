@@ -1,4 +1,4 @@
-"""How a verification reads: snapshots that last as long as the server keeps them, rows in bulk."""
+"""How a verification reads: rows in bulk, in snapshots that the server keeps for a while."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from credit_mongo.storage.users import StoredUsers
 __all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index"]
 
 LOOK_UP: Final = 1000
-"""How many documents are asked for by their ids at once."""
+"""How many documents one query asks for by their ids."""
 BATCH: Final = 2000
 _SAMPLE: Final = 1000
 _LAST_YEAR: Final = 9996
 _PATIENCE_SECONDS: Final = 1.0
 _BAD_HINT: Final = 2
 _CHARGE: Final = ChargeRequest.operation
-# An expired record is swept by the clock of the server, and was judged by those of the processes.
+# The server removes expired records by its own clock. Processes set the expiry by theirs.
 CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The collections to read, and how they were written."""
+    """The collections to read, and the settings with which they were written."""
 
     database: LedgerDatabase
     audits: bool
-    """Whether each transaction is to have its audit row."""
+    """Whether each transaction must have an audit row."""
     key_ttl: timedelta
-    """How long keys were remembered, of transactions that do not say it."""
+    """How long the ledger remembers keys of transactions that don't store this themselves."""
     clock_skew: timedelta | None = None
-    """How far ahead of the server's a clock may have been; None: as far as it liked."""
+    """How far ahead of the server's clock a row may be dated. None: no limit."""
 
     @classmethod
     def of(
@@ -64,23 +64,23 @@ class Reading:
         users: UserMapping | None = None,
         clock_skew: timedelta | None = None,
     ) -> Reading:
-        """Of the database as the primary has it."""
-        # Moments are only compared with each other here.
+        """Read ``database`` from the primary."""
+        # Naive datetimes are enough: they are only compared with each other.
         ledger = LedgerDatabase.of(database, names, users).read_as(NAIVE)
         return cls(ledger, audits, key_ttl, clock_skew)
 
     @property
     def names(self) -> CollectionNames:
-        """The collections."""
+        """The names of the collections."""
         return self.database.names
 
     @property
     def users(self) -> StoredUsers:
-        """How to read the documents of users."""
+        """How to read the users' documents."""
         return self.database.users
 
     async def with_ttl_of_records(self, session: AsyncClientSession) -> Reading:
-        """The same, with the time that some of the records have, if it is shorter."""
+        """Return a copy with the shortest lifetime in a sample of records, if it is shorter."""
         records = self.database[self.names.idempotency_records]
         fields = {"createdAt": 1, "expiresAt": 1}
         ttl = self.key_ttl
@@ -92,29 +92,31 @@ class Reading:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncClientSession]:
-        """One moment, until ``is_gone``.
+        """Open a session whose reads all see one moment.
 
-        Several cursors of the session may be read at once: no transaction is in progress, and after
-        its first command nothing in the session changes that they need.
+        Once the server drops the snapshot, reads raise an error for which ``is_gone`` holds.
+
+        Several cursors of the session can be read at once: it has no transaction, and after the
+        first command nothing that cursors need changes in it.
         """
         async with self.database.client.start_session(snapshot=True) as session:
-            # This fixes the moment. An empty collection has one as well.
+            # The first command fixes the moment, even if the collection is empty.
             await self.database[self.names.users].find_one({"_id": ""}, session=session)
             yield session
 
     async def now(self) -> datetime:
-        """The time by the clock that removes expired records."""
+        """The time by the server's clock, which also decides when records expire."""
         hello = await self.database.command({"hello": 1})
         now: datetime = hello["localTime"]
         return now
 
     def latest(self, now: datetime) -> datetime:
-        """What is dated later was dated by a clock that was wrong."""
+        """The latest plausible date of a row. A later date comes from a wrong clock."""
         skew = self.clock_skew
         return now.replace(year=_LAST_YEAR) if skew is None else now + skew
 
     def key_expires(self, row: Raw) -> datetime:
-        """When the key of a transaction is forgotten. Its ``createdAt`` is a date."""
+        """When the ledger forgets a transaction's key. ``createdAt`` must be a date."""
         stored = row.get("keyExpiresAt")
         if isinstance(stored, datetime):
             return stored
@@ -125,7 +127,7 @@ class Reading:
             return datetime.max  # noqa: DTZ901 - here, all dates are naive
 
     def is_remembered(self, row: Raw, now: datetime) -> bool:
-        """Whether the record of a transaction's key has to be there."""
+        """Whether the record of a transaction's key must still exist."""
         return self.key_expires(row) > now + CLOCKS_DIFFER_BY
 
     async def by_ids(
@@ -135,7 +137,7 @@ class Reading:
         fields: Mapping[str, Any],
         session: AsyncClientSession,
     ) -> dict[Any, Raw]:
-        """Documents by ``_id``; those that are not there are left out."""
+        """Return documents by ``_id``. Missing ones are left out."""
         found = await (
             self.database[collection]
             .find({"_id": {"$in": list(ids)}}, fields, session=session, batch_size=LOOK_UP + 1)
@@ -150,7 +152,7 @@ class Reading:
         fields: Mapping[str, Any],
         session: AsyncClientSession,
     ) -> dict[Any, Raw]:
-        """The same, from the first of the collections that has them."""
+        """Return documents by ``_id``, each from the first collection that has it."""
         found: dict[Any, Raw] = {}
         for collection in collections:
             left = [row_id for row_id in ids if row_id not in found]
@@ -160,16 +162,16 @@ class Reading:
 
     @property
     def transactions(self) -> tuple[str, str]:
-        """Where transactions are."""
+        """The collections that hold transactions."""
         return self.names.transactions, self.names.transactions_archive
 
     @property
     def audit_logs(self) -> tuple[str, str]:
-        """Where audit rows are."""
+        """The collections that hold audit rows."""
         return self.names.audit_logs, self.names.audit_logs_archive
 
     async def border(self, user_id: str, session: AsyncClientSession) -> Border | None:
-        """How far the user is archived; None if that can't be read."""
+        """Return how far the user is archived, or None if the border is malformed."""
         found = await self.database[self.names.archive_borders].find_one(
             {"_id": user_id}, session=session
         )
@@ -178,7 +180,7 @@ class Reading:
     async def refunded(
         self, charge_ids: Sequence[Any], session: AsyncClientSession
     ) -> dict[Any, RefundedCharge]:
-        """Charges that were refunded, with all that was given back for them."""
+        """Return refunded charges, each with the sum of its refunds."""
         sums: Counter[Any] = Counter()
         for collection in self.transactions:
             refunds = await self.database[collection].aggregate(
@@ -198,13 +200,13 @@ class Reading:
 
 
 class RefundedCharge(NamedTuple):
-    """A charge as it is stored (None: it is not there), and the sum of its refunds."""
+    """A charge as stored (None if it is missing), and the sum of its refunds."""
 
     charge: Raw | None
     refunded: int
 
     def wrong_for(self, user_id: str) -> Code | None:
-        """What is wrong with a refund of it that this user got."""
+        """Return the finding for a refund of this charge to the user, or None."""
         charge = self.charge
         # Rows of the Credit SDK have no operation.
         if charge is None or charge.get("operation", _CHARGE) not in REFUNDABLE:
@@ -218,14 +220,14 @@ class RefundedCharge(NamedTuple):
 
 
 def check_index(error: OperationFailure) -> None:
-    """Raises StorageError, which says what to do, if the server has missed an index."""
+    """Raises StorageError with advice if the server reports a missing index."""
     if error.code == _BAD_HINT:
-        # Without the cause, whose code says less.
+        # Without the cause: its code would say less.
         raise StorageError("an index is missing: run credit-mongo init first") from None
 
 
 class Rows:
-    """Documents of one collection in order; the next ones are fetched while these are looked at."""
+    """Documents in order, in batches. Fetches the next batch while the caller uses this one."""
 
     def __init__(self, cursor: Cursor, read_as: Callable[[Raw], Raw] | None = None) -> None:
         self._cursor = cursor
@@ -237,7 +239,7 @@ class Rows:
         return rows if self._read_as is None else [self._read_as(row) for row in rows]
 
     async def next(self) -> list[Raw]:
-        """The next ones; empty at the end. Raises StorageError if an index is missing."""
+        """Return the next batch, empty at the end. Raises StorageError if an index is missing."""
         if self._next is None:
             return []
         try:
@@ -247,20 +249,20 @@ class Rows:
             raise
         if rows:
             self._next = tasks.start(self._fetch())
-            # So that it is sent at once: whoever looks at these may not wait for anything.
+            # Let the task send its request now: the caller may not await anything for a while.
             await asyncio.sleep(0)
         else:
             self._next = None
         return rows
 
     async def close(self) -> None:
-        """Whether all was read or not."""
+        """Close the cursor, even before its end."""
         if self._next is not None:
-            # Cancelled under way, the driver drops the connection.
+            # Wait first: if cancelled during a request, the driver drops the connection.
             await asyncio.wait({self._next}, timeout=_PATIENCE_SECONDS)
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
         try:
             await self._cursor.close()
         except PyMongoError:
-            return  # the server ends it
+            return  # the server ends the cursor by itself

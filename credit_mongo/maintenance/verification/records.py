@@ -1,4 +1,4 @@
-"""Idempotency records beside the transactions that they remember."""
+"""Compare idempotency records with their transactions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 OnOddRecords: TypeAlias = Callable[[str, list[str]], Awaitable[None]]
-"""Called with a user and keys of his."""
+"""Called with a user id and keys of this user."""
 
-# Without what callers gave: metadata may be large.
+# Leave out the callers' metadata, which may be large.
 RECORD_FIELDS: Final[Raw] = {"result.metadata": 0}
 _TRANSACTION_FIELDS: Final = dict.fromkeys(
     (
@@ -34,13 +34,13 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
     ),
     1,
 )
-# Each is a plan of its own to the server.
+# The server plans each of these separately.
 _CREATIONS: Final = 100
 _BY_ID: Final = [("_id", 1)]
 
 
 class RecordSweep:
-    """All records that have not expired, or of them those of some users."""
+    """Goes through all records that haven't expired, or those of some users."""
 
     def __init__(
         self, reading: Reading, on_odd: OnOddRecords, user_ids: Sequence[str] | None = None
@@ -49,10 +49,10 @@ class RecordSweep:
         self._on_odd = on_odd
         self._user_ids = user_ids
         self.place: str | None = None
-        """The last key that is through."""
+        """The last key that was checked."""
 
     async def run(self, session: AsyncClientSession, now: datetime) -> None:
-        """Go through the records after the last one. Raises what ended it; then it can go on."""
+        """Check the records after ``place``. After an error, another call goes on from there."""
         query: Raw = {"_id": {"$gte": ""} if self.place is None else {"$gt": self.place}}
         if self._user_ids is not None:
             query["userId"] = {"$in": list(self._user_ids)}
@@ -76,17 +76,17 @@ class RecordSweep:
             await rows.close()
 
     async def go_on(self, *, is_stuck: bool) -> None:
-        """Nothing is left open between two batches."""
+        """Do nothing: no work stays open between two batches."""
 
 
 def is_live(record: Raw, now: datetime) -> bool:
-    """Whether it is a record of the ledger's that still counts."""
+    """Whether this is a record of the ledger that hasn't expired."""
     expires_at = record.get("expiresAt")
     return "fingerprint" in record and isinstance(expires_at, datetime) and expires_at > now
 
 
 def is_ahead(record: Raw, latest: datetime) -> bool:
-    """Whether it was made by a clock that was wrong."""
+    """Whether a wrong clock has dated this record in the future."""
     created_at = record.get("createdAt")
     return isinstance(created_at, datetime) and created_at > latest
 
@@ -94,7 +94,7 @@ def is_ahead(record: Raw, latest: datetime) -> bool:
 async def find_odd(
     reading: Reading, records: Sequence[Raw], session: AsyncClientSession
 ) -> list[tuple[Raw, Raw | None]]:
-    """The records that do not agree with their transactions, each with its own (None: gone)."""
+    """Return records that disagree with their transaction, each with it (None if missing)."""
     by_id: dict[Any, Raw] = {}
     creations: list[Raw] = []
     for record in records:
@@ -119,7 +119,7 @@ async def find_odd(
 async def _find_creations(
     reading: Reading, records: Sequence[Raw], session: AsyncClientSession
 ) -> list[tuple[Raw, Raw | None]]:
-    # Their results do not have the id of the transaction. It is the user's first.
+    # Their results don't store the transaction's id. It is the user's first transaction.
     places = [
         {"userId": record.get("userId"), "createdAt": record.get("createdAt"), "seq": 1}
         for record in records
@@ -134,9 +134,9 @@ async def _find_creations(
 
 
 def agree(record: Raw, row: Raw) -> bool:
-    """Whether a record remembers this transaction, and as it is."""
+    """Whether a record belongs to this transaction and has the same values."""
     result = _result(record)
-    # The result of a creation has no such id.
+    # The result of an account creation has no transaction id.
     row_id = result.get("transaction_id")
     return (
         (row_id is None or row_id == str(row["_id"]))
@@ -154,7 +154,7 @@ def _result(record: Raw) -> Raw:
 
 
 def _tells(result: Raw, row: Raw) -> bool:
-    """Whether the result has the numbers of the transaction, by whatever names."""
+    """Whether the result has the transaction's numbers. Their names depend on the operation."""
     amount, before, after = row.get("amount"), row.get("balanceBefore"), row.get("balanceAfter")
     if not isinstance(amount, int):
         return False

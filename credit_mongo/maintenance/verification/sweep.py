@@ -1,8 +1,8 @@
-"""The sweep: all users side by side with their transactions and audit rows, quickly.
+"""The sweep: a fast pass over all users with their transactions and audit rows.
 
-It tells only whose books need a closer look (``examination.py``), and must not miss any. So it may
-give up on a user whenever it can't go on (a snapshot that is gone, rows that do not fit in memory),
-and whatever is odd in any way is left to the closer look.
+The sweep only finds users whose books need an examination (``examination.py``). It must not miss
+any of them, but it may name too many. So it passes on every user with anything odd, and every user
+that it can't finish: because the snapshot is gone, or because the rows don't fit in memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from credit_mongo.storage.rows import Raw
 __all__ = ["OnProgress", "OnSuspect", "Sweep", "is_no_account"]
 
 OnSuspect: TypeAlias = Callable[[str], Awaitable[tuple[bool, int]]]
-"""Called with a user; gives whether there is such an account, and its number of transactions."""
+"""Called with a user id. Returns whether the account exists, and how many transactions it has."""
 OnProgress: TypeAlias = Callable[[int], None]
 
-# What one user's two streams may be apart, in rows.
+# How many rows of one user may wait for their counterpart in the other stream.
 _MOST_UNMATCHED: Final = 20_000
 _MOST_KEYS: Final = 50_000
 _MOST_SUSPECTS: Final = 100
@@ -34,7 +34,7 @@ _WHOLE: Final = frozenset({int, Int64})
 
 
 class _User:
-    """One user's chain from its end to its beginning, and its audit rows beside it."""
+    """Checks one user's chain from its end to its beginning, together with the audit rows."""
 
     def __init__(self, user_id: str, account: Raw | None, border: Border | None) -> None:
         self.user_id = user_id
@@ -53,13 +53,13 @@ class _User:
         self._later_keys: dict[str, datetime] = {}
 
     def look_at_its_time(self, latest: datetime) -> None:
-        """Odd if a clock that was wrong has dated it; a date of another type says nothing."""
+        """Mark the user as odd if the account is dated in the future. Ignore other types."""
         updated_at = self._account.get("updatedAt")
         if isinstance(updated_at, datetime) and updated_at > latest:
             self.is_odd = True
 
     def take(self, rows: list[Raw]) -> None:
-        """The next transactions, newest first."""
+        """Take the next transactions, newest first."""
         self.rows += len(rows)
         if self.is_odd:
             return
@@ -83,7 +83,7 @@ class _User:
         self._seq, self._balance = seq, balance
 
     def come_to_border(self) -> None:
-        """All that is not archived was taken."""
+        """Note that all transactions that aren't archived were taken."""
         if not self._is_at_border:
             self._is_at_border = True
             border = self._border
@@ -91,7 +91,7 @@ class _User:
                 self.is_odd = True
 
     def _before_files(self, seq: int | None, balance: int | None) -> tuple[int | None, int | None]:
-        """Where the chain goes on if the transactions up to ``seq`` are in files."""
+        """Skip transactions in files that end at ``seq``. Return where the chain goes on."""
         border = self._border
         segment = border.filed_up_to(seq) if border is not None and self._is_at_border else None
         if border is None or segment is None or segment.balance != balance:
@@ -99,7 +99,7 @@ class _User:
         return border.opening_of(segment)
 
     def take_key(self, key: str, moment: datetime, expires_at: datetime) -> None:
-        """A key; odd if another of the latest transactions had it while it was remembered."""
+        """Take a key. The user is odd if a later transaction used it before it expired."""
         later = self._keys.get(key) or self._later_keys.get(key)
         if later is not None and later < expires_at:
             self.is_odd = True
@@ -108,7 +108,7 @@ class _User:
             self._later_keys, self._keys = self._keys, {}
 
     def match(self, rows: list[Raw]) -> None:
-        """Put transactions beside the audit rows that were there before them."""
+        """Match transactions with audit rows taken before them."""
         audits, unmatched = self._unmatched_audits, self._unmatched
         for row in rows:
             audit = audits.pop(row["_id"], None)
@@ -119,7 +119,7 @@ class _User:
         self._bound()
 
     def match_audits(self, audits: list[Raw]) -> None:
-        """The same the other way round."""
+        """Match audit rows with transactions taken before them."""
         unmatched = self._unmatched
         for audit in audits:
             row = unmatched.pop(audit["_id"], None)
@@ -136,14 +136,14 @@ class _User:
             self._unmatched_audits.clear()
 
     def safely(self, step: Callable[..., None], *arguments: Any) -> None:
-        """Fields that are missing or of other types are odd."""
+        """Run a step. The user is odd if fields are missing or of the wrong type."""
         try:
             step(*arguments)
         except (AttributeError, KeyError, TypeError, ValueError):
             self.is_odd = True
 
     def end(self) -> None:
-        """All was taken."""
+        """Note that all rows of the user were taken."""
         if self._border is not None:
             self.come_to_border()
         beginning = self._before_files(self._seq, self._balance)
@@ -168,30 +168,30 @@ def _agree(row: Raw, audit: Raw) -> bool:
 
 
 class Sweep:
-    """All users of one snapshot, or those after one of them."""
+    """Sweeps all users, and can go on after any of them in a fresh snapshot."""
 
     def __init__(self, reading: Reading, on_suspect: OnSuspect, on_progress: OnProgress) -> None:
         self._reading = reading
         self._on_suspect = on_suspect
         self._on_progress = on_progress
         self._suspects: dict[str, None] = {}
-        # What is still to be looked up: by key, the user and the transaction; by charge,
-        # the users who have refunds of it.
+        # Pending look-ups: the user and the transaction of each key, and the users with refunds
+        # of each charge.
         self._keys: dict[str, tuple[str, Raw]] = {}
         self._refunds: dict[Any, set[str]] = {}
         self.place: str | None = None
-        """The last user who is through."""
+        """The last user that was finished."""
         self._open_user: str | None = None
         self._passed_over: set[str] = set()
         self.users: int = 0
         self.transactions: int = 0
         self.has_seen_all_records: bool = False
-        """Whether each live idempotency record was seen to agree with its transaction."""
+        """Whether the sweep saw that every live idempotency record agrees with its transaction."""
         self._seen_records = 0
         self._is_one_snapshot = True
 
     async def run(self, session: AsyncClientSession, now: datetime) -> None:
-        """Go through the users after the last one. Raises what ended it; then it can go on."""
+        """Sweep the users after ``place``. After an error, call ``go_on``, then this again."""
         self._session = session
         self._now = now
         self._latest = self._reading.latest(now)
@@ -211,7 +211,7 @@ class Sweep:
             await streams.close()
 
     async def go_on(self, *, is_stuck: bool) -> None:
-        """Settle without the snapshot, which is gone; ``is_stuck``, also pass over a user."""
+        """Finish pending work after the snapshot is gone. ``is_stuck``: skip the user too."""
         if is_stuck and self._open_user is not None:
             self._suspects[self._open_user] = None
             self._passed_over.add(self._open_user)
@@ -224,7 +224,7 @@ class Sweep:
         self._keys.clear()
         self._refunds.clear()
         if self._open_user is not None:
-            # Comes again, from the beginning.
+            # The next run takes this user again, from the beginning.
             self._suspects.pop(self._open_user, None)
             self._open_user = None
         await self._tell_suspects()
@@ -240,7 +240,7 @@ class Sweep:
         while True:
             has_rows = transactions.user_id == user_id
             if audits is not None and audits.user_id == user_id:
-                # Whichever is behind: so their rows meet, however many there are.
+                # Read from the stream that is behind, so that few rows wait for a match.
                 if not has_rows or _is_behind(newest_audit, newest):
                     taken = await audits.take()
                     newest_audit = taken[-1].get("createdAt")
@@ -281,7 +281,7 @@ class Sweep:
         if self._reading.audits:
             user.match(rows)
 
-    # What is looked up for many users at once
+    # Look-ups for many users at once
 
     def _is_time_to_settle(self) -> bool:
         many = len(self._keys) >= LOOK_UP or len(self._refunds) >= LOOK_UP
@@ -293,7 +293,7 @@ class Sweep:
         await self._tell_suspects()
 
     async def _tell_suspects(self) -> None:
-        # Only now: whoever is told of is through with all look-ups, and not told of again.
+        # Only after all look-ups: so no user is reported twice.
         suspects, self._suspects = self._suspects, {}
         for user_id in suspects:
             exists, transactions = await self._on_suspect(user_id)
@@ -335,12 +335,12 @@ class Sweep:
 
 
 def is_no_account(account: Raw | None, rows: int) -> bool:
-    """Whether it is a user of the application's who has no credits yet."""
+    """Whether this is a user of the application who has no credits yet."""
     return account is not None and not rows and "credits" not in account and "seq" not in account
 
 
 def _is_behind(moment: Any, than: Any) -> bool:
-    """Newest first, who has later moments to come is behind."""
+    """Whether a stream at ``moment`` is behind: streams run from newest to oldest."""
     if moment is None or than is None:
         return than is not None
     try:
