@@ -134,14 +134,14 @@ async def archive(
       while users are being charged.
     - ``dry_run``: only count the old rows, write nothing.
     - ``on_progress``: called with the number of rows moved so far, and about how many there are.
-    - ``lease_seconds``: after a crash, how long the crashed run keeps others out (0.05 to 3600).
+    - ``lease_seconds``: for how many seconds a crashed run keeps others out (0.05 to 3600).
 
     The archive stops at a user's first transaction that doesn't follow from the one before, for
     example at a row of the Credit SDK, which has no ``seq``. The result names these users.
 
-    Move only rows to a ``directory`` that are older than any call in progress. A charge without an
-    idempotency key looks for its row in the database when the outcome of its commit is unknown. If
-    that row is already in a file, the user is charged again.
+    Only move rows to a ``directory`` if they are older than every call in progress. A charge
+    without an idempotency key looks for its row in the database when the outcome of its commit is
+    unknown. If that row is already in a file, the user is charged again.
 
     Raises:
     - ConfigurationError if ``database`` isn't a database of a supported driver.

@@ -334,7 +334,7 @@ def _read(opened: BinaryIO, size: int) -> bytes:
 async def _in_thread(
     work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
 ) -> _Result:
-    """Run file work in a thread. Wait for its end even if cancelled: two must not write at once."""
+    """Run file work in a thread. If cancelled, still wait: two must not write at once."""
     working = tasks.start(asyncio.to_thread(work, *arguments, **options))
     try:
         return await tasks.result_of(working)

@@ -122,8 +122,8 @@ async def repair(
     If a clock was wrong, the correction sets the account's date to the current time. Idempotency
     keys dated in the future then expire after their usual lifetime, counted from now.
 
-    Only users among the listed findings (10,000 at most) are corrected. ``is_complete`` tells
-    whether another run is needed.
+    The repair corrects only users in the list of findings, which ``verify`` limits to 10,000.
+    ``is_complete`` is False if any finding remains.
 
     Raises everything that ``verify`` raises. Adding a correction can also raise StorageError,
     ClockSkewError, JobTimeoutError or another CreditError. The corrections before it stay.
@@ -191,11 +191,11 @@ class _Repairing:
         self._dry_run = dry_run
 
     async def close(self) -> None:
-        """Close all open transactions."""
+        """End all open transactions."""
         await self._committer.close(_TIMEOUT_SECONDS)
 
     async def of(self, user_id: str) -> Correction | None:
-        """Correct one user. Return None if nothing is wrong, or no longer."""
+        """Correct one user. Return None if nothing is wrong any more."""
         for _ in range(_MOST_TRIES):
             examined = await examine_user(self._reading, user_id)
             if not examined.total:

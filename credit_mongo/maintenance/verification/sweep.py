@@ -53,7 +53,7 @@ class _User:
         self._later_keys: dict[str, datetime] = {}
 
     def look_at_its_time(self, latest: datetime) -> None:
-        """Mark the user as odd if the account is dated in the future. Ignore other types."""
+        """Mark the user as odd if the account is dated in the future. Ignore malformed dates."""
         updated_at = self._account.get("updatedAt")
         if isinstance(updated_at, datetime) and updated_at > latest:
             self.is_odd = True
@@ -211,7 +211,7 @@ class Sweep:
             await streams.close()
 
     async def go_on(self, *, is_stuck: bool) -> None:
-        """Finish pending work after the snapshot is gone. ``is_stuck``: skip the user too."""
+        """Finish pending work after the snapshot is gone. ``is_stuck``: skip one user."""
         if is_stuck and self._open_user is not None:
             self._suspects[self._open_user] = None
             self._passed_over.add(self._open_user)
@@ -293,7 +293,7 @@ class Sweep:
         await self._tell_suspects()
 
     async def _tell_suspects(self) -> None:
-        # Only after all look-ups: so no user is reported twice.
+        # Report users only after all look-ups, so that none is reported twice.
         suspects, self._suspects = self._suspects, {}
         for user_id in suspects:
             exists, transactions = await self._on_suspect(user_id)

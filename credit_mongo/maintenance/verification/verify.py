@@ -62,16 +62,17 @@ async def verify(
 ) -> Verification:
     """Find everything that is wrong with the books. Write nothing.
 
-    The database needs the ledger's indexes, and the caller a role that can read them and the rows.
+    The database needs the ledger's indexes, and the caller needs a role that can read the ledger's
+    collections. Without the privilege listIndexes, the check for harmful TTL indexes is left out.
 
     - ``user_ids``: the users to verify. None means all users.
     - ``collections``, ``users``: the same values as in the ledger's configuration.
     - ``audits``: False if auditing is disabled.
-    - ``key_ttl_seconds``: how long the ledger remembers the idempotency key of a transaction that
-      doesn't store this itself, as in older versions. The default is a day, or the shortest
+    - ``key_ttl_seconds``: the lifetime in seconds of idempotency keys of transactions that don't
+      store an expiry, because an older version wrote them. The default is a day, or the shortest
       lifetime in a sample of the idempotency records if that is shorter.
-    - ``max_clock_skew_seconds``: a row dated further than this ahead of the server's clock is a
-      finding. None turns the check off, for tests that move the ledger's clock.
+    - ``max_clock_skew_seconds``: a row dated more than this many seconds ahead of the server's
+      clock is a finding. None turns the check off, for tests that move the ledger's clock.
     - ``on_progress``: called with the number of transactions verified so far, and about how many
       there are (None if ``user_ids`` are given).
 
@@ -113,7 +114,7 @@ async def open_reading(
     key_ttl_seconds: float | None,
     max_clock_skew_seconds: float | None,
 ) -> Reading:
-    """Prepare the reading. Without a TTL, use a day or the records' own lifetime if shorter."""
+    """Prepare the reading. The default TTL is a day, or that of the records if shorter."""
     default = IdempotencyConfig().ttl_seconds
     seconds = default if key_ttl_seconds is None else key_ttl_seconds
     names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
@@ -269,7 +270,7 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
         except PyMongoError as error:
             if not is_gone(error):
                 raise
-            # Convert the error: as it is, the sweep would take it for its own and skip the user.
+            # Otherwise the sweep would take this for its own lost snapshot and skip the user.
             if number == _MOST_TRIES and isinstance(error, ConnectionFailure):
                 raise as_storage_error(error)  # noqa: B904 - with its cause
             if number == _MOST_TRIES:
