@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import typer
@@ -182,6 +182,13 @@ def _show(invocation: Invocation, result: _Result, key: str | None) -> None:
         show(name)
 
 
+_VERBS: Final[Mapping[type[Any], str]] = {
+    ChargeResult: "charged",
+    RefundResult: "refunded",
+    GrantResult: "granted",
+}
+
+
 def _words(result: _Result, settings: CreditConfig) -> str:
     """Say what was done to the user."""
     if isinstance(result, User):
@@ -198,14 +205,7 @@ def _words(result: _Result, settings: CreditConfig) -> str:
         moved += _until(result.membership_expires_at)
     else:
         amount = result.cost if isinstance(result, ChargeResult) else result.amount
-        verb = (
-            "charged"
-            if isinstance(result, ChargeResult)
-            else "refunded"
-            if isinstance(result, RefundResult)
-            else "granted"
-        )
-        moved = f"{verb} {shown(amount, settings)} for {result.action}"
+        moved = f"{_VERBS[type(result)]} {shown(amount, settings)} for {result.action}"
         before, after = result.balance_before, result.balance_after
     return f"{moved}, balance {shown(before, settings)} → {shown(after, settings)}"
 

@@ -134,12 +134,19 @@ def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]
         "operation": operation,
         "action": action,
         "status": "success",
-        "details": {**changes, **posting.details},
+        "details": {**changes, **_with_int64(posting.details)},
         "metadata": metadata,
         "errorMessage": None,
         "createdAt": created_at,
     }
     return transaction, audit_log
+
+
+def _with_int64(details: Mapping[str, Any]) -> Raw:
+    """Store a decision's own numbers as all amounts are: core knows no BSON."""
+    return {
+        name: to_int64(value) if type(value) is int else value for name, value in details.items()
+    }
 
 
 def refusal_row(refusal: Refusal) -> Raw:
