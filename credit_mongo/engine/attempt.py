@@ -46,11 +46,11 @@ class Attempt:
     __slots__ = ("has_turn", "lost_turn", "number", "stage")
 
     def __init__(self, number: int = 1, *, lost_turn: bool = False) -> None:
-        self.number = number
-        self.lost_turn = lost_turn
+        self.number: int = number
+        self.lost_turn: bool = lost_turn
         """Whether another process took the turn from the attempt before."""
-        self.stage = Stage.WAITING
-        self.has_turn = False
+        self.stage: Stage = Stage.WAITING
+        self.has_turn: bool = False
 
     def enter(self, stage: Stage) -> None:
         """Go on to the next stage. Raises AbandonedError."""

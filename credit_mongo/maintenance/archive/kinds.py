@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from credit_mongo.config import CollectionNames
 from credit_mongo.maintenance.archive.borders import Border, border_or_none, follow, settled_by
 from credit_mongo.maintenance.archive.places import ArchivePlace
 from credit_mongo.maintenance.archive.runs import Tally
@@ -21,6 +22,7 @@ from credit_mongo.maintenance.archive.spans import Index
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["IS_BEING_ERASED", "AuditLogs", "Batch", "Kind", "Transactions"]
 
@@ -48,14 +50,13 @@ class Kind:
     """One kind of rows: where they are, and which of them may be moved."""
 
     name: str
-
-    def __init__(self, database: LedgerDatabase) -> None:
-        self.database = database
-        self.names = database.names
-        self.users = database.users
-
     collection: str
     index: Index
+
+    def __init__(self, database: LedgerDatabase) -> None:
+        self.database: LedgerDatabase = database
+        self.names: CollectionNames = database.names
+        self.users: StoredUsers = database.users
 
     def goes_in_slices(self, place: ArchivePlace) -> bool:  # noqa: ARG002 - only some ask for it
         """Whether the rows to move can be chosen slice by slice."""
