@@ -42,6 +42,7 @@ test-newest:
 
 # Far more of each disturbance than `make test`. Prints how many there were.
 faults: $(VENV)/dev
+	@echo "This kills servers and clients by the hundreds, for about an hour (KILLS=20 for less)."
 	FAULTS_SERVER_KILLS=$(or $(KILLS),200) FAULTS_CLIENT_KILLS=$(or $(KILLS),200) \
 	FAULTS_ELECTIONS=$(or $(ELECTIONS),100) FAULTS_ROLLBACKS=$(or $(ROLLBACKS),20) \
 	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
@@ -49,6 +50,7 @@ faults: $(VENV)/dev
 
 # A random sample of the cases, with every operation, failure and disturbance, and a short soak.
 faults-short: $(VENV)/dev
+	@echo "The sample of faults and the soak take about 5 minutes on two cores."
 	FAULTS_SHARE=0.1 FAULTS_CALLERS=30 FAULTS_ELECTIONS=1 FAULTS_FREEZES=1 FAULTS_SERVER_KILLS=1 \
 	FAULTS_CONFLICT_SECONDS=0.5 FAULTS_ROUNDS_WITHOUT_SERVER=10 SOAK_SECONDS=30 \
 	$(if $(SEED),FAULTS_SEED=$(SEED) SOAK_SEED=$(SEED)) \
@@ -75,6 +77,7 @@ soak: $(VENV)/dev
 
 # Plants bugs, one at a time, and checks that the tests find them.
 mutants: $(VENV)/dev
+	@echo "Each bug takes half a minute, all of them more than an hour."
 	$(BIN)/python -m tests.mutants $(BUG)
 
 lint: $(VENV)/dev
