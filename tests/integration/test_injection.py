@@ -267,21 +267,29 @@ async def test_operators_in_metadata_stand_in_documents_alone(
 
 
 @pytest.mark.parametrize("name", ["charge", "quote"])
-async def test_operators_are_no_names_of_variables(
+async def test_operators_in_the_names_of_variables_are_left_out(
     watched: CreditLedger, sent: Sent, name: str
 ) -> None:
-    """Nor are they numbers."""
-    for variables in (
-        {"$gt": 1},
-        {"token.$": 1},
-        {"$where": 1},
-        {"": 1},
-        *({"token": value} for value in NO_VALUES),
-    ):
+    """No formula can use them, so the call ignores them and no command has them."""
+    operators = {"$gt": 1, "token.$": 1, "$where": 1, "": 1}
+    await call(watched, name, variables={"token": 5, **operators})
+    assert sent.commands
+    for command in sent.commands:
+        check_operators(command)
+        assert operators.keys().isdisjoint(names_in(command))
+
+
+@pytest.mark.parametrize("name", ["charge", "quote"])
+async def test_operators_are_no_values_of_variables(
+    watched: CreditLedger, sent: Sent, name: str
+) -> None:
+    """A price that uses one is refused, and no command has the operator."""
+    for value in NO_VALUES:
         with pytest.raises(InvalidRequestError) as caught:
-            await call(watched, name, variables=variables)
-        assert caught.value.field.startswith("variables")
-    assert sent.commands == []
+            await call(watched, name, variables={"token": value})
+        assert caught.value.field == "variables.token"
+    for command in sent.commands:
+        check_operators(command)
 
 
 class Changing(str):

@@ -24,7 +24,8 @@ from credit_mongo import (
     StorageError,
     UserNotFoundError,
 )
-from credit_mongo.maintenance.verification import reading
+from credit_mongo.maintenance import streams
+from credit_mongo.maintenance.verification import reading, records
 from credit_mongo.maintenance.verification.findings import Finding
 from credit_mongo.maintenance.verification.repair import repair
 from credit_mongo.maintenance.verification.verify import verify
@@ -486,7 +487,8 @@ async def test_concurrent_charges_cause_no_finding(
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use small batches, so that few rows need many commands, and retry without limit."""
-    monkeypatch.setattr(reading, "_BATCH", 2)
+    for module in (reading, records, streams):
+        monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify._PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("credit_mongo.maintenance.verification.verify._MOST_TRIES", 1000)
 
