@@ -4,7 +4,8 @@
 
 This builds the source archive, and the wheel from it, so the wheel lacks what the archive lacks.
 Then it runs the README's example and the command line on a replica set, with nothing but the wheel.
-Exit code 1: something failed, and is shown. ``--keep`` copies the two files into a directory.
+Exit code 1: something failed, and is shown. Exit code 2: bad arguments. ``--keep`` copies the two
+files into a directory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import venv
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -114,11 +115,24 @@ def expect(condition: bool, message: str) -> None:
         raise SystemExit(message)
 
 
-def main() -> None:
-    """Build the package, install it and use it."""
+def _directory(text: str) -> Path:
+    """Make the directory at once: the build takes too long to fail on its name afterwards."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be the name of a directory")
+    directory = Path(text)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a file is in the way, or no name can be like this
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(f"{text!a} can't be made: {reason}") from None
+    return directory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the package, install it, use it, and return the exit code."""
     parser = argparse.ArgumentParser(description="Build, install and use the package.")
-    parser.add_argument("--keep", metavar="DIRECTORY", type=Path, help="copy the files there")
-    kept: Path | None = parser.parse_args().keep
+    parser.add_argument("--keep", metavar="DIRECTORY", type=_directory, help="copy the files there")
+    kept: Path | None = parser.parse_args(arguments).keep
     with tempfile.TemporaryDirectory(prefix="credit-mongo-wheel-") as name:
         directory = Path(name)
         wheel = build(directory / "dist")
@@ -131,7 +145,8 @@ def main() -> None:
         if kept is not None:
             shutil.copytree(directory / "dist", kept, dirs_exist_ok=True)
             print(f"left both files in {kept}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

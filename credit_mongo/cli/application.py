@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -56,18 +57,14 @@ def run(arguments: Sequence[str]) -> int:
         # Don't end with a traceback if the terminal's character set lacks a character.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for module in pkgutil.iter_modules(commands.__path__):
-        import_module(f"{commands.__name__}.{module.name}")
-    _arrange()
+    program = _program()
     try:
-        code = get_command(app).main(
-            list(arguments), prog_name="credit-mongo", standalone_mode=False
-        )
+        code = program.main(list(arguments), prog_name="credit-mongo", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         return _end_unread()
     except EXPECTED as error:
-        print(f"error: {printable(explain(error, _names_of(arguments)))}", file=sys.stderr)
+        print(f"error: {printable(explain(error, _names_of(program, arguments)))}", file=sys.stderr)
         return NOT_DONE
     except SystemExit as ended:
         # Typer exits with code 1 on a broken pipe, which would mean that the data is wrong.
@@ -79,10 +76,18 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
-def _names_of(arguments: Sequence[str]) -> dict[str, str]:
+@functools.cache
+def _program() -> Any:
+    """Find the commands and read their parameters. This takes as long as most commands do."""
+    for module in pkgutil.iter_modules(commands.__path__):
+        import_module(f"{commands.__name__}.{module.name}")
+    _arrange()
+    return get_command(app)
+
+
+def _names_of(program: Any, arguments: Sequence[str]) -> dict[str, str]:
     """How the called command's parameters are typed, by their Python names: {"user": "USER"}."""
-    group = get_command(app)
-    commands: dict[str, Any] = getattr(group, "commands", {})
+    commands: dict[str, Any] = getattr(program, "commands", {})
     called = next((commands[each] for each in arguments if each in commands), None)
     return {
         each.name: each.opts[0] if each.param_type_name == "option" else str(each.metavar)

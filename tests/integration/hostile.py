@@ -320,6 +320,14 @@ def of_the_test_image() -> Iterator[Case]:
         yield Case("build_test_image", (), "mongod", {"CREDIT_MONGO_MONGOD": mongod})
 
 
+def of_the_wheel() -> Iterator[Case]:
+    """``scripts/check_wheel.py``, before it builds anything."""
+    for directory in ("", " ", "a\x00b", "/dev/null", str(Path(__file__)), "/etc/passwd/x", LONG):
+        yield Case("check_wheel", (f"--keep={directory}",), "--keep")
+    for wrong in ("--no-such", "extra", "--keep", "-x", "\udcff", LONG):
+        yield Case("check_wheel", (wrong,), "error: ")
+
+
 def of_the_environment() -> Iterator[Case]:
     """Settings that the environment supplies."""
     for command in COMMANDS[:3]:
@@ -355,5 +363,6 @@ CASES = [
     *of_the_local_replica_set(),
     *of_the_benchmarks(),
     *of_the_test_image(),
+    *of_the_wheel(),
     *of_the_environment(),
 ]

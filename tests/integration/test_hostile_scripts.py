@@ -48,6 +48,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "credit-mongo": credit_mongo,
     "replay": script("replay"),
     "build_test_image": script("build_test_image"),
+    "check_wheel": script("check_wheel"),
     "local": run_local,
     "benchmarks": benchmarks,
 }
@@ -60,7 +61,7 @@ DOORS: dict[tuple[str, ...], str] = {
     },
 }
 # They show their usage above the error; the others point to --help.
-WITH_USAGE = {"replay", "build_test_image", "local", "benchmarks"}
+WITH_USAGE = set(PROGRAMS) - {"credit-mongo"}
 
 
 @pytest.fixture(scope="module")
