@@ -1,8 +1,7 @@
 """Group commit: requests that arrive while a lane is busy share its next commit.
 
 No timers and no added delay: an idle lane commits at once, and what arrives meanwhile goes next. A
-user's requests go to one lane at a time, so that a process does not conflict with itself, but for
-the moment in which its users change lanes (see ``Lanes``).
+user's requests go to one lane at a time, so that a process never conflicts with itself.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list[Outcome | Held]]]
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
-# With more lanes, batches are smaller and the server waits for its journal more often; with fewer,
-# the client idles while the server works.
-LANES: Final = 4
+# How many lanes users share at most. A commit costs the client and the server about the same
+# whatever is in it, so one full batch beats two that are half empty: the ledger begins with one
+# lane, and opens another for each full batch that waits. A lane that runs empty is closed.
+MOST_LANES: Final = 4
 # Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
 # cost of the commit is shared by all. What a batch reads stays below 16 MB (see store.py).
 LARGEST_BATCH: Final = 512
@@ -79,12 +79,14 @@ class _Lane:
         spare_seconds: float,
         *,
         when_held: Callable[[_Waiting], None],
-        when_empty: Callable[[], None] = lambda: None,
+        when_through: Callable[[str], None],
+        when_empty: Callable[[], None],
         tell: Tell | None = None,
     ) -> None:
         self._commit = commit
         self._spare_seconds = spare_seconds
         self._when_held = when_held
+        self._when_through = when_through
         self._when_empty = when_empty
         self._tell = tell
         self._queue: deque[_Waiting] = deque()
@@ -131,6 +133,7 @@ class _Lane:
             # Empty, unless the event loop is being shut down.
             for waiting in self._queue:
                 waiting.give_up()
+                self._when_through(waiting.request.user_id)
             self._queue.clear()
             self.task = None
             self._stop_timer()
@@ -152,7 +155,9 @@ class _Lane:
         while self._queue and len(self._in_flight) < LARGEST_BATCH:
             waiting = self._queue.popleft()
             # Those who were cancelled or gave up meanwhile asked for nothing.
-            if not waiting.answer.done():
+            if waiting.answer.done():
+                self._when_through(waiting.request.user_id)
+            else:
                 waiting.in_flight = True
                 self._in_flight.append(waiting)
         latest = max((waiting.deadline for waiting in self._in_flight), default=0.0)
@@ -186,13 +191,18 @@ class _Lane:
                     self._when_held(waiting)
                 else:
                     waiting.tell(outcome)
+        finally:
+            for waiting in batch:
+                self._when_through(waiting.request.user_id)
 
 
 class Lanes:
     """All queues of a ledger.
 
-    Most users share a few lanes. A user whom another transaction holds (an application's own, say)
-    gets a lane of its own until its requests are through: nobody waits for somebody else's user.
+    Most users share one lane, or a few if there is work for them. A user stays in its lane as long
+    as it has requests there, so that two lanes never meet on a user. A user whom another
+    transaction holds (for example an application's own) gets a lane of its own until its requests
+    are through: nobody waits for somebody else's user.
     """
 
     def __init__(
@@ -211,9 +221,19 @@ class Lanes:
         # Commits end this much before their callers give up, so that these hear how.
         self._spare_seconds = min(0.5, timeout_seconds / 10)
         self._shared = [
-            _Lane(commit, self._spare_seconds, when_held=self._set_apart, tell=tell)
-            for _ in range(LANES)
+            _Lane(
+                commit,
+                self._spare_seconds,
+                when_held=self._set_apart,
+                when_through=self._through,
+                when_empty=self._close_a_lane,
+                tell=tell,
+            )
+            for _ in range(MOST_LANES)
         ]
+        self._in_use = 1
+        # By user with requests in a shared lane: that lane, and how many requests there are.
+        self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
         self._closed = False
 
@@ -229,16 +249,46 @@ class Lanes:
             raise LedgerBusyError("the ledger is closed")
         loop = asyncio.get_running_loop()
         now = loop.time()
-        lane = self._apart.get(request.user_id)
+        user_id = request.user_id
+        lane = self._apart.get(user_id)
         if lane is None:
-            # In turns, all share one. On the change, lanes may meet on a user: a conflict, no more.
-            number = 0 if self._turns.are_needed(now) else hash(request.user_id) % LANES
-            lane = self._shared[number]
-        if len(lane) >= LONGEST_QUEUE // LANES:
+            lane, requests, waiting = self._shared_lane(user_id, now)
+            if waiting < LONGEST_QUEUE:
+                self._staying[user_id] = (lane, requests + 1)
+        else:
+            waiting = len(lane)
+        if waiting >= LONGEST_QUEUE:
             raise LedgerBusyError("too many operations are waiting; nothing was written")
         answer: asyncio.Future[R] = loop.create_future()
         lane.add(_Waiting(request, answer, now + self._timeout_seconds - spent_seconds))
         return answer
+
+    def _shared_lane(self, user_id: str, now: float) -> tuple[_Lane, int, int]:
+        """Find the user's lane, how many requests the user has there, and how many wait in all."""
+        waiting = sum(map(len, self._shared))
+        staying = self._staying.get(user_id)
+        if staying is not None:
+            return *staying, waiting
+        if waiting >= self._in_use * LARGEST_BATCH and self._in_use < MOST_LANES:
+            self._in_use += 1
+        # In turns, all share one.
+        in_use = 1 if self._turns.are_needed(now) else self._in_use
+        return self._shared[hash(user_id) % in_use], 0, waiting
+
+    def _through(self, user_id: str) -> None:
+        """One of the user's requests has left its lane."""
+        staying = self._staying.get(user_id)
+        if staying is None:
+            return
+        lane, requests = staying
+        if requests == 1:
+            del self._staying[user_id]
+        else:
+            self._staying[user_id] = (lane, requests - 1)
+
+    def _close_a_lane(self) -> None:
+        """A lane has run empty: fewer do."""
+        self._in_use = max(self._in_use - 1, 1)
 
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""
@@ -260,7 +310,12 @@ class Lanes:
                 self._commit_patiently,
                 self._spare_seconds,
                 when_held=self._set_apart,
+                when_through=_nothing,
                 when_empty=when_empty,
                 tell=self._tell,
             )
         lane.add(waiting)
+
+
+def _nothing(user_id: str) -> None:
+    """A user set apart has one lane, which goes when it is empty."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -12,7 +11,6 @@ import pytest
 import pytest_asyncio
 
 from credit_mongo import CreditConfig, CreditLedger, RetryConfig
-from credit_mongo.engine.lanes import LANES
 from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Database, count, failing, with_options
@@ -31,9 +29,8 @@ MOVES: Final[dict[str, Move]] = {"the first user is erased": _erase, "all are ar
 
 
 def _users_of_one_lane(number: int) -> list[str]:
-    """Return users whose requests share a batch."""
-    users = (f"user-{number}" for number in itertools.count())
-    return list(itertools.islice((u for u in users if hash(u) % LANES == 0), number))
+    """Return users whose requests share a batch: few callers share one lane."""
+    return [f"user-{each}" for each in range(number)]
 
 
 @pytest_asyncio.fixture

@@ -622,7 +622,7 @@ PLANTED: Final = (
     Bug(
         "the queue has no limit",
         "engine/lanes.py",
-        "        if len(lane) >= LONGEST_QUEUE // LANES:\n",
+        "        if waiting >= LONGEST_QUEUE:\n",
         "        if False:\n",
         (LANES,),
     ),
@@ -636,8 +636,8 @@ PLANTED: Final = (
     Bug(
         "a request cancelled in the queue is charged",
         "engine/lanes.py",
-        "            if not waiting.answer.done():\n                waiting.in_flight = True\n",
-        "            if True:\n                waiting.in_flight = True\n",
+        "            if waiting.answer.done():\n",
+        "            if False:\n",
         (LANES,),
     ),
     Bug(
@@ -650,8 +650,8 @@ PLANTED: Final = (
     Bug(
         "a user's requests meet on different lanes",
         "engine/lanes.py",
-        "hash(request.user_id) % LANES",
-        "hash(request.transaction_id) % LANES",
+        "        if staying is not None:\n            return *staying, waiting\n",
+        "",
         (LANES,),
     ),
     Bug(

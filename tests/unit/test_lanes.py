@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from typing import Any
@@ -19,7 +20,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
-from credit_mongo.engine.lanes import LANES, LARGEST_BATCH, LONGEST_QUEUE, Lanes
+from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, Lanes
 from credit_mongo.engine.turns import Turn, Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -161,6 +162,59 @@ async def test_a_commit_has_no_more_requests_than_its_limit(commits: Commits) ->
     assert [len(batch) for batch in commits.batches] == [LARGEST_BATCH, 7]
 
 
+def user_of_lane(number: int) -> str:
+    """Return a user who goes to this one of two lanes."""
+    return next(f"u-{n}" for n in itertools.count() if hash(f"u-{n}") % 2 == number)
+
+
+async def test_few_callers_share_one_lane_and_full_batches_that_wait_open_others(
+    commits: Commits,
+) -> None:
+    """One full batch costs less than two that are half empty."""
+    lanes = lanes_on(commits)
+    few = submit(lanes, request(0), *(request(n, f"u-{n}") for n in range(1, LARGEST_BATCH)))
+    await settle()
+    assert len(commits.batches) == 1
+    many = submit(lanes, *(request(n, f"v-{n}") for n in range(2 * LARGEST_BATCH)))
+    await settle()
+    assert len(commits.batches) > 1
+    commits.gate.set()
+    await asyncio.gather(*few, *many)
+
+
+async def test_a_user_stays_in_its_lane_as_long_as_it_has_requests_there(commits: Commits) -> None:
+    """Otherwise the process would conflict with itself whenever it opens or closes a lane."""
+    lanes = lanes_on(commits)
+    user = user_of_lane(1)
+    first = submit(lanes, request(0, user))
+    await commits.begun.wait()
+    others = submit(lanes, *(request(n, f"v-{n}") for n in range(1, 2 * LARGEST_BATCH)))
+    await settle()
+    assert len(commits.batches) > 1, "another lane is open"
+    second = submit(lanes, request(9999, user))
+    await settle()
+    assert not any("9999" in batch for batch in commits.batches), "the user is in two lanes"
+    commits.gate.set()
+    await asyncio.gather(*first, *others, *second)
+    assert not lanes._staying
+
+
+async def test_nobody_stays_who_has_gone(commits: Commits) -> None:
+    """Cancelled callers, refused requests and failed commits leave no user behind."""
+    lanes = lanes_on(commits)
+    commits.failure = RuntimeError("a bug")
+    commits.refused["3"] = InsufficientCreditsError("user", 2, 1)
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    callers += submit(lanes, request(1), request(2, "other"), request(3))
+    await settle()
+    callers[2].cancel()
+    commits.gate.set()
+    await asyncio.gather(*callers, return_exceptions=True)
+    await settle()
+    assert not lanes._staying
+
+
 async def test_a_refusal_reaches_its_caller_alone(commits: Commits) -> None:
     """The other requests of the batch get their results."""
     lanes = lanes_on(commits)
@@ -177,7 +231,7 @@ async def test_a_full_queue_refuses_at_once_and_serves_what_it_accepted(commits:
     lanes = lanes_on(commits)
     callers = submit(lanes, request(0))
     await commits.begun.wait()
-    room = LONGEST_QUEUE // LANES
+    room = LONGEST_QUEUE
     callers += submit(lanes, *(request(n) for n in range(1, room + 1)))
     await settle()
     with pytest.raises(LedgerBusyError):
