@@ -32,13 +32,14 @@ Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list
 
 # How many lanes users share at most. A commit costs the client and the server about the same
 # whatever is in it, so one full batch beats two that are half empty: the ledger begins with one
-# lane, and opens another for each full batch that waits. A lane that runs empty is closed.
+# lane, and opens another for each half of a full batch that waits. A lane that runs empty is closed.
 MOST_LANES: Final = 4
 # Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
 # cost of the commit is shared by all. What a batch reads stays below 16 MB (see store.py).
 LARGEST_BATCH: Final = 512
 # Seconds of work, at thousands a second: who comes later would only wait for the deadline.
 LONGEST_QUEUE: Final = 20_000
+_WORTH_A_LANE: Final = LARGEST_BATCH // 2
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
@@ -269,7 +270,7 @@ class Lanes:
         staying = self._staying.get(user_id)
         if staying is not None:
             return *staying, waiting
-        if waiting >= self._in_use * LARGEST_BATCH and self._in_use < MOST_LANES:
+        if waiting >= self._in_use * _WORTH_A_LANE and self._in_use < MOST_LANES:
             self._in_use += 1
         # In turns, all share one.
         in_use = 1 if self._turns.are_needed(now) else self._in_use

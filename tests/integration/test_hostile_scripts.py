@@ -101,7 +101,8 @@ def test_there_are_enough() -> None:
     assert len(CASES) == len({(c.program, c.arguments, *c.environment.items()) for c in CASES})
     assert len(CASES) >= 400
     assert {case.program for case in CASES} == set(PROGRAMS)
-    scripts = {path.stem for path in SCRIPTS.glob("*.py")}
+    # The check of the wheel is for CI: it takes no words of others.
+    scripts = {path.stem for path in SCRIPTS.glob("*.py")} - {"check_wheel"}
     doors = {DOORS.get(case.arguments[:1], "") for case in CASES}
     assert scripts <= doors | set(PROGRAMS)
     variables = {name for case in CASES for name in case.environment}
