@@ -31,8 +31,8 @@ Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
 # How many lanes users share at most. A commit costs the client and the server about the same
-# whatever is in it, so one full batch beats two that are half empty: the ledger begins with one
-# lane, and opens another for each half of a full batch that waits. A lane that runs empty is closed.
+# whatever is in it, so one full batch beats two that are half empty. The ledger begins with one
+# lane, opens another whenever half a batch waits for each, and closes one that runs empty.
 MOST_LANES: Final = 4
 # Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
 # cost of the commit is shared by all. What a batch reads stays below 16 MB (see store.py).
