@@ -19,6 +19,7 @@ from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.cli import main
 from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.printing import moment_to_milliseconds
+from tests.integration.commands import run_on_terminal
 from tests.integration.promises import (
     Client,
     Database,
@@ -28,7 +29,6 @@ from tests.integration.promises import (
     rows,
     with_options,
 )
-from tests.integration.test_command_line import run_on_terminal
 
 Call: TypeAlias = Callable[..., Awaitable[tuple[int, str, str]]]
 CONFIG: dict[str, Any] = {

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import resource
-import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from random import Random
@@ -32,6 +29,7 @@ from tests.integration.archives import (
     names_in,
     open_books,
 )
+from tests.integration.commands import PROGRAM, run, run_program
 from tests.integration.promises import (
     Client,
     Database,
@@ -52,25 +50,13 @@ class Where(TypedDict):
 async def run_command(
     *arguments: str, uri: str, database: str = "app", most_bytes: int | None = None
 ) -> tuple[int, str, str]:
-    """Run the script, and return the exit code, stdout and stderr."""
-
-    def limit() -> None:
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(ROOT / "scripts" / "archive.py"),
-        *arguments,
-        *("--uri", uri, "--database", database, "--timeout", "3"),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        preexec_fn=limit,
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, output.decode(), errors.decode()
+    """Archive, and return the exit code, stdout and stderr. ``most_bytes`` is a file's limit."""
+    options = (*arguments, "--uri", uri, "--database", database, "--timeout", "3")
+    if most_bytes is None:
+        return await run("archive", *options)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes},) * 2); "
+    program = (PROGRAM[0], limit + PROGRAM[1])
+    return await run_program("archive", *options, program=program)
 
 
 async def test_the_script_archives_and_says_what_it_did(

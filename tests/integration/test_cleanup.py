@@ -15,6 +15,7 @@ from pymongo import AsyncMongoClient
 from credit_mongo import CreditConfig, CreditError, CreditLedger, InvalidRequestError
 from credit_mongo.cli import main
 from credit_mongo.maintenance.cleanup import clean_up
+from tests.integration.commands import run, run_on_terminal, run_program, where
 from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
 from tests.integration.promises import (
     Client,
@@ -26,7 +27,6 @@ from tests.integration.promises import (
     rows,
     with_options,
 )
-from tests.integration.test_command_line import run, run_on_terminal, where
 
 UTC = timezone.utc
 HOUR = timedelta(hours=1)
@@ -251,7 +251,7 @@ async def test_the_command_says_what_it_did(
     assert output.startswith(f"{database.name}: 2500 records that expired before ")
     assert "would be removed (dry run" in output
     assert await count(database, RECORDS) == 2500 + len(stays)
-    code, output, errors = await run(*here, "--json", program=("scripts/cleanup.py",))
+    code, output, errors = await run_program(*here, "--json", program=("scripts/cleanup.py",))
     assert (code, errors) == (0, "")
     facts = json.loads(output)
     assert (facts["database"], facts["removed"], facts["dry_run"]) == (database.name, 2500, False)

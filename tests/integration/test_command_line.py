@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import signal
 import sys
 from importlib.metadata import version
@@ -17,70 +16,16 @@ from bson import Int64
 
 from credit_mongo import CreditLedger
 from credit_mongo.cli import main
+from tests.integration.commands import (
+    PROGRAM,
+    ROOT,
+    environment,
+    run,
+    run_on_terminal,
+    run_program,
+    where,
+)
 from tests.integration.promises import Client, Database, failing, with_options
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = ("-c", "import sys; from credit_mongo.cli import main; sys.exit(main())")
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without the settings of a database."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MONGODB_")}
-    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
-
-
-async def run(
-    *arguments: str, program: tuple[str, ...] = PROGRAM, **more: str
-) -> tuple[int, str, str]:
-    """Run the command, and return the exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *program,
-        *arguments,
-        cwd=ROOT,
-        env=environment(**more),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
-async def run_on_terminal(*arguments: str) -> tuple[int, str]:
-    """Run the command on a terminal of 300 columns, and return the exit code and the output."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *PROGRAM,
-        *arguments,
-        cwd=ROOT,
-        env=environment(COLUMNS="300", TERM="xterm"),
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-
-    def read() -> bytes:
-        sent = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # The other end is closed.
-                return sent
-            if not part:
-                return sent
-            sent += part
-
-    sent = await asyncio.to_thread(read)
-    os.close(ours)
-    return await process.wait(), sent.decode()
-
-
-def where(replica_set_uri: str, database: Database) -> tuple[str, ...]:
-    return ("--uri", replica_set_uri, "--database", database.name)
-
 
 # All commands
 
@@ -100,7 +45,7 @@ async def test_help_names_the_commands_and_the_exit_codes() -> None:
 async def test_the_program_prints_its_version() -> None:
     """The version is printed even if the program is not on PATH."""
     for program in (PROGRAM, ("-m", "credit_mongo")):
-        code, output, errors = await run("--version", program=program)
+        code, output, errors = await run_program("--version", program=program)
         assert (code, errors) == (0, "")
         assert output == f"credit-mongo {version('credit-mongo')}\n"
 
@@ -201,9 +146,9 @@ async def test_bad_values_exit_2_in_one_line(replica_set_uri: str, database: Dat
 async def test_the_library_needs_neither_typer_nor_rich() -> None:
     """They belong to an extra. Without it, the command line says so."""
     looks = "import sys, credit_mongo, credit_mongo.cli; print({'typer', 'rich'} & {*sys.modules})"
-    assert await run(program=("-c", looks)) == (0, "set()\n", "")
+    assert await run_program(program=("-c", looks)) == (0, "set()\n", "")
     without = "import sys; sys.modules['typer'] = None; from credit_mongo.cli import main"
-    code, output, errors = await run("init", program=("-c", f"{without}; sys.exit(main())"))
+    code, output, errors = await run_program("init", program=("-c", f"{without}; sys.exit(main())"))
     assert (code, output) == (2, "")
     assert errors == "error: typer is missing: pip install 'credit-mongo[cli]'\n"
 
@@ -300,7 +245,7 @@ async def test_verify_reports_whether_the_books_are_sound(
 
     await database["users"].update_many({}, {"$inc": {"credits": Int64(5)}})
     script = ("scripts/verify.py",)
-    code, output, errors = await run(*here, program=script)
+    code, output, errors = await run_program(*here, program=script)
     assert (code, errors) == (1, "")
     assert "the balance is 15, but the transactions sum up to 10" in output
     assert "[bold]\\u202eeve" in output

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import re
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 from bson import ObjectId
 
 from credit_mongo import CollectionNames, CreditConfig, CreditLedger, UserMapping
-from credit_mongo.cli import main
+from tests.integration.commands import run as run_command
 from tests.integration.promises import Database, Row, rows
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +28,8 @@ PEOPLE = CreditConfig(
 
 
 async def run(uri: str, database: Database, *arguments: str) -> tuple[int, str, str]:
-    """Run ``credit-mongo …`` in this process, and return the exit code, stdout and stderr."""
-    output, errors = io.StringIO(), io.StringIO()
-    where = ("--uri", uri, "--database", database.name)
-    with redirect_stdout(output), redirect_stderr(errors):
-        code = await asyncio.to_thread(main, [*arguments, *where])
-    return code, output.getvalue(), errors.getvalue()
+    """Run a command on a database, and return the exit code, stdout and stderr."""
+    return await run_command(*arguments, "--uri", uri, "--database", database.name)
 
 
 async def run_in(

@@ -36,6 +36,7 @@ from credit_mongo.maintenance.archive.borders import NO_BORDER, Border
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.storage.database import LedgerDatabase
+from tests.integration.commands import PROGRAM, ROOT, environment, run, run_program, where
 from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
 from tests.integration.promises import (
     Client,
@@ -49,7 +50,6 @@ from tests.integration.promises import (
     rows,
     with_options,
 )
-from tests.integration.test_command_line import PROGRAM, ROOT, environment, run, where
 
 UTC = timezone.utc
 KILLS: Final = int(os.environ.get("ERASE_KILLS", "12"))
@@ -719,7 +719,7 @@ async def test_the_command_erases_and_says_what(
     assert (code, errors) == (0, "")
     assert output.startswith(f"{database.name}: erased 1 users, {CHARGES + 1} transactions, ")
     script = ("scripts/erase.py",)
-    code, output, errors = await run(*here, "--user", "bob", "--json", program=script)
+    code, output, errors = await run_program(*here, "--user", "bob", "--json", program=script)
     assert (code, errors) == (0, "")
     facts = json.loads(output)
     assert (facts["database"], facts["user_id"], facts["users"]) == (database.name, "bob", 1)

@@ -26,15 +26,16 @@ from credit_mongo.maintenance.export.exporting import Export, export_transaction
 from credit_mongo.maintenance.export.files import whole_file
 from credit_mongo.maintenance.export.formats import COLUMNS, FORMATS, Format
 from credit_mongo.private_files import Directory
-from tests.integration.promises import Client, Database, Row, failing, rows, with_options
-from tests.integration.test_command_line import (
+from tests.integration.commands import (
     PROGRAM,
     ROOT,
     environment,
     run,
     run_on_terminal,
+    run_program,
     where,
 )
+from tests.integration.promises import Client, Database, Row, failing, rows, with_options
 
 UTC = timezone.utc
 DAY = timedelta(days=1)
@@ -280,7 +281,7 @@ async def test_an_export_controls_no_terminal(
         assert code == 0
         assert r"eve\u009b\u007f\u202e\u200f\u061c\u2028" in shown
         assert not set(name[3:]) & set(shown)
-    _, piped, _ = await run("export", *here, "--format", "jsonl")
+    _, piped, _ = await run_program("export", *here, "--format", "jsonl")
     assert json.loads(piped)["user_id"] == name
 
 
@@ -313,7 +314,7 @@ async def test_a_byte_order_mark_can_start_csv_alone(
     code, _, errors = await run("export", *here, "--bom", "--output", str(path))
     assert (code, errors) == (0, "")
     assert path.read_bytes().startswith(b"\xef\xbb\xbftransaction_id,")
-    code, _, errors = await run("export", *here, "--bom", "--format", "jsonl")
+    code, _, errors = await run_program("export", *here, "--bom", "--format", "jsonl")
     assert (code, errors) == (2, "error: --bom: is for CSV alone\n")
 
 
@@ -574,7 +575,7 @@ async def test_a_full_disk_leaves_nothing_half_written(
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     program = (PROGRAM[0], limits + PROGRAM[1])
     here = (*where(replica_set_uri, database), "--output", str(path), "--force")
-    code, output, errors = await run("export", *here, program=program)
+    code, output, errors = await run_program("export", *here, program=program)
     assert (code, output, errors.count("\n")) == (2, "", 1), errors
     assert errors.startswith("error: ")
     assert "File too large" in errors
@@ -613,13 +614,13 @@ async def test_standard_output_gets_only_the_export(
     """The format is CSV unless another is requested. The script does the same."""
     made = await fill(database)
     here = where(replica_set_uri, database)
-    code, output, errors = await run("export", *here, "--include-archived")
+    code, output, errors = await run_program("export", *here, "--include-archived")
     assert (code, errors) == (0, "")
     exported = list(csv.DictReader(io.StringIO(output)))
     assert [row["transaction_id"] for row in exported] == in_order(made)
     script = ("scripts/export.py",)
     period = ("--from", "2026-01-06", "--to", "2026-01-07T00:00:00.001Z", "--user", "user-2")
-    code, output, errors = await run(*here, *period, "--format", "jsonl", program=script)
+    code, output, errors = await run_program(*here, *period, "--format", "jsonl", program=script)
     assert (code, errors) == (0, "")
     assert [json.loads(line)["seq"] for line in output.splitlines()] == [7, 6]
 
@@ -753,11 +754,11 @@ async def test_without_pyarrow_it_says_what_to_install(
     program = (PROGRAM[0], f"import sys; sys.modules['pyarrow'] = None; {PROGRAM[1]}")
     path = tmp_path / "all.parquet"
     here = (*where(replica_set_uri, database), "--output", str(path))
-    code, output, errors = await run("export", *here, program=program)
+    code, output, errors = await run_program("export", *here, program=program)
     assert (code, output, errors.count("\n")) == (2, "", 1), errors
     assert "pip install 'credit-mongo[parquet]'" in errors
     assert names_in(tmp_path) == []
-    code, output, errors = await run("export", *here, "--format", "csv", program=program)
+    code, output, errors = await run_program("export", *here, "--format", "csv", program=program)
     assert (code, errors) == (0, "")
 
 

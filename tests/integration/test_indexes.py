@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from credit_mongo import (
 from credit_mongo.local import find_mongod
 from credit_mongo.maintenance.erase import erase_user
 from credit_mongo.maintenance.indexes import ensure_indexes
+from tests.integration.commands import run, run_program
 
 pytestmark = pytest.mark.drivers("pymongo", "motor")
 
@@ -596,57 +595,41 @@ def test_a_report_is_plain_json() -> None:
 # The script
 
 
-async def run_script(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of ``python scripts/init_indexes.py``."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MONGODB_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "scripts/init_indexes.py",
-        *arguments,
-        cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_creates_all_shows_each_and_can_be_run_again(
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_creates_all_shows_each_and_can_be_run_again(
     replica_set_uri: str, database: Database
 ) -> None:
     """Exit code 0, first and again; where the database is stands in the environment as well."""
     where = ("--uri", replica_set_uri, "--database", database.name)
-    code, output, errors = await run_script(*where, "--dry-run")
+    script = ("scripts/init_indexes.py",)
+    code, output, errors = await run_program(*where, "--dry-run", program=script)
     assert (code, errors) == (0, "")
     assert f"{database.name}: 17 created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
-    code, output, errors = await run_script(*where, "--no-validators")
+    code, output, errors = await run("init", *where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created\tindex\tidempotency_records.expiresAt_1\n" in output
     assert f"{database.name}: 16 created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
-    code, output, errors = await run_script("--json", **environment)
+    code, output, errors = await run("init", "--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
     assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 16, [])
 
 
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_exits_1_with_the_remedy_of_each_conflict(
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_exits_1_with_the_remedy_of_each_conflict(
     replica_set_uri: str, database: Database
 ) -> None:
     """For a deployment that must not go on without its indexes."""
     await database["transactions"].create_index("action", unique=True)
     where = ("--uri", replica_set_uri, "--database", database.name)
     (code, output, errors), (json_code, as_json, _) = await asyncio.gather(
-        run_script(*where), run_script(*where, "--json")
+        run("init", *where), run("init", *where, "--json")
     )
 
     assert (code, json_code, errors) == (1, 1, "")
@@ -677,13 +660,13 @@ async def standalone(directory: Path) -> AsyncIterator[int]:
         await process.wait()
 
 
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_exits_2_on_a_mongod_without_a_replica_set(tmp_path: Path) -> None:
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_exits_2_on_a_mongod_without_a_replica_set(tmp_path: Path) -> None:
     """It says what to do, whether the URI names a replica set or not."""
     async with standalone(tmp_path) as port:
         uri = f"mongodb://127.0.0.1:{port}/"
         found = await asyncio.gather(
-            *(run_script("--uri", uri + o, "--timeout", "1") for o in ("", "?replicaSet=rs0"))
+            *(run("init", "--uri", uri + o, "--timeout", "1") for o in ("", "?replicaSet=rs0"))
         )
     for code, output, errors in found:
         assert (code, output, errors.count("\n")) == (2, "", 1)
@@ -691,8 +674,8 @@ async def test_the_script_exits_2_on_a_mongod_without_a_replica_set(tmp_path: Pa
         assert "python -m credit_mongo.local" in errors
 
 
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_exits_2_in_one_line_and_never_shows_a_password(
     replica_set_uri: str,
 ) -> None:
     """Unreachable, refused, or an URI that is none: no traceback, and nothing secret."""
@@ -708,7 +691,7 @@ async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
         f"mongodb://ada:geheim@{here}": "AuthenticationFailed",
         "nonsense": "mongodb://",
     }
-    found = await asyncio.gather(*(run_script("--uri", uri, "--timeout", "1") for uri in cases))
+    found = await asyncio.gather(*(run("init", "--uri", uri, "--timeout", "1") for uri in cases))
     for expected, (code, output, errors) in zip(cases.values(), found, strict=True):
         assert (code, output, errors.count("\n")) == (2, "", 1), errors
         assert expected in errors
@@ -716,21 +699,21 @@ async def test_the_script_exits_2_in_one_line_and_never_shows_a_password(
         assert "heim" not in errors
 
 
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_exits_2_without_the_rights(
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_exits_2_without_the_rights(
     client: AsyncMongoClient[dict[str, Any]], replica_set_uri: str, database: Database
 ) -> None:
     """It names the roles that are needed."""
     async with failing(client, "listCollections", 13, app="credit_mongo"):
-        code, output, errors = await run_script(
-            "--uri", replica_set_uri, "--database", database.name
+        code, output, errors = await run(
+            "init", "--uri", replica_set_uri, "--database", database.name
         )
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert "credit-mongo roles shows them" in errors
 
 
-@pytest.mark.drivers("pymongo")  # in a process of its own
-async def test_the_script_exits_2_on_bad_arguments() -> None:
+@pytest.mark.drivers("pymongo")  # with a client of its own
+async def test_init_exits_2_on_bad_arguments() -> None:
     """Also an URI in the wrong place is not shown with its password."""
     cases = [
         ("--timeout", "0"),
@@ -739,7 +722,7 @@ async def test_the_script_exits_2_on_bad_arguments() -> None:
         ("--dry",),
         ("mongodb://ada:geheim@127.0.0.1/",),
     ]
-    for code, output, errors in await asyncio.gather(*(run_script(*case) for case in cases)):
+    for code, output, errors in await asyncio.gather(*(run("init", *case) for case in cases)):
         assert (code, output) == (2, "")
         assert "error: " in errors
         assert "Traceback" not in errors

@@ -27,8 +27,8 @@ from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.usage.measuring import usage_of
 from credit_mongo.maintenance.usage.periods import parts_of, period_before, width_for, zone_of
 from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
+from tests.integration.commands import run_program
 from tests.integration.promises import Client, Database, Row, failing, with_options
-from tests.integration.test_command_line import run
 
 UTC = timezone.utc
 UNITS = Scale(0)
@@ -674,10 +674,10 @@ async def test_the_script_is_a_door_and_the_extra_is_asked_for(
     arguments = (str(page), "--uri", replica_set_uri, "--database", database.name)
     without = "import sys; sys.modules['matplotlib'] = None; from credit_mongo.cli import main"
     program = ("-c", f"{without}; sys.exit(main())")
-    code, output, errors = await run("report", *arguments, program=program)
+    code, output, errors = await run_program("report", *arguments, program=program)
     assert (code, output) == (2, "")
     assert errors == "error: matplotlib is missing: pip install 'credit-mongo[report]'\n"
     assert not page.exists()
-    code, output, errors = await run(*arguments, program=("scripts/report.py",))
+    code, output, errors = await run_program(*arguments, program=("scripts/report.py",))
     assert (code, errors) == (0, "")
     assert page.exists()

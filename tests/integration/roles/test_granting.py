@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 
 import pytest
 
@@ -18,8 +16,9 @@ from tests.integration.access_control import (
     code_of,
     create_user_with,
 )
+from tests.integration.commands import run
 from tests.integration.promises import NAMES, Client
-from tests.integration.roles.grants import APP, OTHER, ROLES, ROOT, SETTINGS, WORK, dump, without
+from tests.integration.roles.grants import APP, OTHER, ROLES, SETTINGS, WORK, dump, without
 
 
 def test_each_role_grants_what_its_work_needs() -> None:
@@ -146,18 +145,8 @@ async def test_no_role_can_change_roles(
 
 
 async def run_script(*arguments: str, uri: str = "mongodb://127.0.0.1:1/") -> tuple[int, str, str]:
-    """Run ``python scripts/roles.py``, and return the exit code, stdout and stderr."""
-    variables = {"PYTHONPATH": str(ROOT), "MONGODB_URI": uri, "MONGODB_DATABASE": APP}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "scripts/roles.py", *arguments),
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
+    """Run ``credit-mongo roles``, and return the exit code, stdout and stderr."""
+    return await run("roles", *arguments, MONGODB_URI=uri, MONGODB_DATABASE=APP)
 
 
 async def test_the_script_prints_the_roles_without_a_server(administrator: Client) -> None:
