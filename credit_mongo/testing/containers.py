@@ -119,7 +119,8 @@ class ContainerReplicaSet:
             with contextlib.ExitStack() as stack:
                 container = DockerContainer(self._image).with_exposed_ports(_PORT)
                 container.with_command(["mongod", *options.split(), *given])
-                stack.enter_context(container)
+                stack.callback(container.stop)
+                self._start(container)
                 host = container.get_container_host_ip()
                 address = f"{host}:{container.get_exposed_port(_PORT)}"
                 self._uri = f"mongodb://{address}/?directConnection=true"
@@ -131,6 +132,17 @@ class ContainerReplicaSet:
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
+
+    def _start(self, container: DockerContainer) -> None:
+        try:
+            container.start()
+        except TimeoutError:
+            # It ended before testcontainers saw it run: its log says why.
+            raise self._not_writable(container, "it does not run") from None
+
+    def _not_writable(self, container: DockerContainer, reason: str) -> StorageError:
+        log = b"".join(container.get_logs()).decode(errors="replace")[-1500:]
+        return StorageError(f"the container of {self._image} is not writable ({reason}): {log}")
 
     def _wait_until_writable(self, container: DockerContainer) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -145,10 +157,7 @@ class ContainerReplicaSet:
                     reason = str(error)
                 container.reload()
                 if container.status == "exited" or time.monotonic() > deadline:
-                    log = b"".join(container.get_logs()).decode(errors="replace")[-1500:]
-                    raise StorageError(
-                        f"the container of {self._image} is not writable ({reason}): {log}"
-                    )
+                    raise self._not_writable(container, reason)
                 time.sleep(_PAUSE_SECONDS)
 
 

@@ -669,7 +669,7 @@ async def test_a_user_locked_by_an_application_delays_no_other_user(
 
     When the application ends its transaction, the user can be charged again.
     """
-    hasty = CreditLedger(database, config.model_copy(update={"operation_timeout_seconds": 2.0}))
+    hasty = CreditLedger(database, config.model_copy(update={"operation_timeout_seconds": 4.0}))
     names = [f"user-{number}" for number in range(16)]
     await asyncio.gather(*[ledger.create_user(name, credits=1000) for name in ("held", *names)])
     others: list[float] = []
@@ -695,9 +695,9 @@ async def test_a_user_locked_by_an_application_delays_no_other_user(
         assert not any(task.done() for task in held), "who is held gave up early"
         for outcome, seconds in await asyncio.gather(*held):
             assert isinstance(outcome, StorageError), repr(outcome)
-            assert seconds < 2.5
+            assert seconds < 5
         # The batch with the locked user is split. That takes some attempts, but no deadline passes.
-        assert max(others) < 1.0
+        assert max(others) < 2.0
         await session.abort_transaction()
         assert (await hasty.charge("held", "post")).balance_after == 990
 
