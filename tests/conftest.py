@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import Phase, settings
 from mongomock_motor import AsyncMongoMockClient
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
@@ -15,6 +16,9 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig, CreditLedger
 from tests.any_driver import pymongo_client
+
+# For the planted bugs: a failure is enough, whatever the shortest example is.
+settings.register_profile("any-example", phases=[Phase.explicit, Phase.generate])
 
 pytest_plugins = ["pytester", "tests.quick", "tests.run_summary"]
 

@@ -55,7 +55,8 @@ async def is_found(bug: Bug, directory: Path, uri: str) -> str:
     """Return how the tests end with the bug: "found", "hung", or another text."""
     for tests in bug.tests:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests),
+            *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
+            *("--hypothesis-profile", "any-example", tests),
             cwd=directory,
             env={**os.environ, "MONGODB_URI": uri, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=asyncio.subprocess.PIPE,
