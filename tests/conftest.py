@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timezone
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -16,6 +17,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo import CreditConfig, CreditLedger
 from tests.any_driver import pymongo_client
+from tests.ready_databases import ReadyDatabases
 
 # For the planted bugs: a failure is enough, whatever the shortest example is.
 settings.register_profile("any-example", phases=[Phase.explicit, Phase.generate])
@@ -83,6 +85,32 @@ def credit_client(
     return client
 
 
+@pytest_asyncio.fixture(scope="session")
+async def ready_databases(
+    client: AsyncMongoClient[dict[str, Any]],
+) -> AsyncIterator[ReadyDatabases]:
+    """The databases that tests with a ledger take turns with."""
+    databases = ReadyDatabases(client)
+    yield databases
+    await databases.drop()
+
+
+@pytest_asyncio.fixture
+async def credit_database(
+    request: pytest.FixtureRequest,
+    client: AsyncMongoClient[dict[str, Any]],
+    ready_databases: ReadyDatabases,
+) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+    """An empty database. For a test with a ledger, it has the ledger's collections and indexes."""
+    if "credit_ledger" in request.fixturenames:
+        async with ready_databases.lend(request.getfixturevalue("credit_config")) as database:
+            yield database
+    else:
+        database = client[f"test_{uuid4().hex[:12]}"]
+        yield database
+        await client.drop_database(database.name)
+
+
 @pytest.fixture
 def database(credit_database: AsyncDatabase[dict[str, Any]]) -> AsyncDatabase[dict[str, Any]]:
     """An empty database."""
@@ -120,6 +148,17 @@ def config() -> CreditConfig:
 def credit_config(config: CreditConfig) -> CreditConfig:
     """The plugin's configuration is the tests' configuration."""
     return config
+
+
+@pytest_asyncio.fixture
+async def credit_ledger(
+    credit_database: AsyncDatabase[dict[str, Any]],
+    credit_config: CreditConfig,
+    credit_clock: Callable[[], datetime],
+) -> AsyncIterator[CreditLedger]:
+    """A ledger on ``database``, which has its indexes already."""
+    async with CreditLedger(credit_database, credit_config, clock=credit_clock) as ledger:
+        yield ledger
 
 
 @pytest.fixture

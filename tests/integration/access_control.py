@@ -48,7 +48,10 @@ class GuardedReplicaSet(LocalReplicaSet):
                 await asyncio.sleep(0.05)
 
     def _mongod_command(self) -> list[str]:
-        return [*super()._mongod_command(), "--keyFile", str(self._key_file)]
+        # The fewest rounds of hashing that the server allows: tests log in often.
+        rounds = ("scramIterationCount=5000", "scramSHA256IterationCount=5000")
+        options = [part for each in rounds for part in ("--setParameter", each)]
+        return [*super()._mongod_command(), "--keyFile", str(self._key_file), *options]
 
     async def create_administrator(self) -> None:
         """Create the first user, who may do everything."""

@@ -153,7 +153,7 @@ FAILURES: dict[str, Row] = {
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("place", ["collections", "bson"])
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.cases(3)
+@pytest.mark.cases(2)
 async def test_failures_at_each_kind_of_command(
     client: Client,
     database: Database,

@@ -50,7 +50,7 @@ def others(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 @pytest.mark.parametrize("loop_scope", ["function", "class", "module", "package", "session"])
 @pytest.mark.parametrize("mode", ["auto", "strict"])
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 def test_with_pytest_asyncio(
     others: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,

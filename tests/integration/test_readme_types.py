@@ -89,6 +89,7 @@ def test_the_readme_passes_strict_mypy_without_plugins(application: Path) -> Non
     )
 
 
+@pytest.mark.thorough
 def test_the_files_of_the_pages_pass_strict_mypy_without_plugins(files_of_the_pages: Path) -> None:
     """An application on FastAPI, and its tests with the fixtures."""
     options = ["--strict", "--config-file=", f"--cache-dir={ROOT / '.mypy_cache' / 'readme'}"]
