@@ -188,7 +188,7 @@ class TurnTaker:
     async def _times_taken(self) -> int:
         """Without the present holder's, which is written when its transaction commits."""
         query = {"find": self._collection, "filter": {"_id": _TURN}, "singleBatch": True}
-        found = (await self._database.command(query))["cursor"]["firstBatch"]
+        found = (await self._database.ask(query))["cursor"]["firstBatch"]
         return int(found[0].get("taken", 0)) if found else 0
 
 

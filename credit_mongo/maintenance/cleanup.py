@@ -92,7 +92,7 @@ async def clean_up(
         age = timedelta(seconds=_check_age(refusals_older_than_seconds))
     ledger = LedgerDatabase.of(database, collections)
     names = ledger.names
-    hello = await ledger.command({"hello": 1})
+    hello = await ledger.ask({"hello": 1})
     now: datetime = hello["localTime"]
     before, refused_before = now - grace, None if age is None else now - age
     # MongoDB compares dates only with dates, so other values never match.

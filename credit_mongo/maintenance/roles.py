@@ -167,7 +167,7 @@ async def ensure_roles(
 async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -> RoleChange:
     wanted = _granted(each.to_dict() for each in role.privileges)
     while True:
-        found = await database.command(
+        found = await database.ask(
             {"rolesInfo": {"role": role.name, "db": database.name}, "showPrivileges": True}
         )
         if found["roles"]:

@@ -107,8 +107,8 @@ async def status_of(
     """
     # $collStats only works with the read concern "local".
     ledger = LedgerDatabase.of(database, names, users).read_locally()
-    hello = await ledger.command({"hello": 1})
-    server = await ledger.command({"buildInfo": 1})
+    hello = await ledger.ask({"hello": 1})
+    server = await ledger.ask({"buildInfo": 1})
     return Status(
         server_version=server["version"],
         replica_set=hello.get("setName"),

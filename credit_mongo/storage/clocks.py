@@ -97,5 +97,5 @@ class CheckedClock:
     async def _ask_the_primary(self) -> _Answer:
         loop_time = asyncio.get_running_loop().time
         asked = loop_time()
-        hello = await self._database.command({"hello": 1})
+        hello = await self._database.ask({"hello": 1})
         return _Answer(hello["localTime"].timestamp(), asked, loop_time())

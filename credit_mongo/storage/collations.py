@@ -49,7 +49,7 @@ async def _collation_of(database: LedgerDatabase, collection: str) -> str:
     # The plan of a query says by which collation it compares, and needs no role but to read.
     query = {"find": collection, "filter": {"_id": {"$gte": ""}}, "limit": 1}
     try:
-        plan = await database.command({"explain": query, "verbosity": "queryPlanner"})
+        plan = await database.ask({"explain": query, "verbosity": "queryPlanner"})
     except OperationFailure as error:
         # Memory has no plans, and compares by bytes; what a role may not read it does not use.
         if error.code in (COMMAND_NOT_FOUND, UNAUTHORIZED):

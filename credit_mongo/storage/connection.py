@@ -113,6 +113,6 @@ def _without_credentials(message: str, uri: str) -> str:
 
 async def check_replica_set(database: LedgerDatabase) -> None:
     """Raise ReplicaSetRequiredError unless the server has transactions."""
-    hello = await database.command({"hello": 1})
+    hello = await database.ask({"hello": 1})
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise ReplicaSetRequiredError

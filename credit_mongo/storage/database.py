@@ -21,6 +21,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.collection import ReturnDocument
+from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.results import DeleteResult, InsertManyResult, InsertOneResult, UpdateResult
@@ -128,6 +129,18 @@ class LedgerDatabase:
                 command, session=session, codec_options=self._codec_options
             )
             return reply
+
+    async def ask(self, command: Raw) -> Raw:
+        """Run a command that only reads, and once more if its connection breaks.
+
+        The driver does so with its own reads, but with no command.
+        """
+        try:
+            return await self.command(command)
+        except ServerSelectionTimeoutError:
+            raise  # The driver has waited for a server.
+        except AutoReconnect:
+            return await self.command(command)
 
     async def command_to_admin(self, command: Raw) -> Raw:
         """The same on the database ``admin``."""

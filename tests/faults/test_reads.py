@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from credit_mongo import CreditConfig, CreditLedger, StorageError
+from credit_mongo.storage.database import LedgerDatabase
 from tests.faults.calls import outcome_of
 from tests.faults.checks import GRACE_SECONDS, check_no_transaction_open
 from tests.faults.cluster import Cluster
@@ -108,3 +110,17 @@ async def test_reads_slower_than_the_deadline_end_in_time(cluster: Cluster) -> N
                 assert isinstance(answer, StorageError), (name, answer)
         assert await read_all() == right
         COUNTS["deadlines of reads"] += len(READS)
+
+
+async def test_a_command_that_reads_survives_one_broken_connection(cluster: Cluster) -> None:
+    """The driver repeats its own reads, but no command: the ledger's database does that."""
+    target = Target(cluster.replica_set.uri, 1)
+    ledger = LedgerDatabase.of(target.client[cluster.database.name])
+    broken = {"failCommands": ["buildInfo"], "closeConnection": True}
+    async with target.client:
+        await ledger.ask({"buildInfo": 1})
+        async with cluster.primary.failing(target.app_name, {"times": 1}, **broken):
+            assert "version" in await ledger.ask({"buildInfo": 1})
+        async with cluster.primary.failing(target.app_name, {"times": 2}, **broken):
+            with pytest.raises(AutoReconnect):
+                await ledger.ask({"buildInfo": 1})

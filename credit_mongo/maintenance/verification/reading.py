@@ -106,7 +106,7 @@ class Reading:
 
     async def now(self) -> datetime:
         """The time by the server's clock, which also decides when records expire."""
-        hello = await self.database.command({"hello": 1})
+        hello = await self.database.ask({"hello": 1})
         now: datetime = hello["localTime"]
         return now
 
