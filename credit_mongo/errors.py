@@ -295,7 +295,11 @@ class ReplicaSetRequiredError(StorageError):
 
 
 class LedgerBusyError(StorageError):
-    """The queue is full or the ledger is closed; the request was not accepted. Try again later."""
+    """The queue is full or the ledger is closed; the request was not accepted. Try again later.
+
+    With the configuration's ``on_busy="wait"``, calls wait for room and only a closed ledger
+    raises it.
+    """
 
     code = "LEDGER_BUSY"
 

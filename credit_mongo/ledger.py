@@ -215,6 +215,8 @@ class CreditLedger:
             timeout_seconds=config.operation_timeout_seconds,
             tell=self._tell,
         )
+        waits = config.on_busy == "wait"
+        self._enqueue = self._lanes.submit_when_there_is_room if waits else self._lanes.submit
         self._history = History(own, latest_write, self._clock)
         self._sessions = ApplicationSessions(
             own.client,
@@ -733,13 +735,13 @@ class CreditLedger:
         own = self._database.session(session)
         if own is not None:
             return self._submit_in_session(request, own)
-        return self._lanes.submit(request) if self._opening.is_done else self._submit_first(request)
+        return self._enqueue(request) if self._opening.is_done else self._submit_first(request)
 
     async def _submit_first(self, request: Request[_R]) -> _R:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._read(None, self._opening.check)
-        return await self._lanes.submit(request, spent_seconds=loop.time() - began)
+        return await self._enqueue(request, spent_seconds=loop.time() - began)
 
     async def _submit_in_session(self, request: Request[_R], session: AsyncClientSession) -> _R:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -357,6 +357,9 @@ class CreditConfig(Part):
       API are in smallest units.
     - ``operation_timeout_seconds`` (0.05 to 3,600): the time limit of every call. In
       ``delete_user`` it limits each step, and ``ensure_indexes`` has no limit.
+    - ``on_busy``: what a call does while thousands of operations are under way. ``"raise"``: it
+      raises LedgerBusyError once 20,000 wait. ``"wait"``: it waits for room (4,096 may be under
+      way), in order of arrival, and ``operation_timeout_seconds`` begins when it has room.
     - ``max_clock_skew_seconds`` (1 second to ten years): operations raise ClockSkewError if this
       process's clock differs from the server's by more.
     - ``users``: the field names of the application's own documents, if ``collections.users`` is
@@ -386,6 +389,9 @@ class CreditConfig(Part):
         allow_inf_nan=False,
         validation_alias=AliasChoices("operation_timeout_seconds", "operationTimeoutSeconds"),
     )
+    on_busy: Literal["raise", "wait"] = Field(
+        default="raise", validation_alias=AliasChoices("on_busy", "onBusy")
+    )
     max_clock_skew_seconds: Annotated[float, _Number] = Field(
         default=MAX_CLOCK_SKEW_SECONDS,
         ge=1,
@@ -408,6 +414,7 @@ class CreditConfig(Part):
             users: UserMapping | UserMappingInput | None = None,
             decimal_places: int = 0,
             operation_timeout_seconds: float = 10,
+            on_busy: Literal["raise", "wait"] = "raise",
             max_clock_skew_seconds: float = MAX_CLOCK_SKEW_SECONDS,
         ) -> None: ...
 

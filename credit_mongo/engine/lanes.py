@@ -39,6 +39,9 @@ MOST_LANES: Final = 4
 LARGEST_BATCH: Final = 512
 # Seconds of work, at thousands a second: who comes later would only wait for the deadline.
 LONGEST_QUEUE: Final = 20_000
+# How many requests are under way at most if their callers wait for room: for every lane a full
+# batch in its commit and another behind it. More would not be faster, and would be late sooner.
+ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
 _WORTH_A_LANE: Final = LARGEST_BATCH // 2
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
@@ -236,6 +239,7 @@ class Lanes:
         # By user with requests in a shared lane: that lane, and how many requests there are.
         self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
+        self._room = asyncio.Semaphore(ROOM)
         self._closed = False
 
     def submit(self, request: Request[R], *, spent_seconds: float = 0.0) -> asyncio.Future[R]:
@@ -259,10 +263,25 @@ class Lanes:
         else:
             waiting = len(lane)
         if waiting >= LONGEST_QUEUE:
-            raise LedgerBusyError("too many operations are waiting; nothing was written")
+            raise LedgerBusyError(
+                f"{LONGEST_QUEUE:,} operations are waiting already; nothing was written. Repeat "
+                "the call later, or set on_busy='wait' in the configuration to wait for room"
+            )
         answer: asyncio.Future[R] = loop.create_future()
         lane.add(_Waiting(request, answer, now + self._timeout_seconds - spent_seconds))
         return answer
+
+    async def submit_when_there_is_room(
+        self, request: Request[R], *, spent_seconds: float = 0.0
+    ) -> R:
+        """The same, but while many requests are under way, wait until one of them has ended.
+
+        Callers get room in order of arrival. The request's time begins when it has room: however
+        many wait, each is given as long as it would have alone. Raises LedgerBusyError only if the
+        ledger is closed meanwhile.
+        """
+        async with self._room:
+            return await self.submit(request, spent_seconds=spent_seconds)
 
     def _shared_lane(self, user_id: str, now: float) -> tuple[_Lane, int, int]:
         """Find the user's lane, how many requests the user has there, and how many wait in all."""

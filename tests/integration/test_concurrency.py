@@ -27,6 +27,7 @@ from credit_mongo import (
     CreditConfig,
     CreditError,
     CreditLedger,
+    GrantResult,
     IdempotencyConflictError,
     InsufficientCreditsError,
     InvalidTierChangeError,
@@ -37,6 +38,7 @@ from credit_mongo import (
     User,
     UserExistsError,
 )
+from credit_mongo.engine.lanes import ROOM
 from tests.integration.promises import (
     Client,
     Database,
@@ -600,6 +602,50 @@ async def test_an_applications_client_stays_open_after_its_ledger_is_closed(
         await ledger.create_user("u", credits=1)
     assert await count(database, "users") == 1
     assert kinds([await outcome_of(ledger.charge("u", "post"))]) == {LedgerBusyError: 1}
+
+
+# Callers that wait for room
+
+
+@pytest.mark.drivers("pymongo")
+async def test_25000_grants_in_one_gather_all_succeed(
+    database: Database, config: CreditConfig
+) -> None:
+    """That is more than can wait in the queue: ``on_busy="wait"`` lets the others wait for room."""
+    waiting = config.model_copy(update={"on_busy": "wait"})
+    async with CreditLedger(database, waiting) as ledger:
+        await asyncio.gather(*[ledger.create_user(name) for name in USERS])
+        results = await asyncio.gather(
+            *[ledger.grant(USERS[number % 5], 1, action="gift") for number in range(25_000)]
+        )
+        assert len({result.transaction_id for result in results}) == 25_000
+        assert [await ledger.get_balance(name) for name in USERS] == [5000] * 5
+    await check_promises(database)
+
+
+@pytest.mark.drivers("pymongo")
+async def test_callers_that_wait_for_room_can_be_cancelled_and_the_ledger_closed(
+    database: Database, config: CreditConfig, client: Client
+) -> None:
+    """What had room is finished. What waited for it is refused, or cancelled, and not written."""
+    waiting = config.model_copy(update={"on_busy": "wait"})
+    ledger = CreditLedger(database, waiting)
+    await ledger.create_user("u")
+    grants = [
+        asyncio.ensure_future(ledger.grant("u", 1, action="gift")) for _ in range(ROOM + 1000)
+    ]
+    await asyncio.sleep(0)
+    cancelled = grants[-100:]
+    for grant in cancelled:
+        grant.cancel()
+    await ledger.close()
+    outcomes = await outcomes_of(grants[:-100])
+    assert kinds(outcomes) == {GrantResult: ROOM, LedgerBusyError: 900}
+    assert all(isinstance(outcome, GrantResult) for outcome in outcomes[:ROOM])
+    assert {grant.cancelled() for grant in cancelled} == {True}
+    assert await count(database, "transactions") == 1 + ROOM  # the first opened the account
+    await check_that_no_transaction_stays_open(client)
+    await check_promises(database)
 
 
 # Several ledgers

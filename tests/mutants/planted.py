@@ -627,6 +627,13 @@ PLANTED: Final = (
         (LANES,),
     ),
     Bug(
+        "calls do not wait for room",
+        "ledger.py",
+        'waits = config.on_busy == "wait"',
+        "waits = False",
+        (CONCURRENCY,),
+    ),
+    Bug(
         "closing drops queued requests",
         "engine/lanes.py",
         "            await asyncio.wait(running)\n",

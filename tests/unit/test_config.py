@@ -582,6 +582,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"costs": COSTS, "operation_timeout_seconds": True},
         "operation_timeout_seconds",
     ),
+    "another thing to do when busy": ({"costs": COSTS, "on_busy": "block"}, "on_busy"),
+    "a wish to wait that is a bool": ({"costs": COSTS, "onBusy": True}, "onBusy"),
 }
 
 
@@ -822,6 +824,7 @@ WHOLE: dict[str, Any] = {
     "users": {"id_type": "objectId", "credits": "balance"},
     "decimal_places": 9,
     "operation_timeout_seconds": 2.5,
+    "on_busy": "wait",
 }
 
 

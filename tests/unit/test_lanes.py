@@ -20,7 +20,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
-from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, Lanes
+from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, ROOM, Lanes
 from credit_mongo.engine.turns import Turn, Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
@@ -47,6 +47,7 @@ class Commits:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.batch_deadlines: list[float] = []
         self.patient: list[list[str]] = []
         self.gate = asyncio.Event()
         self.begun = asyncio.Event()
@@ -63,6 +64,7 @@ class Commits:
         """Return the outcomes once the gate is open."""
         assert deadline > asyncio.get_running_loop().time()
         self.batches.append([r.transaction_id for r in requests])
+        self.batch_deadlines.append(deadline)
         self.begun.set()
         await self.gate.wait()
         if self.takes_more:
@@ -234,10 +236,95 @@ async def test_a_full_queue_refuses_at_once_and_serves_what_it_accepted(commits:
     room = LONGEST_QUEUE
     callers += submit(lanes, *(request(n) for n in range(1, room + 1)))
     await settle()
-    with pytest.raises(LedgerBusyError):
+    with pytest.raises(LedgerBusyError, match=r"20,000 operations are waiting.*on_busy='wait'"):
         await lanes.submit(request(room + 1))
     commits.gate.set()
     assert len(await asyncio.gather(*callers)) == room + 1
+
+
+async def test_in_turns_the_queue_is_as_long_as_without(commits: Commits) -> None:
+    """All users then share one lane, which has the room of all."""
+    lanes = lanes_on(commits)
+    lanes._turns.met_conflict(2, asyncio.get_running_loop().time())
+    callers = submit(lanes, request(0))
+    await commits.begun.wait()
+    callers += submit(lanes, *(request(n, f"u-{n % 7}") for n in range(1, LONGEST_QUEUE + 1)))
+    with pytest.raises(LedgerBusyError):
+        await lanes.submit(request(LONGEST_QUEUE + 1))
+    commits.gate.set()
+    assert len(await asyncio.gather(*callers)) == LONGEST_QUEUE + 1
+
+
+# Callers that wait for room
+
+
+def submit_patiently(lanes: Lanes, *requests: Request[Any]) -> list[asyncio.Task[GrantResult]]:
+    """Start a caller for each request, which waits for room."""
+    return [asyncio.ensure_future(lanes.submit_when_there_is_room(r)) for r in requests]
+
+
+async def test_more_callers_than_the_queue_holds_wait_for_room_and_are_served_in_order(
+    commits: Commits,
+) -> None:
+    """None is refused, and no more requests are under way than there is room for."""
+    lanes = lanes_on(commits)
+    callers = submit_patiently(lanes, *(request(n) for n in range(LONGEST_QUEUE + 5000)))
+    await settle()
+    assert sum(map(len, lanes._shared)) + len(commits.batches[0]) == ROOM
+    commits.gate.set()
+    results = await asyncio.gather(*callers)
+    assert [int(each.transaction_id) for each in results] == list(range(LONGEST_QUEUE + 5000))
+    assert [int(number) for batch in commits.batches for number in batch] == list(
+        range(LONGEST_QUEUE + 5000)
+    )
+
+
+async def test_the_time_of_a_call_begins_when_it_has_room(commits: Commits) -> None:
+    """However long it waited for room, its deadline is as far away as that of a lone call."""
+    lanes = lanes_on(commits, timeout_seconds=5.0)
+    callers = submit_patiently(lanes, *(request(n) for n in range(ROOM + 1)))
+    await settle()
+    await asyncio.sleep(0.1)
+    commits.gate.set()
+    await asyncio.gather(*callers)
+    assert commits.batches[-1][-1] == str(ROOM)
+    assert commits.batch_deadlines[-1] - commits.batch_deadlines[0] >= 0.1
+
+
+async def test_a_caller_cancelled_while_it_waits_for_room_asked_for_nothing(
+    commits: Commits,
+) -> None:
+    """Its request is never sent, and its place in line goes to the next."""
+    lanes = lanes_on(commits)
+    callers = submit_patiently(lanes, *(request(n) for n in range(ROOM + 3)))
+    await settle()
+    callers[ROOM + 1].cancel()
+    await settle()
+    assert callers[ROOM + 1].cancelled()
+    commits.gate.set()
+    await asyncio.gather(*callers[: ROOM + 1], callers[ROOM + 2])
+    sent = {number for batch in commits.batches for number in batch}
+    assert sent == {str(n) for n in range(ROOM + 3)} - {str(ROOM + 1)}
+
+
+async def test_closing_finishes_what_had_room_and_refuses_what_waits_for_it(
+    commits: Commits,
+) -> None:
+    """Callers without room learn that the ledger is closed: nothing of theirs was written."""
+    lanes = lanes_on(commits)
+    callers = submit_patiently(lanes, *(request(n) for n in range(ROOM + 100)))
+    await settle()
+    closing = asyncio.ensure_future(lanes.close())
+    await settle()
+    assert not closing.done()
+    commits.gate.set()
+    await closing
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert outcomes[:ROOM] == [result(request(n)) for n in range(ROOM)]
+    assert {repr(each) for each in outcomes[ROOM:]} == {
+        repr(LedgerBusyError("the ledger is closed"))
+    }
+    assert sum(map(len, commits.batches)) == ROOM
 
 
 async def test_the_request_of_a_caller_cancelled_in_the_queue_is_not_sent(commits: Commits) -> None:
