@@ -23,7 +23,7 @@ from credit_mongo.errors import ConfigurationError, PriceRoundsToZeroWarning
 from credit_mongo.printing import printable
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.server_errors import UNAUTHORIZED
-from credit_mongo.storage.settings import LedgerSettings
+from credit_mongo.storage.settings import LedgerSettings, stored_settings
 
 __all__ = ["ConfigFile", "load_config", "settings_of"]
 
@@ -56,19 +56,20 @@ def settings_of(where: Connecting, config: str | None, *, reads_users: bool = Tr
 
 
 async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
-    kept = await LedgerSettings.all_in(LedgerDatabase.of(database))
-    if not kept:
+    rows = await stored_settings(LedgerDatabase.of(database))
+    if not rows:
         if reads_users:
             await _check_that_defaults_fit(database)
         return CreditConfig(costs={})
-    if len(kept) > 1:
-        names = ", ".join(repr(each.collections.transactions) for each in kept)
+    if len(rows) > 1:
+        names = ", ".join(repr(row["_id"]) for row in rows)
         raise ConfigurationError(
             "config",
-            f"{database.name} has {len(kept)} ledgers, with transactions in {names}: "
+            f"{database.name} has {len(rows)} ledgers, with transactions in {names}: "
             "choose one with --config",
         )
-    [settings] = kept
+    settings = LedgerSettings.from_row(rows[0])
+    settings.check_that_names_are_known()
     return CreditConfig(
         costs={},
         collections=settings.collections,

@@ -105,7 +105,8 @@ class IndexReport:
 
     @property
     def changed(self) -> tuple[IndexChange, ...]:
-        """Indexes that had another TTL or were hidden, and are now corrected."""
+        """Indexes that had another TTL or were hidden, and are now corrected; and settings that an
+        older version stored, and that are now complete."""
         return self._in_state("changed")
 
     @property

@@ -55,8 +55,9 @@ async def ensure_indexes(
     """Create the collections, indexes and (with ``validators``) the users' validator if missing.
 
     The function first stores the ledger's settings: the names, the mapping and ``decimal_places``
-    of the configuration. Without ``decimal_places``, it only compares them. If the ledger in the
-    database was set up with other settings, it raises ConfigurationError and creates nothing.
+    of the configuration. If an older version of the library stored them, the function adds what is
+    missing. Without ``decimal_places``, it stores no settings anew. If the ledger in the database
+    was set up with other settings, it raises ConfigurationError and creates nothing.
 
     You can run it again, and in several processes at once. It keeps indexes that fit, whatever
     their names, and corrects a different TTL or a hidden index. It never drops or overwrites
@@ -118,16 +119,19 @@ async def _keep_settings(
     database: LedgerDatabase, settings: LedgerSettings, *, dry_run: bool
 ) -> list[IndexChange]:
     names = settings.collections
-    is_kept = settings.check(await stored_settings(database))
-    if settings.decimal_places is None:
+    row = settings.check(await stored_settings(database))
+    if row is None and settings.decimal_places is None:
         return []
-    for wanted in () if is_kept else all_wanted(names, settings.users):
+    stored = () if row is None else row["names"]
+    for wanted in all_wanted(names, settings.users):
+        if wanted.collection in stored:
+            continue
         found, _ = await _look(database, wanted.collection)
         if found is not None and why_unusable(found):
             # The remedy is another name. Once stored in the settings, this one could not change.
             return []
-    state = await keep_settings(database, settings, dry_run=dry_run)
-    return [IndexChange(SETTINGS_COLLECTION, names.transactions, "settings", state)]
+    state, reason = await keep_settings(database, settings, dry_run=dry_run)
+    return [IndexChange(SETTINGS_COLLECTION, names.transactions, "settings", state, reason)]
 
 
 async def _ensure_collection(

@@ -268,7 +268,7 @@ def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         # To find TTL indexes that would make the server delete rows of the ledger.
         **dict.fromkeys(names.model_dump().values(), ("listIndexes",)),
         **dict.fromkeys((*kept, names.paid_requests), actions),
-        SETTINGS_COLLECTION: ("createCollection", "createIndex", "find", "insert", "listIndexes"),
+        SETTINGS_COLLECTION: (*actions[1:], "find", "insert", "update"),
     }
 
 

@@ -1,11 +1,15 @@
-"""What gives a ledger's rows their meaning, kept beside them in the database.
+"""The settings that give a ledger's rows their meaning, stored beside them in the database.
 
-A balance of 1350 is 13.50 credits or 1,350, by a number that stands in no row; which documents are
-users is in none either. So ``ensure_indexes`` writes both down, one document for each ledger of the
-database, and whoever opens the ledger with other settings is refused.
+A balance of 1350 is 13.50 credits or 1,350: no row says which. No row says which documents are
+users, either. So ``ensure_indexes`` stores both, in one document for each ledger of the database.
+A ledger that opens with other settings is refused.
 
 A document's ``_id`` is the name of the ledger's transactions collection. A unique index on
 ``names`` makes the server refuse two ledgers that share a collection, whoever writes first.
+
+A newer version of the library may need more collections, and may store rows in a form that older
+versions can't read. Its ``ensure_indexes`` adds the names, and raises ``version`` and
+``lowestWriter``. It never changes a setting that is already stored, and never lowers a version.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pymongo.errors import DuplicateKeyError
 
@@ -29,23 +33,32 @@ from credit_mongo.storage.rows import Raw
 __all__ = [
     "SETTINGS_COLLECTION",
     "LedgerSettings",
-    "SettingsState",
+    "SettingsChange",
     "keep_settings",
     "stored_settings",
 ]
 
-SettingsState: TypeAlias = Literal["created", "kept"]
+_State: TypeAlias = Literal["created", "kept", "changed"]
 
 FORM: Final = 1
 """The version of the stored form that this library writes."""
-_LOWEST_WRITER: Final = 1
+LOWEST_WRITER: Final = 1
+"""The lowest form that a library must know to use a ledger that this one has set up."""
 _MOST_TRIES: Final = 5
 _UNIQUE_NAMES: Final = {"key": {"names": 1}, "name": "names_1", "unique": True, "sparse": True}
 
 
+class SettingsChange(NamedTuple):
+    """What was done about a ledger's settings (in a dry run: what would be done)."""
+
+    state: _State
+    reason: str = ""
+    """What was added to settings that an older version had stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """What all who read or write a ledger have to agree on."""
+    """The settings that all readers and writers of a ledger must share."""
 
     collections: CollectionNames
     users: UserMapping | None
@@ -54,23 +67,37 @@ class LedgerSettings:
 
     @classmethod
     def of(cls, config: CreditConfig) -> LedgerSettings:
-        """Those of a configuration."""
+        """Return the settings of a configuration."""
         return cls(config.collections, config.users, config.decimal_places)
 
-    def check(self, rows: Iterable[Raw]) -> bool:
-        """Whether these settings are among those kept in the database, by their rows.
+    def check(self, rows: Iterable[Raw]) -> Raw | None:
+        """Compare these settings with all that the database has. Return this ledger's row, if any.
 
         Raises ConfigurationError if this ledger was set up with others, or if another ledger of the
         database has one of its collections.
         """
-        is_kept = False
+        found = None
         for row in rows:
             if row["_id"] == self.collections.transactions:
                 self._check_that_it_is(self.from_row(row))
-                is_kept = True
+                found = row
             else:
                 self._check_that_it_is_apart_from(row)
-        return is_kept
+        return found
+
+    def missing_in(self, row: Raw) -> dict[str, Any]:
+        """Return the settings that an older version didn't store, by their path in the row."""
+        parts: tuple[tuple[str, Part | None], ...] = (
+            ("collections", self.collections),
+            ("users", self.users),
+        )
+        return {
+            f"{name}.{field}": value
+            for name, part in parts
+            if part is not None
+            for field, value in part.model_dump().items()
+            if field not in row[name]
+        }
 
     def _check_that_it_is(self, kept: LedgerSettings) -> None:
         for field, own, theirs in self._compared(kept):
@@ -110,12 +137,12 @@ class LedgerSettings:
                 )
 
     def to_row(self) -> Raw:
-        """As it is stored."""
+        """Return the settings as they are stored."""
         names = self.collections.model_dump()
         return {
             "_id": self.collections.transactions,
             "version": FORM,
-            "lowestWriter": _LOWEST_WRITER,
+            "lowestWriter": LOWEST_WRITER,
             "decimalPlaces": self.decimal_places,
             "collections": names,
             "names": sorted(names.values()),
@@ -125,13 +152,14 @@ class LedgerSettings:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> LedgerSettings:
-        """From the database. What a newer version has added is left out, if that version allows it.
+        """Return the settings of a row. Settings that only a newer version knows are left out.
 
-        Raises ConfigurationError.
+        Raises ConfigurationError if the row can't be read, or if a newer version wrote it and
+        doesn't allow this one to use the ledger.
         """
         place = f"the document {row.get('_id')!r} in {SETTINGS_COLLECTION}"
         lowest = row.get("lowestWriter")
-        if isinstance(lowest, int) and lowest > FORM:
+        if isinstance(lowest, int | float) and lowest > FORM:
             raise ConfigurationError(
                 "",
                 f"a newer version of credit_mongo wrote {place}, and allows form {lowest} or later "
@@ -140,7 +168,7 @@ class LedgerSettings:
         try:
             users = row.get("users")
             return cls(
-                CollectionNames(**_known(CollectionNames, row["collections"])),
+                _stored_names(_known(CollectionNames, row["collections"])),
                 None if users is None else UserMapping(**_known(UserMapping, users)),
                 operator.index(row["decimalPlaces"]),
             )
@@ -148,14 +176,30 @@ class LedgerSettings:
             remedy = "remove it, and run credit-mongo init --config to write it anew"
             raise ConfigurationError("", f"{place} can't be read: {remedy}") from None
 
-    @classmethod
-    async def all_in(cls, database: LedgerDatabase) -> tuple[LedgerSettings, ...]:
-        """Those of every ledger in the database. Raises ConfigurationError and PyMongoError."""
-        return tuple([cls.from_row(row) for row in await stored_settings(database)])
+    def check_that_names_are_known(self) -> None:
+        """Raise ConfigurationError if an older version stored these, and a new name is not certain.
+
+        A configuration that names no new collection gives it its default name, or the default name
+        behind the prefix of all the others. Only if some of the others have their own default names
+        is there certainly no prefix.
+        """
+        own = type(self.collections).model_fields
+        stored = {
+            field: getattr(self.collections, field) for field in _set_fields(self.collections)
+        }
+        has_prefix = all(own[field].default != name for field, name in stored.items())
+        for field in own:
+            if field not in stored and (has_prefix or own[field].default in stored.values()):
+                raise ConfigurationError(
+                    "config",
+                    f"an older version of credit_mongo stored the ledger's settings, which don't "
+                    f"name the collection for {field}: give --config. "
+                    "credit-mongo init --config stores the name for all other commands",
+                )
 
 
 async def stored_settings(database: LedgerDatabase) -> Sequence[Raw]:
-    """The rows of every ledger in the database. Raises PyMongoError."""
+    """Return the rows of every ledger in the database. Raises PyMongoError."""
     # Not a document of the application's, should it have a collection of this name.
     rows = _collection(database).find({"names": {"$exists": True}}, sort=[("_id", 1)])
     return await rows.to_list()
@@ -165,6 +209,20 @@ def _fields(name: str, own: Part, kept: Part) -> Iterator[tuple[str, object, obj
     # An older version kept no setting for what has come since: there is nothing to compare.
     for field, value in kept.model_dump(exclude_unset=True).items():
         yield f"{name}.{field}", getattr(own, field), value
+
+
+def _set_fields(part: Part) -> list[str]:
+    """Return the fields that were given, and not left to their defaults, in their order."""
+    return list(part.model_dump(exclude_unset=True))
+
+
+def _stored_names(names: dict[str, Any]) -> CollectionNames:
+    # Checked with other names for what is missing: a default may be the name of something else.
+    missing = {
+        field: f"missing.{field}" for field in CollectionNames.model_fields if field not in names
+    }
+    CollectionNames(**missing, **names)
+    return CollectionNames.model_construct(set(names), **names)
 
 
 def _known(part: type[Part], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,25 +236,64 @@ def _collection(database: LedgerDatabase) -> Collection:
 
 async def keep_settings(
     database: LedgerDatabase, settings: LedgerSettings, *, dry_run: bool = False
-) -> SettingsState:
-    """Write the settings down if they are not kept yet; what is kept is never changed.
+) -> SettingsChange:
+    """Store the settings if they aren't stored yet, or add what an older version didn't store.
 
-    Of many at once with different settings, one succeeds. Raises ConfigurationError for the others,
-    and PyMongoError.
+    A setting that is stored is never changed. If several processes do this at once with different
+    settings, one succeeds. Raises ConfigurationError in the others, and PyMongoError.
     """
     for _ in range(_MOST_TRIES):
-        if settings.check(await stored_settings(database)):
-            return "kept"
-        if dry_run:
-            return "created"
-        await database.command({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
-        try:
-            await _collection(database).insert_one(settings.to_row())
-        except DuplicateKeyError:
-            continue  # another process was first: see whether it agrees
-        return "created"
+        row = settings.check(await stored_settings(database))
+        missing = {} if row is None else settings.missing_in(row)
+        if row is None:
+            change = SettingsChange("created")
+        elif missing or _is_older(row):
+            change = SettingsChange("changed", _words(missing))
+        else:
+            return SettingsChange("kept")
+        if dry_run or await _write(database, settings, row, missing):
+            return change
     raise ConfigurationError(
         "",
         f"a document in {SETTINGS_COLLECTION} that is no ledger's is in the way of "
         f"{settings.collections.transactions!r}: rename or remove it",
     )
+
+
+async def _write(
+    database: LedgerDatabase, settings: LedgerSettings, row: Raw | None, missing: Mapping[str, Any]
+) -> bool:
+    """Return whether it is done. If not, another process was first: see whether it agrees."""
+    await database.command({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
+    try:
+        if row is None:
+            await _collection(database).insert_one(settings.to_row())
+            return True
+        # Only on the row as it was read. A newer version may have raised its lowest writer.
+        unchanged = {"_id": row["_id"], "lowestWriter": row.get("lowestWriter")}
+        absent = {path: {"$exists": False} for path in missing}
+        done = await _collection(database).update_one(unchanged | absent, _extension(missing))
+    except DuplicateKeyError:
+        return False
+    return done.matched_count == 1
+
+
+def _extension(missing: Mapping[str, Any]) -> Raw:
+    names = sorted(value for path, value in missing.items() if path.startswith("collections."))
+    update: Raw = {"$max": {"version": FORM, "lowestWriter": LOWEST_WRITER}}
+    if missing:
+        update["$set"] = dict(missing)
+        update["$addToSet"] = {"names": {"$each": names}}
+    return update
+
+
+def _is_older(row: Raw) -> bool:
+    return any(
+        not isinstance(row.get(field), int | float) or row[field] < form
+        for field, form in (("version", FORM), ("lowestWriter", LOWEST_WRITER))
+    )
+
+
+def _words(missing: Mapping[str, Any]) -> str:
+    added = [f"{path} {value!r}" for path, value in missing.items()]
+    return f"added {', '.join(added)}" if added else f"raised to form {FORM}"

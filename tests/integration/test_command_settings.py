@@ -281,3 +281,58 @@ async def test_a_file_of_such_a_name_comes_first(
     code, output, errors = await run(replica_set_uri, database, *charged)
     assert (code, errors) == (0, "")
     assert json.loads(output)["cost"] == 3
+
+
+async def forget_a_name(database: Database, names: CollectionNames) -> None:
+    """Make the settings those of an older version, which knew no paid requests."""
+    await database["ledger_settings"].update_one(
+        {"_id": names.transactions},
+        {"$unset": {"collections.paid_requests": 1}, "$pull": {"names": names.paid_requests}},
+    )
+
+
+async def test_settings_of_an_older_version_serve_commands_where_no_name_is_in_doubt(
+    database: Database, replica_set_uri: str
+) -> None:
+    """``init`` completes them, and needs no configuration either."""
+    config = CreditConfig(costs={}, collections=CollectionNames(turns="whose_turn"))
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("u", credits=5)
+    await forget_a_name(database, config.collections)
+    assert (await facts_of(replica_set_uri, database, "balance", "u"))["credits"] == 5
+    dry = await facts_of(replica_set_uri, database, "init", "--dry-run")
+    done = await facts_of(replica_set_uri, database, "init")
+    assert dry["changed"] == done["changed"]
+    assert [each["kind"] for each in done["changed"]] == ["settings"]
+    [row] = await rows(database, "ledger_settings")
+    assert row["collections"] == config.collections.model_dump()
+
+
+async def test_a_name_that_may_have_a_prefix_is_never_guessed(
+    database: Database, replica_set_uri: str
+) -> None:
+    """Another ledger may have a collection of the default name, with rows of other users."""
+    names = CollectionNames.with_prefix("acme_")
+    config = CreditConfig(costs={}, collections=names)
+    await CreditLedger(database, config).ensure_indexes()
+    await forget_a_name(database, names)
+    code, _, errors = await run(replica_set_uri, database, "users")
+    assert code == 2
+    assert "config: an older version of credit_mongo stored the ledger's settings" in errors
+    assert "the collection for paid_requests: give --config" in errors
+
+
+async def test_damaged_settings_of_one_of_several_ledgers_do_not_hide_the_choice(
+    database: Database, replica_set_uri: str
+) -> None:
+    """The command asks for --config, which then reads the chosen ledger's settings alone."""
+    for prefix in ("", "acme_"):
+        config = CreditConfig(costs={}, collections=CollectionNames.with_prefix(prefix))
+        await CreditLedger(database, config).ensure_indexes()
+    await database["ledger_settings"].update_one(
+        {"_id": "acme_transactions"}, {"$set": {"decimalPlaces": "two", "collections": None}}
+    )
+    code, _, errors = await run(replica_set_uri, database, "users")
+    assert code == 2
+    assert "2 ledgers, with transactions in 'acme_transactions', 'transactions': choose" in errors

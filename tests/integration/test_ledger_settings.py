@@ -19,6 +19,7 @@ from credit_mongo import (
     StorageError,
     UserMapping,
 )
+from credit_mongo.storage.settings import FORM, LOWEST_WRITER
 from tests.integration.promises import Client, Database, Row, rows
 
 SETTINGS = "ledger_settings"
@@ -68,8 +69,8 @@ async def test_the_settings_are_written_once_and_kept(database: Database) -> Non
     assert row.pop("createdAt")
     assert row == {
         "_id": "transactions",
-        "version": 1,
-        "lowestWriter": 1,
+        "version": FORM,
+        "lowestWriter": LOWEST_WRITER,
         "decimalPlaces": 2,
         "collections": names.model_dump(),
         "names": sorted(names.model_dump().values()),
@@ -92,6 +93,112 @@ async def test_a_database_without_settings_works_and_gets_them_later(
     with pytest.raises(ConfigurationError):
         async with CreditLedger(database, settings(decimal_places=0)):
             pytest.fail("it was opened")
+
+
+# --- A newer version of the library ---------------------------------------------------------------
+
+
+async def set_up_by_an_older_version(database: Database, config: CreditConfig) -> Row:
+    """Store settings that name no paid requests, in an older form. Return them as they were."""
+    await set_up(database, config)
+    [complete] = await rows(database, SETTINGS, _id=config.collections.transactions)
+    missing = {"collections.paid_requests": 1, **({"users.seq": 1} if config.users else {})}
+    older = {
+        "$unset": missing,
+        "$pull": {"names": config.collections.paid_requests},
+        "$set": {"version": FORM - 1, "lowestWriter": LOWEST_WRITER - 1},
+    }
+    await database[SETTINGS].update_one({"_id": complete["_id"]}, older)
+    return complete
+
+
+@pytest.mark.drivers("pymongo", "motor", "mongomock")
+async def test_a_newer_version_completes_the_settings_of_an_older_one(database: Database) -> None:
+    """It adds the names and fields that the older one did not know, and raises both versions."""
+    config = settings(users=UserMapping(seq="turn"))
+    complete = await set_up_by_an_older_version(database, config)
+    report = await CreditLedger(database, config).ensure_indexes()
+    [change] = [each for each in report.changed if each.kind == "settings"]
+    assert change.reason == "added collections.paid_requests 'paid_requests', users.seq 'turn'"
+    [row] = await rows(database, SETTINGS)
+    assert {**row, "names": sorted(row["names"])} == complete
+    again = await CreditLedger(database, config).ensure_indexes()
+    assert [each.kind for each in again.kept].count("settings") == 1
+
+
+async def test_form_and_lowest_writer_rise_and_never_fall(database: Database) -> None:
+    """An older library is refused from then on. One that is older still allowed changes nothing."""
+    await set_up_by_an_older_version(database, settings())
+    await database[SETTINGS].update_one(
+        {}, {"$set": {"collections.paid_requests": "paid_requests"}}
+    )
+    report = await CreditLedger(database, settings()).ensure_indexes()
+    assert [each.reason for each in report.changed] == [f"raised to form {FORM}"]
+    await database[SETTINGS].update_one({}, {"$set": {"version": 9}, "$unset": {"users": 1}})
+    await database[SETTINGS].update_one({}, {"$unset": {"collections.paid_requests": 1}})
+    await set_up(database, settings())
+    [row] = await rows(database, SETTINGS)
+    assert (row["version"], row["lowestWriter"]) == (9, LOWEST_WRITER)
+    assert row["collections"] == settings().collections.model_dump()
+
+
+async def test_of_concurrent_newer_processes_with_different_names_one_succeeds(
+    database: Database, replica_set_uri: str
+) -> None:
+    """The others are refused with both names."""
+    await set_up_by_an_older_version(database, settings())
+    configs = [settings(collections=CollectionNames(paid_requests=f"paid_{x}")) for x in "abcd"]
+    clients = [AsyncMongoClient[Row](replica_set_uri) for _ in configs]
+    try:
+        outcomes = await asyncio.gather(
+            *(
+                CreditLedger(each[database.name], config).ensure_indexes()
+                for each, config in zip(clients, configs, strict=True)
+            ),
+            return_exceptions=True,
+        )
+    finally:
+        for each in clients:
+            await each.close()
+    refused = [each for each in outcomes if isinstance(each, ConfigurationError)]
+    assert [each.field for each in refused] == ["collections.paid_requests"] * 3, outcomes
+    [row] = await rows(database, SETTINGS)
+    own = row["collections"]["paid_requests"]
+    assert own in row["names"]
+    assert f"set up with {own!r}" in refused[0].reason
+
+
+async def test_a_new_name_is_refused_if_another_ledger_has_it(database: Database) -> None:
+    """A ledger whose names were all given one by one takes the default for a new one."""
+    await set_up(database, settings())
+    apart = CollectionNames.with_prefix("b_")
+    await set_up_by_an_older_version(database, settings(collections=apart))
+    before = await rows(database, SETTINGS)
+    given = CollectionNames(**{**apart.model_dump(), "paid_requests": "paid_requests"})
+    for call in ("ensure_indexes", "__aenter__"):
+        with pytest.raises(ConfigurationError, match="of another ledger") as caught:
+            await getattr(CreditLedger(database, settings(collections=given)), call)()
+        assert caught.value.field == "collections.paid_requests"
+    assert await rows(database, SETTINGS) == before
+
+
+async def test_a_new_collection_that_is_a_view_is_not_stored_in_the_settings(
+    database: Database,
+) -> None:
+    """The conflict's remedy is another name, which can still be given."""
+    await set_up_by_an_older_version(database, settings())
+    await database.drop_collection("paid_requests")
+    await database.command({"create": "paid_requests", "viewOn": "users"})
+    report = await CreditLedger(database, settings()).ensure_indexes()
+    assert [each.collection for each in report.conflicts] == ["paid_requests"]
+    await set_up(database, settings(collections=CollectionNames(paid_requests="paid")))
+
+
+async def test_a_name_in_use_that_is_a_new_default_can_be_kept(database: Database) -> None:
+    """An older version had no use for the name, so anything could have it."""
+    names = CollectionNames(turns="paid_requests", paid_requests="paid")
+    await set_up_by_an_older_version(database, settings(collections=names))
+    await set_up(database, settings(collections=names))
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -187,12 +294,18 @@ async def test_settings_of_a_newer_version_are_refused_unless_it_allows_this_one
 ) -> None:
     """Settings that only the newer version knows are ignored."""
     await set_up(database, settings())
-    added = {"version": 9, "collections.holds": "holds", "users": None, "extra": [1]}
+    added = {"version": 9, "collections.budgets": "budgets", "users": None, "extra": [1]}
     await database[SETTINGS].update_one({}, {"$set": added})
     async with CreditLedger(database, settings()) as ledger:
         await ledger.create_user("u")
     await database[SETTINGS].update_one({}, {"$set": {"lowestWriter": 9}})
-    with pytest.raises(ConfigurationError, match=r"allows form 9 or later .* knows form 1"):
+    with pytest.raises(ConfigurationError, match=rf"allows form 9 or later .* knows form {FORM}"):
+        await CreditLedger(database, settings()).get_user("u")
+    with pytest.raises(ConfigurationError, match="Install a newer version"):
+        await CreditLedger(database, settings()).ensure_indexes()
+    # The JavaScript shell may write a number as a double.
+    await database[SETTINGS].update_one({}, {"$set": {"lowestWriter": 9.0}})
+    with pytest.raises(ConfigurationError, match="Install a newer version"):
         await CreditLedger(database, settings()).get_user("u")
 
 
@@ -203,13 +316,13 @@ async def test_a_newer_version_of_another_ledger_stops_this_one_only_at_its_coll
     acme = settings(collections=CollectionNames.with_prefix("acme_"))
     await set_up(database, acme)
     newer = {"version": 9, "lowestWriter": 9, "decimalPlaces": {"new": 2}, "users": [1]}
-    await database[SETTINGS].update_one({}, {"$set": {**newer, "collections.holds": "holds"}})
+    await database[SETTINGS].update_one({}, {"$set": {**newer, "collections.budgets": "budgets"}})
     ledger = await set_up(database, settings())
     assert (await ledger.create_user("u", credits=5)).credits == 5
     with pytest.raises(ConfigurationError, match="a newer version of credit_mongo wrote"):
         await CreditLedger(database, acme).get_user("u")
-    sharing = settings(collections=CollectionNames.with_prefix("b_", users="holds"))
-    with pytest.raises(ConfigurationError, match="'holds' is the collection for holds of another"):
+    sharing = settings(collections=CollectionNames.with_prefix("b_", users="budgets"))
+    with pytest.raises(ConfigurationError, match="'budgets' is the collection for budgets of an"):
         await CreditLedger(database, sharing).get_user("u")
 
 

@@ -14,7 +14,7 @@ from credit_mongo.cli.output import AsJson, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.settings import LedgerSettings
+from credit_mongo.storage.settings import stored_settings
 
 _COLUMNS = ("state", "kind", "what")
 
@@ -54,7 +54,7 @@ def init(
             validators=not no_validators,
             dry_run=dry_run,
         )
-        return report, config is None and not await LedgerSettings.all_in(LedgerDatabase.of(found))
+        return report, config is None and not await stored_settings(LedgerDatabase.of(found))
 
     report, is_unsettled = where.run(work)
     if as_json:

@@ -74,7 +74,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
                 *("archive_borders", "erasures"),
             )
         },
-        SETTINGS: {"createCollection", "createIndex", "find", "insert", "listIndexes"},
+        SETTINGS: {"createCollection", "createIndex", "find", "insert", "listIndexes", "update"},
     },
     "creditReader": {
         name: {"find", "listIndexes"}
