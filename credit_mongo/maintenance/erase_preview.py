@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -14,6 +15,7 @@ from credit_mongo.maintenance.erase import in_files
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import place_of
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.snapshots import in_one_snapshot
 
 __all__ = ["ErasurePreview", "preview_erasure"]
 
@@ -47,8 +49,7 @@ async def preview_erasure(
     """
     ledger = LedgerDatabase.of(database, collections, users)
     user_id = ledger.users.check_id("user_id", user_id)
-    async with ledger.client.start_session(snapshot=True) as session:
-        return await _count(ledger, user_id, session)
+    return await in_one_snapshot(ledger.client, partial(_count, ledger, user_id))
 
 
 async def _count(

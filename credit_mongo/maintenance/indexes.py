@@ -162,7 +162,7 @@ async def _look(
 async def _carry_out(database: LedgerDatabase, step: Step) -> IndexChange:
     while step.command is not None:
         try:
-            await database.command(step.command)
+            await database.ensure(step.command)
             break
         except OperationFailure as error:
             if error.code == _INDEX_BUILD_IN_PROGRESS:

@@ -174,7 +174,7 @@ async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -
             break
         try:
             if not dry_run:
-                await database.command(role.create_command())
+                await database.ensure(role.create_command())
         except OperationFailure as error:
             # Another process has created the role in the meantime: look again.
             if error.code != _ROLE_EXISTS:
@@ -189,7 +189,7 @@ async def _ensure_role(database: LedgerDatabase, role: Role, *, dry_run: bool) -
     if not (added or removed or existing["roles"]):
         return RoleChange(role.name, "kept")
     if not dry_run:
-        await database.command(role.update_command())
+        await database.ensure(role.update_command())
     return RoleChange(role.name, "changed", added, removed)
 
 

@@ -135,7 +135,7 @@ async def _if_allowed(asking: Awaitable[_T]) -> _T | None:
 async def _members(database: LedgerDatabase, hello: Raw) -> tuple[Member, ...]:
     if "setName" not in hello:
         return ()
-    found = await _if_allowed(database.command_to_admin({"replSetGetStatus": 1}))
+    found = await _if_allowed(database.ask_admin({"replSetGetStatus": 1}))
     if found is None:
         primary = hello.get("primary")
         hosts = (*hello.get("hosts", ()), *hello.get("passives", ()), *hello.get("arbiters", ()))

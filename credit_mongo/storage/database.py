@@ -12,7 +12,7 @@ adapter needs no others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -133,20 +133,27 @@ class LedgerDatabase:
     async def ask(self, command: Raw) -> Raw:
         """Run a command that only reads, and once more if its connection breaks.
 
-        The driver does so with its own reads, but with no command.
+        The driver repeats its own reads, but no command.
         """
-        try:
-            return await self.command(command)
-        except ServerSelectionTimeoutError:
-            raise  # The driver has waited for a server.
-        except AutoReconnect:
-            return await self.command(command)
+        return await _twice(lambda: self.command(command))
 
-    async def command_to_admin(self, command: Raw) -> Raw:
-        """The same on the database ``admin``."""
-        with Unlogged():
-            reply: Raw = await self.client.admin.command(command, codec_options=self._codec_options)
-            return reply
+    async def ensure(self, command: Raw) -> Raw:
+        """Run a command with the same effect if repeated, such as createIndexes; repeat like `ask`.
+
+        If the first attempt took effect, the second may say that the collection exists.
+        """
+        return await _twice(lambda: self.command(command))
+
+    async def ask_admin(self, command: Raw) -> Raw:
+        """Run a command that only reads on the database ``admin``, and repeat it like `ask`."""
+
+        async def run() -> Raw:
+            with Unlogged():
+                admin = self.client.admin
+                reply: Raw = await admin.command(command, codec_options=self._codec_options)
+                return reply
+
+        return await _twice(run)
 
     async def describe(self, collection: str) -> Raw | None:
         """A collection or view as the server lists it; None if there is none of this name."""
@@ -154,6 +161,15 @@ class LedgerDatabase:
             listed = await self._driver.list_collections(filter={"name": collection})
             found = await listed.to_list()
             return dict(found[0]) if found else None
+
+
+async def _twice(run: Callable[[], Awaitable[Raw]]) -> Raw:
+    try:
+        return await run()
+    except ServerSelectionTimeoutError:
+        raise  # The driver has waited for a server.
+    except AutoReconnect:
+        return await run()
 
 
 class Collection:

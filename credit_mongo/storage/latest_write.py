@@ -15,15 +15,17 @@ from typing import Any, Final, TypeVar
 from bson import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import ConnectionFailure, OperationFailure
 
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.server_errors import is_snapshot_gone
+from credit_mongo.storage.snapshots import can_be_read_again
 
 __all__ = ["LatestWrite"]
 
 _T = TypeVar("_T")
 _PAUSE_SECONDS: Final = 0.01
+# The driver repeats a read whose connection breaks, but neither a command nor the rest of a cursor.
+_MOST_BREAKS: Final = 3
 
 
 class LatestWrite:
@@ -68,6 +70,7 @@ class LatestWrite:
         """
         if session is not None and session.in_transaction:
             return await look(session)
+        breaks = 0
         after = [self._operation_time, None if session is None else session.operation_time]
         while True:
             async with self._client.start_session(snapshot=True) as own:
@@ -75,8 +78,9 @@ class LatestWrite:
                     moment = await _moment_of(database, collection, own)
                     if all(time is None or moment is None or moment >= time for time in after):
                         return await look(own)
-                except OperationFailure as error:
-                    if not is_snapshot_gone(error):
+                except (ConnectionFailure, OperationFailure) as error:
+                    breaks += isinstance(error, ConnectionFailure)
+                    if breaks > _MOST_BREAKS or not can_be_read_again(error):
                         raise
             # Until the primary knows more; the caller's deadline ends it.
             await asyncio.sleep(_PAUSE_SECONDS)

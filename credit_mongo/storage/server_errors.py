@@ -13,7 +13,6 @@ __all__ = [
     "NAMESPACE_NOT_FOUND",
     "UNAUTHORIZED",
     "is_gone",
-    "is_snapshot_gone",
 ]
 
 UNAUTHORIZED: Final = 13
@@ -30,11 +29,6 @@ _CURSOR_GONE: Final = frozenset({43, 175, 237})
 # InterruptedDueToReplStateChange, NotPrimaryNoSecondaryOk.
 _SERVER_GONE: Final = frozenset({91, 189, 10107, 11600, 11602, 13435})
 _GONE: Final = _SNAPSHOT_GONE | _CURSOR_GONE | _SERVER_GONE
-
-
-def is_snapshot_gone(error: OperationFailure) -> bool:
-    """Return whether the server no longer has the snapshot, or doesn't have it yet."""
-    return error.code in _SNAPSHOT_GONE
 
 
 def is_gone(error: BaseException) -> bool:

@@ -264,7 +264,7 @@ async def _write(
     database: LedgerDatabase, settings: LedgerSettings, row: Raw | None, missing: Mapping[str, Any]
 ) -> bool:
     """Return whether it is done. If not, another process was first: see whether it agrees."""
-    await database.command({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
+    await database.ensure({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
     try:
         if row is None:
             await _collection(database).insert_one(settings.to_row())

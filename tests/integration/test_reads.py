@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timezone
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ from bson import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo import CollectionNames, CreditConfig, CreditLedger
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.erase_preview import preview_erasure
+from credit_mongo.maintenance.indexes import ensure_indexes
+from credit_mongo.maintenance.roles import ensure_roles
+from credit_mongo.maintenance.status import status_of
+from credit_mongo.maintenance.usage.measuring import usage_of
 from tests.integration.motor_application import MotorApplication, begun
 from tests.integration.promises import Client, Database, failing, with_options
 
@@ -202,3 +208,79 @@ async def test_a_page_reads_one_snapshot_while_rows_move_to_the_archive(
     assert moved.transactions == 12
     assert failure.hits
     assert seqs == [list(range(12, 0, -1)), [10, 9, 8, 7, 6], [5, 4, 3], [1]]
+
+
+# --- Lost snapshots and broken connections --------------------------------------------------------
+
+NOW = datetime.now(timezone.utc)
+IN_ONE_SNAPSHOT: dict[str, Callable[[CreditLedger, Database], Awaitable[Any]]] = {
+    "get_history": lambda ledger, _: ledger.get_history("ann", limit=500, include_archived=True),
+    "get_audit_log": lambda ledger, _: ledger.get_audit_log("ann", limit=500),
+    "usage_of": lambda _, own: usage_of(own, NOW - timedelta(days=1), NOW + timedelta(days=1)),
+    "preview_erasure": lambda _, own: preview_erasure(own, "ann"),
+}
+
+
+@pytest.mark.parametrize("name", IN_ONE_SNAPSHOT)
+async def test_what_is_read_in_one_snapshot_survives_its_loss(
+    name: str, client: Client, database: Database, ledger: CreditLedger, replica_set_uri: str
+) -> None:
+    """It starts over in another, and shows the same."""
+    await ledger.create_user("ann", credits=1000)
+    await asyncio.gather(*(ledger.charge("ann", "post", amount=1) for _ in range(250)))
+    read = IN_ONE_SNAPSHOT[name]
+    app, commands = f"loses-{name}", ["find", "aggregate", "getMore"]
+    async with (
+        AsyncMongoClient[Any](with_options(replica_set_uri, appname=app), tz_aware=True) as other,
+        CreditLedger(other[database.name], ledger._config) as own,
+    ):
+        shown = _shown(await read(own, other[database.name]))
+        for times, failure in (
+            (1, {"errorCode": 246}),  # SnapshotUnavailable
+            (2, {"errorCode": 239}),  # SnapshotTooOld
+            (2, {"closeConnection": True}),
+        ):
+            data = {"failCommands": commands, **failure}
+            async with failing(client, app, {"times": times}, **data) as failed:
+                assert _shown(await read(own, other[database.name])) == shown
+            assert failed.hits == times
+        # The first 101 rows of a page come with its first reply.
+        if name.startswith("get_"):
+            broken = {"failCommands": ["getMore"], "closeConnection": True}
+            async with failing(client, app, {"times": 1}, **broken) as failed:
+                assert _shown(await read(own, other[database.name])) == shown
+            assert failed.hits == 1
+
+
+def _shown(answer: Any) -> Any:
+    return answer.items if hasattr(answer, "next_cursor") else answer
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["createIndexes", "create", "collMod", "createRole", "updateRole", "replSetGetStatus"],
+)
+async def test_commands_with_one_effect_survive_a_broken_connection(
+    command: str, client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """The driver repeats no command, so the ledger repeats those that it can."""
+    app = f"breaks-{command}"
+    names = CollectionNames()
+    if command == "collMod":
+        await ensure_indexes(database, names, validators=False)
+    if command == "updateRole":
+        await ensure_roles(database, names)
+        await database.command({"updateRole": "creditReader", "privileges": []})
+    async with AsyncMongoClient[Any](with_options(replica_set_uri, appname=app)) as other:
+        own = other[database.name]
+        broken = {"failCommands": [command], "closeConnection": True}
+        async with failing(client, app, {"times": 1}, **broken) as failed:
+            await ensure_indexes(own, names, decimal_places=0)
+            await ensure_roles(own, names)
+            status = await status_of(own)
+        assert failed.hits == 1
+        assert status.indexes is not None
+        assert not status.indexes.created
+        assert not (await ensure_roles(own, names)).changed
+        assert all(member.lag_seconds is not None for member in status.members)
+    await database.command({"dropAllRolesFromDatabase": 1})

@@ -95,7 +95,7 @@ class Collections:
                 }
                 for keys in indexes
             ]
-            await self._database.command({"createIndexes": collection, "indexes": wanted})
+            await self._database.ensure({"createIndexes": collection, "indexes": wanted})
 
     async def copy(
         self,

@@ -35,6 +35,7 @@ from credit_mongo.maintenance.usage.periods import (
 from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.snapshots import in_one_snapshot
 
 __all__ = ["MOST_PLACES", "usage_of"]
 
@@ -83,10 +84,13 @@ async def usage_of(
     if not 1 <= places <= MOST_PLACES:
         raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
     ledger = LedgerDatabase.of(database, collections)
-    async with ledger.client.start_session(snapshot=True) as session:
-        period = _Period(period_before(start, end, zone), start, end, zone)
+    period = _Period(period_before(start, end, zone), start, end, zone)
+
+    async def look(session: AsyncClientSession) -> Usage:
         asking = _Asking(ledger, ledger.names, session, period, places)
         return await asking.all(on_progress or no_progress)
+
+    return await in_one_snapshot(ledger.client, look)
 
 
 class _Period(NamedTuple):
