@@ -339,7 +339,13 @@ class _Collection(_Lacking):
         self._will_undo(session, list(self._delegate.find(query, limit=1)))
         return self._delegate.delete_one(query)
 
-    def delete_many(self, filter: Mapping[str, Any], *, session: _Session | None = None) -> Any:  # noqa: A002
+    def delete_many(
+        self,
+        filter: Mapping[str, Any],  # noqa: A002 - PyMongo's word
+        *,
+        session: _Session | None = None,
+        **_options: Any,
+    ) -> Any:
         query = self._stored(filter)
         self._will_undo(session, list(self._delegate.find(query)))
         return self._delegate.delete_many(query)

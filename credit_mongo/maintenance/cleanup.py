@@ -155,7 +155,7 @@ class _Cleaning:
         # One unsorted cursor: without an index on expiresAt, each new query would read everything.
         async with self._rows.find(self._old, {"_id": 1}, batch_size=_BATCH) as found:
             while records := await found.to_list(_BATCH):
-                keys = {"_id": {"$in": [record["_id"] for record in records]}}
-                deleted = await self._rows.delete_many({**keys, **self._old})
+                ids = [record["_id"] for record in records]
+                deleted = await self._rows.delete_by_ids(ids, self._old)
                 self.removed += deleted.deleted_count
                 on_removed()

@@ -34,7 +34,7 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import StorageError, UserNotFoundError
 from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
 from credit_mongo.maintenance.progress import OnProgress, no_progress
-from credit_mongo.maintenance.steps import Steps
+from credit_mongo.maintenance.steps import Step, Steps
 from credit_mongo.storage.codecs import LENIENT
 from credit_mongo.storage.collations import check_collations
 from credit_mongo.storage.database import LedgerDatabase
@@ -171,6 +171,11 @@ class _Erasing:
         )
         self._histories = (live, archived)
         self._collections = (*live[:2], *archived[:2], names.idempotency_records)
+        # For each collection, the moment down to which this pass has erased the user's rows, newest
+        # first. Deleted rows stay in the server's indexes for minutes, and each step that began at
+        # the newest again would go over all of them.
+        self._erased_to: dict[str, datetime] = {}
+        self._erased_by_attempt: dict[str, datetime] = {}
 
     async def count(self) -> int:
         """Return about how many rows there are, without the idempotency records."""
@@ -188,15 +193,23 @@ class _Erasing:
         self._id = record["erasure"]
         closed: Erasure | None = None
         while closed is None:
+            self._erased_to.clear()
             for history in self._histories:
                 for some in (self._erase_transactions, self._erase_audit_logs):
-                    while record := await steps.take(partial(some, history)):
+                    while record := await self._take(steps, partial(some, history)):
                         self._tell(record, total)
             for others in (self._erase_records, self._erase_paid_requests):
-                while await steps.take(others):
+                while await self._take(steps, others):
                     pass
             closed = await steps.take(self._end)
         return closed
+
+    async def _take(self, steps: Steps, step: Step[Raw]) -> Raw:
+        """Take a step that erases some rows. The next one goes on from there."""
+        self._erased_by_attempt.clear()
+        record = await steps.take(step)
+        self._erased_to |= self._erased_by_attempt
+        return record
 
     def _tell(self, record: Raw, total: int | None) -> None:
         self._on_progress(sum(record.get(name, 0) for name in _ROWS), total)
@@ -238,18 +251,20 @@ class _Erasing:
 
     async def _erase_transactions(self, history: _History, session: AsyncClientSession) -> Raw:
         """Erase some transactions with their audit rows. Return {} if there are none left."""
-        counts = await self._erase_some(history, await self._scope(session), session)
+        scope = await self._rest_of(history.transactions, session)
+        counts = await self._erase_some(history, scope, session)
         return await self._keep(counts, session) if counts else {}
 
     async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
         """Erase some audit rows without a transaction, which refused attempts have left."""
-        query = {"userId": self._user_id, **await self._scope(session)}
-        return await self._erase_batch(history.audit_logs, query, history.audits_counted, session)
+        collection = history.audit_logs
+        query = {"userId": self._user_id, **await self._rest_of(collection, session)}
+        return await self._erase_batch(collection, query, history.audits_counted, session)
 
     async def _erase_records(self, session: AsyncClientSession) -> Raw:
         """Erase some idempotency records, of live and archived transactions."""
-        query = {"userId": self._user_id, **await self._scope(session)}
         collection = self._names.idempotency_records
+        query = {"userId": self._user_id, **await self._rest_of(collection, session)}
         return await self._erase_batch(collection, query, "idempotencyRecords", session)
 
     async def _erase_paid_requests(self, session: AsyncClientSession) -> Raw:
@@ -358,6 +373,11 @@ class _Erasing:
             )
         return scope
 
+    async def _rest_of(self, collection: str, session: AsyncClientSession) -> Raw:
+        """Return the scope, without the part that this pass has erased from the collection."""
+        scope, reached = await self._scope(session), self._erased_to.get(collection)
+        return scope if reached is None else {**scope, "$and": [{"createdAt": not_after(reached)}]}
+
     async def _newest(self, border: Raw | None, session: AsyncClientSession) -> datetime:
         """Return the date of the user's newest row, including rows in files."""
         moments = [await self._newest_in(each, session) for each in self._collections]
@@ -388,7 +408,7 @@ class _Erasing:
             database[history.transactions]
             .find(
                 mine,
-                {"_id": 1},
+                {"createdAt": 1},
                 sort=[("createdAt", -1), ("seq", -1)],
                 limit=_TRANSACTIONS,
                 session=session,
@@ -397,27 +417,34 @@ class _Erasing:
         )
         if not found:
             return {}
-        ids = {"_id": {"$in": [row["_id"] for row in found]}}
-        deletions = {
-            history.counted: (history.transactions, ids),
-            history.audits_counted: (history.audit_logs, {**ids, **mine}),
+        self._note(history.transactions, found[-1])
+        ids = [row["_id"] for row in found]
+        erased = await database[history.transactions].delete_by_ids(ids, session=session)
+        audits = await database[history.audit_logs].delete_by_ids(ids, mine, session=session)
+        return {
+            history.counted: erased.deleted_count,
+            history.audits_counted: audits.deleted_count,
         }
-        counts: dict[str, int] = {}
-        for name, (collection, query) in deletions.items():
-            deleted = await database[collection].delete_many(query, session=session)
-            counts[name] = deleted.deleted_count
-        return counts
 
     async def _erase_batch(
         self, collection: str, query: Raw, counted: str, session: AsyncClientSession
     ) -> Raw:
         rows = self._database[collection]
-        found = rows.find(query, {"_id": 1}, session=session, limit=_BATCH)
-        ids = [row["_id"] for row in await found.to_list()]
-        if not ids:
+        newest_first = [("createdAt", -1)]
+        found = await rows.find(
+            query, {"createdAt": 1}, sort=newest_first, session=session, limit=_BATCH
+        ).to_list()
+        if not found:
             return {}
-        deleted = await rows.delete_many({"_id": {"$in": ids}}, session=session)
+        self._note(collection, found[-1])
+        deleted = await rows.delete_by_ids([row["_id"] for row in found], session=session)
         return await self._keep({counted: deleted.deleted_count}, session)
+
+    def _note(self, collection: str, oldest: Raw) -> None:
+        """Note where this attempt to take a step ends. Rows without a date come after all dates."""
+        moment = oldest.get("createdAt")
+        if isinstance(moment, datetime):
+            self._erased_by_attempt[collection] = moment
 
     async def _keep(
         self, counts: dict[str, int], session: AsyncClientSession, more: Raw | None = None

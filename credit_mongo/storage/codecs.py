@@ -23,9 +23,11 @@ CODEC_OPTIONS: Final[CodecOptions[Raw]] = FOR_METADATA.with_options(
 """What the ledger reads and writes its rows with."""
 
 LENIENT: Final[CodecOptions[Raw]] = CODEC_OPTIONS.with_options(
-    unicode_decode_error_handler="replace"
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
-"""The same for documents that may hold anything, such as text that is not UTF-8."""
+"""The same for documents that may hold anything, such as text that is not UTF-8 or the year 10000.
+
+A date that Python has no form for is read as a ``DatetimeMS``."""
 
 NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"

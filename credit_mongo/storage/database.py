@@ -37,10 +37,13 @@ from credit_mongo.storage.users import StoredUsers
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["JOURNALED_MAJORITY", "MAJORITY", "Collection", "Cursor", "LedgerDatabase"]
+__all__ = ["BY_ID", "JOURNALED_MAJORITY", "MAJORITY", "Collection", "Cursor", "LedgerDatabase"]
 
 JOURNALED_MAJORITY: Final[WriteConcern] = WriteConcern("majority", j=True)
 MAJORITY: Final[ReadConcern] = ReadConcern("majority")
+
+BY_ID: Final = [("_id", 1)]
+"""The index that every collection has: as an order, and as a hint."""
 
 _Query: TypeAlias = Mapping[str, Any]
 _Fields: TypeAlias = Mapping[str, Any] | None
@@ -310,10 +313,15 @@ class Collection:
             done: DeleteResult = await self._driver.delete_one(query, session=session)
             return done
 
-    async def delete_many(self, query: _Query, *, session: _Session = None) -> DeleteResult:
-        """Delete all that match."""
+    async def delete_by_ids(
+        self, ids: Sequence[Any], also: _Query | None = None, *, session: _Session = None
+    ) -> DeleteResult:
+        """Delete those of the documents that match ``also``."""
+        # The hint is for the conditions in ``also``: by an index on one of them, the server would
+        # go through everything that matches it.
+        query = {"_id": {"$in": list(ids)}, **(also or {})}
         with Unlogged():
-            done: DeleteResult = await self._driver.delete_many(query, session=session)
+            done: DeleteResult = await self._driver.delete_many(query, hint=BY_ID, session=session)
             return done
 
     async def find_one_and_update(

@@ -232,8 +232,7 @@ class _Repairing:
             # Delete and insert: the role for repairs can't update records.
             found = await records.find(ahead, session=session, limit=_KEYS_AT_ONCE).to_list()
             if found:
-                ids = {"_id": {"$in": [record["_id"] for record in found]}}
-                await records.delete_many(ids, session=session)
+                await records.delete_by_ids([record["_id"] for record in found], session=session)
                 rows = [{**record, "expiresAt": expires_at} for record in found]
                 await records.insert_many(rows, session=session)
             return len(found)
