@@ -5,7 +5,7 @@ Every command has these exit codes:
     0    done, and all is well
     1    something is wrong with the data, or something of the application's is in the way
     2    the command failed; one line on stderr says why and what to do
-    130  Ctrl-C
+    130  Ctrl-C, or SIGTERM while it uses the database
 
 Each module in ``credit_mongo/cli/commands`` is a command, and needs no registration:
 

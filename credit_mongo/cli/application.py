@@ -47,7 +47,8 @@ def credit_mongo(
 ) -> None:
     """Keep the books of a credit ledger in MongoDB.
 
-    Exit codes: 0 done; 1 something is wrong with the data; 2 the command failed; 130 Ctrl-C.
+    Exit codes: 0 done; 1 something is wrong with the data; 2 the command failed;
+    130 Ctrl-C or SIGTERM.
     """
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -80,9 +82,12 @@ class Connecting:
     def run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
         """Connect, check that the server is a replica set, do the work, and close.
 
+        SIGTERM ends the work as Ctrl-C does: its transaction is aborted.
+
         Raises ConfigurationError, ReplicaSetRequiredError, asyncio.TimeoutError and PyMongoError.
         """
-        return asyncio.run(self._run(work))
+        with _sigterm_as_ctrl_c():
+            return asyncio.run(self._run(work))
 
     def run_on_ledger(self, config: CreditConfig, work: Callable[[Database], Awaitable[_T]]) -> _T:
         """As `run`, but only on a database that has a ledger with these settings.
@@ -115,6 +120,19 @@ class Connecting:
             return await work(database)
         finally:
             await database.client.close()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Don't let SIGTERM kill the process: an open transaction would block others for a minute."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _check_ledger(database: Database, collections: CollectionNames) -> None:

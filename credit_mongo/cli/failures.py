@@ -15,7 +15,7 @@ from pymongo.errors import (
 )
 from typer import TyperException
 
-from credit_mongo.errors import CreditError, InvalidRequestError
+from credit_mongo.errors import CreditError, InvalidRequestError, JobTimeoutError
 from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.unreachable import no_usable_server
 
@@ -72,7 +72,11 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
         typed = names.get(_PARAMETERS.get(error.field, error.field), error.field)
         return _in_one_line(f"{typed}: {error.reason}")
     cause = error.__cause__
-    if isinstance(error, CreditError) and isinstance(cause, OperationFailure):
+    if (
+        isinstance(error, CreditError)
+        and not isinstance(error, JobTimeoutError)
+        and isinstance(cause, OperationFailure)
+    ):
         # The server's code says more: a missing privilege, for example.
         error = cause
     if isinstance(error, OperationFailure) and not isinstance(error, CreditError):

@@ -3,6 +3,9 @@
 The driver sends an abort once, ignores its failure, and then believes that nothing is open. An open
 transaction blocks its users for everybody until the server drops it, after a minute. So where the
 end of a transaction was not seen, the reaper asks for it until the server has answered.
+
+It never has two calls out for one session: a server that is too busy to answer one call is not
+helped by more of them. The driver ends each call in time, with its connection, before the next one.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import pymongo
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
@@ -24,8 +28,11 @@ from credit_mongo.storage.server_transactions import ServerTransaction
 __all__ = ["SessionReaper"]
 
 _ANSWER_SECONDS: Final = 1.0
-# An abort waits on the server for what the transaction is still doing there.
-_ABORT_SECONDS: Final = 5.0
+# Each call gets twice as long as the one before. The first is not short either: an abort waits on
+# the server for what the transaction is still doing there.
+_FIRST_CALL_SECONDS: Final = 5.0
+# The driver ends a call by itself. Only if it doesn't, the reaper waits for its end.
+_SPARE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.1
 # MongoDB's default transactionLifetimeLimitSeconds.
 _TRANSACTION_LIFETIME_SECONDS: Final = 60
@@ -97,7 +104,7 @@ class SessionReaper:
         # Every user may end his own sessions; no privilege is needed.
         command = {"killSessions": [session.session_id]}
         try:
-            await self._until_answered(lambda: self._client.admin.command(command), _ANSWER_SECONDS)
+            await self._until_answered(lambda: self._client.admin.command(command))
         except OperationFailure:
             # A client that is strict about the stable API may abort its transactions, no more.
             transaction = ServerTransaction.latest_of(session)
@@ -105,24 +112,34 @@ class SessionReaper:
                 await self._abort(transaction)
 
     async def _abort(self, transaction: ServerTransaction) -> None:
-        await self._until_answered(lambda: transaction.abort(self._client), _ABORT_SECONDS)
+        await self._until_answered(lambda: transaction.abort(self._client))
 
-    async def _until_answered(
-        self, ask: Callable[[], Coroutine[Any, Any, Any]], seconds: float
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        server_drops_it_at = loop.time() + _TRANSACTION_LIFETIME_SECONDS
-        while loop.time() < server_drops_it_at:
+    async def _until_answered(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        clock = asyncio.get_running_loop().time
+        server_drops_it_at = clock() + _TRANSACTION_LIFETIME_SECONDS
+        seconds = _FIRST_CALL_SECONDS
+        while (seconds_left := server_drops_it_at - clock()) > 0:
+            longest, left = min(seconds, seconds_left), list[Late]()
             try:
-                await self._deadlines.keep(ask(), seconds)
+                await self._deadlines.keep(
+                    _ended_by_the_driver(ask, longest), longest + _SPARE_SECONDS, left
+                )
             except InvalidOperation:
                 return  # the application has closed its client
             except (asyncio.TimeoutError, PyMongoError) as error:
                 if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:
                     raise
+                if left:
+                    await asyncio.wait(left)
                 await asyncio.sleep(_PAUSE_SECONDS)
+                seconds *= 2
             else:
                 return
+
+
+async def _ended_by_the_driver(ask: Callable[[], Coroutine[Any, Any, Any]], seconds: float) -> None:
+    with pymongo.timeout(seconds):
+        await ask()
 
 
 async def _told(tell: Tell, work: Coroutine[Any, Any, None]) -> None:

@@ -18,7 +18,7 @@ from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.deadlines import Deadlines
-from credit_mongo.engine.failures import as_storage_error, caused_by, may_pass
+from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict, may_pass
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.transactions import Transactions, begin
 from credit_mongo.errors import CreditError, JobTimeoutError, StorageError
@@ -36,6 +36,10 @@ _PASSING: Final = (asyncio.TimeoutError, DuplicateKeyError)
 _SHORTEST_PAUSE_SECONDS: Final = 0.002
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 2.0
+_HELD: Final = (
+    "another transaction has held the same documents all the time. If its process was killed, the "
+    "server ends it within a minute: call it again after that to complete it"
+)
 
 
 class Steps:
@@ -103,6 +107,8 @@ def _not_in_time(error: Exception, may_be_written: bool) -> CreditError:
     if isinstance(error, asyncio.TimeoutError):
         text = "the database did not answer in time"
         return caused_by(error, JobTimeoutError(f"{text}: call it again to complete it"))
+    if is_conflict(error):
+        return caused_by(error, JobTimeoutError(_HELD))
     is_down = isinstance(error, ConnectionFailure) and not may_be_written
     kind = StorageError if is_down else JobTimeoutError
     return caused_by(error, kind(f"{as_storage_error(error)}; it was tried until time ran out"))
