@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
@@ -32,6 +32,7 @@ __all__ = [
     "refusal_row",
     "remembered_from",
     "to_int64",
+    "to_moment",
     "to_object_id",
     "transaction_from",
 ]
@@ -98,11 +99,20 @@ def to_object_id(transaction_id: str) -> ObjectId | str:
 to_int64: Final = lru_cache(maxsize=8192)(Int64)
 
 
+@lru_cache(maxsize=1024)
+def to_moment(moment: datetime) -> datetime:
+    """How a moment is stored: the driver encodes a naive one, in UTC, in a third of the time.
+
+    A batch is decided as of one moment, which stands in all of its rows.
+    """
+    return moment.astimezone(timezone.utc).replace(tzinfo=None)
+
+
 def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]:
     """The ledger's record of a posting, and its audit row: they share what they say."""
     row_id, user_id = ObjectId(posting.transaction_id), posting.account.user_id
     operation, action, metadata = posting.operation, posting.action, posting.metadata
-    created_at = posting.account.updated_at
+    created_at = to_moment(posting.account.updated_at)
     changes = {
         "amount": to_int64(posting.amount),
         "balanceBefore": to_int64(posting.balance_before),
@@ -127,7 +137,7 @@ def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]
     if posting.facts is not None:
         transaction.update(posting.facts)
     if posting.written_at is not None:
-        transaction["writtenAt"] = posting.written_at
+        transaction["writtenAt"] = to_moment(posting.written_at)
     audit_log: Raw = {
         "_id": row_id,
         "userId": user_id,
@@ -161,7 +171,7 @@ def refusal_row(refusal: Refusal) -> Raw:
         "details": {"code": error.code},
         "metadata": request.metadata,
         "errorMessage": str(error),
-        "createdAt": refusal.at,
+        "createdAt": to_moment(refusal.at),
     }
 
 
@@ -177,6 +187,7 @@ def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
     """What is remembered of a keyed request."""
     request, operation = record.request, record.request.operation
     values = _REMEMBERED_VALUES[operation](record.remembered.result)
+    created_at = to_moment(record.at)
     return {
         "_id": request.key,
         "operation": operation,
@@ -186,8 +197,8 @@ def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
             name: to_int64(value) if isinstance(value, int) else value
             for name, value in zip(_REMEMBERED_FIELDS[operation], values, strict=True)
         },
-        "createdAt": record.at,
-        "expiresAt": record.at + remembered_for,
+        "createdAt": created_at,
+        "expiresAt": created_at + remembered_for,
     }
 
 

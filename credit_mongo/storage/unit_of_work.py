@@ -22,6 +22,7 @@ from credit_mongo.core.operations import OPENING, OPERATIONS, REFUNDABLE
 from credit_mongo.core.state import Loaded
 from credit_mongo.core.values import Account, RefundableCharge, Unopened
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
+from credit_mongo.storage.codecs import FOR_USERS
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until, is_erased
 from credit_mongo.storage.rows import (
@@ -68,6 +69,7 @@ class Store:
         remembers_for: timedelta,
     ) -> None:
         self._database = database
+        self._users_database = database.read_as(FOR_USERS)
         self._names = database.names
         self._users = database.users
         self._audits = audits
@@ -141,7 +143,7 @@ class Store:
         users = self._users
         ids = [users.id_of(user_id) for user_id in {request.user_id for request in requests}]
         documents = await self._find(
-            self._names.users, {"_id": {"$in": ids}}, users.fields, session
+            self._names.users, {"_id": {"$in": ids}}, users.fields, session, self._users_database
         )
         accounts: dict[str, Account] = {}
         unreadable: dict[str, AccountDataError] = {}
@@ -220,9 +222,11 @@ class Store:
         query: Mapping[str, Any],
         fields: Mapping[str, int],
         session: AsyncClientSession,
+        database: LedgerDatabase | None = None,
     ) -> list[Raw]:
         # In one reply: the largest batch's records, with their metadata, are half of 16 MB.
-        reply = await self._command(
+        reply = await command_in(
+            database or self._database,
             {
                 "find": collection,
                 "filter": query,

@@ -18,7 +18,7 @@ from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import Account, Unopened, check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
 from credit_mongo.storage.fields import described
-from credit_mongo.storage.rows import Raw, to_int64
+from credit_mongo.storage.rows import Raw, to_int64, to_moment
 
 __all__ = ["StoredUsers"]
 
@@ -91,7 +91,8 @@ class StoredUsers:
         """A user's account. Raises AccountDataError if a field is not what the ledger writes."""
         # First, as these can also be in the way of opening an account.
         tier, expires_at = self._membership(document)
-        created_at, updated_at = document.get(self._created_at), document.get(self._updated_at)
+        created_at = _in_utc(document.get(self._created_at))
+        updated_at = _in_utc(document.get(self._updated_at))
         if not isinstance(created_at, datetime):
             created_at = _EPOCH
         return Account(
@@ -108,7 +109,7 @@ class StoredUsers:
         """What create_user finds in a document without an account; None if it has one."""
         if not self.is_unopened(document):
             return None
-        created_at = document.get(self._created_at)
+        created_at = _in_utc(document.get(self._created_at))
         if created_at is not None and not isinstance(created_at, datetime):
             # The application's own way to keep it: it stays as it is.
             created_at = _EPOCH
@@ -128,7 +129,7 @@ class StoredUsers:
         return found
 
     def _membership(self, document: Mapping[str, Any]) -> tuple[str | None, datetime | None]:
-        tier, expires_at = document.get(self._tier), document.get(self._expires_at)
+        tier, expires_at = document.get(self._tier), _in_utc(document.get(self._expires_at))
         if tier is not None and not isinstance(tier, str):
             raise self._wrong(document, self._tier, "is not a str: store the tier's name")
         if isinstance(expires_at, DatetimeMS):
@@ -169,7 +170,7 @@ class StoredUsers:
             self._expires_at: account.membership_expires_at,
             self._seq: to_int64(account.seq),
             self._created_at: account.created_at,
-            self._updated_at: account.updated_at,
+            self._updated_at: to_moment(account.updated_at),
         }
 
     def update(self, before: Account | Unopened, after: Account) -> Raw:
@@ -177,7 +178,7 @@ class StoredUsers:
         changed: Raw = {
             self._credits: to_int64(after.credits),
             self._seq: to_int64(after.seq),
-            self._updated_at: after.updated_at,
+            self._updated_at: to_moment(after.updated_at),
         }
         if after.membership_tier != before.membership_tier:
             changed[self._tier] = after.membership_tier
@@ -200,6 +201,13 @@ class StoredUsers:
         """
         gone = (self._credits, self._seq, self._tier, self._expires_at)
         return {"$unset": dict.fromkeys(gone, "")}
+
+
+def _in_utc(value: Any) -> Any:
+    """A datetime with its time zone, whether or not it was decoded with it. Else the value."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=timezone.utc)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
