@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from credit_mongo.config.configuration import (
+    LONGEST_CLOCK_SKEW_SECONDS,
+    LONGEST_TTL_SECONDS,
     MAX_CLOCK_SKEW_SECONDS,
     SETTINGS_COLLECTION,
     AuditConfig,
@@ -16,6 +18,8 @@ from credit_mongo.config.environment import Settings
 from credit_mongo.config.user_mapping import UserMapping
 
 __all__ = [
+    "LONGEST_CLOCK_SKEW_SECONDS",
+    "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",
     "SETTINGS_COLLECTION",
     "AuditConfig",

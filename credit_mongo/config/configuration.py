@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "LONGEST_CLOCK_SKEW_SECONDS",
+    "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",
     "SETTINGS_COLLECTION",
     "AuditConfig",
@@ -72,6 +74,8 @@ SETTINGS_COLLECTION: Final = "ledger_settings"
 """The collection in which all ledgers of a database store their settings."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
+LONGEST_TTL_SECONDS: Final = 366 * 24 * 3600
+LONGEST_CLOCK_SKEW_SECONDS: Final = 10 * 366 * 24 * 3600
 """The default: clocks set by NTP differ by much less than a second, clocks of machines that have
 just resumed by more."""
 
@@ -226,7 +230,7 @@ class IdempotencyConfig(Part):
     ttl_seconds: Annotated[int, _Number] = Field(
         default=24 * 3600,
         ge=1,
-        le=366 * 24 * 3600,
+        le=LONGEST_TTL_SECONDS,
         validation_alias=AliasChoices("ttl_seconds", "ttl", "ttlSeconds"),
     )
 
@@ -395,7 +399,7 @@ class CreditConfig(Part):
     max_clock_skew_seconds: Annotated[float, _Number] = Field(
         default=MAX_CLOCK_SKEW_SECONDS,
         ge=1,
-        le=10 * 366 * 24 * 3600,
+        le=LONGEST_CLOCK_SKEW_SECONDS,
         allow_inf_nan=False,
         validation_alias=AliasChoices("max_clock_skew_seconds", "maxClockSkewSeconds"),
     )

@@ -9,14 +9,19 @@ from typing import Final
 
 from credit_mongo.core.formula import Formula
 from credit_mongo.core.pricing import to_units
-from credit_mongo.core.values import LARGEST_AMOUNT
+from credit_mongo.core.values import LARGEST_AMOUNT, check_whole_number
 from credit_mongo.errors import FormulaEvaluationError
 
-__all__ = ["MAX_DECIMAL_PLACES", "price_problem", "rounding_warning"]
+__all__ = ["MAX_DECIMAL_PLACES", "check_decimal_places", "price_problem", "rounding_warning"]
 
 MAX_DECIMAL_PLACES: Final = 9
 # Formulas with more variables are only tried with all of them at once, to keep the check fast.
 _MAX_TRIED_ALONE: Final = 5
+
+
+def check_decimal_places(field: str, value: object) -> int:
+    """Check how many decimal places a credit has: an int from 0 to 9."""
+    return check_whole_number(field, value, 0, MAX_DECIMAL_PLACES)
 
 
 def price_problem(amount: Fraction | Formula, decimal_places: int) -> str | None:

@@ -25,8 +25,11 @@ __all__ = [
     "check_amount",
     "check_flag",
     "check_identifier",
+    "check_kind",
     "check_moment",
+    "check_number",
     "check_optional",
+    "check_whole_number",
     "moment_text",
     "refuse_overflow",
     "to_milliseconds",
@@ -74,12 +77,34 @@ def check_identifier(field: str, value: object) -> str:
 
 def check_amount(field: str, value: object, *, least: int = 1) -> int:
     """Check an amount in smallest units: an int (not a bool) from ``least`` to 2**53 - 1."""
+    return check_whole_number(field, value, least, LARGEST_AMOUNT)
+
+
+def check_whole_number(field: str, value: object, least: int, most: int) -> int:
+    """Check an int (not a bool) from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
-    amount = int.__int__(value)  # the real value, even if a subclass overrides __int__
-    if not least <= amount <= LARGEST_AMOUNT:
-        raise InvalidRequestError(field, f"must be from {least} to {LARGEST_AMOUNT}")
-    return amount
+    number = int.__int__(value)  # the real value, even if a subclass overrides __int__
+    if not least <= number <= most:
+        raise InvalidRequestError(field, f"must be from {least} to {most}")
+    return number
+
+
+def check_number(field: str, value: object, least: float, most: float) -> float:
+    """Check an int or a float (not a bool, not NaN) from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(field, f"must be a number, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise InvalidRequestError(field, f"must be from {least} to {most}")
+    return float(value)
+
+
+def check_kind(field: str, value: object, kind: type[_T]) -> _T:
+    """Check an object of a class. (A dict isn't taken for one.)"""
+    if not isinstance(value, kind):
+        name = type(value).__name__
+        raise InvalidRequestError(field, f"must be a {kind.__name__}, not {name}")
+    return value
 
 
 def check_flag(field: str, value: object) -> bool:

@@ -19,9 +19,9 @@ from typing import Any, Final
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.core.values import check_flag, check_number, check_optional
 from credit_mongo.drivers import AnyDatabase
-from credit_mongo.errors import InvalidRequestError
-from credit_mongo.maintenance.progress import OnProgress
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
@@ -86,10 +86,11 @@ async def clean_up(
     Needs find and remove on the collections concerned; the role creditEraser has both. Raises
     InvalidRequestError and PyMongoError. After PyMongoError, run it again to complete the cleanup.
     """
-    grace = timedelta(seconds=_check_grace(grace_seconds))
-    age = None
-    if refusals_older_than_seconds is not None:
-        age = timedelta(seconds=_check_age(refusals_older_than_seconds))
+    seconds = check_number("grace_seconds", grace_seconds, 0, _LONGEST_GRACE_SECONDS)
+    grace = timedelta(seconds=seconds)
+    age = check_optional(_check_age, "refusals_older_than_seconds", refusals_older_than_seconds)
+    dry_run = check_flag("dry_run", dry_run)
+    tell = progress_of(on_progress)
     ledger = LedgerDatabase.of(database, collections)
     names = ledger.names
     hello = await ledger.ask({"hello": 1})
@@ -103,27 +104,13 @@ async def clean_up(
     found = [await w.count() for w in works] if dry_run or on_progress is not None else []
     if not dry_run:
         for work in works:
-            await work.run(
-                lambda: on_progress and on_progress(sum(w.removed for w in works), sum(found))
-            )
+            await work.run(lambda: tell(sum(w.removed for w in works), sum(found)))
         found = [work.removed for work in works]
     return Cleanup(found[0], before, dry_run, sum(found[1:]), refused_before)
 
 
-def _check_grace(value: object) -> float:
-    return _check_seconds("grace_seconds", value, 0, _LONGEST_GRACE_SECONDS)
-
-
-def _check_age(value: object) -> float:
-    return _check_seconds("refusals_older_than_seconds", value, 3600, _LONGEST_AGE_SECONDS)
-
-
-def _check_seconds(field: str, value: object, least: int, most: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(field, f"must be a number, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise InvalidRequestError(field, f"must be from {least} to {most}")
-    return float(value)
+def _check_age(field: str, value: object) -> timedelta:
+    return timedelta(seconds=check_number(field, value, 3600, _LONGEST_AGE_SECONDS))
 
 
 class _Cleaning:

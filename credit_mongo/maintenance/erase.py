@@ -29,11 +29,11 @@ from pymongo.collection import ReturnDocument
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.results import Erasure
-from credit_mongo.core.values import check_identifier, check_optional
+from credit_mongo.core.values import check_identifier, check_number, check_optional
 from credit_mongo.drivers import AnyDatabase
-from credit_mongo.errors import StorageError, UserNotFoundError
+from credit_mongo.errors import InvalidRequestError, StorageError, UserNotFoundError
 from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
-from credit_mongo.maintenance.progress import OnProgress, no_progress
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Step, Steps
 from credit_mongo.storage.codecs import LENIENT
 from credit_mongo.storage.collations import check_collations
@@ -47,6 +47,7 @@ __all__ = ["erase", "erase_user", "in_files"]
 # With their audit rows, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 440
 _BATCH: Final = 900
+_STEP_SECONDS: Final = (0.001, 3600)
 _COUNTS: Final = {
     "users": "users",
     "transactions": "transactions",
@@ -74,8 +75,8 @@ async def erase_user(
 ) -> Erasure:
     """Erase a user with all rows, or complete an erasure that has begun.
 
-    Each transaction erases at most 1,000 rows and must end within ``step_seconds``. The whole
-    erasure has no time limit. ``requested_by`` (1 to 255 characters) stays in the record.
+    Each transaction erases at most 1,000 rows and must end within ``step_seconds`` (0.001 to 3600).
+    The whole erasure has no time limit. ``requested_by`` (1 to 255 characters) stays in the record.
 
     An account that exists when the function is called is erased. An account opened after that
     stays. If other software has removed the user's document, the rest of the account is erased.
@@ -87,11 +88,13 @@ async def erase_user(
     is no account, no transaction, no idempotency record and no unfinished erasure of the user.
     After JobTimeoutError or StorageError, call the function again to complete the erasure.
     """
+    if not callable(clock):
+        raise InvalidRequestError("clock", f"must be a function, not {type(clock).__name__}")
     return await erase(
         LedgerDatabase.of(database, collections, users),
         user_id,
         requested_by=requested_by,
-        step_seconds=step_seconds,
+        step_seconds=check_number("step_seconds", step_seconds, *_STEP_SECONDS),
         clock=clock,
         on_progress=on_progress,
     )
@@ -112,7 +115,7 @@ async def erase(
         database.users.check_id("user_id", user_id),
         requested_by=check_optional(check_identifier, "requested_by", requested_by),
         clock=clock,
-        on_progress=on_progress or no_progress,
+        on_progress=progress_of(on_progress),
     )
     await check_collations(database)
     total = await erasing.count() if on_progress is not None else None

@@ -15,6 +15,8 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.price_checks import check_decimal_places
+from credit_mongo.core.values import check_flag, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.maintenance.index_plan import (
     Description,
@@ -74,13 +76,13 @@ async def ensure_indexes(
     collections need the role readWrite. Changing a TTL or the validator of an existing collection
     also needs dbAdmin; without that role, the change is reported as a conflict.
 
-    Raises ConfigurationError and PyMongoError.
+    Raises InvalidRequestError, ConfigurationError and PyMongoError.
     """
     return await ensure_all(
-        LedgerDatabase.of(database, names, users),
-        decimal_places=decimal_places,
-        validators=validators,
-        dry_run=dry_run,
+        LedgerDatabase.of(database, names, users, names_are="names"),
+        decimal_places=check_optional(check_decimal_places, "decimal_places", decimal_places),
+        validators=check_flag("validators", validators),
+        dry_run=check_flag("dry_run", dry_run),
     )
 
 

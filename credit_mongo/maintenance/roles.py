@@ -15,6 +15,7 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.values import check_flag, check_kind
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.storage.connection import check_database
 from credit_mongo.storage.database import LedgerDatabase
@@ -125,7 +126,8 @@ def credit_roles(
     ConfigurationError if MongoDB doesn't allow the database's name.
     """
     check_database(database)
-    names = names or CollectionNames()
+    names = CollectionNames() if names is None else check_kind("names", names, CollectionNames)
+    users = None if users is None else check_kind("users", users, UserMapping)
     kinds = (
         ("creditRuntime", "for the application: all of CreditLedger but delete_user", _work(names)),
         ("creditArchiver", "for the job that moves old rows", _archiving(names)),
@@ -156,7 +158,8 @@ async def ensure_roles(
     authentication restrictions and its users stay. With ``dry_run``, nothing is written. Needs the
     role userAdmin on the database. Raises PyMongoError.
     """
-    ledger = LedgerDatabase.of(database, names, users)
+    ledger = LedgerDatabase.of(database, names, users, names_are="names")
+    dry_run = check_flag("dry_run", dry_run)
     changes = [
         await _ensure_role(ledger, role, dry_run=dry_run)
         for role in credit_roles(ledger.name, names, users)

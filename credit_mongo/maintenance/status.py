@@ -14,6 +14,8 @@ from pymongo.errors import OperationFailure
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.price_checks import check_decimal_places
+from credit_mongo.core.values import check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.maintenance.indexes import IndexReport, ensure_all
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
@@ -102,11 +104,12 @@ async def status_of(
 ) -> Status:
     """Read the state of the database, without writing. The arguments are as in ``ensure_indexes``.
 
-    Raises ConfigurationError if the ledger in the database was set up with other settings, and
-    PyMongoError.
+    Raises InvalidRequestError, ConfigurationError if the ledger in the database was set up with
+    other settings, and PyMongoError.
     """
+    places = check_optional(check_decimal_places, "decimal_places", decimal_places)
     # $collStats only works with the read concern "local".
-    ledger = LedgerDatabase.of(database, names, users).read_locally()
+    ledger = LedgerDatabase.of(database, names, users, names_are="names").read_locally()
     hello = await ledger.ask({"hello": 1})
     server = await ledger.ask({"buildInfo": 1})
     return Status(
@@ -116,7 +119,7 @@ async def status_of(
         collections=tuple(
             [await _collection(ledger, name) for name in ledger.names.model_dump().values()]
         ),
-        indexes=await _if_allowed(ensure_all(ledger, decimal_places=decimal_places, dry_run=True)),
+        indexes=await _if_allowed(ensure_all(ledger, decimal_places=places, dry_run=True)),
         deleting_indexes=await _if_allowed(_deleting_indexes(ledger)),
         oldest_transaction_at=await _if_allowed(_oldest(ledger)),
         ttl_lag_seconds=await _if_allowed(_ttl_lag(ledger, hello["localTime"])),

@@ -29,6 +29,7 @@ from pymongo.write_concern import WriteConcern
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.values import check_kind, check_optional
 from credit_mongo.drivers import AnyDatabase, AnySession, as_database, as_session
 from credit_mongo.storage.codecs import CODEC_OPTIONS, Raw
 from credit_mongo.storage.redaction import Unlogged
@@ -77,12 +78,17 @@ class LedgerDatabase:
         database: AnyDatabase,
         names: CollectionNames | None = None,
         mapping: UserMapping | None = None,
+        *,
+        names_are: str = "collections",
     ) -> LedgerDatabase:
-        """A database of the application's client. Raises ConfigurationError if it is none.
+        """Take a database of the application's client. The default names apply if none are given.
 
-        Left out, the names and the mapping are the default ones.
+        Raises ConfigurationError if ``database`` isn't one, and InvalidRequestError for ``names``
+        or a ``mapping`` of another type. That error calls the names ``names_are``.
         """
         driver = as_database(database)
+        names = check_optional(_check_names, names_are, names)
+        mapping = check_optional(_check_mapping, "users", mapping)
         # UUIDs as ids are stored as the application's client stores them; all else is ours.
         users = StoredUsers.of(mapping, driver)
         ours = driver.with_options(
@@ -164,6 +170,14 @@ class LedgerDatabase:
             listed = await self._driver.list_collections(filter={"name": collection})
             found = await listed.to_list()
             return dict(found[0]) if found else None
+
+
+def _check_names(field: str, value: object) -> CollectionNames:
+    return check_kind(field, value, CollectionNames)
+
+
+def _check_mapping(field: str, value: object) -> UserMapping:
+    return check_kind(field, value, UserMapping)
 
 
 async def _twice(run: Callable[[], Awaitable[Raw]]) -> Raw:

@@ -13,7 +13,12 @@ from typing import Any, Final, Generic, TypeVar, overload
 from bson import ObjectId
 
 from credit_mongo.core.results import AuditLog, Transaction
-from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_moment
+from credit_mongo.core.values import (
+    LARGEST_BALANCE,
+    check_identifier,
+    check_moment,
+    check_whole_number,
+)
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.storage.erasures import after
 from credit_mongo.storage.fields import exact_whole, milliseconds
@@ -89,8 +94,8 @@ class PageQuery:
         end_date: object,
     ) -> None:
         self.user_id: str = check_identifier("user_id", user_id)
-        self.limit: int = _check_count("limit", limit, 1, LARGEST_LIMIT)
-        self.skip: int = _check_count("offset", offset, 0, LARGEST_OFFSET)
+        self.limit: int = check_whole_number("limit", limit, 1, LARGEST_LIMIT)
+        self.skip: int = check_whole_number("offset", offset, 0, LARGEST_OFFSET)
         self.tie_breaker: str = tie_breaker
         self.moment: datetime | None = None
         self._belongs_to = hashlib.blake2b(
@@ -164,13 +169,15 @@ class PageQuery:
         if tie is None:
             # Counted where there is nothing else to tell rows apart, and only there.
             [count] = seen
-            self.skip = _check_count("cursor", count, 1, LARGEST_OFFSET)
+            self.skip = check_whole_number("cursor", count, 1, LARGEST_OFFSET)
             if milliseconds is None:
                 return
         elif seen:
             raise ValueError
         moment = _EPOCH + timedelta(
-            milliseconds=_check_count("cursor", milliseconds, -LARGEST_BALANCE)
+            milliseconds=check_whole_number(
+                "cursor", milliseconds, -LARGEST_BALANCE, LARGEST_BALANCE
+            )
         )
         # Not "less than": what is no date comes after all dates, and would never come.
         rest: list[Raw] = [{"createdAt": {"$not": {"$gte": moment}}}]
@@ -179,7 +186,7 @@ class PageQuery:
         elif self.tie_breaker == "_id":
             rest += _rows_before_id(moment, tie)
         else:
-            seq = _check_count("cursor", tie, 0)
+            seq = check_whole_number("cursor", tie, 0, LARGEST_BALANCE)
             rest.append({"createdAt": moment, "seq": {"$lt": seq}})
             rest.append({"createdAt": moment, "seq": None})
         self.moment = moment
@@ -204,12 +211,3 @@ def _as_json(tie: Any) -> Any:
     if isinstance(tie, ObjectId):
         return str(tie)
     return [tie] if isinstance(tie, str) else exact_whole(tie)
-
-
-def _check_count(field: str, value: object, least: int, most: int = LARGEST_BALANCE) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(field, f"must be an int, not {type(value).__name__}")
-    count = int.__int__(value)  # what it holds, whatever a subclass says
-    if not least <= count <= most:
-        raise InvalidRequestError(field, f"must be from {least} to {most}")
-    return count

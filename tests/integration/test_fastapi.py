@@ -17,7 +17,7 @@ import pytest_asyncio
 from fastapi import Depends, FastAPI, HTTPException
 from pymongo import AsyncMongoClient
 
-from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo import CreditConfig, CreditLedger, OperationEnded
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import (
     ConfigurationError,
@@ -82,6 +82,20 @@ async def test_the_environment_names_the_database(
     async with app.router.lifespan_context(app):
         await app.state.credit_mongo.ledger.create_user("ann")
     assert [row["_id"] for row in await rows(database, "users")] == ["ann"]
+
+
+async def test_the_observer_hears_of_the_applications_ledger(
+    database: Database, config: CreditConfig
+) -> None:
+    """Metrics need no ledger of the application's own making. What is no function is refused."""
+    events: list[object] = []
+    app = FastAPI(lifespan=credit_lifespan(config, database=database, observer=events.append))
+    async with app.router.lifespan_context(app):
+        await app.state.credit_mongo.ledger.create_user("ann", credits=7)
+    [ended] = [event for event in events if isinstance(event, OperationEnded)]
+    assert (ended.operation, ended.code) == ("create_user", "OK")
+    with pytest.raises(ConfigurationError, match="observer"):
+        credit_lifespan(config, observer=5)  # type: ignore[arg-type]
 
 
 async def test_without_the_lifespan_there_is_no_ledger() -> None:

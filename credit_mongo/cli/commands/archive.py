@@ -16,6 +16,7 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.archive.archiving import Archive
 from credit_mongo.maintenance.archive.archiving import archive as move
+from credit_mongo.maintenance.archive.files import FILE_FORMATS
 from credit_mongo.printing import moment_to_seconds
 
 _LEFT: Final = ("user", "first transaction that stays")
@@ -78,6 +79,8 @@ def archive(
     """
     if directory is None and file_format is not None:
         raise typer.BadParameter("--format needs --to DIRECTORY")
+    if file_format is not None and file_format not in FILE_FORMATS:
+        raise typer.BadParameter(f"--format must be one of {', '.join(FILE_FORMATS)}")
     if only is not None and only not in _ONLY:
         raise typer.BadParameter(f"--only must be one of {', '.join(_ONLY)}")
     where = Connecting.to(uri, database, timeout)

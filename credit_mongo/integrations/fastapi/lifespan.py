@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from credit_mongo.config import CreditConfig, Settings
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
+from credit_mongo.engine.observer import Observer, tell_by
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.integrations.fastapi.middleware import Credits, CreditsMiddleware, credits_of
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
@@ -39,6 +40,7 @@ def credit_lifespan(
     lease_seconds: float = 30,
     indexes: bool = True,
     max_body_bytes: int = _DEFAULT_BODY_BYTES,
+    observer: Observer | None = None,
 ) -> Lifespan:
     """Keep the ledger open while the application runs: ``FastAPI(lifespan=credit_lifespan(…))``.
 
@@ -54,6 +56,7 @@ def credit_lifespan(
       example), and run ``credit-mongo init`` first.
     - ``max_body_bytes``: 1 to 2**40, by default 16 MiB. A charged request with a larger body gets
       413 REQUEST_TOO_LARGE, and nothing is charged.
+    - ``observer``: a function that the ledger calls with events, as in ``CreditLedger``.
 
     An application mounted in this one uses this ledger, unless it runs its own `credit_lifespan`.
     It also uses these error handlers, unless it has its own.
@@ -67,13 +70,13 @@ def credit_lifespan(
         raise ConfigurationError("idempotency.enabled", "must be True: safe refunds need keys")
     _check_lease(lease_seconds, config)
     _check_body_limit(max_body_bytes)
+    tell_by(observer)  # before the application starts
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
         charged = charged_endpoints(app)
         async with AsyncExitStack() as stack:
-            opened = _connect(config) if database is None else CreditLedger(database, config)
-            ledger = await stack.enter_async_context(opened)
+            ledger = await stack.enter_async_context(_ledger(config, database, observer))
             if indexes:
                 await ledger.ensure_indexes()
             paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
@@ -134,9 +137,15 @@ def _check_lease(lease_seconds: object, config: CreditConfig) -> None:
         )
 
 
-def _connect(config: CreditConfig) -> CreditLedger:
+def _ledger(
+    config: CreditConfig, database: AnyDatabase | None, observer: Observer | None
+) -> CreditLedger:
+    if database is not None:
+        return CreditLedger(database, config, observer=observer)
     settings = Settings()
-    return CreditLedger.connect(settings.uri, database=settings.database, config=config)
+    return CreditLedger.connect(
+        settings.uri, database=settings.database, config=config, observer=observer
+    )
 
 
 @asynccontextmanager

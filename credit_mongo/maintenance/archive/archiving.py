@@ -25,7 +25,7 @@ from bson import ObjectId
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.core.values import check_flag
+from credit_mongo.core.values import check_flag, check_number
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import (
@@ -48,7 +48,7 @@ from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
 from credit_mongo.maintenance.archive.runs import Lane, Lease
 from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.archive.spans import Span, Spans
-from credit_mongo.maintenance.progress import OnProgress, no_progress
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.codecs import NAIVE
@@ -73,7 +73,7 @@ _ROWS_PER_SPAN: Final = 1000
 _ROWS_PER_SLICE: Final = 100_000
 # Each user in a slice costs a border to write and a position in the index to look up.
 _ROWS_OF_A_USER: Final = 50
-_TIMES: Final = (0.05, 3600.0)
+_TIMES: Final = (0.05, 3600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,28 +161,22 @@ async def archive(
     ledger = LedgerDatabase.of(database, collections, users)
     place = _place(ledger, directory, file_format)
     work = _Archiving(ledger, cut_off, place, kinds=kinds, on_progress=on_progress)
+    full_speed, dry_run = check_flag("full_speed", full_speed), check_flag("dry_run", dry_run)
     if isinstance(place, Files):
         await place.check()
-    if check_flag("dry_run", dry_run):
+    if dry_run:
         return await work.dry()
-    pace = Pace(
-        ledger[ledger.names.transactions],
-        lanes=place.lanes,
-        full_speed=check_flag("full_speed", full_speed),
-    )
+    pace = Pace(ledger[ledger.names.transactions], lanes=place.lanes, full_speed=full_speed)
     async with Steps(ledger.client, _STEP_SECONDS) as steps:
         return await work.run(steps, pace, lease_seconds)
 
 
 def _check(file_format: object, kinds: object, lease_seconds: object) -> None:
     if file_format not in FILE_FORMATS:
-        raise InvalidRequestError("format", f"must be one of {', '.join(FILE_FORMATS)}")
+        raise InvalidRequestError("file_format", f"must be one of {', '.join(FILE_FORMATS)}")
     if kinds not in _KINDS:
         raise InvalidRequestError("kinds", f"must be one of {', '.join(_KINDS)}")
-    if isinstance(lease_seconds, bool) or not isinstance(lease_seconds, int | float):
-        raise InvalidRequestError("lease_seconds", "must be a number")
-    if not _TIMES[0] <= lease_seconds <= _TIMES[1]:
-        raise InvalidRequestError("lease_seconds", f"must be from {_TIMES[0]} to {_TIMES[1]:.0f}")
+    check_number("lease_seconds", lease_seconds, *_TIMES)
 
 
 def _place(database: LedgerDatabase, directory: object, file_format: FileFormat) -> ArchivePlace:
@@ -212,7 +206,7 @@ class _Archiving:
         self._kinds = [
             kind for kind, name in zip(wanted, _KINDS[1:], strict=True) if kinds in ("all", name)
         ]
-        self._on_progress = on_progress or no_progress
+        self._on_progress = progress_of(on_progress)
         self._id = ObjectId()
         self._left = Left()
         self._done = 0

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +23,13 @@ from pymongo.errors import PyMongoError
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.core.values import check_flag, check_moment, check_optional
+from credit_mongo.core.price_checks import check_decimal_places
+from credit_mongo.core.values import check_flag, check_kind, check_moment, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError, UserNotFoundError
 from credit_mongo.maintenance.export.files import standard_output, whole_file
-from credit_mongo.maintenance.export.formats import Format, Write, encoder_of
-from credit_mongo.maintenance.progress import OnProgress
+from credit_mongo.maintenance.export.formats import FORMATS, Format, Write, encoder_of
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.verification.reading import BATCH, Rows
 from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.database import LedgerDatabase
@@ -105,21 +107,25 @@ async def export_transactions(
         user_id=check_optional(ledger.users.check_id, "user_id", user_id),
         include_archived=check_flag("include_archived", include_archived),
     )
+    if format not in FORMATS:
+        raise InvalidRequestError("format", f"must be one of {', '.join(FORMATS)}")
+    encoding = partial(
+        encoder_of,
+        format,
+        guard_cells=check_flag("guard_cells", guard_cells),
+        byte_order_mark=check_flag("byte_order_mark", byte_order_mark),
+        decimal_places=check_decimal_places("decimal_places", decimal_places),
+    )
+    opened = _opened(destination, overwrite=check_flag("overwrite", overwrite))
+    tell = progress_of(on_progress)
     done = 0
     has_files = await selection.check()
-    with _opened(destination, overwrite=overwrite) as write:
-        encoder = encoder_of(
-            format,
-            write,
-            guard_cells=guard_cells,
-            byte_order_mark=byte_order_mark,
-            decimal_places=decimal_places,
-        )
+    with opened as write:
+        encoder = encoding(write)
         async for rows in selection.rows():
             encoder.add(rows)
             done += len(rows)
-            if on_progress is not None:
-                on_progress(done, None)
+            tell(done, None)
         encoder.end()
     return Export(done, has_files)
 
@@ -127,7 +133,7 @@ async def export_transactions(
 def _opened(destination: Path | None, *, overwrite: bool) -> AbstractContextManager[Write]:
     if destination is None:
         return standard_output()
-    return whole_file(destination, overwrite=overwrite)
+    return whole_file(check_kind("destination", destination, Path), overwrite=overwrite)
 
 
 def _check_period(start: object, end: object) -> tuple[datetime | None, datetime | None]:

@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.config import CollectionNames
+from credit_mongo.core.values import check_whole_number
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.maintenance.progress import OnProgress, no_progress
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.usage.expressions import (
     either,
     exact_sum,
@@ -81,14 +82,16 @@ async def usage_of(
     - PyMongoError if the database can't be read.
     """
     start, end = check_period(start, end)
-    if not 1 <= places <= MOST_PLACES:
-        raise InvalidRequestError("places", f"must be from 1 to {MOST_PLACES}")
+    places = check_whole_number("places", places, 1, MOST_PLACES)
+    if not isinstance(zone, tzinfo):
+        raise InvalidRequestError("zone", f"must be a tzinfo, not {type(zone).__name__}")
+    tell = progress_of(on_progress)
     ledger = LedgerDatabase.of(database, collections)
     period = _Period(period_before(start, end, zone), start, end, zone)
 
     async def look(session: AsyncClientSession) -> Usage:
         asking = _Asking(ledger, ledger.names, session, period, places)
-        return await asking.all(on_progress or no_progress)
+        return await asking.all(tell)
 
     return await in_one_snapshot(ledger.client, look)
 

@@ -57,7 +57,7 @@ class Reading:
     def of(
         cls,
         database: AnyDatabase,
-        names: CollectionNames,
+        names: CollectionNames | None,
         *,
         audits: bool,
         key_ttl: timedelta,

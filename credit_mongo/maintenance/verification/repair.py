@@ -20,7 +20,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.operations.correction import CorrectionRequest, CorrectionResult
-from credit_mongo.core.values import check_identifier, to_milliseconds
+from credit_mongo.core.values import check_flag, check_identifier, to_milliseconds
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
@@ -130,11 +130,11 @@ async def repair(
     """
     operator = check_identifier("operator", operator)
     reason = check_identifier("reason", reason)
-    names = collections or CollectionNames()
+    dry_run = check_flag("dry_run", dry_run)
     verification = await verify(
         database,
         user_ids=user_ids,
-        collections=names,
+        collections=collections,
         users=users,
         audits=audits,
         key_ttl_seconds=key_ttl_seconds,
@@ -143,7 +143,7 @@ async def repair(
     )
     reading = await open_reading(
         database,
-        names,
+        collections,
         users,
         audits=audits,
         key_ttl_seconds=key_ttl_seconds,

@@ -23,12 +23,19 @@ from typing import Final, TypeAlias, TypeVar
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
-from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, IdempotencyConfig
+from credit_mongo.config import (
+    LONGEST_CLOCK_SKEW_SECONDS,
+    LONGEST_TTL_SECONDS,
+    MAX_CLOCK_SKEW_SECONDS,
+    CollectionNames,
+    IdempotencyConfig,
+)
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.values import check_flag, check_number, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine.failures import as_storage_error
-from credit_mongo.errors import StorageError, UserNotFoundError
-from credit_mongo.maintenance.progress import OnProgress, no_progress
+from credit_mongo.errors import InvalidRequestError, StorageError, UserNotFoundError
+from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.maintenance.verification.examination import Examined, examine, examine_records
 from credit_mongo.maintenance.verification.findings import Finding, Verification
@@ -68,11 +75,12 @@ async def verify(
     - ``user_ids``: the users to verify. None means all users.
     - ``collections``, ``users``: the same values as in the ledger's configuration.
     - ``audits``: False if auditing is disabled.
-    - ``key_ttl_seconds``: the lifetime in seconds of idempotency keys of transactions that don't
-      store an expiry, because an older version wrote them. The default is a day, or the shortest
-      lifetime in a sample of the idempotency records if that is shorter.
-    - ``max_clock_skew_seconds``: a row dated more than this many seconds ahead of the server's
-      clock is a finding. None turns the check off, for tests that move the ledger's clock.
+    - ``key_ttl_seconds`` (1 second to 366 days): the lifetime of idempotency keys of transactions
+      that don't store an expiry, because an older version wrote them. The default is a day, or the
+      shortest lifetime in a sample of the idempotency records if that is shorter.
+    - ``max_clock_skew_seconds`` (1 second to ten years): a row dated more than this many seconds
+      ahead of the server's clock is a finding. None turns the check off, for tests that move the
+      ledger's clock.
     - ``on_progress``: called with the number of transactions verified so far, and about how many
       there are (None if ``user_ids`` are given).
 
@@ -81,14 +89,13 @@ async def verify(
 
     Raises:
     - ConfigurationError if ``database`` isn't a database of a supported driver.
-    - InvalidRequestError for a malformed user id.
+    - InvalidRequestError for an argument of another type or out of its limits.
     - UserNotFoundError if the database holds no trace of one of ``user_ids``.
     - StorageError or PyMongoError if the database can't be read or an index is missing.
     """
-    only = None
-    if user_ids is not None:
-        check = LedgerDatabase.of(database, collections, users).users.check_id
-        only = list(dict.fromkeys(check("user_ids", user_id) for user_id in user_ids))
+    check_id = LedgerDatabase.of(database, collections, users).users.check_id
+    only = None if user_ids is None else _check_user_ids(user_ids, check_id)
+    tell = progress_of(on_progress)
     reading = await open_reading(
         database,
         collections,
@@ -97,12 +104,28 @@ async def verify(
         key_ttl_seconds=key_ttl_seconds,
         max_clock_skew_seconds=max_clock_skew_seconds,
     )
-    work = _Verifying(reading, on_progress or no_progress)
+    work = _Verifying(reading, tell)
     if only is None:
         await work.all_users()
     else:
         await work.some_users(only)
     return work.result()
+
+
+def _check_user_ids(user_ids: object, check_id: Callable[[str, object], str]) -> list[str]:
+    # A str is an iterable of its characters, none of them meant.
+    if isinstance(user_ids, str | bytes) or not isinstance(user_ids, Iterable):
+        kind = type(user_ids).__name__
+        raise InvalidRequestError("user_ids", f"must be several user ids, not {kind}")
+    return list(dict.fromkeys(check_id("user_ids", user_id) for user_id in user_ids))
+
+
+def _check_ttl(field: str, value: object) -> timedelta:
+    return timedelta(seconds=check_number(field, value, 1, LONGEST_TTL_SECONDS))
+
+
+def _check_skew(field: str, value: object) -> timedelta:
+    return timedelta(seconds=check_number(field, value, 1, LONGEST_CLOCK_SKEW_SECONDS))
 
 
 async def open_reading(
@@ -114,20 +137,17 @@ async def open_reading(
     key_ttl_seconds: float | None,
     max_clock_skew_seconds: float | None,
 ) -> Reading:
-    """Prepare the reading. The default TTL is a day, or that of the records if shorter."""
-    default = IdempotencyConfig().ttl_seconds
-    seconds = default if key_ttl_seconds is None else key_ttl_seconds
-    names, key_ttl = collections or CollectionNames(), timedelta(seconds=seconds)
-    skew = max_clock_skew_seconds
+    """Check the arguments. The default TTL is a day, or that of the records if shorter."""
+    key_ttl = check_optional(_check_ttl, "key_ttl_seconds", key_ttl_seconds)
     reading = Reading.of(
         database,
-        names,
-        audits=audits,
-        key_ttl=key_ttl,
+        collections,
+        audits=check_flag("audits", audits),
+        key_ttl=key_ttl or timedelta(seconds=IdempotencyConfig().ttl_seconds),
         users=users,
-        clock_skew=None if skew is None else timedelta(seconds=skew),
+        clock_skew=check_optional(_check_skew, "max_clock_skew_seconds", max_clock_skew_seconds),
     )
-    if key_ttl_seconds is not None:
+    if key_ttl is not None:
         return reading
     return await in_snapshot(reading, lambda session, _now: reading.with_ttl_of_records(session))
 
