@@ -129,7 +129,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 
 
-_METHODS = (
+METHODS = (
     *("charge", "charge", "charge", "charge", "refund", "refund", "refund", "grant", "grant"),
     *("upgrade_tier", "upgrade_tier", "downgrade_tier", "renew_tier", "create_user"),
 )
@@ -148,7 +148,7 @@ def plans(*methods: str) -> st.SearchStrategy[Plan]:
             st.integers(0, len(METADATA) - 1),
         )
 
-    return st.sampled_from(methods or _METHODS).flatmap(of)
+    return st.sampled_from(methods or METHODS).flatmap(of)
 
 
 # Each call is refused for the field named first, whatever else is wrong.

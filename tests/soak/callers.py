@@ -15,7 +15,7 @@ from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, S
 from tests.soak.journal import Journal, Request
 from tests.soak.tariff import OPENING_CREDITS, TIERS
 
-__all__ = ["Callers", "Share", "hot_and_cold"]
+__all__ = ["WRITTEN", "Callers", "Share", "hot_and_cold"]
 
 _Write: TypeAlias = Callable[[Random], tuple[str, dict[str, Any]]]
 
@@ -52,6 +52,8 @@ _WRITES: Final[Mapping[_Write, int]] = {
 }
 _MAKERS: Final = tuple(_WRITES)
 _WEIGHTS: Final = tuple(accumulate(_WRITES.values()))
+WRITTEN: Final = frozenset(make(Random(0))[0].split()[0] for make in _MAKERS)
+"""The methods that callers write with."""
 
 
 def _some_write(random: Random) -> tuple[str, dict[str, Any]]:
