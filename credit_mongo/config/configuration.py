@@ -74,10 +74,11 @@ SETTINGS_COLLECTION: Final = "ledger_settings"
 """The collection in which all ledgers of a database store their settings."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
-LONGEST_TTL_SECONDS: Final = 366 * 24 * 3600
-LONGEST_CLOCK_SKEW_SECONDS: Final = 10 * 366 * 24 * 3600
 """The default: clocks set by NTP differ by much less than a second, clocks of machines that have
 just resumed by more."""
+LONGEST_CLOCK_SKEW_SECONDS: Final = 10 * 366 * 24 * 3600
+# Much longer times could lead to expiry dates that the calendar doesn't have.
+LONGEST_TTL_SECONDS: Final = 366 * 24 * 3600
 
 
 def _name(value: str) -> str:
@@ -226,7 +227,6 @@ class IdempotencyConfig(Part):
     """
 
     enabled: bool = True
-    # Much longer times could lead to expiry dates that the calendar doesn't have.
     ttl_seconds: Annotated[int, _Number] = Field(
         default=24 * 3600,
         ge=1,
