@@ -17,10 +17,10 @@ attempts on this user id stay too, as for any unknown user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -31,18 +31,17 @@ from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.results import Erasure
 from credit_mongo.core.values import check_identifier, check_number, check_optional
 from credit_mongo.drivers import AnyDatabase
-from credit_mongo.errors import InvalidRequestError, StorageError, UserNotFoundError
-from credit_mongo.maintenance.archive.borders import NO_BORDER, border_or_none
+from credit_mongo.errors import InvalidRequestError, UserNotFoundError
+from credit_mongo.maintenance.erased_rows import History, RowsToErase, in_files
 from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Step, Steps
 from credit_mongo.storage.codecs import LENIENT
 from credit_mongo.storage.collations import check_collations
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.erasures import NEVER, after, not_after, place_of
+from credit_mongo.storage.erasures import NEVER, not_after, place_of
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["erase", "erase_user", "in_files"]
-
+__all__ = ["erase", "erase_user"]
 
 # With their audit rows, and with the account, below 1,000 documents.
 _TRANSACTIONS: Final = 440
@@ -123,25 +122,6 @@ async def erase(
         return await erasing.run(steps, total)
 
 
-def in_files(border: Raw | None) -> int:
-    """Return how many of a user's transactions are in archive files, which stay."""
-    found = (None if border is None else border_or_none(border)) or NO_BORDER
-    return sum(
-        segment.seq - found.opening_of(segment)[0]
-        for segment in found.segments
-        if segment.place == "files"
-    )
-
-
-class _History(NamedTuple):
-    """A collection of transactions, the one of their audit rows, and the names of their counts."""
-
-    transactions: str
-    audit_logs: str
-    counted: str
-    audits_counted: str
-
-
 class _Erasing:
     """A running erasure."""
 
@@ -156,7 +136,7 @@ class _Erasing:
     ) -> None:
         # Whatever a document has beside the account, it can be erased.
         self._database = database.read_as(LENIENT)
-        self._names = names = database.names
+        self._names = database.names
         self._users = database.users
         self._user_id = user_id
         self._place = {"_id": place_of(user_id)}
@@ -164,16 +144,7 @@ class _Erasing:
         self._clock = clock
         self._on_progress = on_progress
         self._id = ObjectId()
-        live = _History(names.transactions, names.audit_logs, "transactions", "auditLogs")
-        # Rows only ever move from live to archived: a row that has left the first is in the other.
-        archived = _History(
-            names.transactions_archive,
-            names.audit_logs_archive,
-            "archivedTransactions",
-            "archivedAuditLogs",
-        )
-        self._histories = (live, archived)
-        self._collections = (*live[:2], *archived[:2], names.idempotency_records)
+        self._rows = RowsToErase(self._database, user_id)
         # For each collection, the moment down to which this pass has erased the user's rows, newest
         # first. Deleted rows stay in the server's indexes for minutes, and each step that began at
         # the newest again would go over all of them.
@@ -182,13 +153,7 @@ class _Erasing:
 
     async def count(self) -> int:
         """Return about how many rows there are, without the idempotency records."""
-        return sum(
-            [
-                await self._database[collection].count_documents({"userId": self._user_id})
-                for history in self._histories
-                for collection in history[:2]
-            ]
-        )
+        return await self._rows.count()
 
     async def run(self, steps: Steps, total: int | None) -> Erasure:
         """Take all steps, from the first to the last."""
@@ -197,7 +162,7 @@ class _Erasing:
         closed: Erasure | None = None
         while closed is None:
             self._erased_to.clear()
-            for history in self._histories:
+            for history in self._rows.histories:
                 for some in (self._erase_transactions, self._erase_audit_logs):
                     while record := await self._take(steps, partial(some, history)):
                         self._tell(record, total)
@@ -227,16 +192,16 @@ class _Erasing:
         record = await database[names.erasures].find_one(self._place, session=session)
         if not has_gone and record is not None:
             return record
-        if not has_gone and not await self._has_history(session):
+        if not has_gone and not await self._rows.has_history(session):
             raise UserNotFoundError(self._user_id)
         # A new account of this id must not continue the old archive.
         border = await database[names.archive_borders].find_one_and_delete(
             {"_id": self._user_id}, session=session
         )
-        until = await self._newest(border, session)
-        requests = await self._newest_in(names.paid_requests, session, "startedAt")
+        until = await self._rows.newest(border, session)
+        requests = await self._rows.newest_in(names.paid_requests, session, "startedAt")
         counts = await self._erase_some(
-            self._histories[0], {"createdAt": not_after(until)}, session
+            self._rows.histories[0], {"createdAt": not_after(until)}, session
         )
         return await self._keep(
             {"users": int(has_gone), "transactionsInFiles": in_files(border), **counts},
@@ -252,13 +217,13 @@ class _Erasing:
             },
         )
 
-    async def _erase_transactions(self, history: _History, session: AsyncClientSession) -> Raw:
+    async def _erase_transactions(self, history: History, session: AsyncClientSession) -> Raw:
         """Erase some transactions with their audit rows. Return {} if there are none left."""
         scope = await self._rest_of(history.transactions, session)
         counts = await self._erase_some(history, scope, session)
         return await self._keep(counts, session) if counts else {}
 
-    async def _erase_audit_logs(self, history: _History, session: AsyncClientSession) -> Raw:
+    async def _erase_audit_logs(self, history: History, session: AsyncClientSession) -> Raw:
         """Erase some audit rows without a transaction, which refused attempts have left."""
         collection = history.audit_logs
         query = {"userId": self._user_id, **await self._rest_of(collection, session)}
@@ -282,8 +247,8 @@ class _Erasing:
         erasures = self._database[self._names.erasures]
         record = await erasures.find_one({"_id": self._id}, session=session)
         if record is None:
-            scope = await self._scope(session)
-            if await self._has_rows(self._collections, scope, session):
+            scope = await self._rows.scope(session)
+            if await self._rows.has_rows(self._rows.collections, scope, session):
                 return None
             # A running archive may have written a border after the account was removed.
             border = await self._database[self._names.archive_borders].find_one_and_delete(
@@ -324,86 +289,13 @@ class _Erasing:
             await collection.delete_one(query, session=session)
         return True
 
-    async def _has_history(self, session: AsyncClientSession) -> bool:
-        """Return whether something is left of an account whose document other software removed.
-
-        Audit rows don't count, because attempts on unknown users leave them too.
-        """
-        collections = [history.transactions for history in self._histories]
-        if await self._has_rows([*collections, self._names.idempotency_records], {}, session):
-            return True
-        borders = self._database[self._names.archive_borders]
-        return await borders.find_one({"_id": self._user_id}, session=session) is not None
-
-    async def _has_rows(
-        self, collections: Iterable[str], query: Raw, session: AsyncClientSession
-    ) -> bool:
-        own = {"userId": self._user_id, **query}
-        for collection in collections:
-            if await self._database[collection].find_one(own, {"_id": 1}, session=session):
-                return True
-        return False
-
-    async def _scope(self, session: AsyncClientSession) -> Raw:
-        """Return the part of a query that selects the rows to erase.
-
-        It excludes the rows of an account opened since, and audit rows of later attempts, which
-        could keep coming.
-        """
-        record = await self._database[self._names.erasures].find_one(self._place, session=session)
-        if record is None:
-            # Another process has completed the erasure. If there is an account, it is a new one.
-            return {"_id": {"$in": []}}
-        until: datetime = record.get("until", NEVER)
-        scope = {"createdAt": not_after(until)}
-        users, collection = self._users, self._database[self._names.users]
-        query = users.query_of(self._user_id)
-        account = await collection.find_one(query, users.fields, session=session)
-        if account is None or (users.are_the_applications and users.is_unopened(account)):
-            return scope
-        if users.are_the_applications:
-            # The document may be older than its account.
-            places = [history.transactions for history in self._histories]
-            firsts = [await self._newest_in(each, session, seq=1) for each in places]
-            opened: Any = max(firsts)
-        else:
-            opened = account.get(users.names.created_at)
-        if not isinstance(opened, datetime) or opened <= until:
-            # Other software opened the account, or a ledger that didn't know about the erasure.
-            raise StorageError(
-                "a new account was opened during the erasure, but it is not dated after the old "
-                "one, so their rows cannot be told apart: erase the user again to erase both"
-            )
-        return scope
-
     async def _rest_of(self, collection: str, session: AsyncClientSession) -> Raw:
         """Return the scope, without the part that this pass has erased from the collection."""
-        scope, reached = await self._scope(session), self._erased_to.get(collection)
+        scope, reached = await self._rows.scope(session), self._erased_to.get(collection)
         return scope if reached is None else {**scope, "$and": [{"createdAt": not_after(reached)}]}
 
-    async def _newest(self, border: Raw | None, session: AsyncClientSession) -> datetime:
-        """Return the date of the user's newest row, including rows in files."""
-        moments = [await self._newest_in(each, session) for each in self._collections]
-        archived = None if border is None else border.get("createdAt")
-        return max([*moments, archived] if isinstance(archived, datetime) else moments)
-
-    async def _newest_in(
-        self,
-        collection: str,
-        session: AsyncClientSession,
-        field: str = "createdAt",
-        **query: Any,
-    ) -> datetime:
-        found: Raw | None = await self._database[collection].find_one(
-            {"userId": self._user_id, field: after(NEVER), **query},
-            {field: 1},
-            sort=[(field, -1)],
-            session=session,
-        )
-        return NEVER if found is None else found[field]
-
     async def _erase_some(
-        self, history: _History, older: Raw, session: AsyncClientSession
+        self, history: History, older: Raw, session: AsyncClientSession
     ) -> dict[str, int]:
         """Erase some transactions, newest first, with their audit rows."""
         database, mine = self._database, {"userId": self._user_id, **older}

@@ -11,7 +11,7 @@ from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.errors import UserNotFoundError
-from credit_mongo.maintenance.erase import in_files
+from credit_mongo.maintenance.erased_rows import in_files
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import place_of
 from credit_mongo.storage.rows import Raw

@@ -933,9 +933,9 @@ PLANTED: Final = (
     ),
     Bug(
         "keys without transactions are not erased",
-        "maintenance/erase.py",
-        "self._has_rows([*collections, self._names.idempotency_records], {}, session)",
-        "self._has_rows(collections, {}, session)",
+        "maintenance/erased_rows.py",
+        "self.has_rows([*collections, self._names.idempotency_records], {}, session)",
+        "self.has_rows(collections, {}, session)",
         (ERASE,),
     ),
     Bug(
