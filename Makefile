@@ -68,8 +68,11 @@ docs: $(VENV)/dev
 
 check: lint types docs test
 
+# The whole run writes its data and charts to benchmarks/, and its tables into the two READMEs.
+# BENCH="--only lanes --json lanes.json" for others: see BENCH=--help.
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks $(BENCH)
+	@$(if $(BENCH),,echo "This measures for about 18 minutes. Nothing else should run meanwhile.")
+	$(BIN)/python -m benchmarks $(or $(BENCH),--publish)
 
 soak: $(VENV)/dev
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),180) \

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Console
 
 from benchmarks.chart import MissingChartError, draw
+from benchmarks.documents import publish
 from benchmarks.figures import figures
 from benchmarks.loops import cancel_on_signals, run
 from benchmarks.machine import describe_machine
 from benchmarks.options import Options, read_options
 from benchmarks.peers.medici import PACKAGES, MediciPeer
-from benchmarks.report import show, write_json
+from benchmarks.report import data_of, show, write_json
 from benchmarks.results import Results
 from benchmarks.servers import Servers
-from benchmarks.work import ORDER, Works
+from benchmarks.work import Works
 
 __all__ = ["main"]
 
@@ -29,26 +31,30 @@ _FILE_COLUMNS: Final = 150
 async def _measure(options: Options, console: Console) -> int:
     cancel_on_signals()
     interrupted = False
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        seconds = time.monotonic() - began
+        console.print(f"{seconds:5.0f} s {line}", highlight=False, soft_wrap=True)
+
     async with Servers(options) as servers:
-        works = Works(
-            options,
-            servers,
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
-        )
+        works = Works(options, servers, tell)
         try:
-            for number in ORDER:
-                if number in options.only:
-                    await works.do(number)
+            await works.do()
         except asyncio.CancelledError:
             interrupted = True
-    _report(options, console, works.results, servers)
+    results = works.results
+    is_good = not (interrupted or results.off or results.failed)
+    _report(options, console, results, servers, may_publish=is_good)
     if interrupted:
         console.print("Interrupted. This is what was measured; what was started is stopped.")
         return 130
-    return 1 if works.results.off or works.results.failed else 0
+    return 0 if is_good else 1
 
 
-def _report(options: Options, console: Console, results: Results, servers: Servers) -> None:
+def _report(
+    options: Options, console: Console, results: Results, servers: Servers, *, may_publish: bool
+) -> None:
     used_medici = any(run.kind == MediciPeer.kind for run in results.runs)
     machine = describe_machine(
         options.loop,
@@ -56,15 +62,18 @@ def _report(options: Options, console: Console, results: Results, servers: Serve
         servers.postgresql_version,
         PACKAGES["medici"] if used_medici else "",
     )
-    found = figures(results, options.only)
+    found = figures(results)
     show(console, results, found, machine)
+    data = data_of(results, found, machine)
     if options.json is not None:
-        write_json(options.json, results, found, machine)
-    if options.chart is not None and 9 in options.only:
-        try:
-            draw(results, options.sweep_callers, options.chart)
-        except MissingChartError as reason:
-            console.print(str(reason))
+        write_json(data, options.json)
+    try:
+        if options.charts is not None:
+            draw(data, options.charts)
+        if options.publish and may_publish:
+            publish(data)
+    except MissingChartError as reason:
+        console.print(str(reason))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.options import WORKS
-from benchmarks.results import Results, Run
+from benchmarks.results import Network, Place, Results, Run
 
 __all__ = ["Figure", "figures"]
 
 _OURS: Final = "credit_mongo"
+_SHORT: Final = {
+    "PostgreSQL": "PostgreSQL's stored function",
+    "a transaction a charge": "a transaction a charge by hand",
+    "Beanie": "a transaction a charge with Beanie",
+    "batches by hand": "the same batches by hand",
+}
 _SIGNS: Final = {"≥": operator.ge, "≤": operator.le}
 
 
@@ -21,7 +26,8 @@ _SIGNS: Final = {"≥": operator.ge, "≤": operator.le}
 class Figure:
     """One line of the table."""
 
-    work: int
+    place: str
+    """Under what load."""
     what: str
     """What is measured, with its unit."""
     value: float | None
@@ -37,10 +43,9 @@ class Figure:
         return None if self.value is None else bool(_SIGNS[self.sign](self.value, self.bound))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For the data file."""
         return {
-            "work": self.work,
-            "title": WORKS[self.work],
+            "place": self.place,
             "what": self.what,
             "measured": self.value,
             "to_reach": f"{self.sign} {self.bound:g}",
@@ -49,89 +54,93 @@ class Figure:
         }
 
 
-def figures(results: Results, works: tuple[int, ...]) -> list[Figure]:
-    """All figures of these works."""
-    return [figure for figure in _all(results) if figure.work in works]
+def figures(results: Results) -> list[Figure]:
+    """The figures of all that was measured."""
+    measured = set(results.places)
+    found = [figure for place, figure in _compared(results) if place in measured]
+    if results.latencies:
+        found.append(_latency(results))
+    for place in results.places:
+        if place.work == "processes":
+            found += _processes(results, place)
+        elif place.work == "lanes":
+            found.append(_lanes(results, place))
+    found += _growth(results)
+    return found
 
 
-def _all(results: Results) -> Iterator[Figure]:
-    yield _ratio(results, 1, "PostgreSQL", 2)
-    yield _ratio(results, 1, "batches by hand", 0.7)
-    cpu = results.median(1, _OURS, lambda run: run.outcome.cpu_microseconds)
-    yield Figure(1, "client CPU a charge, µs", cpu, "≤", 40, "callers included")
-    yield _ratio(results, 2, "PostgreSQL", 8)
-    yield _ratio(results, 3, "a transaction a charge", 4)
-    yield from _ratio_as_documented(results, 4, "Medici", 40)
-    yield from _ratio_as_documented(results, 4, "Beanie", 30)
-    yield _latency(results)
-    yield from _processes(results, 6, 8_000)
-    yield from _processes(results, 7, 6_000)
-    yield _growth(results)
+def _compared(results: Results) -> Iterator[tuple[Place, Figure]]:
+    """Rates and processor time beside those of peers."""
+    by_hand, one, three = "a transaction a charge", Network(1), Network(3)
+    for place, kind, bound in (
+        (Place("callers", 64, network=one), "PostgreSQL", 1.2),
+        (Place("callers", 64, network=one), by_hand, 6),
+        (Place("callers", 64, network=three), by_hand, 6),
+        (Place("callers", 64, network=three), "Beanie", 6),
+        (Place("callers", 1000, network=one), "PostgreSQL", 2),
+        (Place("batches"), "batches by hand", 0.8),
+        (Place("one-user", users="one user"), "PostgreSQL", 6),
+        (Place("medici", network=three), "Medici", 40),
+    ):
+        yield place, _ratio(results, place, kind, bound)
+        if place.work == "batches":
+            yield place, _processor(results, place, kind)
 
 
-def _ratio(results: Results, work: int, kind: str, bound: float) -> Figure:
+def _processor(results: Results, place: Place, kind: str) -> Figure:
+    ours, theirs = (
+        results.median(place, name, lambda run: run.outcome.cpu_microseconds)
+        for name in (_OURS, kind)
+    )
+    ratio = ours / theirs if ours and theirs else None
+    remark = f"{ours:.0f} µs against {theirs:.0f} µs a charge" if ours and theirs else ""
+    return Figure(place.title, f"client processor, times {kind}", ratio, "≤", 1.5, remark)
+
+
+def _ratio(results: Results, place: Place, kind: str, bound: float) -> Figure:
     """Our rate by that of the best of a kind."""
-    what = f"times {kind}"
-    ours, best = results.rate(work, _OURS), results.best(work, kind)
-    if best is None or ours is None:
-        return Figure(work, what, None, "≥", bound, results.unavailable.get(kind, "not measured"))
-    name, theirs = best
-    return Figure(work, what, _by(ours, theirs), "≥", bound, _rates(ours, name, theirs))
-
-
-def _ratio_as_documented(results: Results, work: int, kind: str, bound: float) -> Iterator[Figure]:
-    """Our rate by that of a peer as its documentation shows it; the remark has its best, too."""
-    what = f"times {kind}"
-    ours, best = results.rate(work, _OURS), results.best(work, kind)
-    documented = [run for run in results.of(work, kind) if run.peer == kind]
-    if ours is None or best is None or not documented:
+    what = f"times {_SHORT.get(kind, kind)}"
+    ours, name = results.rate(place, _OURS), results.best(place, kind)
+    theirs = None if name is None else results.rate(place, name)
+    if ours is None or theirs is None:
         reason = results.unavailable.get(kind, "not measured")
-        yield Figure(work, what, None, "≥", bound, reason)
-        return
-    theirs = statistics.median(run.outcome.rate for run in documented)
-    remark = _rates(ours, kind, theirs)
-    if best[0] != kind:
-        remark += f"; {_by(ours, best[1]):.1f} times {best[0]} ({best[1]:,.0f}/s)"
-    yield Figure(work, what, _by(ours, theirs), "≥", bound, remark)
-
-
-def _by(ours: float, theirs: float) -> float:
+        return Figure(place.title, what, None, "≥", bound, reason)
     # A peer that answered nobody in all of its window gets the benefit of one answer in it.
-    return ours / max(theirs, 1 / 30)
-
-
-def _rates(ours: float, name: str, theirs: float) -> str:
-    return f"{ours:,.0f}/s against {theirs:,.0f}/s ({name})"
+    value = ours / max(theirs, 1 / 30)
+    remark = f"{ours:,.0f}/s against {theirs:,.0f}/s ({name})"
+    return Figure(place.title, what, value, "≥", bound, remark)
 
 
 def _latency(results: Results) -> Figure:
-    what = "median latency, times that by hand"
-    if not results.latencies:
-        return Figure(5, what, None, "≤", 1.25, "not measured")
     ours, by_hand = (statistics.median(times) for times in zip(*results.latencies, strict=True))
     ratio = statistics.median(ours / by_hand for ours, by_hand in results.latencies)
-    return Figure(5, what, ratio, "≤", 1.25, f"{ours:.2f} ms against {by_hand:.2f} ms")
+    remark = f"{ours:.2f} ms against {by_hand:.2f} ms"
+    title = Place("latency", 1, "one user").title
+    return Figure(title, "median latency, times that by hand", ratio, "≤", 1.15, remark)
 
 
-def _processes(results: Results, work: int, least_rate: float) -> Iterator[Figure]:
-    runs = results.of(work, _OURS)
-    yield Figure(
-        work, "charges/s together", results.rate(work, _OURS), "≥", least_rate, _apart(runs)
-    )
-    fairness = results.median(work, _OURS, _fairness)
-    yield Figure(work, "slowest by fastest process", fairness, "≥", 0.5)
-    tail = results.median(work, _OURS, lambda run: run.outcome.p99_ms)
-    yield Figure(work, "p99 of the worst process, ms", tail, "≤", 300)
-    errors = sum(sum(run.outcome.errors.values()) for run in runs) if runs else None
-    yield Figure(work, "errors, in all rounds", errors, "≤", 0)
-
-
-def _apart(runs: list[Run]) -> str:
-    """The processes of the round in the middle."""
+def _processes(results: Results, place: Place) -> Iterator[Figure]:
+    title = f"4 processes, {place.title}"
+    runs = results.of(place, _OURS)
     if not runs:
-        return "not measured"
+        return
+    rate = results.rate(place, _OURS) or 0.0
+    alone = results.rate(place, "one process")
+    whole = rate / alone if alone else None
+    remark = f"{rate:,.0f}/s against {alone:,.0f}/s" if alone else ""
+    yield Figure(title, "times one process with all the callers", whole, "≥", 0.8, remark)
+    fairness = results.median(place, _OURS, _fairness)
     middle = sorted(runs, key=lambda run: run.outcome.rate)[len(runs) // 2]
-    return "apart " + ", ".join(f"{part.rate:,.0f}" for part in middle.processes)
+    remark = "apart " + ", ".join(f"{part.rate:,.0f}" for part in middle.processes)
+    yield Figure(title, "slowest by fastest process", fairness, "≥", 0.5, remark)
+    # So long must callers wait on average at that rate.
+    tail = results.median(
+        place, _OURS, lambda run: run.outcome.p99_ms / (1000 * place.callers / run.outcome.rate)
+    )
+    remark = f"p99 {results.p99_ms(place, _OURS) or 0:,.0f} ms in the worst process"
+    yield Figure(title, "p99, times the mean wait", tail, "≤", 3, remark)
+    errors = sum(sum(run.outcome.errors.values()) for run in runs)
+    yield Figure(title, "errors, in all rounds", errors, "≤", 0)
 
 
 def _fairness(run: Run) -> float:
@@ -139,14 +148,23 @@ def _fairness(run: Run) -> float:
     return min(rates) / max(rates)
 
 
-def _growth(results: Results) -> Figure:
-    what = "time, times that with little behind it"
-    scenarios = list(dict.fromkeys(run.scenario for run in results.runs if run.work == 8))
-    if len(scenarios) != 2:
-        return Figure(8, what, None, "≤", 1.15, "not measured")
+def _lanes(results: Results, place: Place) -> Figure:
+    """The lanes that the ledger chooses, by the best number of lanes that stay open."""
+    fixed = [run for run in results.runs if run.place == place and run.peer != _OURS]
+    rates = {name: results.rate(place, name) or 0.0 for name in results.names(fixed)}
+    ours = results.rate(place, _OURS) or 0.0
+    best = max(rates, key=lambda name: rates[name])
+    remark = f"{ours:,.0f}/s against {rates[best]:,.0f}/s ({best})"
+    return Figure(place.title, "times the best fixed lanes", ours / rates[best], "≥", 0.95, remark)
+
+
+def _growth(results: Results) -> Iterator[Figure]:
+    places = [place for place in results.places if place.work == "growth"]
+    if len(places) != 2:
+        return
     little, much = (
-        statistics.median(run.outcome.seconds for run in results.of(8, _OURS, scenario))
-        for scenario in scenarios
+        results.median(place, _OURS, lambda run: run.outcome.seconds) for place in places
     )
-    remark = f"{much:.2f} s with {scenarios[1]}, {little:.2f} s with {scenarios[0]}"
-    return Figure(8, what, much / little, "≤", 1.15, remark)
+    if little and much:
+        what, remark = "time, times that with little before", f"{much:.2f} s against {little:.2f} s"
+        yield Figure(places[1].title, what, much / little, "≤", 1.15, remark)

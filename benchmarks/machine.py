@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ _PAGE_BYTES: Final = 8192
 def describe_machine(loop: str, mongod: str, postgresql: str, medici: str) -> dict[str, str]:
     """What the figures were measured on; versions that are empty were not used."""
     described = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
@@ -36,6 +39,16 @@ def describe_machine(loop: str, mongod: str, postgresql: str, medici: str) -> di
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             described[name] = importlib.metadata.version(name)
     return {name: value for name, value in described.items() if value}
+
+
+def _commit() -> str:
+    """The commit of this code; marked if there are changes that are not committed."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        root = Path(__file__).parents[1]
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    return ""
 
 
 def _processor() -> str:

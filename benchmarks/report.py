@@ -1,24 +1,21 @@
-"""What is shown and written of the results."""
+"""The tables on the screen, and the data file."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Figure
 from benchmarks.load import Outcome
-from benchmarks.options import WORKS
 from benchmarks.results import Results
 
-__all__ = ["show", "write_json"]
+__all__ = ["data_of", "show", "write_json"]
 
-# Longer titles are folded.
-_TITLE_COLUMNS: Final = 48
 _REACHED: Final = {True: "yes", False: "NO", None: ""}
 
 
@@ -36,14 +33,14 @@ def show(console: Console, results: Results, found: list[Figure], machine: dict[
         for line in lines:
             console.print(f"[bold red]{title}:[/] {line}")
     console.print(
-        f"After {results.checked} runs the books were found to agree with what was acknowledged: "
-        "balances, chains, counts and keys."
+        f"After {results.checked} runs the books agreed with what was acknowledged: balances, "
+        "chains, counts and keys."
     )
 
 
-def write_json(path: Path, results: Results, found: list[Figure], machine: dict[str, str]) -> None:
-    """Write everything that was measured."""
-    everything = {
+def data_of(results: Results, found: list[Figure], machine: dict[str, str]) -> dict[str, Any]:
+    """Everything that was measured, as the data file has it."""
+    return {
         "machine": machine,
         "figures": [figure.to_dict() for figure in found],
         "runs": [run.to_dict() for run in results.runs],
@@ -55,20 +52,24 @@ def write_json(path: Path, results: Results, found: list[Figure], machine: dict[
         "books_that_are_off": results.off,
         "failed": results.failed,
     }
-    path.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """Write the data file."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _figures(found: list[Figure]) -> Table:
     table = Table(title="Figures: medians of the rounds")
-    table.add_column("work", max_width=_TITLE_COLUMNS)
+    table.add_column("figure")
     for name in ("measured", "to reach", "reached"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("made of")
-    last = 0
+    last = ""
     for figure in found:
-        if figure.work != last:
+        if figure.place != last:
             table.add_section()
-            table.add_row(f"[bold]{figure.work}. {WORKS[figure.work]}[/]")
+            table.add_row(f"[bold]{figure.place}[/]")
         reached = _REACHED[figure.reached]
         table.add_row(
             f"   {figure.what}",
@@ -77,23 +78,22 @@ def _figures(found: list[Figure]) -> Table:
             f"[bold red]{reached}[/]" if figure.reached is False else reached,
             figure.remark,
         )
-        last = figure.work
+        last = figure.place
     return table
 
 
 def _peers(results: Results) -> Table:
-    """Every peer at every work: the median, and the range of the rounds."""
+    """Every peer in every place: the median, and the range of the rounds."""
     table = Table(title="Runs: medians of the rounds; latencies in ms, client CPU in µs a charge")
-    table.add_column("run", max_width=_TITLE_COLUMNS)
+    table.add_column("run")
     for name in ("charges/s", "lowest", "highest", "median", "p99", "CPU", "errors", "cut off"):
         table.add_column(name, justify="right", no_wrap=True)
-    places = dict.fromkeys((run.work, run.scenario) for run in results.runs)
-    for work, scenario in places:
+    for place in results.places:
         table.add_section()
-        table.add_row(f"[bold]{work}. {scenario or WORKS[work]}[/]")
-        everyone = [run for run in results.runs if (run.work, run.scenario) == (work, scenario)]
-        for name in sorted(results.names(everyone)):
-            _add_peer(table, name, [run.outcome for run in everyone if run.peer == name])
+        table.add_row(f"[bold]{place.title}[/]")
+        here = [run for run in results.runs if run.place == place]
+        for name in results.names(here):
+            _add_peer(table, name, [run.outcome for run in here if run.peer == name])
     return table
 
 

@@ -20,110 +20,113 @@ from benchmarks.peers.ledger import LedgerPeer
 from benchmarks.peers.medici import MediciPeer
 from benchmarks.peers.postgresql import PostgresPeer
 from benchmarks.processes import run_processes, together
-from benchmarks.results import Results, Run
+from benchmarks.results import NETWORKS, Network, Place, Results, Run
 from benchmarks.servers import Servers
 
-__all__ = ["ORDER", "SWEEP", "Works", "sweep_name"]
+__all__ = ["Works"]
 
-ORDER: Final = (1, 2, 5, 6, 7, 9, 8, 3, 4)
-"""Works with the same number of members stand together, and what leaves most behind last."""
-SWEEP: Final = {"spread over 1000 users": 1000, "all on one user": 1}
-"""The loads of work 9 by name: how many users there are."""
 # A transaction a charge that is given as many callers as serve it best, not all at once.
 _AT_A_TIME: Final = 64
-_SPREAD: Final = 1000
 _PROCESSES: Final = 4
+_CALLERS_OF_A_PROCESS: Final = 100
+# With few callers, a larger pool has idle connections and nothing else.
+_SMALL_POOL_CALLERS: Final = 16
 
 Tell: TypeAlias = Callable[[str], None]
 
 
-def sweep_name(callers: int, scenario: str) -> str:
-    """What a load of work 9 is called."""
-    return f"{callers} caller{'s' if callers > 1 else ''}, {scenario}"
-
-
 class Works:
-    """Does the works, and keeps what came of them."""
+    """Does the works, and keeps the results."""
 
     def __init__(self, options: Options, servers: Servers, tell: Tell) -> None:
-        """``tell`` hears how it goes, a line at a time."""
+        """``tell`` is called with each line of the progress."""
         self.results = Results()
         self._options = options
         self._servers = servers
         self._tell = tell
-        self._ways: dict[int, Callable[[], Awaitable[None]]] = {
-            1: self._against_postgresql_spread,
-            2: self._against_postgresql_on_one_user,
-            3: self._against_a_transaction_a_charge,
-            4: self._against_medici_and_beanie,
-            5: self._latency,
-            6: lambda: self._processes(6, users=1, hot_share=0.0),
-            7: lambda: self._processes(7, users=1 + _SPREAD, hot_share=0.1),
-            8: self._growth,
-            9: self._sweep,
-        }
+        # By network, so that few replica sets are started, and what leaves most behind last.
+        self._steps: list[tuple[str, Network, Callable[[Network], Awaitable[None]]]] = [
+            ("latency", Network(1), self._latency),
+            ("batches", Network(1), self._batches),
+            ("one-user", Network(1), self._one_user),
+            ("processes", Network(1), self._processes),
+            *(("callers", network, self._callers) for network in NETWORKS),
+            *(("lanes", network, self._lanes) for network in NETWORKS),
+            ("medici", Network(3), self._medici),
+            ("growth", Network(1), self._growth),
+        ]
 
-    async def do(self, number: int) -> None:
-        """Do one work."""
-        self._tell(f"{number}. {WORKS[number]}")
-        await self._ways[number]()
+    async def do(self) -> None:
+        """Do the works that were asked for."""
+        steps = [step for step in self._steps if step[0] in self._options.only]
+        steps.sort(key=lambda step: (step[0] == "growth", NETWORKS.index(step[1])))
+        for name, network, work in steps:
+            self._tell(f"{name}: {WORKS[name]}; {network.title}")
+            await work(network)
 
     # Works
 
-    async def _against_postgresql_spread(self) -> None:
-        uri = await self._servers.mongodb(1)
-        peers: list[Peer] = [LedgerPeer(uri), BatchesByHandPeer(uri), *await self._postgresql()]
-        await self._compare(1, peers, self._load(1000, _SPREAD))
+    async def _callers(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        for callers in self._options.callers:
+            at_a_time = _AT_A_TIME if callers > _AT_A_TIME else 0
+            peers: list[Peer] = [
+                LedgerPeer(uri),
+                ByHandPeer(uri, at_a_time),
+                BeaniePeer(uri, at_a_time),
+            ]
+            if network.members == 1:  # its counterpart with one server
+                pools = self._options.pools
+                pools = pools[:1] if callers <= _SMALL_POOL_CALLERS else pools
+                peers += await self._postgresql(network, pools)
+            await self._compare(Place("callers", callers, network=network), peers)
 
-    async def _against_postgresql_on_one_user(self) -> None:
-        uri = await self._servers.mongodb(1)
-        peers: list[Peer] = [LedgerPeer(uri), *await self._postgresql()]
-        await self._compare(2, peers, self._load(1000, 1))
+    async def _lanes(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        for callers in self._options.callers:
+            peers: list[Peer] = [LedgerPeer(uri, lanes=lanes) for lanes in (0, 1, 2, 4)]
+            await self._compare(Place("lanes", callers, network=network), peers)
 
-    async def _against_a_transaction_a_charge(self) -> None:
-        uri = await self._servers.mongodb(3)
-        await self._compare(3, [LedgerPeer(uri), ByHandPeer(uri)], self._load(64, _SPREAD))
+    async def _batches(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        await self._compare(Place("batches"), [LedgerPeer(uri), BatchesByHandPeer(uri)])
 
-    async def _against_medici_and_beanie(self) -> None:
-        uri = await self._servers.mongodb(3)
-        peers: list[Peer] = [
-            LedgerPeer(uri),
-            # As their documentation shows them, and at their best.
-            MediciPeer(uri),
-            MediciPeer(uri, snapshots=False, at_a_time=_AT_A_TIME),
-            BeaniePeer(uri),
-            BeaniePeer(uri, at_a_time=_AT_A_TIME),
-        ]
-        await self._compare(4, peers, self._load(1000, _SPREAD))
+    async def _one_user(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        pools = await self._postgresql(network, self._options.pools)
+        peers: list[Peer] = [LedgerPeer(uri), *pools]
+        await self._compare(Place("one-user", users="one user"), peers, user_ids(1))
 
-    async def _latency(self) -> None:
-        uri = await self._servers.mongodb(1)
+    async def _medici(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        # As its documentation shows it, and at its best.
+        at_best = MediciPeer(uri, snapshots=False, at_a_time=_AT_A_TIME)
+        peers: list[Peer] = [LedgerPeer(uri), MediciPeer(uri), at_best]
+        await self._compare(Place("medici", network=network), peers)
+
+    async def _latency(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
         async with AsyncMongoClient[dict[str, Any]](uri, tz_aware=True) as client:
-            for number in range(self._options.rounds):
+            for _ in range(self._options.rounds):
                 seconds = await latency.measure(client, self._options.latency_charges)
                 ours, by_hand = (latency.median_ms(times) for times in seconds)
                 self.results.latencies.append((ours, by_hand))
                 self.results.checked += 2
-                self._tell(f"   round {number + 1}: {ours:.2f} ms, by hand {by_hand:.2f} ms")
+                self._tell(f"   {ours:.2f} ms, by hand {by_hand:.2f} ms")
 
-    async def _processes(self, number: int, *, users: int, hot_share: float) -> None:
-        uri = await self._servers.mongodb(1)
-        load = self._load(100, users, hot_share)
-        for _ in range(self._options.rounds):
-            peer = LedgerPeer(uri)
-            async with self._using(peer):
-                await peer.start()
-                await peer.prepare(load.users, OPENING_CREDITS)
-                parts = await run_processes(
-                    peer, load, processes=_PROCESSES, loop_name=self._options.loop
-                )
-                whole = together(parts)
-                self._add(Run(number, "", peer.kind, peer.name, whole, tuple(parts)))
-                await peer.verify(whole)
-                self.results.checked += 1
+    async def _processes(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
+        together_callers = _PROCESSES * _CALLERS_OF_A_PROCESS
+        for users, count, hot_share in (("one user", 1, 0.0), ("a tenth on one user", 1001, 0.1)):
+            place = Place("processes", together_callers, users)
+            load = self._load(_CALLERS_OF_A_PROCESS, user_ids(count), hot_share)
+            alone = self._load(together_callers, load.users, hot_share)
+            for _ in range(self._options.rounds):
+                await self._run_processes(place, LedgerPeer(uri), load)
+                await self._run(place, _InOneProcess(uri), alone)
 
-    async def _growth(self) -> None:
-        uri = await self._servers.mongodb(1)
+    async def _growth(self, network: Network) -> None:
+        uri = await self._servers.mongodb(network)
         rows = self._options.growth_rows
         grown = LedgerPeer(uri)
         async with self._using(grown):
@@ -134,65 +137,61 @@ class Works:
                 async with self._using(young):
                     await young.start()
                     await self._fill(young, 10_000)
-                    pairs = [(young, "10,000 behind it"), (grown, f"{rows:,} behind it")]
-                    for peer, scenario in pairs if number % 2 == 0 else reversed(pairs):
-                        await self._charge_so_many(peer, scenario)
-
-    async def _sweep(self) -> None:
-        uri = await self._servers.mongodb(1)
-        for scenario, users in SWEEP.items():
-            for callers in self._options.sweep_callers:
-                pools = await self._postgresql(1 if users > 1 else 2)
-                peers: list[Peer] = [LedgerPeer(uri), ByHandPeer(uri), *pools]
-                load = self._load(callers, users)
-                await self._compare(9, peers, load, sweep_name(callers, scenario))
+                    pairs = [(young, "10,000 charges before"), (grown, f"{rows:,} charges before")]
+                    for peer, users in pairs if number % 2 == 0 else reversed(pairs):
+                        await self._charge_so_many(peer, Place("growth", users=users))
 
     # Parts of works
 
-    def _load(self, callers: int, users: int, hot_share: float = 0.0) -> Load:
-        return Load(
-            callers=callers,
-            users=user_ids(users),
-            seconds=self._options.seconds,
-            warm_up_seconds=self._options.warm_up_seconds,
-            hot_share=hot_share,
-        )
+    def _load(self, callers: int, users: tuple[str, ...], hot_share: float = 0.0) -> Load:
+        seconds, warm_up = self._options.seconds, self._options.warm_up_seconds
+        return Load(callers, users, seconds, warm_up, hot_share)
 
-    async def _postgresql(self, best_of_work: int = 0) -> list[PostgresPeer]:
-        """One peer a size of the pool, or the best of a work; none if PostgreSQL is not to be had.
-
-        Without that work, all sizes.
-        """
+    async def _postgresql(self, network: Network, pools: Sequence[int]) -> list[PostgresPeer]:
+        """One peer a size of the pool; none if PostgreSQL cannot be measured here."""
         if PostgresPeer.kind in self.results.unavailable:
             return []
         try:
-            server = await self._servers.postgresql()
+            connection = await self._servers.postgresql(network.delay_ms)
         except PeerUnavailableError as reason:
             self._skip(PostgresPeer.kind, reason)
             return []
-        peers = [PostgresPeer(server, size) for size in self._options.pools]
-        best = self.results.best(best_of_work, PostgresPeer.kind)
-        return [peer for peer in peers if best is None or peer.name == best[0]]
+        return [PostgresPeer(connection, size) for size in pools]
 
     async def _compare(
-        self, number: int, peers: Sequence[Peer], load: Load, scenario: str = ""
+        self, place: Place, peers: Sequence[Peer], users: tuple[str, ...] | None = None
     ) -> None:
+        load = self._load(place.callers, users or user_ids(1000))
         for round_number in range(self._options.rounds):
             first = round_number % len(peers)
             for peer in (*peers[first:], *peers[:first]):
-                if peer.kind in self.results.unavailable:
-                    continue
-                async with self._using(peer):
-                    await peer.start()
-                    await peer.prepare(load.users, OPENING_CREDITS)
-                    outcome = await peer.run(load)
-                    self._add(Run(number, scenario, peer.kind, peer.name, outcome))
-                    await peer.verify(outcome)
-                    self.results.checked += 1
+                if peer.kind not in self.results.unavailable:
+                    await self._run(place, peer, load)
+
+    async def _run(self, place: Place, peer: Peer, load: Load) -> None:
+        async with self._using(peer):
+            await peer.start()
+            await peer.prepare(load.users, OPENING_CREDITS)
+            outcome = await peer.run(load)
+            self._add(Run(place, peer.kind, peer.name, outcome))
+            await peer.verify(outcome)
+            self.results.checked += 1
+
+    async def _run_processes(self, place: Place, peer: LedgerPeer, load: Load) -> None:
+        async with self._using(peer):
+            await peer.start()
+            await peer.prepare(load.users, OPENING_CREDITS)
+            parts = await run_processes(
+                peer, load, processes=_PROCESSES, loop_name=self._options.loop
+            )
+            outcome = together(parts)
+            self._add(Run(place, peer.kind, peer.name, outcome, tuple(parts)))
+            await peer.verify(outcome)
+            self.results.checked += 1
 
     @contextlib.asynccontextmanager
     async def _using(self, peer: Peer) -> AsyncIterator[None]:
-        """Start the peer in this block. Notes that it can't be had, or that its books are off."""
+        """Use the peer in this block, and note if it is unavailable, off, or fails."""
         try:
             yield
         except PeerUnavailableError as reason:
@@ -207,7 +206,7 @@ class Works:
             await peer.stop()
 
     async def _fill(self, peer: LedgerPeer, rows: int) -> None:
-        users = user_ids(_SPREAD)
+        users = user_ids(1000)
         await peer.prepare(users, OPENING_CREDITS)
         said = 0
 
@@ -219,13 +218,13 @@ class Works:
 
         await fill(peer.database, users, OPENING_CREDITS, rows, tell)
 
-    async def _charge_so_many(self, peer: LedgerPeer, scenario: str) -> None:
+    async def _charge_so_many(self, peer: LedgerPeer, place: Place) -> None:
         charges = self._options.growth_charges
-        load = Load(1000, user_ids(_SPREAD), 0, 0, charges=max(charges // 5, 1))
+        load = Load(1000, user_ids(1000), 0, 0, charges=max(charges // 5, 1))
         await peer.run(load)  # connections, and the pages that are in use
         base = await read_base(peer.database)
         outcome = await peer.run(Load(1000, load.users, 0, 0, charges=charges))
-        self._add(Run(8, scenario, peer.kind, peer.name, outcome))
+        self._add(Run(place, peer.kind, peer.name, outcome))
         await peer.verify_since(base, outcome)
         self.results.checked += 1
 
@@ -238,8 +237,14 @@ class Works:
         outcome = run.outcome
         errors = sum(outcome.errors.values())
         self._tell(
-            f"   {run.peer}{run.scenario and ', '}{run.scenario}: {outcome.rate:,.0f}/s, "
+            f"   {run.place.title}: {run.peer}: {outcome.rate:,.0f}/s, "
             f"median {outcome.median_ms:.1f} ms, p99 {outcome.p99_ms:.1f} ms, "
             f"client {outcome.cpu_microseconds:.0f} µs a charge"
             f"{f', {errors} errors: {outcome.errors}' if errors else ''}"
         )
+
+
+class _InOneProcess(LedgerPeer):
+    """The library in one process with all the callers, for comparison with several."""
+
+    kind = "one process"

@@ -62,6 +62,7 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.pages import AuditPage, HistoryPage
 from credit_mongo.storage.reads import History
+from credit_mongo.storage.round_trip import shortest_round_trip
 from credit_mongo.storage.rows import copy_metadata, to_object_id
 from credit_mongo.storage.settings import LedgerSettings
 from credit_mongo.storage.unit_of_work import Store
@@ -213,6 +214,7 @@ class CreditLedger:
             self._committer.commit_patiently,
             turns,
             timeout_seconds=config.operation_timeout_seconds,
+            round_trip_seconds=lambda: shortest_round_trip(own.client),
             tell=self._tell,
         )
         waits = config.on_busy == "wait"

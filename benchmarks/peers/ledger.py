@@ -12,6 +12,7 @@ from benchmarks.mongo_books import Base, check_books
 from benchmarks.peers import BooksAreOffError
 from benchmarks.peers.mongodb import CONFIG, MongoPeer
 from credit_mongo import CreditLedger
+from credit_mongo.engine.lane_count import LaneCount
 
 __all__ = ["LedgerPeer"]
 
@@ -21,16 +22,40 @@ _REPLAYS: Final = 20
 _IDLE_SECONDS: Final = 4.0
 
 
+class _FixedLanes(LaneCount):
+    """Lanes that stay open."""
+
+    def __init__(self, lanes: int) -> None:
+        super().__init__(lambda: 0.0)
+        self.open = lanes
+
+    def grow(self, waiting: int, now: float) -> None:
+        """Opens none."""
+
+    def shrink(self) -> None:
+        """Closes none."""
+
+
 class LedgerPeer(MongoPeer):
     """credit_mongo, on a client of its own."""
 
     kind = "credit_mongo"
 
-    def __init__(self, uri: str, database_name: str = "") -> None:
-        """``database_name`` is of books that are there; left out, the peer has its own."""
+    def __init__(self, uri: str, database_name: str = "", lanes: int = 0) -> None:
+        """``database_name`` is of books that are there; left out, the peer has its own.
+
+        ``lanes`` stay open, so many; left out, the ledger opens and closes them.
+        """
         super().__init__(uri)
+        self._fixed_lanes = lanes
         self.database_name = database_name or self.database_name
         self._ledger: CreditLedger | None = None
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        lanes = self._fixed_lanes
+        return f"{self.kind}, {lanes} lane{'s' if lanes > 1 else ''}" if lanes else self.kind
 
     @property
     def ledger(self) -> CreditLedger:
@@ -42,6 +67,11 @@ class LedgerPeer(MongoPeer):
         """Open the ledger on books that are there."""
         ledger = CreditLedger.connect(self.uri, database=self.database_name, config=CONFIG)
         self._ledger = await ledger.__aenter__()
+        if self._fixed_lanes:
+            lanes = _FixedLanes(self._fixed_lanes)
+            ledger._lanes._count = lanes
+            for lane in ledger._lanes._shared:
+                lane._when_empty = lanes.shrink
 
     async def prepare(self, users: Sequence[str], opening_credits: int) -> None:
         """Have no books but those of these users, and a ledger that has done nothing yet."""

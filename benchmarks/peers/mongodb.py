@@ -75,7 +75,7 @@ class MongoPeer(ABC):
 
     @property
     def database(self) -> AsyncDatabase[dict[str, Any]]:
-        """The database that it has for itself."""
+        """The peer's own database."""
         return self.client[self.database_name]
 
     async def start(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.hand_written import ACTION
 from benchmarks.load import COST, Load, Outcome, drive
 from benchmarks.peers import BooksAreOffError
-from benchmarks.peers.postgresql_server import PostgresServer
 
 __all__ = ["PostgresPeer"]
 
@@ -66,9 +65,9 @@ class PostgresPeer:
 
     kind = "PostgreSQL"
 
-    def __init__(self, server: PostgresServer, pool_size: int) -> None:
+    def __init__(self, connection: Mapping[str, Any], pool_size: int) -> None:
         self.name = f"{self.kind}, {pool_size} connections"
-        self._server = server
+        self._connection = connection
         self._pool_size = pool_size
         self._pool: Any = None
         self._used_key_error: type[Exception] = Exception
@@ -80,7 +79,7 @@ class PostgresPeer:
 
         self._used_key_error = asyncpg.UniqueViolationError
         self._pool = await asyncpg.create_pool(
-            **self._server.connection,
+            **self._connection,
             min_size=self._pool_size,
             max_size=self._pool_size,
             # asyncpg's own way to reset a connection is another round trip for every charge.

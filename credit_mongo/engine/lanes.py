@@ -16,6 +16,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, More, TakeMore
+from credit_mongo.engine.lane_count import MOST_LANES, LaneCount
 from credit_mongo.engine.observer import BatchEnded, Tell
 from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
@@ -30,10 +31,6 @@ __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list[Outcome | Held]]]
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
-# How many lanes users share at most. A commit costs the client and the server about the same
-# whatever is in it, so one full batch beats two that are half empty. The ledger begins with one
-# lane, opens another whenever half a batch waits for each, and closes one that runs empty.
-MOST_LANES: Final = 4
 # Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
 # cost of the commit is shared by all. What a batch reads stays below 16 MB (see store.py).
 LARGEST_BATCH: Final = 512
@@ -42,7 +39,6 @@ LONGEST_QUEUE: Final = 20_000
 # How many requests are under way at most if their callers wait for room: for every lane a full
 # batch in its commit and another behind it. More would not be faster, and would be late sooner.
 ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
-_WORTH_A_LANE: Final = LARGEST_BATCH // 2
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
@@ -133,6 +129,8 @@ class _Lane:
                     await self._commit_batch(batch)
                 else:
                     await self._commit_and_tell(batch, self._tell)
+                # Callers that call again at once share the next batch with those who wait.
+                await asyncio.sleep(0)
         finally:
             # Empty, unless the event loop is being shut down.
             for waiting in self._queue:
@@ -216,9 +214,11 @@ class Lanes:
         turns: Turns,
         *,
         timeout_seconds: float,
+        round_trip_seconds: Callable[[], float],
         tell: Tell | None = None,
     ) -> None:
         self._tell = tell
+        self._count = LaneCount(round_trip_seconds)
         self._commit_patiently = commit_patiently
         self._turns = turns
         self._timeout_seconds = timeout_seconds
@@ -230,12 +230,11 @@ class Lanes:
                 self._spare_seconds,
                 when_held=self._set_apart,
                 when_through=self._through,
-                when_empty=self._close_a_lane,
+                when_empty=self._count.shrink,
                 tell=tell,
             )
             for _ in range(MOST_LANES)
         ]
-        self._in_use = 1
         # By user with requests in a shared lane: that lane, and how many requests there are.
         self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
@@ -289,11 +288,10 @@ class Lanes:
         staying = self._staying.get(user_id)
         if staying is not None:
             return *staying, waiting
-        if waiting >= self._in_use * _WORTH_A_LANE and self._in_use < MOST_LANES:
-            self._in_use += 1
+        self._count.grow(waiting, now)
         # In turns, all share one.
-        in_use = 1 if self._turns.are_needed(now) else self._in_use
-        return self._shared[hash(user_id) % in_use], 0, waiting
+        lanes = 1 if self._turns.are_needed(now) else self._count.open
+        return self._shared[hash(user_id) % lanes], 0, waiting
 
     def _through(self, user_id: str) -> None:
         """One of the user's requests has left its lane."""
@@ -305,10 +303,6 @@ class Lanes:
             del self._staying[user_id]
         else:
             self._staying[user_id] = (lane, requests - 1)
-
-    def _close_a_lane(self) -> None:
-        """A lane has run empty: fewer do."""
-        self._in_use = max(self._in_use - 1, 1)
 
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""

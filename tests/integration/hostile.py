@@ -296,10 +296,13 @@ def of_the_local_replica_set() -> Iterator[Case]:
 
 def of_the_benchmarks() -> Iterator[Case]:
     """``python -m benchmarks``."""
-    for option in ("--only", "--pools", "--sweep-callers"):
+    for option in ("--pools", "--callers"):
         for numbers in ("0", "-1", "", "x", "1,", "1,,2", "1.5", "1" * 5000):
             yield Case("benchmarks", (option, numbers), option)
-    yield Case("benchmarks", ("--only", "10"), "--only")
+    for names in ("no-such", "callers,", "", "1", LONG, "\udcff"):
+        yield Case("benchmarks", ("--only", names), "--only")
+    yield Case("benchmarks", ("--publish", "--quick"), "--publish")
+    yield Case("benchmarks", ("--publish", "--only", "latency"), "--publish")
     for option in ("--rounds", "--latency-charges", "--growth-rows", "--growth-charges"):
         for number in ("0", "-1", "", "x", "1.5"):
             yield Case("benchmarks", (option, number), option)

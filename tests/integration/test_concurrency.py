@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from pymongo import AsyncMongoClient
 
 import credit_mongo
 from credit_mongo import (
@@ -39,6 +40,7 @@ from credit_mongo import (
     UserExistsError,
 )
 from credit_mongo.engine.lanes import ROOM
+from credit_mongo.storage.round_trip import shortest_round_trip
 from tests.integration.promises import (
     Client,
     Database,
@@ -646,6 +648,20 @@ async def test_callers_that_wait_for_room_can_be_cancelled_and_the_ledger_closed
     assert await count(database, "transactions") == 1 + ROOM  # the first opened the account
     await check_that_no_transaction_stays_open(client)
     await check_promises(database)
+
+
+# Lanes
+
+
+@pytest.mark.drivers("pymongo")
+async def test_the_ledger_knows_how_far_the_primary_is(replica_set_uri: str) -> None:
+    """The driver measures it. Before it has, the server counts as near."""
+    async with AsyncMongoClient[Any](replica_set_uri, heartbeatFrequencyMS=500) as client:
+        assert shortest_round_trip(client) == 0.0
+        await client.admin.command("ping")
+        while not (seconds := shortest_round_trip(client)):  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.05)
+        assert 0 < seconds < 1
 
 
 # Several ledgers

@@ -627,6 +627,13 @@ PLANTED: Final = (
         (LANES,),
     ),
     Bug(
+        "callers that come back at once miss the next batch",
+        "engine/lanes.py",
+        "                await asyncio.sleep(0)\n",
+        "",
+        (LANES,),
+    ),
+    Bug(
         "calls do not wait for room",
         "ledger.py",
         'waits = config.on_busy == "wait"',

@@ -20,6 +20,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
+from credit_mongo.engine.lane_count import LaneCount
 from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, ROOM, Lanes
 from credit_mongo.engine.turns import Turn, Turns
 from credit_mongo.errors import (
@@ -101,7 +102,13 @@ async def commits() -> AsyncIterator[Commits]:
 
 def lanes_on(commits: Commits, timeout_seconds: float = 5.0) -> Lanes:
     """Put lanes in front of these commits."""
-    return Lanes(commits.commit, commits.commit_patiently, Turns(), timeout_seconds=timeout_seconds)
+    return Lanes(
+        commits.commit,
+        commits.commit_patiently,
+        Turns(),
+        timeout_seconds=timeout_seconds,
+        round_trip_seconds=lambda: 0.0,
+    )
 
 
 def submit(lanes: Lanes, *requests: Request[Any]) -> list[asyncio.Task[object]]:
@@ -182,6 +189,57 @@ async def test_few_callers_share_one_lane_and_many_that_wait_open_others(
     assert len(commits.batches) > 1
     commits.gate.set()
     await asyncio.gather(*few, *many)
+
+
+@pytest.mark.parametrize(
+    ("round_trip_seconds", "worth_a_lane"),
+    [(0.0, 256), (0.0005, 256), (0.002, 128), (0.016, 16), (1.0, 1)],
+)
+def test_the_farther_the_server_the_fewer_waiting_requests_open_a_lane(
+    round_trip_seconds: float, worth_a_lane: int
+) -> None:
+    """At most four are open, and one stays open."""
+    count = LaneCount(lambda: round_trip_seconds)
+    opened = []
+    for waiting in range(1, 1025):
+        before = count.open
+        count.grow(waiting, now=0.0)
+        opened += [waiting] * (count.open - before)
+    assert opened == [worth_a_lane, 2 * worth_a_lane, 3 * worth_a_lane]
+    assert count.open == 4
+    for _ in range(5):
+        count.shrink()
+    assert count.open == 1
+
+
+def test_the_ledger_looks_at_the_distance_of_the_server_once_a_second() -> None:
+    """A primary that moves far away or comes near counts soon, and a request costs no look."""
+    distances = iter([0.0, 0.004])
+    count = LaneCount(lambda: next(distances))
+    for _ in range(100):
+        count.grow(64, now=10.0)
+    assert count.open == 1
+    count.grow(64, now=11.5)
+    assert count.open == 2
+
+
+async def test_callers_that_call_again_at_once_share_a_batch_with_those_who_wait(
+    commits: Commits,
+) -> None:
+    """Else two groups of callers would alternate in batches that are half as large."""
+    lanes = lanes_on(commits)
+
+    async def call_twice(number: int) -> None:
+        await lanes.submit(request(number))
+        await lanes.submit(request(100 + number))
+
+    first = [asyncio.ensure_future(call_twice(number)) for number in range(3)]
+    await commits.begun.wait()
+    second = submit(lanes, request(50), request(51))
+    await settle()
+    commits.gate.set()
+    await asyncio.gather(*first, *second)
+    assert commits.batches == [["0", "1", "2"], ["50", "51", "100", "101", "102"]]
 
 
 async def test_a_user_stays_in_its_lane_as_long_as_it_has_requests_there(commits: Commits) -> None:
@@ -439,7 +497,13 @@ async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> 
         seen.append(mine.get())
         return [result(r) for r in requests]
 
-    lanes = Lanes(look, commits.commit_patiently, Turns(), timeout_seconds=5)
+    lanes = Lanes(
+        look,
+        commits.commit_patiently,
+        Turns(),
+        timeout_seconds=5,
+        round_trip_seconds=lambda: 0.0,
+    )
     mine.set("a caller's")
     await lanes.submit(request(1))
     assert seen == ["nobody's"]
