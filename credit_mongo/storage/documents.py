@@ -131,6 +131,8 @@ class CreditTransaction(_CreditDocument):
             IndexModel("action"),
             # Only refunds of a charge have an entry: the cap of a refund is a look-up, not a scan.
             IndexModel("refundOf", sparse=True),
+            # For usage reports. New keys go to the end of the index, so they cost a charge little.
+            IndexModel("createdAt"),
         ]
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 __all__ = [
+    "BAD_HINT",
     "COMMAND_NOT_FOUND",
     "COMMAND_NOT_SUPPORTED_ON_VIEW",
     "MAX_TIME_EXPIRED",
@@ -15,6 +16,8 @@ __all__ = [
     "is_gone",
 ]
 
+# BadValue, which names many things. For a query that is right, the hinted index is missing.
+BAD_HINT: Final = 2
 UNAUTHORIZED: Final = 13
 NAMESPACE_NOT_FOUND: Final = 26
 MAX_TIME_EXPIRED: Final = 50

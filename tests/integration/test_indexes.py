@@ -42,6 +42,7 @@ INDEXES = {
         "userId_1_createdAt_-1_seq_-1": [("userId", 1), ("createdAt", -1), ("seq", -1)],
         "action_1": [("action", 1)],
         "refundOf_1": [("refundOf", 1)],
+        "createdAt_1": [("createdAt", 1)],
     },
     "audit_logs": {
         "userId_1_createdAt_-1__id_-1": [("userId", 1), ("createdAt", -1), ("_id", -1)],
@@ -57,8 +58,8 @@ INDEXES = {
         "userId_1": [("userId", 1)],
     },
 }
-# 5 collections, 11 indexes and the users' validator.
-WANTED = 17
+# 5 collections, 12 indexes and the users' validator.
+WANTED = 18
 
 
 async def indexes_of(database: Database, collection: str) -> dict[str, dict[str, Any]]:
@@ -604,21 +605,21 @@ async def test_init_creates_all_shows_each_and_can_be_run_again(
     script = ("scripts/init_indexes.py",)
     code, output, errors = await run_program(*where, "--dry-run", program=script)
     assert (code, errors) == (0, "")
-    assert f"{database.name}: 17 created, 0 kept" in output
+    assert f"{database.name}: 18 created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
     code, output, errors = await run("init", *where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created\tindex\tidempotency_records.expiresAt_1\n" in output
-    assert f"{database.name}: 16 created, 0 kept, 0 changed, 0 in conflict\n" in output
+    assert f"{database.name}: 17 created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     code, output, errors = await run("init", "--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
-    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 16, [])
+    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 17, [])
 
 
 @pytest.mark.drivers("pymongo")  # with a client of its own

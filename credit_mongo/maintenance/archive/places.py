@@ -79,11 +79,15 @@ class Collections:
         return {"kind": "collection", **self._of}
 
     async def open(self) -> None:
-        """Create the indexes for reads and refunds."""
+        """Create the indexes for reads, refunds and usage reports."""
         for collection, indexes in (
             (
                 self._names.transactions_archive,
-                [[("userId", 1), ("createdAt", -1), ("seq", -1)], [("refundOf", 1)]],
+                [
+                    [("userId", 1), ("createdAt", -1), ("seq", -1)],
+                    [("refundOf", 1)],
+                    [("createdAt", 1)],
+                ],
             ),
             (self._names.audit_logs_archive, [[("userId", 1), ("createdAt", -1), ("_id", -1)]]),
         ):
@@ -91,7 +95,7 @@ class Collections:
                 {
                     "key": dict(keys),
                     "name": "_".join(f"{field}_{order}" for field, order in keys),
-                    **({"sparse": True} if len(keys) == 1 else {}),
+                    **({"sparse": True} if keys == [("refundOf", 1)] else {}),
                 }
                 for keys in indexes
             ]

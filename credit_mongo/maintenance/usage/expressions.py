@@ -33,14 +33,14 @@ def part_of(bounds: Sequence[datetime], first: int = 0) -> Any:
     )
 
 
-def looked_up(name: str, collections: Sequence[str], field: str) -> list[Raw]:
-    """Look up the row of a refund's charge, as a list of one row or none."""
+def looked_up(name: str, collections: Sequence[str], field: str, by: str = "refundOf") -> list[Raw]:
+    """Look up the row whose id is in the field ``by``, as a list of one row or none."""
     lists = [f"{name}{number}" for number in range(len(collections))]
     stages: list[Raw] = [
         {
             "$lookup": {
                 "from": collection,
-                "localField": "refundOf",
+                "localField": by,
                 "foreignField": "_id",
                 "pipeline": [{"$project": {field: 1}}],
                 "as": each,

@@ -1,8 +1,8 @@
 """Usage in a period: credits granted and spent over time, by action, by tier and by user.
 
 The server computes all sums in one snapshot. A transaction that is written or archived at the same
-time counts once or not at all. Rows in the archive collections count too. Each query scans all
-rows once, because no index sorts all of them by time. The size of the results is bounded.
+time counts once or not at all. Rows in the archive collections count too. The size of the results
+is bounded. How rows are found is in ``reading.py``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ from credit_mongo.maintenance.usage.periods import (
     period_before,
     width_for,
 )
+from credit_mongo.maintenance.usage.reading import (
+    BY_TIME,
+    NO_ARRAY,
+    UNDATED,
+    Period,
+    Reach,
+    without_index,
+)
 from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
@@ -43,10 +51,7 @@ __all__ = ["MOST_PLACES", "usage_of"]
 
 MOST_PLACES: Final = 100
 """The most actions, tiers or users that a list names."""
-# A type query also matches an array that holds a value of the type. A sum can't use arrays.
-_NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
-_WHOLE: Final[Raw] = {"$type": ["int", "long"], **_NO_ARRAY}
-_DATE: Final[Raw] = {"$type": "date", **_NO_ARRAY}
+_WHOLE: Final[Raw] = {"$type": ["int", "long"], **NO_ARRAY}
 _IS_WHOLE: Final[Raw] = {"$in": [{"$type": "$amount"}, ["int", "long"]]}
 _IS_SPENT: Final[Raw] = {"$lt": ["$amount", 0]}
 _STEPS: Final = 5
@@ -64,8 +69,9 @@ async def usage_of(
 ) -> Usage:
     """Sum up the credits granted, spent and refunded in a period, in smallest units.
 
-    The caller needs a role that can read the ledger's collections and archive collections. No index
-    is needed. The run time grows with the number of all transactions, not only those in the period.
+    The caller needs a role that can read the ledger's collections and archive collections. The run
+    time grows with the number of transactions in the period. If the period has more than a tenth of
+    all transactions, or the index on ``createdAt`` is missing, it grows with their total number.
 
     - ``start``, ``end``: the period, from ``start`` up to, but not including, ``end``. Both need a
       time zone. The period must not be longer than 100 years.
@@ -74,7 +80,7 @@ async def usage_of(
     - ``collections``: the same value as in the ledger's configuration.
     - ``on_progress``: called with the number of queries done, and how many there are.
 
-    ``left_out`` counts the rows that can't be summed up.
+    ``left_out`` counts the rows that can't be summed up, such as rows without a date.
 
     Raises:
     - ConfigurationError if ``database`` isn't a database of a supported driver.
@@ -87,25 +93,14 @@ async def usage_of(
         raise InvalidRequestError("zone", f"must be a tzinfo, not {type(zone).__name__}")
     tell = progress_of(on_progress)
     ledger = LedgerDatabase.of(database, collections)
-    period = _Period(period_before(start, end, zone), start, end, zone)
+    period = Period(period_before(start, end, zone), start, end, zone)
 
     async def look(session: AsyncClientSession) -> Usage:
-        asking = _Asking(ledger, ledger.names, session, period, places)
+        reach = await Reach.of(ledger, period, session)
+        asking = _Asking(ledger, ledger.names, session, period, places, reach)
         return await asking.all(tell)
 
     return await in_one_snapshot(ledger.client, look)
-
-
-class _Period(NamedTuple):
-    before: datetime
-    start: datetime
-    end: datetime
-    zone: tzinfo
-
-    def rows_in(self, *, also_before: bool = False) -> Raw:
-        """The query condition for rows in the period."""
-        start = self.before if also_before else self.start
-        return {"createdAt": {"$gte": start, "$lt": self.end, **_NO_ARRAY}}
 
 
 class _OverTime(NamedTuple):
@@ -130,8 +125,9 @@ class _Asking:
     database: LedgerDatabase
     names: CollectionNames
     session: AsyncClientSession
-    period: _Period
+    period: Period
     places: int
+    reach: Reach
 
     async def all(self, on_progress: OnProgress) -> Usage:
         period = self.period
@@ -196,9 +192,8 @@ class _Asking:
             "amount": exact_sum(either(_IS_WHOLE, "$amount")),
             "count": {"$sum": 1},
         }
-        undated: Raw = {"$nor": [{"createdAt": _DATE}]}
         rows = await self._ask(
-            self.names.transactions, {"$or": [period.rows_in(also_before=True), undated]}, group, []
+            self.names.transactions, {"$or": [period.moments(also_before=True), UNDATED]}, group, []
         )
         sums: list[dict[str, int]] = [{} for _ in bounds]
         counts, left_out = [0 for _ in bounds], 0
@@ -266,24 +261,26 @@ class _Asking:
         return _Spenders(_used_by(found["top"], "spent", "charges"), active, active_before)
 
     async def _by_tier(self) -> tuple[UsedBy, ...]:
-        # The audit rows hold everything needed, so no transaction has to be looked up. Audit rows
-        # of refused requests have no amount.
         group: Raw = {
             "_id": {"$ifNull": ["$details.tier", None]},
             "spent": exact_sum("$details.amount"),
             "charges": {"$sum": 1},
         }
-        query = {
-            "operation": {"$in": SPENDING},
-            "details": _NO_ARRAY,
-            "details.amount": {**_WHOLE, "$lt": 0},
-        }
-        rows = await self._ask(
-            self.names.audit_logs,
-            {**self.period.rows_in(), **query},
-            group,
-            self._first("spent", 1),
-        )
+        # Audit rows of refused requests have no amount.
+        in_details = {"details": NO_ARRAY, "details.amount": {**_WHOLE, "$lt": 0}}
+        names, first = self.names, self._first("spent", 1)
+        spending = {**self.period.rows_in(), "operation": {"$in": SPENDING}}
+        if not self.reach.is_short:
+            # The audit rows hold everything needed.
+            rows = await self._ask(names.audit_logs, {**spending, **in_details}, group, first)
+        else:
+            # They have no index by time, so each is looked up for its transaction.
+            look_up = [
+                *looked_up("audit", (names.audit_logs, names.audit_logs_archive), "details", "_id"),
+                {"$set": {"details": {"$first": "$audit.details"}}},
+                {"$match": in_details},
+            ]
+            rows = await self._ask(names.transactions, spending, group, first, look_up)
         return _used_by(rows, "spent", "charges")
 
     async def _with_refunds(
@@ -349,23 +346,28 @@ class _Asking:
         look_up: Sequence[Raw] = (),
     ) -> list[Raw]:
         """Group the rows of a collection and its archive, then run the pipeline on the groups."""
-        grouped: list[Raw] = [{"$match": query}, *look_up, {"$group": group}]
         archive = (
             self.names.transactions_archive
             if collection == self.names.transactions
             else self.names.audit_logs_archive
         )
         # Group each collection first, then merge the groups: rows pass a union slowly.
+        grouped, archived = (
+            [{"$match": self._match(each, query)}, *look_up, {"$group": group}]
+            for each in (collection, archive)
+        )
         together = {name: "$_id" if name == "_id" else {"$sum": f"${name}"} for name in group}
-        union: Raw = {"$unionWith": {"coll": archive, "pipeline": grouped}}
+        union: Raw = {"$unionWith": {"coll": archive, "pipeline": archived}}
         found = await self.database[collection].aggregate(
             [*grouped, union, {"$group": together}, *pipeline],
             session=self.session,
             allowDiskUse=True,
-            # Scan the collection: through an index, the server would fetch most rows one by one.
-            hint={"$natural": 1},
+            hint=BY_TIME if collection in self.reach.through_index else {"$natural": 1},
         )
         return [with_integers(row) for row in await found.to_list()]
+
+    def _match(self, collection: str, query: Raw) -> Raw:
+        return query if collection in self.reach.through_index else without_index(query)
 
     async def _has_files(self) -> bool:
         filed = {

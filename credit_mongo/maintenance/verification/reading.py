@@ -25,6 +25,7 @@ from credit_mongo.maintenance.verification.findings import Code
 from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.database import Cursor, LedgerDatabase
 from credit_mongo.storage.rows import Raw
+from credit_mongo.storage.server_errors import BAD_HINT
 from credit_mongo.storage.users import StoredUsers
 
 __all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index"]
@@ -35,7 +36,6 @@ BATCH: Final = 2000
 _SAMPLE: Final = 1000
 _LAST_YEAR: Final = 9996
 _PATIENCE_SECONDS: Final = 1.0
-_BAD_HINT: Final = 2
 _CHARGE: Final = ChargeRequest.operation
 # The server removes expired records by its own clock. Processes set the expiry by theirs.
 CLOCKS_DIFFER_BY: Final = timedelta(seconds=60)
@@ -221,7 +221,7 @@ class RefundedCharge(NamedTuple):
 
 def check_index(error: OperationFailure) -> None:
     """Raises StorageError with advice if the server reports a missing index."""
-    if error.code == _BAD_HINT:
+    if error.code == BAD_HINT:
         # Without the cause: its code would say less.
         raise StorageError("an index is missing: run credit-mongo init first") from None
 
