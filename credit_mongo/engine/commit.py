@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from credit_mongo.config import RetryConfig
 from credit_mongo.core.batch import DecidedBatch, Outcome, decide_batch
@@ -36,10 +36,11 @@ from credit_mongo.core.state import Loaded
 from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines
-from credit_mongo.engine.failures import as_storage_error, caused_by
+from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict
 from credit_mongo.engine.observer import AttemptRetried, OutcomeUnknown, Tell, error_name
 from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError, reason_of
 from credit_mongo.engine.session_reaper import SessionReaper
+from credit_mongo.engine.tickets import Ticket
 from credit_mongo.engine.transactions import Transactions, begin
 from credit_mongo.engine.turns import TurnTaker
 from credit_mongo.errors import ClockSkewError, CommitOutcomeUnknownError, CreditError, StorageError
@@ -101,7 +102,9 @@ class _Batch:
     retries: Retries
     clock: Callable[[], float]
     began: float
+    ticket: Ticket
     sent: _Sent | None = None
+    has_met_duplicate: bool = False
 
     def add(self, more: More) -> None:
         """Take requests along, which have time until their own deadlines."""
@@ -154,13 +157,13 @@ class Committer:
         batch until it is alone: a request that the server refuses fails, and those of a user whom
         another transaction holds come back as ``HELD``, for ``commit_patiently``.
         """
-        return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS)
+        return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS, Ticket())
 
     async def commit_patiently(
         self, requests: list[AnyRequest], deadline: float, take_more: TakeMore = _nothing_more
     ) -> list[Outcome | Held]:
         """The same for requests of one user, waiting for whoever holds it until the deadline."""
-        return await self._commit(requests, deadline, take_more, None)
+        return await self._commit(requests, deadline, take_more, None, Ticket())
 
     async def _commit(
         self,
@@ -168,6 +171,7 @@ class Committer:
         deadline: float,
         take_more: TakeMore,
         patience: float | None,
+        ticket: Ticket,
     ) -> list[Outcome | Held]:
         failed: CreditError
         clock = asyncio.get_running_loop().time
@@ -176,7 +180,7 @@ class Committer:
         except CreditError as error:  # the application's clock tells no time: nothing was sent
             return [_copy(error) for _ in requests]
         retries = Retries(self._retry, self._turns, patience)
-        batch = _Batch(requests, take_more, now, deadline, retries, clock, began)
+        batch = _Batch(requests, take_more, now, deadline, retries, clock, began, ticket)
         try:
             return list(await self._commit_together(batch))
         except UserHeldError:
@@ -193,7 +197,7 @@ class Committer:
             parts = []
             failed = error
         if len(parts) > 1:
-            return await self._commit_parts(requests, parts, batch.deadline, patience)
+            return await self._commit_parts(requests, parts, batch.deadline, patience, ticket)
         # One for each: an error that is raised takes up the traceback of its raising.
         return [_copy(failed) for _ in requests]
 
@@ -203,12 +207,13 @@ class Committer:
         is_first: Sequence[bool],
         deadline: float,
         patience: float | None,
+        ticket: Ticket,
     ) -> list[Outcome | Held]:
         outcomes: dict[int, Outcome | Held] = {}
         for part in (True, False):
             numbers = [n for n, first in enumerate(is_first) if first is part]
             committed = await self._commit(
-                [requests[n] for n in numbers], deadline, _nothing_more, patience
+                [requests[n] for n in numbers], deadline, _nothing_more, patience, ticket
             )
             outcomes.update(zip(numbers, committed, strict=True))
         return [outcomes[n] for n in range(len(requests))]
@@ -250,31 +255,46 @@ class Committer:
     async def _attempt(
         self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
     ) -> list[Outcome]:
-        began, turn, turn_began = batch.clock(), None, 0.0
-        takes_turn = await self._turn_taker.wait(attempt)
+        try:
+            return await self._try(batch, attempt, session)
+        except OperationFailure as error:
+            # The server has aborted the transaction. Others need not wait while this batch does.
+            if is_conflict(error) and attempt.has_turn and batch.retries.leaves_turn(batch.clock()):
+                await self._turn_taker.pass_on(batch.ticket)
+            raise
+
+    async def _try(
+        self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
+    ) -> list[Outcome]:
+        began, turn_began = batch.clock(), 0.0
+        takes_turn = await self._turn_taker.wait(attempt, batch.ticket)
         attempt.check_that_it_goes_on()
         await begin(session)
         if takes_turn:
-            turn = await self._turn_taker.take(attempt, session, since=began)
+            await self._turn_taker.take(attempt, batch.ticket, session, since=began)
             turn_began = batch.clock()
         attempt.enter(Stage.WRITING)
         sent = batch.sent
-        if turn is not None and sent is None:
+        if takes_turn and sent is None:
             batch.add(batch.take_more())
         if sent is not None and await self._store.contains(sent.witness, session):
             # What this snapshot shows is durable once a majority has acknowledged the commit.
             attempt.enter(Stage.COMMITTING)
             await self._end(session)
             return sent.outcomes
-        loaded, decided = await self._decide(batch, attempt, session)
+        loaded, decided = await self._decide(batch, session)
+        had_to_wait = takes_turn and batch.ticket.had_to_wait
+        self._turns.has_read(loaded.accounts, batch.clock(), had_to_wait=had_to_wait)
         attempt.check_that_it_goes_on()
         witness = await self._store.write(decided, loaded, session)
         attempt.enter(Stage.COMMITTING)
         if witness is not None:
             batch.sent = _Sent(witness, decided.outcomes)
         await self._end(session)
-        if turn is not None:
-            self._turns.had_turn(turn, turn_began, batch.clock())
+        self._turns.has_written(decided.state.accounts)
+        if takes_turn:
+            now = batch.clock()
+            self._turns.had_turn(batch.ticket, now - turn_began, now)
         return decided.outcomes
 
     async def _end(self, session: AsyncClientSession) -> None:
@@ -282,12 +302,13 @@ class Committer:
         self._latest_write.was(session)
 
     async def _decide(
-        self, batch: _Batch, attempt: Attempt, session: AsyncClientSession
+        self, batch: _Batch, session: AsyncClientSession
     ) -> tuple[Loaded, DecidedBatch]:
         # Most requests are new. Keys are looked up only if an insertion has failed, now or lately,
-        # or if a request would be refused: an earlier call with its key may have succeeded.
+        # if a commit was sent, or if a request would be refused: an earlier call with its key may
+        # have succeeded. After a conflict they are not: it is lost time in which users can change.
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
-        with_keys = attempt.number > 1 or lately
+        with_keys = batch.has_met_duplicate or batch.sent is not None or lately
         loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
         await self._clock.check(batch.now, session, read_at=batch.began)
         decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
@@ -307,6 +328,7 @@ class Committer:
         now = batch.clock()
         if isinstance(error, DuplicateKeyError):
             self._repeats.begin(now)
+            batch.has_met_duplicate = True
         is_unknown = batch.sent is not None
         seconds = batch.retries.seconds_after(attempt, error, now, is_unknown=is_unknown)
         if seconds is None or seconds >= batch.seconds_left():

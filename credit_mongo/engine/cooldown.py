@@ -34,3 +34,8 @@ class Cooldown:
             min(2 * self._seconds, self._longest_seconds) if came_back else self._shortest_seconds
         )
         self._until = now + self._seconds
+
+    def prolong(self, now: float) -> None:
+        """Its cause is still there: if it is on, its time begins again."""
+        if self.is_on(now):
+            self._until = now + self._seconds

@@ -86,9 +86,15 @@ class Retries:
             self._turns.met_conflict(self._conflicts, now)
         elif self._patience_is_over(now) and not is_unknown:
             raise UserHeldError
-        return seconds_to_wait(self._conflicts)
+        # A batch that keeps its turn keeps all others waiting, so it tries again soon.
+        keeps_turn = attempt.has_turn and not self.leaves_turn(now)
+        return seconds_to_wait(1 if keeps_turn else self._conflicts)
 
     def _patience_is_over(self, now: float) -> bool:
         """Whether a user is held for too long by somebody who takes no turns."""
         self._held_since = self._held_since or now
         return self._patience is not None and now - self._held_since >= self._patience
+
+    def leaves_turn(self, now: float) -> bool:
+        """Whether a batch that has met a conflict in its turn lets others go first."""
+        return self._patience is None or self._patience_is_over(now)

@@ -1,4 +1,4 @@
-"""Turns of several processes: none waits long for one that is frozen."""
+"""Turns of several processes: they go in order, and none waits long for one that is frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from pymongo import AsyncMongoClient
 
 import credit_mongo
 from credit_mongo import CommitOutcomeUnknownError, CreditConfig, CreditLedger, StorageError
+from credit_mongo.engine import tickets
 from credit_mongo.engine.cooldown import Cooldown
 from tests.integration.promises import (
     Client,
@@ -195,4 +196,84 @@ async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
             with pytest.raises(CommitOutcomeUnknownError):
                 await first
             assert (await second).balance_after == 970
+    await check_promises(database)
+
+
+async def numbers_drawn(client: Client, database: Database) -> int:
+    """How many numbers were drawn so far."""
+    row = await client[database.name]["turns"].find_one({"_id": "tickets"})
+    return int(row["drawn"]) if row else 0
+
+
+@pytest.fixture
+def never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number is passed over, however slow the machine is."""
+    monkeypatch.setattr(tickets, "_PASSED_OVER_SECONDS", 60)
+    monkeypatch.setattr(tickets, "_LONGEST_PATIENCE_SECONDS", 60)
+
+
+@pytest.mark.usefixtures("never_passed_over")
+async def test_ledgers_have_their_turns_in_the_order_of_their_arrival(
+    client: Client, database: Database
+) -> None:
+    """Whoever came first is served first, though all wait for the same turn to end."""
+    async with AsyncExitStack() as stack:
+        ledgers = [await stack.enter_async_context(CreditLedger(database, CONFIG)) for _ in "1234"]
+        await ledgers[0].ensure_indexes()
+        await ledgers[0].create_user("ann", credits=1000)
+        for ledger in ledgers:
+            take_turns(ledger)
+            await ledger.charge("ann", "post")
+        turns = client[database.name]["turns"]
+        held = await numbers_drawn(client, database) + 1
+        await turns.update_one({"_id": "tickets"}, {"$set": {"drawn": held}})
+        charges = []
+        async with client.start_session() as session, await session.start_transaction():
+            await turns.update_one({"_id": "turn"}, {"$set": {"served": held}}, session=session)
+            for number, ledger in enumerate(ledgers, start=1):
+                charges.append(asyncio.ensure_future(ledger.charge("ann", "post")))
+                while await numbers_drawn(client, database) < held + number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+        results = await asyncio.gather(*charges)
+        assert [result.balance_after for result in results] == [950, 940, 930, 920]
+    await check_promises(database)
+
+
+async def test_a_number_that_nobody_comes_for_stops_nobody(
+    client: Client, database: Database
+) -> None:
+    """Its process has died, or its batch has given up."""
+    async with CreditLedger(database, CONFIG) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=1000)
+        take_turns(ledger)
+        for dead in (0, 1, 3, 500):
+            turns = client[database.name]["turns"]
+            await turns.update_one({"_id": "tickets"}, {"$inc": {"drawn": dead}})
+            await ledger.charge("ann", "post")
+            row = await turns.find_one({"_id": "turn"})
+            assert row is not None
+            assert row["served"] == await numbers_drawn(client, database)
+        assert not ledger._committer._turns.are_stuck(asyncio.get_running_loop().time())
+    await check_promises(database)
+
+
+@pytest.mark.usefixtures("never_passed_over")
+async def test_a_batch_that_waits_for_a_held_user_lets_others_have_their_turns(
+    client: Client, database: Database
+) -> None:
+    """An application's transaction holds the user; those of other users go on."""
+    async with CreditLedger(database, CONFIG) as ledger, CreditLedger(database, CONFIG) as other:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=1000)
+        await ledger.create_user("ben", credits=1000)
+        take_turns(ledger)
+        take_turns(other)
+        async with client.start_session() as session, await session.start_transaction():
+            await ledger.charge("ann", "post", session=session)
+            waiting = asyncio.ensure_future(ledger.charge("ann", "post"))
+            for _ in range(20):
+                await other.charge("ben", "post")
+            assert not waiting.done()
+        assert (await waiting).balance_after == 980
     await check_promises(database)

@@ -26,6 +26,7 @@ CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
 SESSIONS: Final = "tests/integration/test_application_transactions.py"
 TURNS: Final = "tests/integration/test_turns.py"
+UNIT_TURNS: Final = "tests/unit/test_turns.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/bad_input"
 VERIFY: Final = "tests/integration/test_verify.py"
@@ -563,7 +564,7 @@ PLANTED: Final = (
     Bug(
         "a retry does not look up keys",
         "engine/commit.py",
-        "with_keys = attempt.number > 1 or lately",
+        "with_keys = batch.has_met_duplicate or batch.sent is not None or lately",
         "with_keys = lately",
         (OPERATIONS,),
     ),
@@ -845,6 +846,34 @@ PLANTED: Final = (
         "        if not attempt.has_turn and not self._turns.are_stuck(now):\n",
         "        if not attempt.has_turn:\n",
         (TURNS,),
+    ),
+    Bug(
+        "turns go in no order",
+        "engine/tickets.py",
+        "        return max(self.number - 1 - self._served, 0)\n",
+        "        return 0\n",
+        (UNIT_TURNS, TURNS),
+    ),
+    Bug(
+        "a process that died before its turn stops all others",
+        "engine/tickets.py",
+        "        if still >= min(self.ahead * each, _LONGEST_PATIENCE_SECONDS):\n",
+        "        if not self.ahead:\n",
+        (UNIT_TURNS, TURNS),
+    ),
+    Bug(
+        "a batch that waits for a held user keeps the turn from others",
+        "engine/commit.py",
+        "                await self._turn_taker.pass_on(batch.ticket)\n",
+        "                pass\n",
+        (TURNS,),
+    ),
+    Bug(
+        "turns end while they are needed",
+        "engine/turns.py",
+        "            self._conflicts.prolong(now)\n",
+        "            pass\n",
+        (UNIT_TURNS,),
     ),
     Bug(
         "requests that join a batch get its older deadline",

@@ -22,7 +22,7 @@ from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
 from credit_mongo.engine.lane_count import LaneCount
 from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, ROOM, Lanes
-from credit_mongo.engine.turns import Turn, Turns
+from credit_mongo.engine.turns import Turns
 from credit_mongo.errors import (
     CommitOutcomeUnknownError,
     InsufficientCreditsError,
@@ -507,60 +507,3 @@ async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> 
     mine.set("a caller's")
     await lanes.submit(request(1))
     assert seen == ["nobody's"]
-
-
-def test_turns_begin_with_the_second_conflict_in_a_row_and_come_back_for_longer() -> None:
-    """One conflict is chance. A ledger that meets more right after turns takes turns longer."""
-    turns, now, lengths = Turns(), 100.0, []
-    turns.met_conflict(1, now)
-    assert not turns.are_needed(now)
-    for in_a_row, pause in ((2, 0.0), *[(1, 0.0)] * 7, (2, 1000.0)):
-        now += pause
-        turns.met_conflict(in_a_row, now)
-        began = now
-        while turns.are_needed(now):
-            turns.met_conflict(2, now)  # Taking turns already: this changes nothing.
-            now += 0.5
-        lengths.append(now - began)
-    assert lengths[:8] == sorted(lengths[:8])
-    assert lengths[0] < lengths[7] == 60.0
-    assert lengths[8] == lengths[0]
-
-
-def test_the_ledger_yields_the_turn_after_a_run_of_commits() -> None:
-    """While nobody waits, or the run is short, the next commit begins at once."""
-    turns = Turns()
-    turns.had_turn(Turn(taken=7, awaited=3), began=10.00, now=10.01)
-    assert turns.seconds_to_pause(10.01) == 0
-    # Others have waited for a moment.
-    turns.had_turn(Turn(taken=8, awaited=5), began=10.02, now=10.04)
-    assert turns.seconds_to_pause(10.04) == 0
-    # Others have waited for long.
-    turns.had_turn(Turn(taken=9, awaited=7), began=10.05, now=10.07)
-    assert 0 < turns.seconds_to_pause(10.07) < 0.01
-    # Three others had the turn in between.
-    turns.had_turn(Turn(taken=13, awaited=9), began=10.20, now=10.22)
-    assert turns.seconds_to_pause(10.22) == 0
-    # Nobody waits.
-    turns.had_turn(Turn(taken=14, awaited=9), began=10.23, now=10.99)
-    assert turns.seconds_to_pause(10.99) == 0
-
-
-def test_turns_are_given_up_for_a_while_when_one_holder_keeps_the_turn() -> None:
-    """This does not happen while the turn changes hands. At the next try, one look is enough."""
-    turns = Turns(timeout_seconds=5)
-    turns.met_conflict(2, 100.0)
-    for taken, now in ((1, 100.0), (1, 100.4), (2, 100.6), (2, 101.0)):
-        turns.seen_held(taken, now)
-        assert turns.are_needed(now)
-    turns.seen_free()
-    turns.seen_held(2, 101.2)
-    assert turns.are_needed(101.2)
-    turns.seen_held(2, 101.8)
-    assert turns.are_stuck(101.8)
-    assert not turns.are_needed(101.8)
-
-    turns.met_conflict(2, 110.0)
-    assert turns.are_needed(110.0)
-    turns.seen_held(2, 110.1)
-    assert not turns.are_needed(110.1)
