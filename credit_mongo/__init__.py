@@ -4,7 +4,9 @@ from credit_mongo.config import (
     AuditConfig,
     CollectionNames,
     CreditConfig,
+    HoldsConfig,
     IdempotencyConfig,
+    LotsConfig,
     MembershipConfig,
     RetryConfig,
     Settings,
@@ -15,17 +17,31 @@ from credit_mongo.config.inputs import (
     CollectionsInput,
     CostsInput,
     CreditsInput,
+    HoldsInput,
     IdempotencyInput,
+    LotsInput,
     MembershipInput,
     PriceInput,
     RetryInput,
     UserMappingInput,
 )
+from credit_mongo.core.operations.capture_hold import CaptureResult
 from credit_mongo.core.operations.charge import ChargeResult
 from credit_mongo.core.operations.grant import GrantResult
+from credit_mongo.core.operations.hold_results import Hold
 from credit_mongo.core.operations.refund import RefundResult
+from credit_mongo.core.operations.revoke import RevokeResult
+from credit_mongo.core.operations.set_overdraft import OverdraftResult
 from credit_mongo.core.operations.tier_change import TierChangeResult
-from credit_mongo.core.results import AuditLog, Erasure, Quote, Transaction, User
+from credit_mongo.core.results import (
+    AuditLog,
+    CreditLot,
+    Erasure,
+    Quote,
+    Transaction,
+    TransactionLeg,
+    User,
+)
 from credit_mongo.core.values import KEEP
 from credit_mongo.engine.observer import (
     AttemptRetried,
@@ -40,6 +56,7 @@ from credit_mongo.engine.observer import (
 )
 from credit_mongo.errors import (
     AccountDataError,
+    AccountLimitError,
     ArchiveCopyError,
     ArchiveLostError,
     ArchiveManifestError,
@@ -49,6 +66,9 @@ from credit_mongo.errors import (
     ConfigurationError,
     CreditError,
     FormulaEvaluationError,
+    HoldClosedError,
+    HoldExceededError,
+    HoldNotFoundError,
     IdempotencyConflictError,
     IdempotencyKeyError,
     InsufficientCreditsError,
@@ -65,6 +85,7 @@ from credit_mongo.errors import (
     RequestCompletedError,
     RequestInProgressError,
     RequestTooLargeError,
+    RevokeExceedsGrantError,
     StorageError,
     TransactionAbortedError,
     TransactionNotFoundError,
@@ -82,6 +103,7 @@ __all__ = [
     "CREDIT_DOCUMENTS",
     "KEEP",
     "AccountDataError",
+    "AccountLimitError",
     "ArchiveCopyError",
     "ArchiveLostError",
     "ArchiveManifestError",
@@ -92,6 +114,7 @@ __all__ = [
     "AuditLog",
     "AuditPage",
     "BatchEnded",
+    "CaptureResult",
     "ChargeResult",
     "ClockSkewError",
     "CollectionNames",
@@ -103,12 +126,19 @@ __all__ = [
     "CreditConfig",
     "CreditError",
     "CreditLedger",
+    "CreditLot",
     "CreditsInput",
     "Erasure",
     "Event",
     "FormulaEvaluationError",
     "GrantResult",
     "HistoryPage",
+    "Hold",
+    "HoldClosedError",
+    "HoldExceededError",
+    "HoldNotFoundError",
+    "HoldsConfig",
+    "HoldsInput",
     "IdempotencyConfig",
     "IdempotencyConflictError",
     "IdempotencyInput",
@@ -120,6 +150,8 @@ __all__ = [
     "InvalidTierChangeError",
     "JobTimeoutError",
     "LedgerBusyError",
+    "LotsConfig",
+    "LotsInput",
     "MembershipConfig",
     "MembershipInput",
     "MembershipRequiredError",
@@ -128,6 +160,7 @@ __all__ = [
     "Observer",
     "OperationEnded",
     "OutcomeUnknown",
+    "OverdraftResult",
     "PriceInput",
     "PriceRoundsToZeroWarning",
     "Quote",
@@ -139,12 +172,15 @@ __all__ = [
     "RequestTooLargeError",
     "RetryConfig",
     "RetryInput",
+    "RevokeExceedsGrantError",
+    "RevokeResult",
     "SessionReaped",
     "Settings",
     "StorageError",
     "TierChangeResult",
     "Transaction",
     "TransactionAbortedError",
+    "TransactionLeg",
     "TransactionNotFoundError",
     "TurnStuck",
     "TurnTaken",

@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 
 __all__ = [
     "AccountDataError",
+    "AccountLimitError",
     "ArchiveCopyError",
     "ArchiveLostError",
     "ArchiveManifestError",
@@ -23,6 +24,9 @@ __all__ = [
     "ConfigurationError",
     "CreditError",
     "FormulaEvaluationError",
+    "HoldClosedError",
+    "HoldExceededError",
+    "HoldNotFoundError",
     "IdempotencyConflictError",
     "IdempotencyKeyError",
     "InsufficientCreditsError",
@@ -39,6 +43,7 @@ __all__ = [
     "RequestCompletedError",
     "RequestInProgressError",
     "RequestTooLargeError",
+    "RevokeExceedsGrantError",
     "StorageError",
     "TransactionAbortedError",
     "TransactionNotFoundError",
@@ -142,7 +147,10 @@ class UserExistsError(CreditError):
 
 
 class InsufficientCreditsError(CreditError):
-    """The balance is smaller than the cost (both in smallest units); nothing was charged."""
+    """The user has fewer units available than the cost; nothing was charged.
+
+    ``available`` is the balance without what is held, with the overdraft.
+    """
 
     code = "INSUFFICIENT_CREDITS"
 
@@ -224,12 +232,12 @@ class IdempotencyConflictError(CreditError):
 
 
 class TransactionNotFoundError(CreditError):
-    """The user has no charge with this transaction id."""
+    """The user has no charge, or no grant, with this transaction id."""
 
     code = "TRANSACTION_NOT_FOUND"
 
-    def __init__(self, transaction_id: str) -> None:
-        super().__init__(f"there is no charge {transaction_id!r} of this user")
+    def __init__(self, transaction_id: str, kind: str = "charge") -> None:
+        super().__init__(f"there is no {kind} {transaction_id!r} of this user")
         self.transaction_id = transaction_id
 
 
@@ -244,6 +252,65 @@ class RefundExceedsChargeError(CreditError):
         )
         self.transaction_id = transaction_id
         self.refundable = refundable
+        self.requested = requested
+
+
+class RevokeExceedsGrantError(CreditError):
+    """More would be revoked than is left of the grant (both in smallest units)."""
+
+    code = "REVOKE_EXCEEDS_GRANT"
+
+    def __init__(self, transaction_id: str, revocable: int, requested: int) -> None:
+        super().__init__(
+            f"of grant {transaction_id!r} {revocable} units are revocable, not {requested}"
+        )
+        self.transaction_id = transaction_id
+        self.revocable = revocable
+        self.requested = requested
+
+
+class AccountLimitError(CreditError):
+    """The account has as many lots, or active holds (``what``), as an account can have."""
+
+    code = "ACCOUNT_LIMIT"
+
+    def __init__(self, user_id: str, what: str, limit: int) -> None:
+        super().__init__(f"user {user_id!r} has {limit} {what}, and cannot have more")
+        self.user_id = user_id
+        self.what = what
+        self.limit = limit
+
+
+class HoldNotFoundError(CreditError):
+    """There is no such hold."""
+
+    code = "HOLD_NOT_FOUND"
+
+    def __init__(self, hold_id: str) -> None:
+        super().__init__(f"there is no hold {hold_id!r}")
+        self.hold_id = hold_id
+
+
+class HoldClosedError(CreditError):
+    """The hold is over: ``status`` is "captured", "released" or "expired"."""
+
+    code = "HOLD_CLOSED"
+
+    def __init__(self, hold_id: str, status: str) -> None:
+        super().__init__(f"the hold {hold_id!r} is over: it is {status}")
+        self.hold_id = hold_id
+        self.status = status
+
+
+class HoldExceededError(CreditError):
+    """A capture asks for more than the hold has (both in smallest units). The hold stays active."""
+
+    code = "HOLD_EXCEEDED"
+
+    def __init__(self, hold_id: str, held: int, requested: int) -> None:
+        super().__init__(f"the hold {hold_id!r} is for {held} units, not {requested}")
+        self.hold_id = hold_id
+        self.held = held
         self.requested = requested
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -17,12 +18,21 @@ from pymongo.errors import PyMongoError
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.decision import Request
+from credit_mongo.core.extras import BASE_PRIORITY, MAX_PRIORITY
+from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout
+from credit_mongo.core.operations.capture_hold import CaptureHoldRequest, CaptureResult
 from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
 from credit_mongo.core.operations.create_user import CreateUserRequest
 from credit_mongo.core.operations.downgrade_tier import DowngradeTierRequest
+from credit_mongo.core.operations.extend_hold import ExtendHoldRequest
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
+from credit_mongo.core.operations.hold_results import Hold, hold_of
+from credit_mongo.core.operations.place_hold import PlaceHoldRequest
 from credit_mongo.core.operations.refund import RefundRequest, RefundResult
+from credit_mongo.core.operations.release_hold import ReleaseHoldRequest
 from credit_mongo.core.operations.renew_tier import RenewTierRequest
+from credit_mongo.core.operations.revoke import RevokeRequest, RevokeResult
+from credit_mongo.core.operations.set_overdraft import OverdraftResult, SetOverdraftRequest
 from credit_mongo.core.operations.tier_change import TierChangeResult
 from credit_mongo.core.operations.upgrade_tier import UpgradeTierRequest
 from credit_mongo.core.pricing import in_credits
@@ -34,7 +44,10 @@ from credit_mongo.core.values import (
     check_flag,
     check_identifier,
     check_moment,
+    check_one_of,
     check_optional,
+    check_seconds,
+    check_whole_number,
     to_milliseconds,
 )
 from credit_mongo.core.variables import exact_variables
@@ -59,11 +72,13 @@ from credit_mongo.maintenance.ledger_methods import IndexReport, ensure_all, era
 from credit_mongo.storage.clocks import CheckedClock, Clock
 from credit_mongo.storage.connection import check_replica_set, connect
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.holds import HOLD_STATUSES
 from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.numbers import to_object_id
 from credit_mongo.storage.pages import AuditPage, HistoryPage
-from credit_mongo.storage.reads import History
+from credit_mongo.storage.reads import MAX_HOLDS_READ, History
 from credit_mongo.storage.round_trip import shortest_round_trip
-from credit_mongo.storage.rows import copy_metadata, to_object_id
+from credit_mongo.storage.rows import copy_metadata
 from credit_mongo.storage.settings import LedgerSettings
 from credit_mongo.storage.unit_of_work import Store
 from credit_mongo.storage.unreachable import not_in_time
@@ -78,6 +93,8 @@ _QUICK_CLOSE_SECONDS = 0.2
 # How long a closed ledger waits for driver calls that outlived their deadline. The driver checks
 # twice a second whether its client was closed.
 _LATE_CALLS_SECONDS = 1.0
+# The users of so many holds are remembered, so that most calls need not look them up.
+_MOST_OWNERS = 10_000
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
@@ -106,6 +123,10 @@ def _check_config(config: object) -> None:
 
 def _check_expiry(value: object) -> datetime | None:
     return check_optional(check_moment, "membership_expires_at", value)
+
+
+def _check_ttl(value: object) -> timedelta:
+    return check_seconds("ttl", value, least=1, most=30 * 24 * 3600)
 
 
 def _check_transaction_id(field: str, value: object) -> str:
@@ -182,6 +203,7 @@ class CreditLedger:
         # The clocks of two processes may be wrong by ``skew`` in opposite directions.
         gap = None if skew is None else 2 * skew
         self._policy = replace(config.policy, max_lead=gap)
+        self._owners_of_holds: OrderedDict[str, str] = OrderedDict()
         self._clock = CheckedClock(own, _checked(_now if clock is None else clock), skew)
         self._owns_client = False
         self._users = own.users
@@ -219,7 +241,7 @@ class CreditLedger:
         )
         waits = config.on_busy == "wait"
         self._enqueue = self._lanes.submit_when_there_is_room if waits else self._lanes.submit
-        self._history = History(own, latest_write, self._clock)
+        self._history = History(own, self._policy, latest_write, self._clock)
         self._sessions = ApplicationSessions(
             own.client,
             deadlines=self._deadlines,
@@ -464,20 +486,266 @@ class CreditLedger:
         amount: int,
         *,
         action: str,
+        expires_at: datetime | None = None,
+        priority: int = BASE_PRIORITY,
+        source: str | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> GrantResult:
         """Give the user ``amount`` units (1 to 2**53 - 1), up to a balance of 2**63 - 1.
 
-        Raises UserNotFoundError and IdempotencyConflictError.
+        With an end (``expires_at``, in the future), a ``priority`` (0 to 100) other than 50, or a
+        ``source`` (1 to 255 characters), the credits are a lot of their own. They are used by the
+        lower priority number first, then by the sooner end, then by age. The rest of the balance
+        has the priority 50 and no end. Lots with equal priority, end and source are one. From
+        ``expires_at`` on, what is left of the lot is gone. A debt is repaid first.
+
+        Raises UserNotFoundError, AccountLimitError if the user has 64 lots, and
+        IdempotencyConflictError.
         """
         request = GrantRequest(
             **self._common(user_id, idempotency_key, metadata),
             amount=check_amount("amount", amount),
             action=check_identifier("action", action),
+            expires_at=check_optional(check_moment, "expires_at", expires_at),
+            priority=check_whole_number("priority", priority, 0, MAX_PRIORITY),
+            source=check_optional(check_identifier, "source", source),
         )
         return await self._submit(request, session)
+
+    async def revoke(
+        self,
+        grant_transaction_id: str,
+        amount: int | None = None,
+        *,
+        action: str,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> RevokeResult:
+        """Take back a grant, say after a chargeback: ``amount`` units, or all that is left of it.
+
+        They are taken from the lot that the grant went into, then from the balance outside of lots,
+        then as a debt, as far as the overdraft allows. What holds keep is not taken. What could not
+        be taken is the result's ``uncollected``, and counts as revoked.
+
+        Raises TransactionNotFoundError if there is no such grant, RevokeExceedsGrantError if less
+        is left of it, and IdempotencyConflictError.
+        """
+        grant_id = _check_transaction_id("grant_transaction_id", grant_transaction_id)
+        amount = None if amount is None else check_amount("amount", amount)
+        action = check_identifier("action", action)
+        own = self._database.session(session)
+        user_id = await self._read(own, self._history.owner_of_grant, grant_id, own)
+        request = RevokeRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            grant_id=grant_id,
+            amount=amount,
+            action=action,
+        )
+        return await self._submit(request, session)
+
+    async def set_overdraft(
+        self,
+        user_id: str,
+        limit: int,
+        *,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> OverdraftResult:
+        """Let the user's balance go ``limit`` units (0 to 2**53 - 1) below zero.
+
+        Grants repay a debt first. A limit below the present debt is allowed: charges are then
+        refused until enough is repaid.
+
+        Raises UserNotFoundError and IdempotencyConflictError.
+        """
+        request = SetOverdraftRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            limit=check_amount("limit", limit, least=0),
+        )
+        return await self._submit(request, session)
+
+    # Holds
+
+    async def place_hold(
+        self,
+        user_id: str,
+        action: str,
+        *,
+        amount: int | None = None,
+        variables: Mapping[str, object] | None = None,
+        ttl: float = 60.0,
+        overage: Overage = "available",
+        on_timeout: Timeout = "settle",
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> Hold:
+        """Keep the price of ``action``, or ``amount`` units, for work whose cost is known later.
+
+        Nobody else can spend what is held. ``capture_hold`` takes what the work cost and
+        ``release_hold`` gives up the hold. If neither happens within ``ttl`` seconds (1 second to
+        30 days), the hold ends. ``on_timeout`` says what happens then: ``"settle"`` charges what
+        ``extend_hold`` last reported as used, ``"release"`` charges nothing.
+
+        ``overage`` is for work that costs more than what is held. ``"available"`` takes what the
+        user has and no hold keeps, ``"debt"`` goes on into the overdraft, and ``"reject"`` refuses
+        the capture. The price is that of this moment, also if the tier changes later.
+
+        Amounts and variables are those of ``charge``, and ``amount`` and ``variables`` cannot be
+        combined. Raises the errors of ``charge``, and AccountLimitError if the user has 256 active
+        holds.
+        """
+        if amount is not None and variables is not None:
+            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
+        request = PlaceHoldRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            action=check_identifier("action", action),
+            amount=None if amount is None else check_amount("amount", amount),
+            variables=None if variables is None else exact_variables(variables),
+            ttl=_check_ttl(ttl),
+            overage=check_one_of("overage", overage, OVERAGES),
+            on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
+        )
+        hold = await self._submit(request, session)
+        self._remember_owner(hold.hold_id, hold.user_id)
+        return hold
+
+    async def extend_hold(
+        self,
+        hold_id: str,
+        *,
+        ttl: float | None = None,
+        amount: int | None = None,
+        used: int | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> Hold:
+        """Let an active hold live ``ttl`` seconds from now, hold ``amount`` units, report ``used``.
+
+        Each that is None stays as it is. ``amount`` and ``used`` are totals, what was captured
+        included. The end never moves back. ``used`` cannot be less than was reported before.
+
+        Raises HoldNotFoundError, HoldClosedError, InsufficientCreditsError if the user has not
+        enough for a larger ``amount``, and IdempotencyConflictError.
+        """
+        longer = None if ttl is None else _check_ttl(ttl)
+        amount = None if amount is None else check_amount("amount", amount, least=0)
+        used = None if used is None else check_amount("used", used, least=0)
+        hold_id, user_id = await self._owned_hold(hold_id, session)
+        request = ExtendHoldRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            hold_id=hold_id,
+            ttl=longer,
+            amount=amount,
+            used=used,
+        )
+        return await self._submit(request, session)
+
+    async def capture_hold(
+        self,
+        hold_id: str,
+        *,
+        amount: int | None = None,
+        variables: Mapping[str, object] | None = None,
+        final: bool = True,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> CaptureResult:
+        """Take what the work cost: ``amount`` units, or the hold's price for the variables.
+
+        Without both, the whole hold is captured. The amount is the **total** of all captures of the
+        hold: repeating a capture changes nothing, and a smaller one is refused. A ``final`` capture
+        ends the hold and releases the rest.
+
+        After the hold's end, a capture is charged as far as it goes beyond what was charged then
+        (``late`` in the result), until ``holds.late_seconds`` of the configuration are over.
+
+        Raises HoldNotFoundError, HoldClosedError, HoldExceededError if the hold's overage is
+        ``"reject"`` and it holds less, InvalidRequestError, the errors of a formula, and
+        IdempotencyConflictError.
+        """
+        if amount is not None and variables is not None:
+            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
+        amount = None if amount is None else check_amount("amount", amount, least=0)
+        exact = None if variables is None else exact_variables(variables)
+        is_final = check_flag("final", final)
+        hold_id, user_id = await self._owned_hold(hold_id, session)
+        request = CaptureHoldRequest(
+            **self._common(user_id, idempotency_key, metadata),
+            hold_id=hold_id,
+            amount=amount,
+            variables=exact,
+            is_final=is_final,
+        )
+        return await self._submit(request, session)
+
+    async def release_hold(
+        self,
+        hold_id: str,
+        *,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        session: AnySession | None = None,
+    ) -> Hold:
+        """End an active hold and take nothing more. Releasing it again changes nothing.
+
+        Raises HoldNotFoundError, HoldClosedError if the hold was captured or has expired, and
+        IdempotencyConflictError.
+        """
+        hold_id, user_id = await self._owned_hold(hold_id, session)
+        request = ReleaseHoldRequest(
+            **self._common(user_id, idempotency_key, metadata), hold_id=hold_id
+        )
+        return await self._submit(request, session)
+
+    async def get_hold(self, hold_id: str, *, session: AnySession | None = None) -> Hold:
+        """Return a hold as of now. Raises HoldNotFoundError."""
+        hold_id = _check_transaction_id("hold_id", hold_id)
+        own = self._database.session(session)
+        return hold_of(await self._read(own, self._history.hold, hold_id, own))
+
+    async def get_holds(
+        self,
+        user_id: str,
+        *,
+        status: HoldStatus | None = None,
+        limit: int = 50,
+        session: AnySession | None = None,
+    ) -> tuple[Hold, ...]:
+        """Return the user's holds as of now, the newest first: all, or those with this status.
+
+        ``status`` is "active", "captured", "released" or "expired". ``limit`` is 1 to 1,000 holds.
+
+        Raises UserNotFoundError.
+        """
+        user_id = self._users.check_id("user_id", user_id)
+        if status is not None:
+            status = check_one_of("status", status, HOLD_STATUSES)
+        limit = check_whole_number("limit", limit, 1, MAX_HOLDS_READ)
+        own = self._database.session(session)
+        found = await self._read(own, self._history.holds, user_id, status, limit, own)
+        return tuple(hold_of(record) for record in found)
+
+    async def _owned_hold(self, hold_id: object, session: AnySession | None) -> tuple[str, str]:
+        """Return the id in the form that is stored, and the hold's user, who never changes."""
+        hold_id = _check_transaction_id("hold_id", hold_id)
+        user_id = self._owners_of_holds.get(hold_id)
+        if user_id is None:
+            own = self._database.session(session)
+            user_id = await self._read(own, self._history.owner_of_hold, hold_id, own)
+            self._remember_owner(hold_id, user_id)
+        return hold_id, user_id
+
+    def _remember_owner(self, hold_id: str, user_id: str) -> None:
+        self._owners_of_holds[hold_id] = user_id
+        if len(self._owners_of_holds) > _MOST_OWNERS:
+            self._owners_of_holds.popitem(last=False)
 
     # Tiers
 

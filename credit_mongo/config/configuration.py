@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
@@ -28,7 +29,7 @@ from credit_mongo.config.json_text import parse_json, to_json_text, written_pric
 from credit_mongo.config.parts import Part, invalid
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.formula import Formula, FormulaSyntaxError
-from credit_mongo.core.membership import Membership
+from credit_mongo.core.membership import Membership, OnChange
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.price_checks import (
     MAX_DECIMAL_PLACES,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
         CollectionsInput,
         CostsInput,
         CreditsInput,
+        HoldsInput,
         IdempotencyInput,
+        LotsInput,
         MembershipInput,
         RetryInput,
         UserMappingInput,
@@ -61,7 +64,9 @@ __all__ = [
     "AuditConfig",
     "CollectionNames",
     "CreditConfig",
+    "HoldsConfig",
     "IdempotencyConfig",
+    "LotsConfig",
     "MembershipConfig",
     "RetryConfig",
     "UserMapping",
@@ -241,12 +246,41 @@ class AuditConfig(Part):
     enabled: bool = True
 
 
+class LotsConfig(Part):
+    """What happens to credits that are refunded to a lot after its end.
+
+    For ``refund_grace_seconds`` (0 to ten years) after the lot's end they can still be used.
+    """
+
+    refund_grace_seconds: Annotated[float, _Number] = Field(
+        default=0,
+        ge=0,
+        le=10 * 366 * 24 * 3600,
+        allow_inf_nan=False,
+        validation_alias=AliasChoices("refund_grace_seconds", "refundGraceSeconds"),
+    )
+
+
+class HoldsConfig(Part):
+    """How long after its end a hold can still be captured: ``late_seconds``, 0 to 366 days."""
+
+    late_seconds: Annotated[float, _Number] = Field(
+        default=24 * 3600,
+        ge=0,
+        le=366 * 24 * 3600,
+        allow_inf_nan=False,
+        validation_alias=AliasChoices("late_seconds", "lateSeconds"),
+    )
+
+
 class MembershipConfig(Part):
     """The tiers, the actions that need one, and the balance that each tier sets.
 
     ``tiers`` gives each tier its level, 0 to 1,000,000; a higher level is a better tier.
     ``requirements`` names the lowest tier that an action needs; None means no requirement.
-    ``credits_caps`` gives each tier the balance that a change to it sets.
+    ``credits_caps`` gives each tier its cap: a change to it sets the base of the balance, that is
+    the balance without lots. ``on_change`` says how: ``"cap"`` sets it to the cap, ``"raise"`` does
+    so unless it is higher, ``"add"`` adds the cap, and ``"keep"`` leaves it. A debt is netted.
 
     The caps are in **credits**, like prices. The API's amounts, such as ``credits`` of
     ``create_user``, are in smallest units: with two decimal places, a cap of 20 is a balance of
@@ -258,6 +292,9 @@ class MembershipConfig(Part):
     credits_caps: _Mapping[_Name, _Credits] = Field(
         validation_alias=AliasChoices("credits_caps", "creditsCaps")
     )
+    on_change: OnChange = Field(
+        default="cap", validation_alias=AliasChoices("on_change", "onChange")
+    )
 
     if TYPE_CHECKING:
 
@@ -267,6 +304,7 @@ class MembershipConfig(Part):
             tiers: Mapping[str, int],
             requirements: Mapping[str, str | None] = ...,
             credits_caps: Mapping[str, CreditsInput],
+            on_change: OnChange = "cap",
         ) -> None: ...
 
     @model_validator(mode="after")
@@ -305,6 +343,7 @@ class CollectionNames(Part):
     - ``archive_borders``: where a user's history continues after the archived part.
     - ``erasures``: records of erased users.
     - ``paid_requests``: requests paid through `credit_mongo.integrations.fastapi`.
+    - ``holds`` and ``holds_archive``: credits that are kept for work under way, and were.
 
     Two ledgers in one database must not share any of them: see ``with_prefix``.
     """
@@ -325,6 +364,8 @@ class CollectionNames(Part):
     archive_borders: _CollectionName = "archive_borders"
     erasures: _CollectionName = "erasures"
     paid_requests: _CollectionName = "paid_requests"
+    holds: _CollectionName = "holds"
+    holds_archive: _CollectionName = "holds_archive"
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> CollectionNames:
@@ -366,6 +407,7 @@ class CreditConfig(Part):
       way), in order of arrival, and ``operation_timeout_seconds`` begins when it has room.
     - ``max_clock_skew_seconds`` (1 second to ten years): operations raise ClockSkewError if this
       process's clock differs from the server's by more.
+    - ``lots`` and ``holds``: refunds to lots that have ended, and late captures of holds.
     - ``users``: the field names of the application's own documents, if ``collections.users`` is
       the application's collection.
     """
@@ -378,6 +420,8 @@ class CreditConfig(Part):
     retry: RetryConfig = Field(default_factory=RetryConfig)
     idempotency: IdempotencyConfig = Field(default_factory=IdempotencyConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
+    lots: LotsConfig = Field(default_factory=LotsConfig)
+    holds: HoldsConfig = Field(default_factory=HoldsConfig)
     collections: CollectionNames = Field(default_factory=CollectionNames)
     users: UserMapping | None = None
     decimal_places: Annotated[int, _Number] = Field(
@@ -414,6 +458,8 @@ class CreditConfig(Part):
             retry: RetryConfig | RetryInput = ...,
             idempotency: IdempotencyConfig | IdempotencyInput = ...,
             audit: AuditConfig | AuditInput = ...,
+            lots: LotsConfig | LotsInput = ...,
+            holds: HoldsConfig | HoldsInput = ...,
             collections: CollectionNames | CollectionsInput = ...,
             users: UserMapping | UserMappingInput | None = None,
             decimal_places: int = 0,
@@ -473,7 +519,12 @@ class CreditConfig(Part):
             }
             for action, by_tier in self.costs.items()
         }
-        return Policy(Tariff(prices, 10**self.decimal_places), self._membership())
+        return Policy(
+            Tariff(prices, 10**self.decimal_places),
+            self._membership(),
+            refund_grace=timedelta(seconds=self.lots.refund_grace_seconds),
+            hold_late=timedelta(seconds=self.holds.late_seconds),
+        )
 
     def _units(self, credits_given: Fraction) -> int:
         return to_units(credits_given, 10**self.decimal_places)
@@ -485,4 +536,5 @@ class CreditConfig(Part):
             levels=dict(self.membership.tiers),
             requirements={a: t for a, t in self.membership.requirements.items() if t is not None},
             caps={t: self._units(cap) for t, cap in self.membership.credits_caps.items()},
+            on_change=self.membership.on_change,
         )

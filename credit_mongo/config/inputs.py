@@ -43,6 +43,8 @@ class MembershipInput(_Tiers, total=False):
     requirements: Mapping[str, str | None]
     credits_caps: Mapping[str, CreditsInput]
     creditsCaps: Mapping[str, CreditsInput]
+    on_change: Literal["cap", "raise", "add", "keep"]
+    onChange: Literal["cap", "raise", "add", "keep"]
 
 
 class RetryInput(TypedDict, total=False):
@@ -76,6 +78,20 @@ class AuditInput(TypedDict, total=False):
     enabled: bool
 
 
+class LotsInput(TypedDict, total=False):
+    """A `LotsConfig`."""
+
+    refund_grace_seconds: float
+    refundGraceSeconds: float
+
+
+class HoldsInput(TypedDict, total=False):
+    """A `HoldsConfig`."""
+
+    late_seconds: float
+    lateSeconds: float
+
+
 class CollectionsInput(TypedDict, total=False):
     """`CollectionNames`. Give only the names that differ from the defaults."""
 
@@ -92,6 +108,8 @@ class CollectionsInput(TypedDict, total=False):
     archive_borders: str
     erasures: str
     paid_requests: str
+    holds: str
+    holds_archive: str
 
 
 class UserMappingInput(TypedDict, total=False):
@@ -109,3 +127,4 @@ class UserMappingInput(TypedDict, total=False):
     createdAt: str
     updated_at: str
     updatedAt: str
+    extras: str

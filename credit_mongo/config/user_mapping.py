@@ -50,6 +50,9 @@ class UserMapping(Part):
         default="updatedAt", validation_alias=AliasChoices("updated_at", "updatedAt")
     )
 
+    extras: _FieldName = "creditExtras"
+    """Lots, holds and overdraft, of users who have any."""
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> UserMapping:
         seen: set[str] = set()

@@ -1,87 +1,184 @@
 """Advance: post what became due on an account, before any request changes it.
 
-There is no scheduler. The next operation on an account first posts what has become due, dated at
-the moment it was due. Reads do the same without writing. Nothing becomes due yet: expiring credits
-and holds will use this.
+There is no scheduler. The next operation on an account first posts what time has decided: lots that
+ended, and holds that nobody settled in time. Each row is dated at the moment when it was due. Reads
+do the same without writing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
-from credit_mongo.core.decision import Posting, Request
+from credit_mongo.core.breakdown import Breakdown
+from credit_mongo.core.decision import Change, Posting
+from credit_mongo.core.extras import ActiveHold
+from credit_mongo.core.holds import HoldChanged, remove_hold, take_for
 from credit_mongo.core.values import Account
 
-__all__ = ["MAX_DUE_ROWS", "Advance", "Due", "advance", "derived_id", "nothing_due"]
+__all__ = [
+    "AFTER_REQUEST",
+    "CAPTURE",
+    "EXPIRE",
+    "MAX_DUE_ROWS",
+    "Advanced",
+    "Advancing",
+    "advance",
+    "derived_id",
+]
 
 MAX_DUE_ROWS: Final = 128
-"""The most rows of this kind that one commit writes."""
+"""About the most rows of this kind that one commit writes for a user.
+
+All that one lot or one hold leads to is written at once. What remains is posted by the next commit.
+"""
+EXPIRE: Final = "expire"
+CAPTURE: Final = "capture"
+AFTER_REQUEST: Final = 1_000_000
+"""The first ordinal of rows that follow a request's own row; those before it start at 0."""
 
 _TIME_DIGITS: Final = 8
 _ID_BYTES: Final = 12
 
 
-class Due(NamedTuple):
-    """Something that became due at ``at``: an amount, and the account with its other changes.
+class Advanced(NamedTuple):
+    """An account as time has left it, and what is to be written for that.
 
-    ``advance`` sets the account's balance, ``seq`` and time.
+    ``is_complete`` is False if there is more than one commit writes.
     """
 
-    operation: str
-    action: str
-    at: datetime
     account: Account
-    amount: int
-
-
-Advance: TypeAlias = Callable[[Account, datetime], Sequence[Due]]
-"""Returns what is due on an account by a moment, oldest first, at most ``MAX_DUE_ROWS``."""
-
-
-def nothing_due(account: Account, now: datetime) -> Sequence[Due]:  # noqa: ARG001 - an Advance
-    """Return nothing, because time alone doesn't change accounts yet."""
-    return ()
+    postings: tuple[Posting, ...] = ()
+    changes: tuple[Change, ...] = ()
+    is_complete: bool = True
 
 
 def advance(
-    due_on: Advance, request: Request[Any], account: Account, now: datetime
-) -> tuple[Posting, ...]:
-    """Return the postings for what is due on the account by ``now``.
+    account: Account, now: datetime, request_id: str, *, most_rows: int | None = None
+) -> Advanced:
+    """Post what is due on the account by ``now``, oldest first.
 
-    Their ids are derived from the id of the request being decided. Two processes never derive the
-    same id, so a row found under such an id proves which commit wrote it.
+    The ids of the rows are derived from ``request_id``, the id of the request being decided. Two
+    processes never derive the same id, so a row found under such an id proves which commit wrote
+    it.
     """
-    postings = []
-    for ordinal, due in enumerate(due_on(account, now)):
-        after = due.account._replace(
-            credits=account.credits + due.amount,
-            seq=account.seq + 1,
-            updated_at=max(due.at, account.updated_at),
-        )
-        postings.append(
+    if account.extras is None:
+        return Advanced(account)
+    next_due = account.extras.next_due()
+    if next_due is None or next_due > now:
+        return Advanced(account)
+    due = Advancing(account, request_id, now)
+    for at, hold in _moments(account, now):
+        if most_rows is not None and len(due.postings) >= most_rows:
+            return due.advanced(is_complete=False)
+        if hold is not None:
+            due.end_hold(hold, at)
+        due.end_lots(at)
+    return due.advanced()
+
+
+def _moments(account: Account, now: datetime) -> Iterator[tuple[datetime, ActiveHold | None]]:
+    """Yield the moments at which something ends, each with the hold that ends then, if any.
+
+    Lots that end at the same moment as a hold go first: from that moment on nobody can use them.
+    """
+    extras = account.extras
+    assert extras is not None  # noqa: S101 - the caller has looked
+    lots = {lot.expires_at for lot in extras.lots if lot.expires_at is not None}
+    ends: list[tuple[datetime, int, ActiveHold | None]] = [(at, 0, None) for at in lots]
+    ends += [(hold.expires_at, number, hold) for number, hold in enumerate(extras.holds, start=1)]
+    for at, _, hold in sorted(ends, key=lambda end: end[:2]):
+        if at <= now:
+            yield at, hold
+
+
+class Advancing:
+    """Writes rows on an account, one after another, for one request."""
+
+    def __init__(
+        self, account: Account, request_id: str, now: datetime, *, first_ordinal: int = 0
+    ) -> None:
+        self._account = account
+        self._request_id = request_id
+        self._now = now
+        self._ordinal = first_ordinal
+        self.postings: list[Posting] = []
+        self._changes: list[Change] = []
+
+    @property
+    def account(self) -> Account:
+        """The account after the rows so far."""
+        return self._account
+
+    def advanced(self, *, is_complete: bool = True) -> Advanced:
+        """Return everything so far."""
+        return Advanced(self._account, tuple(self.postings), tuple(self._changes), is_complete)
+
+    def end_lots(self, at: datetime) -> int:
+        """Post the end of each lot that has ended by ``at``. Returns how many units ended."""
+        # Each row has its own state of the account, so the lots end one by one.
+        ended = Breakdown(self._account).ended_lots(at)
+        for leg in ended:
+            breakdown = Breakdown(self._account)
+            breakdown.move(leg)
+            self._post(breakdown, EXPIRE, EXPIRE, at)
+        return -sum(leg.amount for leg in ended)
+
+    def end_hold(self, hold: ActiveHold, at: datetime) -> None:
+        """End a hold that nobody settled: charge what was last reported, or nothing."""
+        breakdown = Breakdown(self._account)
+        taken = take_for(breakdown, hold, hold.used if hold.settles_at_end else hold.claimed)
+        remove_hold(breakdown, hold.hold_id)
+        if taken.cost:
+            details = {"holdId": hold.hold_id, "uncollected": taken.uncollected}
+            hold_id = hold.hold_id
+            self._post(breakdown, CAPTURE, hold.action, at, details=details, hold_id=hold_id)
+        else:
+            self._account = breakdown.account()
+        changes = {
+            "captured": taken.hold.captured,
+            "uncollected": taken.hold.uncollected,
+            "status": "expired",
+            "updated_at": at,
+        }
+        self._changes.append(HoldChanged(hold.hold_id, self._request_id, changes))
+
+    def _post(
+        self,
+        breakdown: Breakdown,
+        operation: str,
+        action: str,
+        at: datetime,
+        *,
+        details: dict[str, Any] | None = None,
+        hold_id: str | None = None,
+    ) -> None:
+        before, after = self._account, breakdown.account()
+        self._account = after._replace(seq=before.seq + 1, updated_at=max(at, before.updated_at))
+        self.postings.append(
             Posting(
-                derived_id(request.transaction_id, ordinal),
-                due.operation,
-                due.action,
-                after,
-                account.credits,
-                due.amount,
-                {},
-                written_at=now,
+                derived_id(self._request_id, self._ordinal),
+                operation,
+                action,
+                self._account,
+                before.credits,
+                after.credits - before.credits,
+                details or {},
+                written_at=self._now,
+                legs=breakdown.legs(),
+                hold_id=hold_id,
             )
         )
-        account = after
-    return tuple(postings)
+        self._ordinal += 1
 
 
-def derived_id(transaction_id: str, ordinal: int) -> str:
+def derived_id(request_id: str, ordinal: int) -> str:
     """Derive the id of a row that was due before a request: 24 hexadecimal digits.
 
     The first four bytes are the time of the request's own id, as in every ObjectId, so both sort
     alike. The rest is a hash of that id and the ordinal, so no two requests derive the same id.
     """
-    digest = hashlib.blake2b(f"{transaction_id}/{ordinal}".encode(), digest_size=_ID_BYTES)
-    return transaction_id[:_TIME_DIGITS] + digest.hexdigest()[_TIME_DIGITS:]
+    digest = hashlib.blake2b(f"{request_id}/{ordinal}".encode(), digest_size=_ID_BYTES)
+    return request_id[:_TIME_DIGITS] + digest.hexdigest()[_TIME_DIGITS:]

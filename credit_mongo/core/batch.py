@@ -5,20 +5,31 @@ The outcomes are the same as if each request had its own transaction, one after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from enum import Enum
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from credit_mongo.core.advance import Advance, advance, nothing_due
+from credit_mongo.core.advance import MAX_DUE_ROWS, advance
 from credit_mongo.core.decision import Decision, Posting, Request
 from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import Loaded, Remembered, State
+from credit_mongo.core.values import Account
 from credit_mongo.errors import CreditError, IdempotencyConflictError
 
-__all__ = ["DecidedBatch", "KeyRecord", "Outcome", "Refusal", "decide_batch"]
+__all__ = [
+    "LATER",
+    "DecidedBatch",
+    "KeyRecord",
+    "Later",
+    "Note",
+    "Outcome",
+    "Refusal",
+    "decide_batch",
+]
 
 Outcome: TypeAlias = Any
 """What one caller gets: a result, or a CreditError to raise."""
@@ -29,6 +40,24 @@ class Refusal(NamedTuple):
 
     request: Request[Any]
     error: CreditError
+    at: datetime
+
+
+class Later(Enum):
+    """The type of ``LATER``."""
+
+    LATER = "LATER"
+
+
+LATER: Final = Later.LATER
+"""Instead of an outcome: the account must first be advanced by further commits."""
+
+
+class Note(NamedTuple):
+    """An accepted request that moved no credits, for the audit log."""
+
+    request: Request[Any]
+    details: Mapping[str, Any]
     at: datetime
 
 
@@ -49,6 +78,9 @@ class DecidedBatch:
     postings: list[Posting] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     keys: list[KeyRecord] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    unfinished: set[str] = field(default_factory=set)
+    """Users on whose accounts more is due than this batch writes."""
 
 
 def decide_batch(
@@ -57,17 +89,25 @@ def decide_batch(
     requests: Sequence[Request[Any]],
     now: datetime,
     *,
-    due_on: Advance = nothing_due,
+    most_due_rows: int | None = MAX_DUE_ROWS,
 ) -> DecidedBatch:
-    """Decide all requests at one moment, in their order."""
+    """Decide all requests at one moment, in their order.
+
+    If more than ``most_due_rows`` rows are due on an account, the outcome of its requests is
+    ``LATER``. With None, all are posted at once.
+    """
     batch = DecidedBatch(State(loaded))
     for request in requests:
-        batch.outcomes.append(_decide(batch, request, policy, now, due_on))
+        batch.outcomes.append(_decide(batch, request, policy, now, most_due_rows))
     return batch
 
 
 def _decide(
-    batch: DecidedBatch, request: Request[Any], policy: Policy, now: datetime, due_on: Advance
+    batch: DecidedBatch,
+    request: Request[Any],
+    policy: Policy,
+    now: datetime,
+    most_due_rows: int | None,
 ) -> Outcome:
     state = batch.state
     account = state.accounts.get(request.user_id)
@@ -82,12 +122,34 @@ def _decide(
             now = state.moment_to_open(request.user_id, now, policy.max_lead)
         else:
             now = policy.time_for(account, now)
-            for posting in advance(due_on, request, account, now):
-                _apply(batch, posting)
+            if account.extras is not None and not _advance(
+                batch, account, request, now, most_due_rows
+            ):
+                return LATER
         decision = OPERATIONS[request.operation].decide(request, state, policy, now)
     except CreditError as error:
         return _refuse(batch, request, error, now)
     return _accept(batch, request, decision, now)
+
+
+def _advance(
+    batch: DecidedBatch,
+    account: Account,
+    request: Request[Any],
+    now: datetime,
+    most_rows: int | None,
+) -> bool:
+    """Post what is due on the account. Returns whether all of it is posted."""
+    if account.user_id in batch.unfinished:
+        return False
+    advanced = advance(account, now, request.transaction_id, most_rows=most_rows)
+    batch.postings += advanced.postings
+    batch.state.accounts[account.user_id] = advanced.account
+    for change in advanced.changes:
+        change.apply(batch.state)
+    if not advanced.is_complete:
+        batch.unfinished.add(account.user_id)
+    return advanced.is_complete
 
 
 def _accept(
@@ -100,6 +162,8 @@ def _accept(
     outcome = decision.outcome
     if isinstance(outcome, CreditError):
         return _refuse(batch, request, outcome, now)
+    if decision.noted is not None:
+        batch.notes.append(Note(request, decision.noted, now))
     if request.key is not None:
         remembered = Remembered(request.fingerprint, outcome)
         batch.state.remembered[request.key] = remembered

@@ -22,6 +22,7 @@ from typing import (
     TypeVar,
 )
 
+from credit_mongo.core.extras import Leg
 from credit_mongo.core.values import Account
 from credit_mongo.errors import CreditError
 
@@ -91,6 +92,10 @@ class Needs(NamedTuple):
 
     charges: tuple[str, ...] = ()
     """Ids of charges. Each is loaded with the sum of its refunds so far."""
+    grants: tuple[str, ...] = ()
+    """Ids of grants. Each is loaded with the sum of its revocations so far."""
+    holds: tuple[str, ...] = ()
+    """Ids of holds."""
 
 
 NOTHING_MORE: Final = Needs()
@@ -119,6 +124,12 @@ class Posting(NamedTuple):
     """Facts for the transaction's own row."""
     written_at: datetime | None = None
     """When ``advance`` posted this, since it dates postings when they were due. Otherwise None."""
+    legs: tuple[Leg, ...] | None = None
+    """The parts of the amount, in order, if lots are among them."""
+    revoke_of: str | None = None
+    """The grant that this revokes."""
+    hold_id: str | None = None
+    """The hold that this captures."""
 
 
 class Change(Protocol):
@@ -140,6 +151,8 @@ class Decision(Generic[R]):
     postings: tuple[Posting, ...]
     outcome: R | CreditError
     changes: tuple[Change, ...] = ()
+    noted: Mapping[str, Any] | None = None
+    """For the audit log, if the request succeeded without a posting."""
 
 
 class UsageKinds(NamedTuple):
@@ -159,6 +172,11 @@ class Operation(Generic[Q, R]):
     """Whether a refund may name a transaction of this operation."""
     opens_account: ClassVar[bool] = False
     """Whether the transaction is the user's first. Such a result has no ``transaction_id``."""
+    moves_credits: ClassVar[bool] = True
+    """Whether it is a transaction. What only changes holds is none, and has no ``transaction_id``.
+
+    A result whose ``transaction_id`` is None stands for nothing that was moved.
+    """
 
     def needs(self, request: Q) -> Needs:  # noqa: ARG002 - some subclasses use it
         """Return what must be loaded for the request besides its user's account."""
@@ -183,10 +201,13 @@ def post(
     refund_of: str | None = None,
     facts: Mapping[str, Any] | None = None,
     changed: Account | None = None,
+    legs: tuple[Leg, ...] | None = None,
+    revoke_of: str | None = None,
+    hold_id: str | None = None,
 ) -> Posting:
     """Post on an existing account. Its balance, ``seq`` and time change together.
 
-    ``changed`` is the account with its other changes, such as a new tier.
+    ``changed`` is the account with its other changes, such as a new tier or other lots.
     """
     base = changed or account
     after = Account(
@@ -197,6 +218,7 @@ def post(
         base.membership_expires_at,
         base.created_at,
         now,
+        base.extras,
     )
     return Posting(
         request.transaction_id,
@@ -210,4 +232,8 @@ def post(
         request.metadata,
         refund_of,
         facts,
+        None,
+        legs,
+        revoke_of,
+        hold_id,
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, TypeAlias
 
 from credit_mongo.core.values import Account
 from credit_mongo.errors import MembershipRequiredError, UndefinedTierError
 
-__all__ = ["Membership"]
+__all__ = ["Membership", "OnChange"]
+
+OnChange: TypeAlias = Literal["cap", "raise", "add", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Membership:
     levels: Mapping[str, int]
     requirements: Mapping[str, str]
     caps: Mapping[str, int]
+    on_change: OnChange = "cap"
+    """How a change of tier sets the base: see ``base_after_change``."""
 
     def level(self, tier: str) -> int:
         """Return the level of a tier. Raises UndefinedTierError."""
@@ -33,6 +38,20 @@ class Membership:
             return self.caps[tier]
         except KeyError:
             raise UndefinedTierError(tier) from None
+
+    def base_after_change(self, base: int, tier: str) -> int:
+        """Return the base after a change to this tier. Raises UndefinedTierError.
+
+        ``"cap"`` sets it to the cap, ``"raise"`` does so unless it is higher, ``"add"`` adds the
+        cap, and ``"keep"`` leaves it as it is. A debt is netted, not forgiven.
+        """
+        cap, debt = self.cap(tier), min(base, 0)
+        return {
+            "cap": cap + debt,
+            "raise": max(base, cap + debt),
+            "add": base + cap,
+            "keep": base,
+        }[self.on_change]
 
     def tier_in_force(self, account: Account, now: datetime) -> str | None:
         """Return the account's tier, or None if the account has none or its tier has expired.

@@ -30,6 +30,10 @@ class Policy:
 
     None means any distance.
     """
+    refund_grace: timedelta = timedelta()
+    """How long after a lot's end a refund to it can still be used."""
+    hold_late: timedelta = timedelta(days=1)
+    """How long after a hold's end a capture is still accepted."""
 
     def time_for(self, account: Account, now: datetime) -> datetime:
         """Return the time of the user's next change: now, or the last change if that is later.
@@ -59,7 +63,7 @@ class Policy:
         """
         tier = self.membership.tier_in_force(account, self.time_for(account, now))
         cost = self.price(account, action, tier, variables).cost
-        return Quote(action, tier, cost, account.credits, cost <= account.credits)
+        return Quote(action, tier, cost, account.available, cost <= account.available)
 
     def find_price(self, account: Account, action: str, tier: str | None) -> Price | None:
         """Return the action's price for the user, or None if the action has no prices.
@@ -94,7 +98,9 @@ class Policy:
         return self.tariff.evaluate(action, price, variables)
 
 
-def refuse_past(expires_at: datetime | None, now: datetime) -> None:
-    """Raise InvalidRequestError if ``membership_expires_at`` has passed."""
+def refuse_past(
+    expires_at: datetime | None, now: datetime, field: str = "membership_expires_at"
+) -> None:
+    """Raise InvalidRequestError for the argument ``field`` if the moment has passed."""
     if is_past(expires_at, now):
-        raise InvalidRequestError("membership_expires_at", "is in the past")
+        raise InvalidRequestError(field, "is in the past")

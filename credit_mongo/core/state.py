@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from credit_mongo.core.values import Account, RefundableCharge, Unopened
-from credit_mongo.errors import AccountDataError, TransactionNotFoundError, UserNotFoundError
+from credit_mongo.core.holds import HoldRecord
+from credit_mongo.core.values import Account, RefundableCharge, RevocableGrant, Unopened
+from credit_mongo.errors import (
+    AccountDataError,
+    HoldNotFoundError,
+    TransactionNotFoundError,
+    UserNotFoundError,
+)
 
-__all__ = ["ChargeRefunded", "Loaded", "Remembered", "State"]
+__all__ = [
+    "AccountChanged",
+    "ChargeRefunded",
+    "GrantRevoked",
+    "HoldChanges",
+    "Loaded",
+    "Remembered",
+    "State",
+]
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 # An account opened during an erasure starts after the erased rows, if these are at most this far
@@ -49,12 +63,36 @@ class Loaded:
     """The unreadable users whose documents have no account yet, so that one can be opened."""
     erased_until: Mapping[str, datetime] = field(default_factory=dict)
     """For users under erasure: the date of the erased account's last row."""
+    grants: Mapping[str, RevocableGrant | AccountDataError] = field(default_factory=dict)
+    """Grants by id. An error stands for a grant that the ledger cannot read."""
+    holds: Mapping[str, HoldRecord | AccountDataError] = field(default_factory=dict)
+    """Holds by id. An error stands for a hold that the ledger cannot read."""
+
+
+@dataclass(slots=True)
+class HoldChanges:
+    """What a batch changes in holds, to write: new holds, and the changed fields of others."""
+
+    placed: dict[str, HoldRecord] = field(default_factory=dict)
+    changed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changed_by: dict[str, str] = field(default_factory=dict)
+    """For each hold: the id of the last request that changed it."""
 
 
 class State:
     """What a request sees: the state that the requests before it in the batch left."""
 
-    __slots__ = ("_charges", "_erased_until", "_unreadable", "accounts", "remembered", "unopened")
+    __slots__ = (
+        "_charges",
+        "_erased_until",
+        "_grants",
+        "_holds",
+        "_unreadable",
+        "accounts",
+        "hold_changes",
+        "remembered",
+        "unopened",
+    )
 
     def __init__(self, loaded: Loaded) -> None:
         self._unreadable = loaded.unreadable
@@ -63,6 +101,9 @@ class State:
         self._charges: dict[str, RefundableCharge | AccountDataError] = dict(loaded.charges)
         self.remembered: dict[str, Remembered] = dict(loaded.remembered)
         self.unopened: Mapping[str, Unopened] = loaded.unopened
+        self._grants: dict[str, RevocableGrant | AccountDataError] = dict(loaded.grants)
+        self._holds: dict[str, HoldRecord | AccountDataError] = dict(loaded.holds)
+        self.hold_changes: HoldChanges | None = None
 
     def moment_to_open(
         self, user_id: str, now: datetime, max_lead: timedelta | None = None
@@ -96,17 +137,96 @@ class State:
 
     def charge(self, charge_id: str, user_id: str) -> RefundableCharge:
         """Return a charge of the user. Raises TransactionNotFoundError and AccountDataError."""
-        charge = self._charges.get(charge_id)
-        # Another user's charge counts as not found, whether the ledger can read it or not.
-        if charge is None or charge.user_id != user_id:
+        charge = _readable(self._charges.get(charge_id), user_id)
+        if charge is None:
             raise TransactionNotFoundError(charge_id)
-        if isinstance(charge, AccountDataError):
-            raise copy(charge)
         return charge
 
     def replace_charge(self, charge: RefundableCharge) -> None:
         """Replace the charge, for the requests that follow."""
         self._charges[charge.transaction_id] = charge
+
+    def grant(self, grant_id: str, user_id: str) -> RevocableGrant:
+        """Return a grant of the user. Raises TransactionNotFoundError and AccountDataError."""
+        grant = _readable(self._grants.get(grant_id), user_id)
+        if grant is None:
+            raise TransactionNotFoundError(grant_id, "grant")
+        return grant
+
+    def replace_grant(self, grant: RevocableGrant) -> None:
+        """Replace the grant, for the requests that follow."""
+        self._grants[grant.transaction_id] = grant
+
+    def hold(self, hold_id: str, user_id: str) -> HoldRecord:
+        """Return a hold of the user. Raises HoldNotFoundError and AccountDataError."""
+        hold = _readable(self._holds.get(hold_id), user_id)
+        if hold is None:
+            raise HoldNotFoundError(hold_id)
+        return hold
+
+    def place_hold(self, hold: HoldRecord) -> None:
+        """Keep a new hold."""
+        self._holds[hold.hold_id] = hold
+        self._changes_of_holds().placed[hold.hold_id] = hold
+
+    def change_hold(self, hold_id: str, changed_by: str, changes: Mapping[str, Any]) -> None:
+        """Change fields of a hold, whether it was loaded or not."""
+        hold = self._holds.get(hold_id)
+        if isinstance(hold, HoldRecord):
+            self._holds[hold_id] = hold = replace(hold, **changes)
+        all_changes = self._changes_of_holds()
+        all_changes.changed_by[hold_id] = changed_by
+        if hold_id in all_changes.placed and isinstance(hold, HoldRecord):
+            all_changes.placed[hold_id] = hold
+        else:
+            all_changes.changed.setdefault(hold_id, {}).update(changes)
+
+    def _changes_of_holds(self) -> HoldChanges:
+        if self.hold_changes is None:
+            self.hold_changes = HoldChanges()
+        return self.hold_changes
+
+
+class _OfUser(Protocol):
+    @property
+    def user_id(self) -> str: ...
+
+
+_Found = TypeVar("_Found", bound=_OfUser)
+
+
+def _readable(found: _Found | AccountDataError | None, user_id: str) -> _Found | None:
+    """Return what was found; None if it is another user's, whether the ledger can read it or not.
+
+    Raises AccountDataError if the ledger can't read it.
+    """
+    if found is None or found.user_id != user_id:
+        return None
+    if isinstance(found, AccountDataError):
+        raise copy(found)
+    return found
+
+
+class AccountChanged(NamedTuple):
+    """An account has changed in something other than its credits."""
+
+    account: Account
+
+    def apply(self, state: State) -> None:
+        """Replace the account, for the requests that follow."""
+        state.accounts[self.account.user_id] = self.account
+
+
+class GrantRevoked(NamedTuple):
+    """A revocation of ``amount`` units of a grant."""
+
+    grant: RevocableGrant
+    amount: int
+
+    def apply(self, state: State) -> None:
+        """Reduce what the requests that follow can revoke."""
+        revoked = self.grant.revoked + self.amount
+        state.replace_grant(self.grant._replace(revoked=revoked))
 
 
 class ChargeRefunded(NamedTuple):

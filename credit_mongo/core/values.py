@@ -7,11 +7,12 @@ charge creates about six of them, in a third of the time that frozen dataclasses
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Final, NamedTuple, TypeVar
 
+from credit_mongo.core.extras import Extras, Leg
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Account",
     "Keep",
     "RefundableCharge",
+    "RevocableGrant",
     "Unopened",
     "check_amount",
     "check_flag",
@@ -28,7 +30,9 @@ __all__ = [
     "check_kind",
     "check_moment",
     "check_number",
+    "check_one_of",
     "check_optional",
+    "check_seconds",
     "check_whole_number",
     "moment_text",
     "refuse_overflow",
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=str)
 
 # The largest whole number that JSON readers in all languages represent exactly.
 LARGEST_AMOUNT: Final = 2**53 - 1
@@ -107,6 +112,19 @@ def check_kind(field: str, value: object, kind: type[_T]) -> _T:
     return value
 
 
+def check_seconds(field: str, value: object, *, least: float, most: float) -> timedelta:
+    """Check a length of time: an int or float (not a bool) from ``least`` to ``most`` seconds."""
+    return timedelta(milliseconds=round(check_number(field, value, least, most) * 1000))
+
+
+def check_one_of(field: str, value: object, allowed: Collection[_S]) -> _S:
+    """Check that the value is one of some strings."""
+    for each in allowed:
+        if isinstance(value, str) and value == each:
+            return each
+    raise InvalidRequestError(field, f"must be one of {', '.join(map(repr, allowed))}")
+
+
 def check_flag(field: str, value: object) -> bool:
     """Check a bool. Other truthy or falsy values don't pass."""
     if not isinstance(value, bool):
@@ -145,7 +163,10 @@ def moment_text(moment: datetime | Keep | None) -> str | None:
 
 
 class Account(NamedTuple):
-    """One user's credits (in smallest units) and membership, as of transaction ``seq``."""
+    """One user's credits (in smallest units) and membership, as of transaction ``seq``.
+
+    ``credits`` is the base and all lots together.
+    """
 
     user_id: str
     credits: int
@@ -154,6 +175,14 @@ class Account(NamedTuple):
     membership_expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    extras: Extras | None = None
+
+    @property
+    def available(self) -> int:
+        """The units that a charge can take: without what is held, with the overdraft."""
+        if self.extras is None:
+            return self.credits
+        return self.credits - self.extras.held + self.extras.overdraft
 
 
 class Unopened(NamedTuple):
@@ -165,17 +194,39 @@ class Unopened(NamedTuple):
 
 
 class RefundableCharge(NamedTuple):
-    """A charge, with the smallest units that it took and that refunds gave back so far."""
+    """A charge, with the smallest units that it took and that refunds gave back so far.
+
+    ``legs`` are where it took them, in order, or empty if all came from the base.
+    """
 
     transaction_id: str
     user_id: str
     charged: int
     refunded: int
+    legs: tuple[Leg, ...] = ()
 
     @property
     def refundable(self) -> int:
         """The units that can still be refunded."""
         return self.charged - self.refunded
+
+
+class RevocableGrant(NamedTuple):
+    """A grant, with the smallest units that it gave and that revocations asked back so far.
+
+    ``lot_id`` is the lot that it went into, or None for the base.
+    """
+
+    transaction_id: str
+    user_id: str
+    granted: int
+    revoked: int
+    lot_id: str | None
+
+    @property
+    def revocable(self) -> int:
+        """The units that can still be revoked."""
+        return self.granted - self.revoked
 
 
 def refuse_overflow(account: Account, amount: int) -> None:

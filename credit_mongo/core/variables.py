@@ -16,7 +16,14 @@ from typing import Final, NamedTuple, TypeAlias
 from credit_mongo.core.formula_parser import NAME
 from credit_mongo.errors import InvalidRequestError
 
-__all__ = ["MAX_MAGNITUDE", "Unusable", "Variables", "exact_variables", "readable_variables"]
+__all__ = [
+    "MAX_MAGNITUDE",
+    "Unusable",
+    "Variables",
+    "exact_variables",
+    "numbers_of",
+    "readable_variables",
+]
 
 # More names than any usage object has, yet few enough to check in each call.
 MAX_GIVEN: Final = 200
@@ -135,3 +142,15 @@ def _of_decimal(decimal: Decimal) -> Fraction:
             f"must be within ±10**18, with at most {MAX_DECIMAL_PLACES} decimal places"
         )
     return Fraction(*decimal.as_integer_ratio())
+
+
+def numbers_of(variables: Variables | None) -> list[tuple[str, str]] | None:
+    """Return all numbers as text, sorted by name, for fingerprints.
+
+    Whether the price uses them or not: a repeated request must match the first even if the prices
+    have changed since.
+    """
+    if variables is None:
+        return None
+    given = variables.items()
+    return sorted((name, str(n)) for name, n in given if isinstance(n, Fraction))

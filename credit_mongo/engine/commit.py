@@ -228,7 +228,7 @@ class Committer:
             now, read_at = self._clock(), asyncio.get_running_loop().time()
             loaded = await self._store.load([request], now, session, with_keys=True)
             await self._clock.check(now, session, read_at=read_at)
-            decided = decide_batch(self._policy, loaded, [request], now)
+            decided = decide_batch(self._policy, loaded, [request], now, most_due_rows=None)
             outcome: R | CreditError = decided.outcomes[0]
             if isinstance(outcome, CreditError):
                 for refusal in decided.refusals:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
-from credit_mongo.core.batch import Outcome
+from credit_mongo.core.batch import Later, Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, More, TakeMore
@@ -188,7 +188,8 @@ class _Lane:
                 raise
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Held):
+                # What is left to post for a user is posted in a lane of its own as well.
+                if isinstance(outcome, Held | Later):
                     waiting.in_flight = False
                     self._when_held(waiting)
                 else:

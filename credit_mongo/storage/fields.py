@@ -6,7 +6,7 @@ holds. Nothing is rounded, and nothing raises another error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -91,6 +91,13 @@ class StoredFields:
         if number is None or number < 0:
             raise self._wrong(name, "a whole number (int64) from 0 on")
         return number
+
+    def one_of(self, name: str, allowed: Collection[str]) -> str:
+        """One of these strings, which has to be there."""
+        value = self._row.get(name)
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise self._wrong(name, f"one of {', '.join(allowed)}")
 
     def moment(self, name: str) -> datetime:
         """A date that has to be there."""

@@ -22,7 +22,8 @@ from credit_mongo.core.values import (
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.storage.erasures import after
 from credit_mongo.storage.fields import exact_whole, milliseconds
-from credit_mongo.storage.rows import Raw, to_object_id
+from credit_mongo.storage.numbers import to_object_id
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["AuditPage", "HistoryPage", "Page", "PageQuery"]
 

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from credit_mongo.core.advance import advance
+from credit_mongo.core.holds import HoldChanged, HoldRecord
 from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.policy import Policy
 from credit_mongo.core.values import Account, check_flag, check_identifier
-from credit_mongo.errors import InvalidRequestError, UserNotFoundError
+from credit_mongo.errors import (
+    AccountDataError,
+    HoldNotFoundError,
+    InvalidRequestError,
+    TransactionNotFoundError,
+    UserNotFoundError,
+)
 from credit_mongo.storage.clocks import CheckedClock
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.fields import StoredFields
+from credit_mongo.storage.holds import hold_from
 from credit_mongo.storage.latest_write import LatestWrite
+from credit_mongo.storage.numbers import to_object_id
 from credit_mongo.storage.pages import AuditPage, HistoryPage, PageQuery
-from credit_mongo.storage.rows import Raw, audit_log_from, to_object_id, transaction_from
+from credit_mongo.storage.rows import Raw, audit_log_from, transaction_from
 
-__all__ = ["History"]
+__all__ = ["MAX_HOLDS_READ", "History"]
+
+MAX_HOLDS_READ: Final = 1000
 
 _AUDIT_STATUSES: Final = ("success", "failed")
+# Of rows that are not written.
+_NO_REQUEST: Final = "0" * 24
 
 Row = TypeVar("Row")
 
@@ -32,8 +48,13 @@ class History:
     """What the ledger's collections hold, read as a majority has acknowledged it."""
 
     def __init__(
-        self, database: LedgerDatabase, latest_write: LatestWrite, clock: CheckedClock
+        self,
+        database: LedgerDatabase,
+        policy: Policy,
+        latest_write: LatestWrite,
+        clock: CheckedClock,
     ) -> None:
+        self._policy = policy
         self._database = database
         self._names = database.names
         self._users = database.users
@@ -41,18 +62,30 @@ class History:
         self._clock = clock
 
     async def account(self, user_id: str, session: AsyncClientSession | None) -> Account:
-        """A user's account. Raises UserNotFoundError and AccountDataError."""
+        """A user's account as of now. Raises UserNotFoundError and AccountDataError.
+
+        Also raises ClockSkewError if time decides what the user has.
+        """
         async with self._latest_write.seen_by(session) as seen:
-            return await self._account(user_id, seen)
+            account = await self._account(user_id, seen)
+            return account if account.extras is None else (await self._advanced(account, seen))[0]
 
     async def account_now(
         self, user_id: str, session: AsyncClientSession | None
     ) -> tuple[Account, datetime]:
         """The same, and the time, for what time decides. Also raises ClockSkewError."""
         async with self._latest_write.seen_by(session) as seen:
-            account, now = await self._account(user_id, seen), self._clock()
-            await self._clock.check(now, seen)
-            return account, now
+            return await self._advanced(await self._account(user_id, seen), seen)
+
+    async def _advanced(
+        self, account: Account, session: AsyncClientSession
+    ) -> tuple[Account, datetime]:
+        """The account as time has left it, without the rows that nobody has written yet."""
+        now = self._clock()
+        await self._clock.check(now, session)
+        advanced = advance(account, self._policy.time_for(account, now), _NO_REQUEST).account
+        as_of_now = advanced._replace(seq=account.seq, updated_at=account.updated_at)
+        return as_of_now, now
 
     async def _account(self, user_id: str, session: AsyncClientSession) -> Account:
         users = self._users
@@ -62,6 +95,101 @@ class History:
         if document is None:
             raise UserNotFoundError(user_id)
         return users.account_from(document)
+
+    async def owner_of_grant(self, grant_id: str, session: AsyncClientSession | None) -> str:
+        """The user of a grant, archived or not. Raises TransactionNotFoundError."""
+        places = (self._names.transactions, self._names.transactions_archive)
+        owner = await self._owner_of(places, grant_id, session)
+        if owner is None:
+            raise TransactionNotFoundError(grant_id, "grant")
+        return owner
+
+    async def owner_of_hold(self, hold_id: str, session: AsyncClientSession | None) -> str:
+        """The user of a hold, archived or not. Raises HoldNotFoundError."""
+        places = (self._names.holds, self._names.holds_archive)
+        owner = await self._owner_of(places, hold_id, session)
+        if owner is None:
+            raise HoldNotFoundError(hold_id)
+        return owner
+
+    async def _owner_of(
+        self, places: tuple[str, ...], row_id: str, session: AsyncClientSession | None
+    ) -> str | None:
+        """The user of a row. The operation itself settles whether it can use the row."""
+        query = {"_id": to_object_id(row_id)}
+        async with self._latest_write.seen_by(session) as seen:
+            # The archive comes last: what leaves the first collection meanwhile is there already.
+            for place in places:
+                row = await self._database[place].find_one(query, {"userId": 1}, session=seen)
+                if row is not None and isinstance(row.get("userId"), str):
+                    return str(row["userId"])
+        return None
+
+    async def hold(self, hold_id: str, session: AsyncClientSession | None) -> HoldRecord:
+        """A hold as of now. Raises HoldNotFoundError and AccountDataError."""
+        found = await self._holds_now({"_id": to_object_id(hold_id)}, 1, session)
+        if not found:
+            raise HoldNotFoundError(hold_id)
+        return found[0]
+
+    async def holds(
+        self, user_id: str, status: str | None, limit: int, session: AsyncClientSession | None
+    ) -> list[HoldRecord]:
+        """A user's holds as of now, the newest first. Raises UserNotFoundError."""
+        query: Raw = {"userId": user_id}
+        if status in {"active", "expired"}:
+            # Some that are stored as active have ended by now.
+            query["status"] = {"$in": ["active", status]}
+        elif status is not None:
+            query["status"] = status
+        found = await self._holds_now(query, limit, session, status)
+        if not found:
+            await self.account(user_id, session)
+        return found
+
+    async def _holds_now(
+        self,
+        query: Raw,
+        limit: int,
+        session: AsyncClientSession | None,
+        status: str | None = None,
+    ) -> list[HoldRecord]:
+        read = partial(self._read_holds, query, limit, status)
+        place = self._names.holds
+        return await self._latest_write.in_snapshot(self._database, place, session, read)
+
+    async def _read_holds(
+        self, query: Raw, limit: int, status: str | None, session: AsyncClientSession
+    ) -> list[HoldRecord]:
+        found: list[HoldRecord] = []
+        ended: dict[str, Mapping[str, Any]] = {}
+        looked_at: set[str] = set()
+        for place in (self._names.holds, self._names.holds_archive):
+            sort = [("createdAt", -1), ("_id", -1)]
+            async for document in self._database[place].find(query, sort=sort, session=session):
+                record = hold_from(document)
+                if isinstance(record, AccountDataError):
+                    raise record
+                if record.status == "active" and record.user_id not in looked_at:
+                    looked_at.add(record.user_id)
+                    ended |= await self._ended_holds(record.user_id, session)
+                record = replace(record, **ended.get(record.hold_id, {}))
+                if status is None or record.status == status:
+                    found.append(record)
+                if len(found) == limit:
+                    return found
+        return found
+
+    async def _ended_holds(
+        self, user_id: str, session: AsyncClientSession
+    ) -> dict[str, Mapping[str, Any]]:
+        """What time has changed in a user's holds and nobody has written yet."""
+        account = await self._account(user_id, session)
+        now = self._clock()
+        await self._clock.check(now, session)
+        advanced = advance(account, self._policy.time_for(account, now), _NO_REQUEST)
+        changes = (change for change in advanced.changes if isinstance(change, HoldChanged))
+        return {change.hold_id: change.changes for change in changes}
 
     async def transactions(
         self,

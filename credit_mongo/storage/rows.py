@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import datetime, timedelta, timezone
-from functools import lru_cache
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any, Final
 
-from bson import DBRef, Int64, ObjectId, decode, encode
+from bson import DBRef, ObjectId, decode, encode
 
-from credit_mongo.core.batch import KeyRecord, Refusal
+from credit_mongo.core.batch import KeyRecord, Note, Refusal
 from credit_mongo.core.decision import Posting
+from credit_mongo.core.extras import BASE_PRIORITY
 from credit_mongo.core.operations import OPERATIONS
-from credit_mongo.core.results import AuditLog, Transaction
+from credit_mongo.core.results import AuditLog, Transaction, TransactionLeg
 from credit_mongo.core.state import Remembered
-from credit_mongo.core.values import RefundableCharge
+from credit_mongo.core.values import RefundableCharge, RevocableGrant
 from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.storage.codecs import CODEC_OPTIONS, FOR_METADATA, Raw
+from credit_mongo.storage.extras import ExtrasError, legs_from, stored_legs
 from credit_mongo.storage.fields import StoredFields, described, exact_whole
+from credit_mongo.storage.numbers import to_int64, to_moment, to_object_id
 
 __all__ = [
     "CODEC_OPTIONS",
@@ -27,13 +29,12 @@ __all__ = [
     "audit_log_from",
     "copy_metadata",
     "idempotency_row",
+    "note_row",
     "posting_rows",
     "refundable_from",
     "refusal_row",
     "remembered_from",
-    "to_int64",
-    "to_moment",
-    "to_object_id",
+    "revocable_from",
     "transaction_from",
 ]
 
@@ -84,28 +85,7 @@ def _plain(value: Any, depth_left: int) -> Any:
     return value
 
 
-# Ids
-
-
-def to_object_id(transaction_id: str) -> ObjectId | str:
-    """How a transaction id is stored. Rows of other software may have ids of another form."""
-    return ObjectId(transaction_id) if ObjectId.is_valid(transaction_id) else transaction_id
-
-
 # To the database
-
-# The same few numbers stand in several rows. An Int64 is looked at by the garbage collector, and a
-# dozen for each charge would be a third of what it has to look at.
-to_int64: Final = lru_cache(maxsize=8192)(Int64)
-
-
-@lru_cache(maxsize=1024)
-def to_moment(moment: datetime) -> datetime:
-    """How a moment is stored: the driver encodes a naive one, in UTC, in a third of the time.
-
-    A batch is decided as of one moment, which stands in all of its rows.
-    """
-    return moment.astimezone(timezone.utc).replace(tzinfo=None)
 
 
 def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]:
@@ -135,7 +115,13 @@ def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]
     if posting.refund_of is not None:
         transaction["refundOf"] = to_object_id(posting.refund_of)
     if posting.facts is not None:
-        transaction.update(posting.facts)
+        transaction.update(_with_int64(posting.facts))
+    if posting.legs is not None:
+        transaction["legs"] = stored_legs(posting.legs)
+    if posting.revoke_of is not None:
+        transaction["revokeOf"] = to_object_id(posting.revoke_of)
+    if posting.hold_id is not None:
+        transaction["holdId"] = to_object_id(posting.hold_id)
     if posting.written_at is not None:
         transaction["writtenAt"] = to_moment(posting.written_at)
     audit_log: Raw = {
@@ -175,9 +161,29 @@ def refusal_row(refusal: Refusal) -> Raw:
     }
 
 
+def note_row(note: Note) -> Raw:
+    """The audit row of an accepted request that moved no credits."""
+    request = note.request
+    return {
+        "_id": ObjectId(request.transaction_id),
+        "userId": request.user_id,
+        "operation": request.operation,
+        "action": request.action,
+        "status": "success",
+        "details": _with_int64(note.details),
+        "metadata": request.metadata,
+        "errorMessage": None,
+        "createdAt": note.at,
+    }
+
+
 # asdict() would copy metadata deeply, on the way of every charge with a key.
+# Of a user who is opened, the last four follow from the others.
+_NOT_REMEMBERED: Final = frozenset({"replayed", "available", "held", "overdraft", "lots"})
 _REMEMBERED_FIELDS: Final = {
-    name: tuple(field.name for field in fields(operation.result_type) if field.name != "replayed")
+    name: tuple(
+        field.name for field in fields(operation.result_type) if field.name not in _NOT_REMEMBERED
+    )
     for name, operation in OPERATIONS.items()
 }
 _REMEMBERED_VALUES: Final = {name: attrgetter(*of) for name, of in _REMEMBERED_FIELDS.items()}
@@ -245,13 +251,36 @@ def refundable_from(
             reason = f"was refunded by a row whose amount {described(stored)}: correct that row"
             return AccountDataError(user_id, "amount", reason, row_id=charge_id)
         refunded += amount * refund["count"]
-    return RefundableCharge(charge_id, user_id, charged, refunded)
+    try:
+        legs = legs_from(row.get("legs"))
+    except ExtrasError as error:
+        return AccountDataError(user_id, "legs", str(error), row_id=charge_id)
+    return RefundableCharge(charge_id, user_id, charged, refunded, legs)
+
+
+def revocable_from(
+    row: Mapping[str, Any], revocations: Iterable[Mapping[str, Any]]
+) -> RevocableGrant | AccountDataError:
+    """A grant and what is left of it; or what is wrong with its amount or with a revocation's."""
+    user_id = str(row.get("userId"))
+    try:
+        granted = StoredFields(row, user_id).whole_number("amount")
+        revoked = 0
+        for revocation in revocations:
+            fields = StoredFields(revocation, user_id)
+            revoked += fields.optional_count("uncollected") - fields.whole_number("amount")
+        legs = legs_from(row.get("legs"))
+    except AccountDataError as error:
+        return error
+    except ExtrasError as error:
+        return AccountDataError(user_id, "legs", str(error), row_id=str(row["_id"]))
+    lot_id = next((leg.lot_id for leg in legs if leg.lot is not None), None)
+    return RevocableGrant(str(row["_id"]), user_id, granted, revoked, lot_id)
 
 
 def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
     """A record of the ledger as callers see it. Raises AccountDataError."""
     fields = StoredFields(document, user_id)
-    refund_of = document.get("refundOf")
     return Transaction(
         transaction_id=fields.row_id,
         user_id=fields.text("userId"),
@@ -264,8 +293,35 @@ def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
         balance_after=fields.whole_number("balanceAfter"),
         metadata=_plain(document.get("metadata"), -1),
         idempotency_key=fields.optional_text("idempotencyKey"),
-        refund_of=None if refund_of is None else str(refund_of),
+        refund_of=_optional_id(document, "refundOf"),
         created_at=fields.moment("createdAt"),
+        legs=_legs(document, fields, user_id),
+        revoke_of=_optional_id(document, "revokeOf"),
+        hold_id=_optional_id(document, "holdId"),
+        uncollected=fields.optional_count("uncollected"),
+        written_at=None if document.get("writtenAt") is None else fields.moment("writtenAt"),
+    )
+
+
+def _optional_id(document: Mapping[str, Any], name: str) -> str | None:
+    value = document.get(name)
+    return None if value is None else str(value)
+
+
+def _legs(
+    document: Mapping[str, Any], fields: StoredFields, user_id: str
+) -> tuple[TransactionLeg, ...]:
+    if document.get("legs") is None:
+        return ()
+    try:
+        legs = legs_from(document["legs"])
+    except ExtrasError as error:
+        raise AccountDataError(user_id, "legs", str(error), row_id=fields.row_id) from None
+    return tuple(
+        TransactionLeg(None, amount, None, BASE_PRIORITY, None)
+        if lot is None
+        else TransactionLeg(lot.lot_id, amount, lot.expires_at, lot.priority, lot.source)
+        for lot, amount in legs
     )
 
 

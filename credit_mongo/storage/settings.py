@@ -40,9 +40,9 @@ __all__ = [
 
 _State: TypeAlias = Literal["created", "kept", "changed"]
 
-FORM: Final = 1
+FORM: Final = 2
 """The version of the stored form that this library writes."""
-LOWEST_WRITER: Final = 1
+LOWEST_WRITER: Final = 2
 """The lowest form that a library must know to use a ledger that this one has set up."""
 _MOST_TRIES: Final = 5
 _UNIQUE_NAMES: Final = {"key": {"names": 1}, "name": "names_1", "unique": True, "sparse": True}

@@ -11,28 +11,31 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
 from credit_mongo.core.batch import DecidedBatch, Refusal
 from credit_mongo.core.decision import AnyRequest
+from credit_mongo.core.holds import HoldRecord
 from credit_mongo.core.membership import is_past
-from credit_mongo.core.operations import OPENING, OPERATIONS, REFUNDABLE
-from credit_mongo.core.state import Loaded
-from credit_mongo.core.values import Account, RefundableCharge, Unopened
+from credit_mongo.core.operations import GRANTING, OPENING, OPERATIONS, REFUNDABLE
+from credit_mongo.core.state import HoldChanges, Loaded
+from credit_mongo.core.values import Account, RefundableCharge, RevocableGrant, Unopened
 from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageError
 from credit_mongo.storage.codecs import FOR_USERS
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until, is_erased
+from credit_mongo.storage.holds import hold_from, hold_rows, hold_updates
+from credit_mongo.storage.numbers import to_object_id
 from credit_mongo.storage.rows import (
     Raw,
     idempotency_row,
+    note_row,
     posting_rows,
     refundable_from,
     refusal_row,
     remembered_from,
-    to_object_id,
+    revocable_from,
 )
 from credit_mongo.storage.server_transactions import fields_of
 
@@ -48,14 +51,14 @@ _LARGEST_REPLY: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Rows that a commit writes: if one is there, all was committed.
+    """Finds rows that a commit writes: if one is there, all was committed.
 
-    Not one row alone: its user may be erased before it is looked for.
+    Not one row alone: its user may be erased before it is looked for. ``places`` are the collection
+    and, if its rows are archived, the archive.
     """
 
-    collection: str
-    archive: str
-    row_ids: tuple[ObjectId, ...]
+    places: tuple[str, ...]
+    query: Raw
 
 
 class Store:
@@ -93,10 +96,22 @@ class Store:
         needs = [OPERATIONS[request.operation].needs(request) for request in requests]
         charge_ids = {charge_id for needed in needs for charge_id in needed.charges}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
+        grant_ids = {grant_id for needed in needs for grant_id in needed.grants}
+        grants = await self._load_grants(grant_ids, session) if grant_ids else {}
+        hold_ids = {hold_id for needed in needs for hold_id in needed.holds}
+        holds = await self._load_holds(hold_ids, session) if hold_ids else {}
         created = {request.user_id for request in requests if request.operation in OPENING}
         erased = await self._erased_until(created - accounts.keys(), session)
         loaded = Loaded(
-            accounts, unreadable, charges, {}, frozenset(), unopened=unopened, erased_until=erased
+            accounts,
+            unreadable,
+            charges,
+            {},
+            frozenset(),
+            unopened=unopened,
+            erased_until=erased,
+            grants=grants,
+            holds=holds,
         )
         return await self.load_keys(loaded, requests, now, session) if with_keys else loaded
 
@@ -180,6 +195,37 @@ class Store:
             str(row["_id"]): refundable_from(row, by_charge.get(row["_id"], ())) for row in charges
         }
 
+    async def _load_grants(
+        self, grant_ids: Iterable[str], session: AsyncClientSession
+    ) -> dict[str, RevocableGrant | AccountDataError]:
+        stored_ids = [to_object_id(grant_id) for grant_id in grant_ids]
+        places = (self._names.transactions, self._names.transactions_archive)
+        fields = {"userId": 1, "amount": 1, "createdAt": 1, "legs": 1}
+        of_grants = {"_id": {"$in": stored_ids}, "operation": {"$in": GRANTING}}
+        of_revocations = {"revokeOf": {"$in": stored_ids}}
+        fields_of_revocations = {"amount": 1, "uncollected": 1, "revokeOf": 1}
+        grants: list[Raw] = []
+        revocations: dict[Any, list[Raw]] = {}
+        for place in places:
+            grants += await self._find(place, of_grants, fields, session)
+            for row in await self._find(place, of_revocations, fields_of_revocations, session):
+                revocations.setdefault(row["revokeOf"], []).append(row)
+        return {
+            str(row["_id"]): revocable_from(row, revocations.get(row["_id"], ()))
+            for row in await self._without_erased(grants, session)
+        }
+
+    async def _load_holds(
+        self, hold_ids: Iterable[str], session: AsyncClientSession
+    ) -> dict[str, HoldRecord | AccountDataError]:
+        query = {"_id": {"$in": [to_object_id(hold_id) for hold_id in hold_ids]}}
+        documents: list[Raw] = []
+        for place in (self._names.holds, self._names.holds_archive):
+            if len(documents) < len(query["_id"]["$in"]):
+                documents += await self._find(place, query, {}, session)
+        found = await self._without_erased(documents, session)
+        return {str(document["_id"]): hold_from(document) for document in found}
+
     async def _find_refunds(
         self, collection: str, charge_ids: Sequence[Any], session: AsyncClientSession
     ) -> list[Raw]:
@@ -212,7 +258,7 @@ class Store:
                 "operation": {"$in": [*REFUNDABLE, None]},
                 "amount": {"$lte": 0},
             },
-            {"userId": 1, "amount": 1, "createdAt": 1},
+            {"userId": 1, "amount": 1, "createdAt": 1, "legs": 1},
             session,
         )
 
@@ -241,9 +287,8 @@ class Store:
 
     async def contains(self, witness: Witness, session: AsyncClientSession) -> bool:
         """Whether the session's transaction sees any of the rows."""
-        query = {"_id": {"$in": witness.row_ids}}
-        for collection in (witness.collection, witness.archive):
-            if await self._find(collection, query, {"_id": 1}, session):
+        for collection in witness.places:
+            if await self._find(collection, witness.query, {"_id": 1}, session):
                 return True
         return False
 
@@ -266,33 +311,62 @@ class Store:
             if self._audits:
                 audit_logs.append(audit_log)
         if self._audits:
+            audit_logs += [note_row(note) for note in decided.notes]
             audit_logs += [refusal_row(r) for r in decided.refusals if is_audited(r)]
         await self._insert(names.transactions, transactions, session)
         await self._insert(names.audit_logs, audit_logs, session)
         await self._write_keys(decided, loaded, session)
+        if (holds := decided.state.hold_changes) is not None:
+            await self._write_holds(holds, session)
         written, places = transactions, (names.transactions, names.transactions_archive)
         if not transactions:
             written, places = audit_logs, (names.audit_logs, names.audit_logs_archive)
-        return Witness(*places, tuple(row["_id"] for row in written)) if written else None
+        if written:
+            return Witness(places, {"_id": {"$in": [row["_id"] for row in written]}})
+        return None if holds is None else self._witness_of_holds(holds)
+
+    async def _write_holds(self, changes: HoldChanges, session: AsyncClientSession) -> None:
+        await self._insert(self._names.holds, hold_rows(changes), session)
+        await self._update(self._names.holds, hold_updates(changes), session)
+
+    def _witness_of_holds(self, changes: HoldChanges) -> Witness:
+        """Nothing but holds was written: no row of them was, without an audit log.
+
+        A later change of a hold hides an earlier one, but only one that does no harm twice: the
+        report of a heartbeat. What ends a hold is its last change.
+        """
+        placed = [to_object_id(hold_id) for hold_id in changes.placed]
+        changed = [to_object_id(hold_id) for hold_id in changes.changed]
+        changed_by = [to_object_id(request_id) for request_id in changes.changed_by.values()]
+        of_before = {"_id": {"$in": changed}, "changedBy": {"$in": changed_by}}
+        return Witness((self._names.holds,), {"$or": [{"_id": {"$in": placed}}, of_before]})
 
     async def _write_accounts(
         self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession
     ) -> None:
         updates: list[Raw] = []
         inserts: list[Raw] = []
-        for user_id in dict.fromkeys(p.account.user_id for p in decided.postings):
-            before, after = loaded.accounts.get(user_id), decided.state.accounts[user_id]
+        for user_id, after in decided.state.accounts.items():
+            before = loaded.accounts.get(user_id)
+            if after is before:
+                continue
             found = before or loaded.unopened.get(user_id)
             if found is None:
                 inserts.append(self._users.row(after))
             else:
                 updates.append(self._users.update(found, after))
+        await self._update(self._names.users, updates, session)
+        await self._insert(self._names.users, inserts, session)
+
+    async def _update(
+        self, collection: str, updates: list[Raw], session: AsyncClientSession
+    ) -> None:
         if updates:
-            reply = await self._command({"update": self._names.users, "updates": updates}, session)
+            reply = await self._command({"update": collection, "updates": updates}, session)
             if reply["n"] != len(updates):
                 # They were read in this very transaction.
-                raise OperationFailure(f"{reply['n']} of {len(updates)} users were there to update")
-        await self._insert(self._names.users, inserts, session)
+                found = f"{reply['n']} of {len(updates)} documents"
+                raise OperationFailure(f"{found} were there to update in {collection}")
 
     async def _write_keys(
         self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession

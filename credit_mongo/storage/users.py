@@ -15,10 +15,13 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.asynchronous.database import AsyncDatabase
 
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.extras import Extras
 from credit_mongo.core.values import Account, Unopened, check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
+from credit_mongo.storage.codecs import Raw
+from credit_mongo.storage.extras import ExtrasError, extras_from, stored_extras
 from credit_mongo.storage.fields import described
-from credit_mongo.storage.rows import Raw, to_int64, to_moment
+from credit_mongo.storage.numbers import to_int64, to_moment
 
 __all__ = ["StoredUsers"]
 
@@ -40,6 +43,7 @@ class StoredUsers:
         self._credits, self._seq = names.credits, names.seq
         self._tier, self._expires_at = names.membership_tier, names.membership_expires_at
         self._created_at, self._updated_at = names.created_at, names.updated_at
+        self._extras = names.extras
         self._ids = _ids(names, representation)
 
     @classmethod
@@ -103,7 +107,14 @@ class StoredUsers:
             membership_expires_at=expires_at,
             created_at=created_at,
             updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
+            extras=None if document.get(self._extras) is None else self._extras_of(document),
         )
+
+    def _extras_of(self, document: Mapping[str, Any]) -> Extras:
+        try:
+            return extras_from(document[self._extras])
+        except ExtrasError as error:
+            raise self._wrong(document, self._extras, str(error)) from None
 
     def unopened_from(self, document: Mapping[str, Any]) -> Unopened | None:
         """What create_user finds in a document without an account; None if it has one."""
@@ -143,7 +154,7 @@ class StoredUsers:
     def _whole_number(self, document: Mapping[str, Any], field: str) -> int:
         value = document.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
-            if value >= 0:
+            if value >= 0 or (field == self._credits and document.get(self._extras) is not None):
                 return int(value)
             raise self._wrong(document, field, "is below zero: set it to what it should be")
         if value is not None:
@@ -171,6 +182,7 @@ class StoredUsers:
             self._seq: to_int64(account.seq),
             self._created_at: account.created_at,
             self._updated_at: to_moment(account.updated_at),
+            **({} if account.extras is None else {self._extras: stored_extras(account.extras)}),
         }
 
     def update(self, before: Account | Unopened, after: Account) -> Raw:
@@ -186,7 +198,14 @@ class StoredUsers:
             changed[self._expires_at] = after.membership_expires_at
         if before.created_at is None:
             changed[self._created_at] = after.created_at
-        return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}
+        changes: Raw = {"$set": changed}
+        extras = before.extras if isinstance(before, Account) else None
+        if after.extras != extras:
+            if after.extras is None:
+                changes["$unset"] = {self._extras: ""}
+            else:
+                changed[self._extras] = stored_extras(after.extras)
+        return {"q": {"_id": self.id_of(after.user_id)}, "u": changes}
 
     @property
     def opened(self) -> Raw:
@@ -199,7 +218,7 @@ class StoredUsers:
 
         The two dates stay: they may well be the application's, too.
         """
-        gone = (self._credits, self._seq, self._tier, self._expires_at)
+        gone = (self._credits, self._seq, self._tier, self._expires_at, self._extras)
         return {"$unset": dict.fromkeys(gone, "")}
 
 

@@ -28,8 +28,10 @@ FIELDS: Row = {
     "membership_tier": "plan",
     "membership_expires_at": "planEnds",
     "updated_at": "tokensChanged",
+    "extras": "tokenParts",
 }
 MAPPED = frozenset({"tokenBalance", "tokenEntries", "plan", "planEnds", "tokensChanged"})
+EXTRAS = "tokenParts"
 NAMES = CollectionNames(users="people")
 SIGNED_UP = datetime(2020, 2, 2, tzinfo=timezone.utc)
 PROFILE: Row = {

@@ -23,14 +23,18 @@ import credit_mongo
 from credit_mongo import (
     AccountDataError,
     AuditLog,
+    CaptureResult,
     ChargeResult,
     ConfigurationError,
     CreditConfig,
     CreditError,
     CreditLedger,
     GrantResult,
+    Hold,
     IdempotencyConflictError,
+    OverdraftResult,
     RefundResult,
+    RevokeResult,
     Settings,
     StorageError,
     Transaction,
@@ -588,6 +592,7 @@ def fields_of(kind: type[Any]) -> dict[str, Any]:
         "key": WORD,
         "idempotency_key": WORD,
         "items": (METADATA,),  # of a page
+        **dict.fromkeys(("credits", "held", "overdraft"), 0),  # of a user, who sums them up
     }
     return {f.name: secrets.get(f.name) for f in dataclasses.fields(kind) if f.init}
 
@@ -601,8 +606,9 @@ DOCUMENTS = credit_documents(CollectionNames())
 def test_the_walk_finds_what_holds_metadata() -> None:
     """Otherwise the tests below could look at nothing."""
     holders = {kind for kind in DATACLASSES if "metadata" in fields_of(kind)}
-    assert holders == {ChargeResult, RefundResult, GrantResult, Transaction, AuditLog}
-    assert len(REQUESTS) > 7
+    operations = {ChargeResult, RefundResult, GrantResult, RevokeResult, OverdraftResult}
+    assert holders == operations | {Hold, CaptureResult, Transaction, AuditLog}
+    assert len(REQUESTS) > 12
 
 
 @pytest.mark.parametrize("kind", [*DATACLASSES, *REQUESTS], ids=lambda kind: kind.__name__)

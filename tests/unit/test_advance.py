@@ -9,8 +9,9 @@ import pytest
 from bson import ObjectId
 
 from credit_mongo import CreditConfig
-from credit_mongo.core.advance import Due, derived_id
-from credit_mongo.core.batch import DecidedBatch, decide_batch
+from credit_mongo.core.advance import MAX_DUE_ROWS, derived_id
+from credit_mongo.core.batch import LATER, DecidedBatch, decide_batch
+from credit_mongo.core.extras import ActiveHold, Extras, Lot, Pin
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.core.operations.grant import GrantRequest
 from credit_mongo.core.state import Loaded
@@ -20,19 +21,9 @@ from credit_mongo.errors import InsufficientCreditsError, UserNotFoundError
 START = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 POLICY = CreditConfig(costs={"post": {"default": 10}}).policy
-ANN = Account("ann", 50, 7, None, None, START, START)
+LOTS = tuple(Lot(f"{number:024x}", 10, START + HOUR * number, 50, None) for number in range(1, 4))
+ANN = Account("ann", 50, 7, None, None, START, START, Extras(LOTS))
 BOB = Account("bob", 50, 7, None, None, START, START)
-
-
-def ten_each_hour(account: Account, now: datetime) -> Sequence[Due]:
-    """Ten units of Ann's credits expire at each full hour since her last transaction."""
-    if account.user_id != "ann":
-        return ()
-    hours = (now - account.updated_at) // HOUR
-    return [
-        Due("expire", "lot", account.updated_at + HOUR * number, account, -10)
-        for number in range(1, hours + 1)
-    ]
 
 
 def charge(user_id: str, amount: int) -> ChargeRequest:
@@ -47,7 +38,7 @@ def charge(user_id: str, amount: int) -> ChargeRequest:
 
 def decide(requests: Sequence[ChargeRequest | GrantRequest], now: datetime) -> DecidedBatch:
     loaded = Loaded({"ann": ANN, "bob": BOB}, {}, {}, {}, frozenset())
-    return decide_batch(POLICY, loaded, requests, now, due_on=ten_each_hour)
+    return decide_batch(POLICY, loaded, requests, now)
 
 
 def test_what_is_due_is_posted_first_and_dated_when_it_was_due() -> None:
@@ -105,3 +96,23 @@ def test_a_derived_id_is_the_same_in_every_attempt(ordinal: int) -> None:
     """A retry after an unknown outcome writes the same rows."""
     request_id = str(ObjectId())
     assert derived_id(request_id, ordinal) == derived_id(request_id, ordinal)
+
+
+def test_more_than_a_commit_writes_is_posted_by_further_commits() -> None:
+    """The requests wait; nothing of them happens before all that is due is posted."""
+    holds = tuple(
+        ActiveHold(f"{n:024x}", "job", (Pin(None, 1),), 0, 0, 1, START + HOUR, True, "available")
+        for n in range(200)
+    )
+    account: Account | None = Account("ann", 300, 7, None, None, START, START, Extras((), holds))
+    waiting, rows = [charge("ann", 1), charge("ann", 2)], []
+    for _ in range(2):
+        assert account is not None
+        loaded = Loaded({"ann": account}, {}, {}, {}, frozenset())
+        batch = decide_batch(POLICY, loaded, waiting, START + HOUR * 2)
+        rows.append(len(batch.postings))
+        account = batch.state.accounts["ann"]
+        if rows == [MAX_DUE_ROWS]:
+            assert batch.outcomes == [LATER, LATER]
+    assert rows == [MAX_DUE_ROWS, 200 - MAX_DUE_ROWS + 2]
+    assert (account and account.credits) == 97

@@ -23,9 +23,9 @@ def test_a_usage_report_has_a_sum_for_what_each_operation_adds_and_takes(
         assert name_of(operation.request_type.operation, is_taken=is_taken) == kind
 
 
-def test_a_result_names_its_transaction_unless_it_opens_an_account(
+def test_a_result_names_its_transaction_unless_it_opens_an_account_or_moves_nothing(
     operation: Operation[Any, Any],
 ) -> None:
     """Verification finds the transaction of a remembered result by one or the other."""
     names_it = "transaction_id" in operation.result_type.__dataclass_fields__
-    assert names_it is not operation.opens_account
+    assert names_it is (operation.moves_credits and not operation.opens_account)

@@ -22,12 +22,18 @@ from hypothesis import strategies as st
 
 from credit_mongo import KEEP
 from credit_mongo.core.decision import Request
+from credit_mongo.core.operations.capture_hold import CaptureHoldRequest
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.core.operations.create_user import CreateUserRequest
 from credit_mongo.core.operations.downgrade_tier import DowngradeTierRequest
+from credit_mongo.core.operations.extend_hold import ExtendHoldRequest
 from credit_mongo.core.operations.grant import GrantRequest
+from credit_mongo.core.operations.place_hold import PlaceHoldRequest
 from credit_mongo.core.operations.refund import RefundRequest
+from credit_mongo.core.operations.release_hold import ReleaseHoldRequest
 from credit_mongo.core.operations.renew_tier import RenewTierRequest
+from credit_mongo.core.operations.revoke import RevokeRequest
+from credit_mongo.core.operations.set_overdraft import SetOverdraftRequest
 from credit_mongo.core.operations.upgrade_tier import UpgradeTierRequest
 from credit_mongo.core.values import (
     LARGEST_AMOUNT,
@@ -603,7 +609,25 @@ GRANT = GrantRequest(**COMMON, action="a", amount=5)
 UPGRADE = UpgradeTierRequest(**COMMON, target_tier="pro", membership_expires_at=AT)
 DOWNGRADE = DowngradeTierRequest(**COMMON, target_tier="pro", clear_expiration=False)
 RENEW = RenewTierRequest(**COMMON, membership_expires_at=AT, refill=True)
-REQUESTS: list[Request[Any]] = [CREATE, CHARGE, REFUND, GRANT, UPGRADE, DOWNGRADE, RENEW]
+REVOKE = RevokeRequest(**COMMON, action="a", amount=5, grant_id="c" * 24)
+OVERDRAFT = SetOverdraftRequest(**COMMON, limit=5)
+MINUTE = timedelta(minutes=1)
+PLACE = PlaceHoldRequest(
+    **COMMON,
+    action="a",
+    amount=None,
+    variables=None,
+    ttl=MINUTE,
+    overage="available",
+    on_timeout="settle",
+)
+EXTEND = ExtendHoldRequest(**COMMON, hold_id="h" * 24, ttl=MINUTE, amount=5, used=5)
+CAPTURE = CaptureHoldRequest(**COMMON, hold_id="h" * 24, amount=None, variables=None, is_final=True)
+RELEASE = ReleaseHoldRequest(**COMMON, hold_id="h" * 24)
+REQUESTS: list[Request[Any]] = [
+    *(CREATE, CHARGE, REFUND, GRANT, UPGRADE, DOWNGRADE, RENEW, REVOKE, OVERDRAFT),
+    *(PLACE, EXTEND, CAPTURE, RELEASE),
+]
 
 ONE = exact_variables({"n": 1})
 
@@ -628,6 +652,29 @@ OTHER_EFFECTS: list[tuple[Request[Any], dict[str, Any]]] = [
     (REFUND, {"charge_id": "d" * 24}),
     (GRANT, {"action": "b"}),
     (GRANT, {"amount": 6}),
+    (GRANT, {"expires_at": AT}),
+    (GRANT, {"priority": 49}),
+    (GRANT, {"source": "promo"}),
+    (replace(GRANT, source="promo"), {"source": "None"}),
+    (REVOKE, {"action": "b"}),
+    (REVOKE, {"amount": None}),
+    (REVOKE, {"grant_id": "d" * 24}),
+    (OVERDRAFT, {"limit": 6}),
+    (PLACE, {"action": "b"}),
+    (PLACE, {"amount": 5}),
+    (PLACE, {"variables": ONE}),
+    (PLACE, {"ttl": MINUTE * 2}),
+    (PLACE, {"overage": "debt"}),
+    (PLACE, {"on_timeout": "release"}),
+    (EXTEND, {"hold_id": "i" * 24}),
+    (EXTEND, {"ttl": None}),
+    (EXTEND, {"amount": 6}),
+    (EXTEND, {"used": 6}),
+    (CAPTURE, {"hold_id": "i" * 24}),
+    (CAPTURE, {"amount": 5}),
+    (CAPTURE, {"variables": ONE}),
+    (CAPTURE, {"is_final": False}),
+    (RELEASE, {"hold_id": "i" * 24}),
     (UPGRADE, {"target_tier": "max"}),
     (UPGRADE, {"membership_expires_at": None}),
     (UPGRADE, {"membership_expires_at": KEEP}),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from fractions import Fraction
 from typing import Any, ClassVar
 
+from credit_mongo.core.breakdown import spend
 from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds, post
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.pricing import Priced
 from credit_mongo.core.serialization import Metadata
 from credit_mongo.core.state import State
-from credit_mongo.core.variables import Variables
+from credit_mongo.core.variables import Variables, numbers_of
 from credit_mongo.errors import InsufficientCreditsError
 
 __all__ = ["Charge", "ChargeRequest", "ChargeResult"]
@@ -44,17 +44,11 @@ class ChargeRequest(Request[ChargeResult]):
 
     @property
     def effect(self) -> tuple[object, ...]:
-        # All numbers, whether the price uses them or not: a repeated request must match the first
-        # even if the prices have changed since.
-        numbers = None
-        if self.variables is not None:
-            given = self.variables.items()
-            numbers = sorted((name, str(n)) for name, n in given if isinstance(n, Fraction))
-        return (self.action, self.amount, numbers)
+        return (self.action, self.amount, numbers_of(self.variables))
 
 
 class Charge(Operation[ChargeRequest, ChargeResult]):
-    """Take credits from a user, never more than the balance."""
+    """Take credits from a user, never more than is available."""
 
     request_type: ClassVar[type[ChargeRequest]] = ChargeRequest
     result_type: ClassVar[type[ChargeResult]] = ChargeResult
@@ -71,14 +65,15 @@ class Charge(Operation[ChargeRequest, ChargeResult]):
         else:
             policy.find_price(account, request.action, tier)
             priced = Priced(request.amount)
-        if priced.cost > account.credits:
-            raise InsufficientCreditsError(account.user_id, priced.cost, account.credits)
+        if priced.cost > account.available:
+            raise InsufficientCreditsError(account.user_id, priced.cost, account.available)
         details: dict[str, Any] = {"tier": tier}
         if priced.formula is not None:
             details["formula"] = priced.formula
             used = priced.variables or {}
             details["variables"] = {name: str(value) for name, value in used.items()}
-        posting = post(request, account, -priced.cost, now, details)
+        changed, legs = spend(account, priced.cost)
+        posting = post(request, account, -priced.cost, now, details, changed=changed, legs=legs)
         return Decision(
             (posting,),
             ChargeResult(

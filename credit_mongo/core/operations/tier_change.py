@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Request, UsageKinds, post
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.values import Account
@@ -41,9 +42,18 @@ def change_tier(
     expires_at: datetime | None,
     refill: bool = True,
 ) -> Decision[TierChangeResult]:
-    """Set tier and expiry and, with ``refill``, the balance to the tier's cap."""
-    balance = policy.membership.cap(tier) if refill else account.credits
-    changed = account._replace(membership_tier=tier, membership_expires_at=expires_at)
+    """Set tier and expiry and, with ``refill``, the base by the tier's cap.
+
+    The base never goes below what is held of it, and lots stay as they are.
+    """
+    breakdown = Breakdown(account)
+    if refill:
+        base = policy.membership.base_after_change(breakdown.base, tier)
+        held = min(breakdown.base, breakdown.pinned(None))
+        breakdown.give_base(max(base, held) - breakdown.base)
+    changed = breakdown.account()
+    balance = changed.credits
+    changed = changed._replace(membership_tier=tier, membership_expires_at=expires_at)
     details: dict[str, Any] = {
         "oldTier": account.membership_tier,
         "newTier": tier,

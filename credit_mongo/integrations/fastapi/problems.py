@@ -16,10 +16,14 @@ from starlette.responses import JSONResponse
 
 from credit_mongo.errors import (
     AccountDataError,
+    AccountLimitError,
     CommitOutcomeUnknownError,
     ConfigurationError,
     CreditError,
     FormulaEvaluationError,
+    HoldClosedError,
+    HoldExceededError,
+    HoldNotFoundError,
     IdempotencyConflictError,
     IdempotencyKeyError,
     InsufficientCreditsError,
@@ -33,6 +37,7 @@ from credit_mongo.errors import (
     RequestCompletedError,
     RequestInProgressError,
     RequestTooLargeError,
+    RevokeExceedsGrantError,
     StorageError,
     TransactionNotFoundError,
     UndefinedActionError,
@@ -75,6 +80,7 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
     MembershipRequiredError: _Kind(403, "Membership required", ("user_id", "required", "current")),
     UserNotFoundError: _Kind(404, "User not found", ("user_id",)),
     TransactionNotFoundError: _Kind(404, "Transaction not found", ("transaction_id",)),
+    HoldNotFoundError: _Kind(404, "Hold not found", ("hold_id",)),
     UserExistsError: _Kind(409, "User exists", ("user_id",)),
     InvalidTierChangeError: _Kind(
         409, "Invalid tier change", ("user_id", "current_tier", "target_tier", "reason")
@@ -82,6 +88,12 @@ _KINDS: Final[Mapping[type[CreditError], _Kind]] = {
     RefundExceedsChargeError: _Kind(
         409, "Refund exceeds charge", ("transaction_id", "refundable", "requested")
     ),
+    RevokeExceedsGrantError: _Kind(
+        409, "Revocation exceeds grant", ("transaction_id", "revocable", "requested")
+    ),
+    AccountLimitError: _Kind(409, "Account limit reached", ("user_id", "what", "limit")),
+    HoldClosedError: _Kind(409, "Hold closed", ("hold_id",)),
+    HoldExceededError: _Kind(409, "Hold exceeded", ("hold_id", "held", "requested")),
     RequestInProgressError: _Kind(409, "Request in progress", may_pass=True),
     RequestCompletedError: _Kind(409, "Request completed", ("transaction_id",)),
     RequestTooLargeError: _Kind(413, "Request too large", ("largest",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from credit_mongo.core.advance import EXPIRE
 from credit_mongo.core.decision import UsageKinds
 from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.storage.rows import Raw
@@ -14,6 +15,7 @@ __all__ = ["GRANTS", "REFUNDS", "SPENDING", "SPENDS", "name_of"]
 _NO_OPERATION: Final = ("", None)
 _USAGE_WITHOUT: Final = UsageKinds(added="granted", taken="spent")
 _USAGE_OF_OTHERS: Final = UsageKinds()
+_USAGE_OF_EXPIRIES: Final = UsageKinds(taken="expired")
 
 SPENDING: Final = [name for name, each in OPERATIONS.items() if each.usage.taken == "spent"]
 """The operations that take credits for something."""
@@ -32,6 +34,8 @@ def name_of(operation: Any, *, is_taken: bool) -> str:
         usage = _USAGE_WITHOUT
     elif isinstance(operation, str) and operation in OPERATIONS:
         usage = OPERATIONS[operation].usage
+    elif operation == EXPIRE:
+        usage = _USAGE_OF_EXPIRIES
     else:
         usage = _USAGE_OF_OTHERS
     return usage.taken if is_taken else usage.added

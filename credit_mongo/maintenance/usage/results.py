@@ -20,9 +20,13 @@ class Sums:
     granted: int = 0
     """Grants and opening credits."""
     spent: int = 0
-    """Charges, before refunds."""
+    """Charges and captures, before refunds."""
     refunded: int = 0
     """Refunds made in the period, even if the charge was earlier."""
+    expired: int = 0
+    """What was left of lots when they ended."""
+    revoked: int = 0
+    """Grants that were taken back."""
     tier_changes_added: int = 0
     tier_changes_taken: int = 0
     corrections_added: int = 0

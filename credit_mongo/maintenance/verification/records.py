@@ -8,9 +8,11 @@ from typing import Any, Final, TypeAlias
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.core.operations import OPENING
+from credit_mongo.core.advance import CAPTURE
+from credit_mongo.core.operations import OPENING, WITHOUT_TRANSACTION
 from credit_mongo.maintenance.verification.reading import BATCH, LOOK_UP, Reading, Rows
-from credit_mongo.storage.rows import Raw, to_object_id
+from credit_mongo.storage.numbers import to_object_id
+from credit_mongo.storage.rows import Raw
 
 __all__ = [
     "RECORD_FIELDS",
@@ -98,6 +100,10 @@ async def find_odd(
     by_id: dict[Any, Raw] = {}
     creations: list[Raw] = []
     for record in records:
+        if record.get("operation") in WITHOUT_TRANSACTION:
+            continue
+        if record.get("operation") == CAPTURE and _result(record).get("transaction_id") is None:
+            continue  # It took nothing.
         if record.get("operation") in OPENING:
             creations.append(record)
         else:

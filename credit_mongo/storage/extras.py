@@ -1,0 +1,189 @@
+"""An account's rare parts, and the legs of a transaction, as they are stored.
+
+The user's document has them in one subdocument. Whoever has none of them has no such field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin
+from credit_mongo.storage.codecs import Raw
+from credit_mongo.storage.fields import described, exact_whole
+from credit_mongo.storage.numbers import to_int64, to_object_id
+
+__all__ = ["ExtrasError", "extras_from", "legs_from", "stored_extras", "stored_legs"]
+
+
+class ExtrasError(Exception):
+    """What is stored is not what the ledger writes. The message says where and what."""
+
+
+# To the database
+
+
+def stored_extras(extras: Extras) -> Raw:
+    """The subdocument of a user."""
+    return {
+        "lots": [_stored_lot(lot) for lot in extras.lots],
+        "holds": [_stored_hold(hold) for hold in extras.holds],
+        "overdraft": to_int64(extras.overdraft),
+    }
+
+
+def stored_legs(legs: Sequence[Leg]) -> list[Raw]:
+    """The legs of a transaction. The base's has a ``lot`` of null and no more."""
+    return [
+        {"lot": None, "amount": to_int64(amount)}
+        if lot is None
+        else {**_stored_lot(lot, "lot"), "amount": to_int64(amount)}
+        for lot, amount in legs
+    ]
+
+
+def _stored_lot(lot: Lot, id_field: str = "id") -> Raw:
+    stored: Raw = {
+        id_field: to_object_id(lot.lot_id),
+        "amount": to_int64(lot.amount),
+        "expiresAt": lot.expires_at,
+        "priority": lot.priority,
+    }
+    if lot.source is not None:
+        stored["source"] = lot.source
+    return stored
+
+
+def _stored_hold(hold: ActiveHold) -> Raw:
+    return {
+        "id": to_object_id(hold.hold_id),
+        "action": hold.action,
+        "pins": [
+            {
+                "lot": None if pin.lot_id is None else to_object_id(pin.lot_id),
+                "amount": to_int64(pin.amount),
+            }
+            for pin in hold.pins
+        ],
+        "captured": to_int64(hold.captured),
+        "uncollected": to_int64(hold.uncollected),
+        "used": to_int64(hold.used),
+        "expiresAt": hold.expires_at,
+        "settlesAtEnd": hold.settles_at_end,
+        "overage": hold.overage,
+    }
+
+
+# From the database
+
+
+def extras_from(stored: object) -> Extras:
+    """What ``stored_extras`` wrote. Raises ExtrasError."""
+    try:
+        fields = _Fields(stored, "")
+        return Extras(
+            tuple(_lot(each) for each in fields.items("lots")),
+            tuple(_hold(each) for each in fields.items("holds")),
+            fields.amount("overdraft"),
+        )
+    except ExtrasError as error:
+        raise ExtrasError(f"is not what the ledger writes: {error}") from None
+
+
+def legs_from(stored: object) -> tuple[Leg, ...]:
+    """What ``stored_legs`` wrote; nothing if the row has no legs. Raises ExtrasError."""
+    if stored is None:
+        return ()
+    return tuple(_leg(each) for each in _Fields({"legs": stored}, "").items("legs"))
+
+
+def _leg(fields: _Fields) -> Leg:
+    amount = fields.amount("amount", signed=True)
+    return Leg(None if fields.is_none("lot") else _lot(fields, "lot"), amount)
+
+
+def _lot(fields: _Fields, id_field: str = "id") -> Lot:
+    is_leg = id_field == "lot"
+    return Lot(
+        fields.stored_id(id_field),
+        0 if is_leg else fields.amount("amount"),
+        fields.optional_moment("expiresAt"),
+        fields.amount("priority") if not fields.is_none("priority") else BASE_PRIORITY,
+        fields.optional_text("source"),
+    )
+
+
+def _hold(fields: _Fields) -> ActiveHold:
+    pins = [
+        Pin(None if each.is_none("lot") else each.stored_id("lot"), each.amount("amount"))
+        for each in fields.items("pins")
+    ]
+    return ActiveHold(
+        hold_id=fields.stored_id("id"),
+        action=fields.text("action"),
+        pins=tuple(pins),
+        captured=fields.amount("captured"),
+        uncollected=fields.amount("uncollected"),
+        used=fields.amount("used"),
+        expires_at=fields.moment("expiresAt"),
+        settles_at_end=fields.flag("settlesAtEnd"),
+        overage=fields.text("overage"),
+    )
+
+
+class _Fields:
+    """The fields of a stored subdocument, each exactly as the ledger writes it."""
+
+    def __init__(self, stored: object, path: str) -> None:
+        if not isinstance(stored, Mapping):
+            raise ExtrasError(f"{path or 'it'} {described(stored)}")
+        self._stored: Mapping[str, Any] = stored
+        self._path = path
+
+    def items(self, name: str) -> list[_Fields]:
+        value = self._stored.get(name, [])
+        if not isinstance(value, list):
+            raise self._wrong(name)
+        return [_Fields(each, f"{self._path}{name}.{n}.") for n, each in enumerate(value)]
+
+    def is_none(self, name: str) -> bool:
+        return self._stored.get(name) is None
+
+    def amount(self, name: str, *, signed: bool = False) -> int:
+        number = exact_whole(self._stored.get(name))
+        if number is None or (number < 0 and not signed):
+            raise self._wrong(name)
+        return number
+
+    def text(self, name: str) -> str:
+        value = self._stored.get(name)
+        if not isinstance(value, str):
+            raise self._wrong(name)
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        return None if self.is_none(name) else self.text(name)
+
+    def stored_id(self, name: str) -> str:
+        if self.is_none(name):
+            raise self._wrong(name)
+        return str(self._stored[name])
+
+    def moment(self, name: str) -> datetime:
+        value = self._stored.get(name)
+        if not isinstance(value, datetime):
+            raise self._wrong(name)
+        return value
+
+    def optional_moment(self, name: str) -> datetime | None:
+        return None if self.is_none(name) else self.moment(name)
+
+    def flag(self, name: str) -> bool:
+        value = self._stored.get(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name)
+        return value
+
+    def _wrong(self, name: str) -> ExtrasError:
+        return ExtrasError(f"{self._path}{name} {described(self._stored.get(name))}")
