@@ -147,6 +147,9 @@ async def test_of_concurrent_newer_processes_with_different_names_one_succeeds(
 ) -> None:
     """The others are refused with both names."""
     await set_up_by_an_older_version(database, settings())
+    # Nothing but the missing name tells the later processes that they are late.
+    current = {"version": FORM, "lowestWriter": LOWEST_WRITER}
+    await database[SETTINGS].update_one({}, {"$set": current})
     configs = [settings(collections=CollectionNames(paid_requests=f"paid_{x}")) for x in "abcd"]
     clients = [AsyncMongoClient[Row](replica_set_uri) for _ in configs]
     try:

@@ -36,6 +36,7 @@ SKEW: Final = "tests/integration/test_clock_skew.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
+COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
@@ -380,8 +381,8 @@ PLANTED: Final = (
     Bug(
         "keys never expire",
         "storage/rows.py",
-        '"expiresAt": record.at + remembered_for,',
-        '"expiresAt": record.at + 1000 * remembered_for,',
+        '"expiresAt": created_at + remembered_for,',
+        '"expiresAt": created_at + 1000 * remembered_for,',
         (OPERATIONS,),
     ),
     Bug(
@@ -677,6 +678,48 @@ PLANTED: Final = (
         (LANES, CONCURRENCY, OUTCOMES),
     ),
     # The ledger's settings
+    Bug(
+        "a newer version's names are not added to the settings",
+        "storage/settings.py",
+        "missing = {} if row is None else settings.missing_in(row)",
+        "missing = {}",
+        (SETTINGS,),
+    ),
+    Bug(
+        "of two processes that add different names, the later wins",
+        "storage/settings.py",
+        "update_one(unchanged | absent, _extension(missing))",
+        "update_one(unchanged, _extension(missing))",
+        (SETTINGS,),
+    ),
+    Bug(
+        "the form of the settings falls with an older library",
+        "storage/settings.py",
+        '{"$max": {"version": FORM, "lowestWriter": LOWEST_WRITER}}',
+        '{"$set": {"version": FORM, "lowestWriter": LOWEST_WRITER}}',
+        (SETTINGS,),
+    ),
+    Bug(
+        "a new collection's name is guessed behind a prefix",
+        "storage/settings.py",
+        "if field not in stored and (has_prefix or own[field].default in stored.values()):",
+        "if field not in stored and own[field].default in stored.values():",
+        (COMMAND_SETTINGS,),
+    ),
+    Bug(
+        "a page fails with the connection that it began on",
+        "storage/latest_write.py",
+        "except (ConnectionFailure, OperationFailure) as error:",
+        "except OperationFailure as error:",
+        (READS,),
+    ),
+    Bug(
+        "a command with one effect is not repeated",
+        "storage/database.py",
+        "    except AutoReconnect:\n        return await run()",
+        "    except AutoReconnect:\n        raise",
+        (READS,),
+    ),
     Bug(
         "a ledger with other decimal places opens",
         "storage/settings.py",
