@@ -14,6 +14,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import OperationFailure
 
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.other_types import DATE, of_other_types
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import BAD_HINT
 
@@ -29,11 +30,7 @@ __all__ = [
 BY_TIME: Final[Raw] = {"createdAt": 1}
 # A query also matches an array that holds a matching value. A sum can't use arrays.
 NO_ARRAY: Final[Raw] = {"$not": {"$type": "array"}}
-# All types but dates, by their numbers. "Not a date" would have no bounds in the index.
-_OTHER_TYPES: Final = [-1, 1, 2, 3, 5, 7, 8, 11, 13, 14, 15, 16, 17, 18, 19, 127]
-UNDATED: Final[Raw] = {
-    "$or": [{"createdAt": {"$in": [None, []]}}, {"createdAt": {"$type": _OTHER_TYPES}}]
-}
+UNDATED: Final[Raw] = of_other_types("createdAt", DATE)
 """The query for rows without a date, which are in no period."""
 _FEW: Final = 0.1
 """The share of a collection's rows up to which the index is quicker than a scan."""

@@ -31,9 +31,16 @@ _FIELDS: Final = dict.fromkeys(
     ),
     1,
 )
+# The first is the order of the index of a user's transactions, read backwards.
+_BY_TIME: Final = (("createdAt", 1), ("seq", 1))
+_BY_SEQ: Final = (("seq", 1), ("createdAt", 1), ("_id", 1))
 _AUDIT_FIELDS: Final = dict.fromkeys(
     ("userId", "operation", "action", "status", "details", "createdAt"), 1
 )
+
+
+class _UnsortedError(Exception):
+    """A user's transactions have another order by time than by seq."""
 
 
 @dataclass(slots=True)
@@ -103,7 +110,25 @@ async def accepted_by(
 async def examine(
     reading: Reading, user_id: str, session: AsyncClientSession, now: datetime
 ) -> Examined:
-    """Examine a user's account, chain, audit rows, keys and refunds."""
+    """Examine a user's account, chain, audit rows, keys and refunds.
+
+    In healthy books, time and seq give transactions the same order, and an index gives them in it.
+    Only if they turn out to differ, the server has to sort them.
+    """
+    try:
+        return await _examine(reading, user_id, session, now, order=_BY_TIME)
+    except _UnsortedError:
+        return await _examine(reading, user_id, session, now, order=_BY_SEQ)
+
+
+async def _examine(
+    reading: Reading,
+    user_id: str,
+    session: AsyncClientSession,
+    now: datetime,
+    *,
+    order: Sequence[tuple[str, int]],
+) -> Examined:
     examined = Examined(user_id)
     users = reading.users
     collection, query = reading.database[reading.names.users], users.query_of(user_id)
@@ -130,7 +155,7 @@ async def examine(
         tell(Finding(user_id, "border-unusable"))
     look_up = _LookUp(reading, mine, border, session, now=now, tell=tell)
     chain = Chain(user_id, user, reading.key_expires, tell, reading.latest(now))
-    await _follow(reading, border, chain, look_up)
+    await _follow(reading, border, chain, look_up, order)
     if not is_no_account(user, chain.rows + border.seq):
         chain.end()
     if user is None and not chain.rows and border.seq:
@@ -154,8 +179,17 @@ async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSe
     return {"userId": user_id, **({} if until is None else {"createdAt": after(until)})}
 
 
-async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _LookUp) -> None:
-    """Add the archived transactions to the chain, then the others, oldest first."""
+async def _follow(
+    reading: Reading,
+    border: Border,
+    chain: Chain,
+    look_up: _LookUp,
+    order: Sequence[tuple[str, int]],
+) -> None:
+    """Add the archived transactions to the chain, then the others, oldest first.
+
+    Raises _UnsortedError if they come by time and this isn't the order of their seq.
+    """
     segments = list(border.segments)
     for collection in reversed(reading.transactions):
         is_archive = collection == reading.names.transactions_archive
@@ -165,10 +199,16 @@ async def _follow(reading: Reading, border: Border, chain: Chain, look_up: _Look
             session=look_up.session,
             batch_size=LOOK_UP,
             allow_disk_use=True,
-            sort=[("seq", 1), ("createdAt", 1), ("_id", 1)],
+            sort=order,
         )
         batch: list[Raw] = []
+        latest: int | None = None
         async for row in rows:
+            if order is _BY_TIME:
+                seq = whole(row.get("seq"))
+                if seq is None or (latest is not None and seq <= latest):
+                    raise _UnsortedError
+                latest = seq
             if is_archive:
                 _come_to(row, segments, border, chain)
             chain.add(row)

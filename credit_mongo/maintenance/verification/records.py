@@ -18,6 +18,7 @@ __all__ = [
     "RECORD_FIELDS",
     "OnOddRecords",
     "RecordSweep",
+    "RecordsOfUser",
     "agree",
     "find_odd",
     "is_ahead",
@@ -39,39 +40,39 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
 # The server plans each of these separately.
 _CREATIONS: Final = 100
 _BY_ID: Final = [("_id", 1)]
+_BY_USER: Final = [("userId", 1), ("createdAt", 1)]
 
 
 class RecordSweep:
-    """Goes through all records that haven't expired, or those of some users."""
+    """Goes through all records that haven't expired."""
 
-    def __init__(
-        self, reading: Reading, on_odd: OnOddRecords, user_ids: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, reading: Reading, on_odd: OnOddRecords) -> None:
         self._reading = reading
         self._on_odd = on_odd
-        self._user_ids = user_ids
-        self.place: str | None = None
-        """The last key that was checked."""
+        self.place: Any = None
+        """The last record that was checked: what ``_rest`` needs to go on after it."""
 
     async def run(self, session: AsyncClientSession, now: datetime) -> None:
         """Check the records after ``place``. After an error, another call goes on from there."""
-        query: Raw = {"_id": {"$gte": ""} if self.place is None else {"$gt": self.place}}
-        if self._user_ids is not None:
-            query["userId"] = {"$in": list(self._user_ids)}
         reading = self._reading
-        collection = reading.database[reading.names.idempotency_records]
-        found = collection.find(
-            query, RECORD_FIELDS, sort=_BY_ID, hint=_BY_ID, batch_size=BATCH, session=session
+        query, order = self._rest()
+        found = reading.database[reading.names.idempotency_records].find(
+            query,
+            RECORD_FIELDS,
+            sort=order[-1:],
+            hint=order,
+            batch_size=BATCH,
+            session=session,
         )
         rows = Rows(found)
         try:
             while batch := await rows.next():
                 odd: dict[str, list[str]] = {}
-                live = [record for record in batch if is_live(record, now)]
+                live = [record for record in self._new_in(batch) if is_live(record, now)]
                 ahead = [record for record in live if is_ahead(record, reading.latest(now))]
                 for record in ahead + [r for r, _ in await find_odd(reading, live, session)]:
                     odd.setdefault(str(record.get("userId")), []).append(record["_id"])
-                self.place = batch[-1]["_id"]
+                self._go_past(batch)
                 for user_id, keys in odd.items():
                     await self._on_odd(user_id, keys)
         finally:
@@ -79,6 +80,44 @@ class RecordSweep:
 
     async def go_on(self, *, is_stuck: bool) -> None:
         """Do nothing: no work stays open between two batches."""
+
+    def _rest(self) -> tuple[Raw, list[tuple[str, int]]]:
+        """Return the query for the records after ``place``, and the index that sorts them."""
+        return {"_id": {"$gte": ""} if self.place is None else {"$gt": self.place}}, _BY_ID
+
+    def _new_in(self, batch: list[Raw]) -> list[Raw]:
+        """Return the records of a batch that were not checked before."""
+        return batch
+
+    def _go_past(self, batch: list[Raw]) -> None:
+        self.place = batch[-1]["_id"]
+
+
+class RecordsOfUser(RecordSweep):
+    """Goes through one user's records. It finds them in the index by user and moment."""
+
+    def __init__(self, reading: Reading, on_odd: OnOddRecords, user_id: str) -> None:
+        super().__init__(reading, on_odd)
+        self._user_id = user_id
+        # Of the moment ``place``, because other records may have the same.
+        self._checked: set[str] = set()
+
+    def _rest(self) -> tuple[Raw, list[tuple[str, int]]]:
+        query: Raw = {"userId": self._user_id}
+        if self.place is not None:
+            query["createdAt"] = {"$gte": self.place}
+        return query, _BY_USER
+
+    def _new_in(self, batch: list[Raw]) -> list[Raw]:
+        return [record for record in batch if record["_id"] not in self._checked]
+
+    def _go_past(self, batch: list[Raw]) -> None:
+        last = batch[-1].get("createdAt")
+        if not isinstance(last, datetime):
+            return  # not of the ledger: these come before all dates
+        if last != self.place:
+            self.place, self._checked = last, set()
+        self._checked |= {r["_id"] for r in batch if r.get("createdAt") == last}
 
 
 def is_live(record: Raw, now: datetime) -> bool:

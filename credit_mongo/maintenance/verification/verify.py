@@ -40,9 +40,10 @@ from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.maintenance.verification.examination import Examined, examine, examine_records
 from credit_mongo.maintenance.verification.findings import Finding, Verification
 from credit_mongo.maintenance.verification.reading import Reading
-from credit_mongo.maintenance.verification.records import RecordSweep
+from credit_mongo.maintenance.verification.records import RecordsOfUser, RecordSweep
 from credit_mongo.maintenance.verification.sweep import Sweep
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.other_types import STRING, of_other_types
 from credit_mongo.storage.server_errors import UNAUTHORIZED, is_gone
 
 __all__ = ["Finding", "Verification", "examine_user", "open_reading", "verify"]
@@ -167,7 +168,7 @@ async def examine_user(reading: Reading, user_id: str) -> Examined:
                 examined.tell(finding)
         examined.total += found.total - len(found.findings)
 
-    await _go_through(reading, RecordSweep(reading, add, [user_id]))
+    await _go_through(reading, RecordsOfUser(reading, add, user_id))
     return examined
 
 
@@ -249,10 +250,9 @@ class _Verifying:
         users = self._reading.users
         no_id = {"_id": {"$not": users.ids_above(None)}, users.names.credits: {"$ne": None}}
         found = 0
-        no_string = {"$not": {"$type": "string"}}
         for collection, query in (
             (names.users, no_id),
-            (names.transactions, {"userId": no_string}),
+            (names.transactions, of_other_types("userId", STRING)),
         ):
             found += await database[collection].count_documents(query)
         if found:
@@ -302,7 +302,7 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
     raise AssertionError
 
 
-async def _go_through(reading: Reading, walk: Sweep | RecordSweep) -> None:
+async def _go_through(reading: Reading, walk: Sweep | RecordSweep | RecordsOfUser) -> None:
     """Walk to the end. When a snapshot is gone, go on from the same place in a fresh one."""
     tries, place = 0, walk.place
     while True:
