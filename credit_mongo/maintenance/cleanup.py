@@ -11,10 +11,10 @@ again, so a key that was used again in the meantime stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import ConnectionFailure, OperationFailure
 
@@ -24,8 +24,12 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.documents import FAILED_BY_TIME
 from credit_mongo.storage.rows import Raw
-from credit_mongo.storage.server_errors import is_gone
+from credit_mongo.storage.server_errors import BAD_HINT, is_gone
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GRACE_SECONDS", "Cleanup", "clean_up"]
 
@@ -100,7 +104,8 @@ async def clean_up(
     works = [_Cleaning(ledger, names.idempotency_records, {"expiresAt": {"$lt": before}})]
     if refused_before is not None:
         old = {"status": "failed", "createdAt": {"$lt": refused_before}}
-        works.append(_Cleaning(ledger, names.audit_logs, old))
+        index = list(FAILED_BY_TIME.document["key"].items())
+        works.append(await _Cleaning(ledger, names.audit_logs, old).through(index))
     found = [await w.count() for w in works] if dry_run or on_progress is not None else []
     if not dry_run:
         for work in works:
@@ -119,10 +124,23 @@ class _Cleaning:
     def __init__(self, database: LedgerDatabase, collection: str, old: Raw) -> None:
         self._rows = database[collection]
         self._old = old
+        self._index: Sequence[tuple[str, int]] | None = None
         self.removed = 0
 
+    async def through(self, index: Sequence[tuple[str, int]]) -> Self:
+        """Find the rows through this index, if it exists: the server might choose another."""
+        try:
+            await self._rows.find(self._old, {"_id": 1}, hint=index, limit=1).to_list()
+        except OperationFailure as error:
+            if error.code != BAD_HINT:
+                raise
+        else:
+            self._index = index
+        return self
+
     async def count(self) -> int:
-        return await self._rows.count_documents(self._old)
+        hint: dict[str, Any] = {} if self._index is None else {"hint": dict(self._index)}
+        return await self._rows.count_documents(self._old, **hint)
 
     async def run(self, on_removed: Callable[[], object]) -> None:
         """Remove everything that is old. Open a new cursor whenever one is lost."""
@@ -140,7 +158,9 @@ class _Cleaning:
 
     async def _go_through(self, on_removed: Callable[[], object]) -> None:
         # One unsorted cursor: without an index on expiresAt, each new query would read everything.
-        async with self._rows.find(self._old, {"_id": 1}, batch_size=_BATCH) as found:
+        async with self._rows.find(
+            self._old, {"_id": 1}, hint=self._index, batch_size=_BATCH
+        ) as found:
             while records := await found.to_list(_BATCH):
                 ids = [record["_id"] for record in records]
                 deleted = await self._rows.delete_by_ids(ids, self._old)

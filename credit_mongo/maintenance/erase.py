@@ -157,11 +157,10 @@ class _Erasing:
 
     async def run(self, steps: Steps, total: int | None) -> Erasure:
         """Take all steps, from the first to the last."""
-        record = await steps.take(self._begin)
+        record = await self._take(steps, self._begin)
         self._id = record["erasure"]
         closed: Erasure | None = None
         while closed is None:
-            self._erased_to.clear()
             for history in self._rows.histories:
                 for some in (self._erase_transactions, self._erase_audit_logs):
                     while record := await self._take(steps, partial(some, history)):
@@ -170,6 +169,8 @@ class _Erasing:
                 while await self._take(steps, others):
                     pass
             closed = await steps.take(self._end)
+            # If there still are rows, the next pass begins at the newest.
+            self._erased_to.clear()
         return closed
 
     async def _take(self, steps: Steps, step: Step[Raw]) -> Raw:

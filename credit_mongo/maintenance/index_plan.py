@@ -48,6 +48,9 @@ _NO_OPTIONS: Final = frozenset({"v", "key", "name", "ns", "background"})
 # The options that collMod can change.
 _ADJUSTABLE: Final = frozenset({"expireAfterSeconds", "hidden"})
 
+# Of the transactions. The index that has taken its place begins with its field.
+_FORMER: Final = IndexModel("action").document
+
 _OF_PAID_REQUESTS: Final = (
     IndexModel("expiresAt", expireAfterSeconds=0),
     # Only for unfinished runs, which are few, however many requests are remembered.
@@ -84,7 +87,7 @@ class IndexChange:
     """What was changed, or why there is a conflict."""
     remedy: str = ""
     """What resolves the conflict, usually a command for mongosh. Run ``ensure_indexes`` again
-    afterwards."""
+    afterwards. For a kept index that the ledger no longer needs, the command that drops it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ class Wanted:
     collection: str
     indexes: Sequence[Description]
     validator: Raw | None
+    former: Sequence[Description] = field(default=(), kw_only=True)
+    """Indexes that earlier versions made. The ledger no longer needs them."""
     written: frozenset[str]
     """The fields of the rows that the ledger inserts. Empty if the application inserts the
     documents, because it knows its own rules."""
@@ -155,6 +160,7 @@ def all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[Wa
             collection=document.Settings.name,
             indexes=[model.document for model in document.Settings.indexes],
             validator={"$jsonSchema": document.validator} if document.validator else None,
+            former=[_FORMER] if document.Settings.name == names.transactions else (),
             written=frozenset(field.alias or name for name, field in document.model_fields.items()),
         )
     # For the FastAPI integration. Created here, because the application's role must not create
@@ -179,7 +185,7 @@ def plan(wanted: Wanted, found: Description | None, indexes: Sequence[Descriptio
         if wanted.validator is not None:
             steps.append(_validator_step(wanted.collection, wanted.validator, found["options"]))
     steps += [_index_step(wanted.collection, index, indexes) for index in wanted.indexes]
-    return steps + _in_the_way(wanted, indexes)
+    return steps + _in_the_way(wanted, indexes) + _left_over(wanted, indexes)
 
 
 def _in_the_way(wanted: Wanted, existing: Sequence[Description]) -> list[Step]:
@@ -200,6 +206,27 @@ def _in_the_way(wanted: Wanted, existing: Sequence[Description]) -> list[Step]:
         for index in existing
         # Indexes on the ledger's own keys are already reported.
         if wanted.written and _keys(index) not in own and refuses_rows(index, wanted.written)
+    ]
+
+
+def _left_over(wanted: Wanted, existing: Sequence[Description]) -> list[Step]:
+    """Return indexes of earlier versions. They stay, because the application may use them."""
+    return [
+        Step(
+            IndexChange(
+                wanted.collection,
+                index["name"],
+                "index",
+                "kept",
+                "the ledger no longer needs it, and every charge writes to it",
+                drop_index(wanted.collection, index["name"]),
+            )
+        )
+        for index in existing
+        for former in wanted.former
+        if index["name"] == former["name"]
+        and _keys(index) == _keys(former)
+        and not _difference(index, former)
     ]
 
 

@@ -23,6 +23,8 @@ from credit_mongo.storage.rows import Raw
 
 __all__ = [
     "CREDIT_DOCUMENTS",
+    "FAILED_BY_TIME",
+    "FAILED_OF_USER",
     "CreditAccount",
     "CreditAuditLog",
     "CreditIdempotencyRecord",
@@ -33,6 +35,24 @@ __all__ = [
 ]
 
 _WHOLE_NUMBER: Final = ["int", "long"]
+
+# Almost all attempts succeed, and a successful one has no entry in these two indexes.
+_FAILED: Final[Raw] = {"status": "failed"}
+FAILED_OF_USER: Final = IndexModel(
+    [
+        ("status", pymongo.ASCENDING),
+        ("userId", pymongo.ASCENDING),
+        ("createdAt", pymongo.DESCENDING),
+        ("_id", pymongo.DESCENDING),
+    ],
+    partialFilterExpression=_FAILED,
+)
+"""For a user's pages of failed attempts."""
+FAILED_BY_TIME: Final = IndexModel(
+    [("status", pymongo.ASCENDING), ("createdAt", pymongo.ASCENDING)],
+    partialFilterExpression=_FAILED,
+)
+"""For the cleanup of old ones."""
 
 
 class _Common(BaseModel):
@@ -128,7 +148,15 @@ class CreditTransaction(_CreditDocument):
                     ("seq", pymongo.DESCENDING),
                 ]
             ),
-            IndexModel("action"),
+            # For all rows of an action, and for a user's pages of one.
+            IndexModel(
+                [
+                    ("action", pymongo.ASCENDING),
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("seq", pymongo.DESCENDING),
+                ]
+            ),
             # Only refunds of a charge have an entry: the cap of a refund is a look-up, not a scan.
             IndexModel("refundOf", sparse=True),
             # For usage reports. New keys go to the end of the index, so they cost a charge little.
@@ -163,6 +191,8 @@ class CreditAuditLog(_CreditDocument):
                 ]
             ),
             IndexModel("status"),
+            FAILED_OF_USER,
+            FAILED_BY_TIME,
         ]
 
 

@@ -405,7 +405,6 @@ async def test_status_exits_1_if_something_is_missing_or_wrong(
     call: Call, database: Database
 ) -> None:
     """It names the problem and writes nothing."""
-    await database["transactions"].drop_index("action_1")
     await database["transactions"].create_index("action", unique=True)
     await database["audit_logs"].drop_index("status_1")
     code, output, errors = await call("status")

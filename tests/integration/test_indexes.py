@@ -36,17 +36,23 @@ Database = AsyncDatabase[dict[str, Any]]
 
 ROOT = Path(__file__).parents[2]
 NAMES = CollectionNames()
+OF_ACTION = [("action", 1), ("userId", 1), ("createdAt", -1), ("seq", -1)]
+NAME_OF_ACTION = "action_1_userId_1_createdAt_-1_seq_-1"
 INDEXES = {
     "users": {"membershipTier_1": [("membershipTier", 1)]},
     "transactions": {
         "userId_1_createdAt_-1_seq_-1": [("userId", 1), ("createdAt", -1), ("seq", -1)],
-        "action_1": [("action", 1)],
+        NAME_OF_ACTION: OF_ACTION,
         "refundOf_1": [("refundOf", 1)],
         "createdAt_1": [("createdAt", 1)],
     },
     "audit_logs": {
         "userId_1_createdAt_-1__id_-1": [("userId", 1), ("createdAt", -1), ("_id", -1)],
         "status_1": [("status", 1)],
+        "status_1_userId_1_createdAt_-1__id_-1": [
+            *(("status", 1), ("userId", 1), ("createdAt", -1), ("_id", -1)),
+        ],
+        "status_1_createdAt_1": [("status", 1), ("createdAt", 1)],
     },
     "idempotency_records": {
         "expiresAt_1": [("expiresAt", 1)],
@@ -58,8 +64,8 @@ INDEXES = {
         "userId_1": [("userId", 1)],
     },
 }
-# 5 collections, 12 indexes and the users' validator.
-WANTED = 18
+# 5 collections, 14 indexes and the users' validator.
+WANTED = 20
 
 
 async def indexes_of(database: Database, collection: str) -> dict[str, dict[str, Any]]:
@@ -134,7 +140,7 @@ async def test_a_second_run_keeps_everything(database: Database) -> None:
 
 async def test_a_fitting_index_of_another_name_is_kept(database: Database) -> None:
     """The server refuses a second one (code 85); the first does the work."""
-    await database["transactions"].create_index("action", name="by_action")
+    await database["transactions"].create_index(OF_ACTION, name="by_action")
     await database["idempotency_records"].create_index(
         "expiresAt", name="sweep", expireAfterSeconds=0
     )
@@ -144,7 +150,58 @@ async def test_a_fitting_index_of_another_name_is_kept(database: Database) -> No
     assert not report.conflicts
     names = await indexes_of(database, "idempotency_records")
     assert list(names) == ["sweep", "userId_1_createdAt_1"]
-    assert "action_1" not in await indexes_of(database, "transactions")
+    created = set(INDEXES["transactions"]) - {NAME_OF_ACTION}
+    assert set(await indexes_of(database, "transactions")) == {"by_action", *created}
+
+
+async def test_a_database_of_an_earlier_version_gets_the_new_indexes_and_keeps_its_own(
+    database: Database,
+) -> None:
+    """What the ledger no longer needs is named with the command that drops it, once it is made."""
+    await database["transactions"].create_index("action")
+    report = await ensure_indexes(database, NAMES)
+
+    assert not report.conflicts
+    left = only(tuple(change for change in report.kept if change.remedy))
+    assert (left.collection, left.name, left.kind) == ("transactions", "action_1", "index")
+    assert left.remedy == 'db.getCollection("transactions").dropIndex("action_1")'
+    found = await indexes_of(database, "transactions")
+    assert found.keys() == {"action_1", *INDEXES["transactions"]}
+
+    await database["transactions"].drop_index("action_1")
+    assert not any(c.reason or c.remedy for c in (await ensure_indexes(database, NAMES)).changes)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        IndexModel("action", name="mine"),
+        IndexModel("action", sparse=True),
+        IndexModel([("action", 1), ("userId", 1)]),
+    ],
+)
+async def test_no_index_of_the_application_is_taken_for_one_of_an_earlier_version(
+    database: Database, index: IndexModel
+) -> None:
+    """Nobody is told to drop what the ledger has not made."""
+    await database["transactions"].create_indexes([index])
+    assert not any(change.remedy for change in (await ensure_indexes(database, NAMES)).changes)
+
+
+async def test_the_queries_of_former_indexes_still_have_one(database: Database) -> None:
+    """All rows of an action are found by an index that begins with it; failures by their status."""
+    await ensure_indexes(database, NAMES)
+    for collection, query in (
+        ("transactions", {"action": "generate-post"}),
+        ("audit_logs", {"status": "failed"}),
+        ("audit_logs", {"status": "success"}),
+    ):
+        plan = await database.command(
+            {"explain": {"find": collection, "filter": query}, "verbosity": "queryPlanner"}
+        )
+        stages = str(plan["queryPlanner"]["winningPlan"])
+        assert "IXSCAN" in stages
+        assert "COLLSCAN" not in stages
 
 
 async def test_another_ttl_is_changed_in_place(database: Database) -> None:
@@ -183,9 +240,9 @@ async def test_a_hidden_index_is_shown_again(database: Database) -> None:
 @pytest.mark.parametrize(
     ("collection", "index"),
     [
-        ("transactions", IndexModel("action", unique=True)),
-        ("transactions", IndexModel("action", unique=True, name="one_each")),
-        ("transactions", IndexModel("action", collation={"locale": "fr"}, name="action_1")),
+        ("transactions", IndexModel(OF_ACTION, unique=True)),
+        ("transactions", IndexModel(OF_ACTION, unique=True, name="one_each")),
+        ("transactions", IndexModel(OF_ACTION, collation={"locale": "fr"}, name=NAME_OF_ACTION)),
         ("transactions", IndexModel("refundOf")),
         ("users", IndexModel("membershipTier", expireAfterSeconds=60)),
         ("users", IndexModel("membershipTier", expireAfterSeconds=60, name="short")),
@@ -605,21 +662,21 @@ async def test_init_creates_all_shows_each_and_can_be_run_again(
     script = ("scripts/init_indexes.py",)
     code, output, errors = await run_program(*where, "--dry-run", program=script)
     assert (code, errors) == (0, "")
-    assert f"{database.name}: 18 created, 0 kept" in output
+    assert f"{database.name}: 20 created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
     code, output, errors = await run("init", *where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created\tindex\tidempotency_records.expiresAt_1\n" in output
-    assert f"{database.name}: 17 created, 0 kept, 0 changed, 0 in conflict\n" in output
+    assert f"{database.name}: 19 created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     code, output, errors = await run("init", "--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
-    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 17, [])
+    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 19, [])
 
 
 @pytest.mark.drivers("pymongo")  # with a client of its own

@@ -38,6 +38,7 @@ INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
+COSTS: Final = "tests/integration/test_keys_examined.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
 FINGERPRINTS: Final = "tests/unit/test_fingerprints.py"
@@ -111,6 +112,41 @@ PLANTED: Final = (
         "target_level <= policy.membership.level(current)",
         "target_level < policy.membership.level(current)",
         (RULES,),
+    ),
+    Bug(
+        "rows to delete are found by another index than that of their ids",
+        "storage/database.py",
+        "hint=BY_ID, session",
+        "session",
+        (COSTS,),
+    ),
+    Bug(
+        "a user's failed attempts have no index of their own",
+        "storage/documents.py",
+        "            FAILED_OF_USER,\n",
+        "",
+        (COSTS,),
+    ),
+    Bug(
+        "old refusals are found through any index with a status",
+        "maintenance/cleanup.py",
+        "            self._index = index\n",
+        "            pass\n",
+        (COSTS,),
+    ),
+    Bug(
+        "each step of an erasure begins at the newest row again",
+        "maintenance/erase.py",
+        "        self._erased_to |= self._erased_by_attempt\n",
+        "",
+        (COSTS,),
+    ),
+    Bug(
+        "an index of an earlier version is not named",
+        "maintenance/index_plan.py",
+        'index["name"] == former["name"]',
+        "False",
+        (INDEXES,),
     ),
     Bug(
         "an unknown unique index is not reported",

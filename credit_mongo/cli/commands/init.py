@@ -68,9 +68,12 @@ def init(
 
 def _show(report: IndexReport, database: str, *, dry_run: bool) -> None:
     show_rows(_COLUMNS, [(change.state, change.kind, _words(change)) for change in report.changes])
+    # A table would break the commands into lines.
     for change in report.conflicts:
-        # A table would break the command into lines.
         show(f"remedy: {change.remedy}")
+    for change in report.kept:
+        if change.remedy:
+            show(f"no longer needed: {change.remedy}")
     counts = (
         f"{len(report.created)} created, {len(report.kept)} kept, "
         f"{len(report.changed)} changed, {len(report.conflicts)} in conflict"

@@ -7,12 +7,14 @@ from struct import Struct
 from typing import Any, Final, Protocol
 
 from bson.raw_bson import RawBSONDocument
+from pymongo import IndexModel
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.errors import ArchiveCopyError, StorageError
 from credit_mongo.maintenance.archive.borders import Place
 from credit_mongo.maintenance.archive.runs import Lane
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.documents import FAILED_OF_USER
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["ArchivePlace", "Collections", "in_session"]
@@ -84,21 +86,17 @@ class Collections:
             (
                 self._names.transactions_archive,
                 [
-                    [("userId", 1), ("createdAt", -1), ("seq", -1)],
-                    [("refundOf", 1)],
-                    [("createdAt", 1)],
+                    IndexModel([("userId", 1), ("createdAt", -1), ("seq", -1)]),
+                    IndexModel("refundOf", sparse=True),
+                    IndexModel("createdAt"),
                 ],
             ),
-            (self._names.audit_logs_archive, [[("userId", 1), ("createdAt", -1), ("_id", -1)]]),
+            (
+                self._names.audit_logs_archive,
+                [IndexModel([("userId", 1), ("createdAt", -1), ("_id", -1)]), FAILED_OF_USER],
+            ),
         ):
-            wanted = [
-                {
-                    "key": dict(keys),
-                    "name": "_".join(f"{field}_{order}" for field, order in keys),
-                    **({"sparse": True} if keys == [("refundOf", 1)] else {}),
-                }
-                for keys in indexes
-            ]
+            wanted = [index.document for index in indexes]
             await self._database.ensure({"createIndexes": collection, "indexes": wanted})
 
     async def copy(
