@@ -30,6 +30,9 @@ UNIT_TURNS: Final = "tests/unit/test_turns.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/bad_input"
 VERIFY: Final = "tests/integration/test_verify.py"
+VERIFY_COST: Final = "tests/integration/test_verify_cost.py"
+REPORT_COST: Final = "tests/integration/test_report_cost.py"
+REAPER: Final = "tests/integration/test_session_reaper.py"
 SECRECY: Final = "tests/integration/test_secrecy.py"
 READS: Final = "tests/integration/test_reads.py"
 SKEW: Final = "tests/integration/test_clock_skew.py"
@@ -878,6 +881,21 @@ PLANTED: Final = (
         (HALVES,),
     ),
     Bug(
+        "a call to end a session is never given up",
+        "engine/session_reaper.py",
+        "    with pymongo.timeout(seconds):\n",
+        "    if seconds:\n",
+        (REAPER,),
+    ),
+    Bug(
+        "a busy server gets another call before the last one has ended",
+        "engine/session_reaper.py",
+        "    with pymongo.timeout(seconds):\n        await ask()\n",
+        "    await asyncio.wait({asyncio.ensure_future(ask())}, timeout=seconds)\n"
+        "    raise asyncio.TimeoutError\n",
+        (REAPER,),
+    ),
+    Bug(
         "a strict client leaves its transaction open",
         "engine/session_reaper.py",
         "if isinstance(error, OperationFailure) and error.code == _NOT_IN_THE_STABLE_API:",
@@ -1059,6 +1077,34 @@ PLANTED: Final = (
         "async with self._client.start_session(snapshot=True) as own:",
         "async with self.seen_by(None) as own:",
         (READS,),
+    ),
+    Bug(
+        "verification takes the order of time for the order of seq",
+        "maintenance/verification/examination.py",
+        "                    raise _UnsortedError\n",
+        "                    pass\n",
+        (VERIFY_COST,),
+    ),
+    Bug(
+        "verification of a user reads everybody's records",
+        "maintenance/verification/records.py",
+        "        return query, _BY_USER\n",
+        "        return query, _BY_ID\n",
+        (VERIFY_COST,),
+    ),
+    Bug(
+        "a report of a long period reads the archive through the index",
+        "maintenance/usage/reading.py",
+        'return {"$nor": [{"$nor": [query]}]}',
+        "return query",
+        (REPORT_COST,),
+    ),
+    Bug(
+        "a report tells rows without a date only if it scans",
+        "maintenance/usage/reading.py",
+        'UNDATED: Final[Raw] = of_other_types("createdAt", DATE)',
+        'UNDATED: Final[Raw] = {"createdAt": {"$exists": False}}',
+        (REPORT_COST, "tests/integration/test_report.py"),
     ),
     Bug(
         "verification applies one TTL to all keys",

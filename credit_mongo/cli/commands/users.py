@@ -50,7 +50,8 @@ def users(
 
     Balances are in smallest units. If the ledger has decimal places, a terminal shows credits, and
     piped lines have both. Expired tiers are listed too. Expiries are in UTC. The cursor is the last
-    id of a page.
+    id of a page. With --below, the server reads users by id until a page is full: balances have no
+    index, because each charge would pay for it.
     """
     count = whole_number("--limit", limit)
     if not 1 <= count <= LARGEST_LIMIT:
