@@ -89,7 +89,7 @@ async def preview(books: Books) -> None:
 
 async def cleanup(books: Books) -> None:
     """Remove expired records and the refusals of the oldest days."""
-    await clean_up(books.database, refusals_older_than_seconds=95 * DAYS.total_seconds())
+    await clean_up(books.database, refusals_older_than_seconds=75 * DAYS.total_seconds())
 
 
 async def erasure(books: Books) -> None:
