@@ -69,15 +69,15 @@ PLANTED: Final = (
     Bug(
         "a missing balance guard",
         "core/operations/charge.py",
-        "if priced.cost > account.credits:",
+        "if priced.cost > account.available:",
         "if False:",
         (RULES,),
     ),
     Bug(
         "the last credit cannot be spent",
         "core/operations/charge.py",
-        "if priced.cost > account.credits:",
-        "if priced.cost >= account.credits:",
+        "if priced.cost > account.available:",
+        "if priced.cost >= account.available:",
         (RULES,),
     ),
     Bug("a seq is skipped", "core/decision.py", "account.seq + 1,", "account.seq + 2,", (RULES,)),
@@ -98,8 +98,8 @@ PLANTED: Final = (
     Bug(
         "somebody else's charge is refunded",
         "core/state.py",
-        "if charge is None or charge.user_id != user_id:",
-        "if charge is None:",
+        "if found is None or found.user_id != user_id:",
+        "if found is None:",
         (RULES,),
     ),
     Bug(
@@ -174,9 +174,9 @@ PLANTED: Final = (
     ),
     Bug(
         "a renewal always refills",
-        "core/operations/tier_change.py",
-        "if refill else account.credits",
-        "if True else account.credits",
+        "core/operations/renew_tier.py",
+        "refill=request.refill",
+        "refill=True",
         (RULES,),
     ),
     Bug(
@@ -196,8 +196,8 @@ PLANTED: Final = (
     Bug(
         "a grant lowers the balance",
         "core/operations/grant.py",
-        "post(request, account, request.amount, now, {})",
-        "post(request, account, -request.amount, now, {})",
+        "post(request, account, request.amount, now, {}, changed=changed, legs=legs)",
+        "post(request, account, -request.amount, now, {}, changed=changed, legs=legs)",
         (RULES,),
     ),
     Bug(
@@ -305,8 +305,8 @@ PLANTED: Final = (
     Bug(
         "a fingerprint that ignores the amount",
         "core/operations/charge.py",
-        "return (self.action, self.amount, numbers)",
-        "return (self.action, numbers)",
+        "return (self.action, self.amount, numbers_of(self.variables))",
+        "return (self.action, numbers_of(self.variables))",
         (REQUESTS, OPERATIONS),
     ),
     Bug(
@@ -332,25 +332,24 @@ PLANTED: Final = (
     ),
     # Batches
     Bug(
-        "what is due is posted after the request",
+        "what is due is never posted",
         "core/batch.py",
-        "            for posting in advance(due_on, request, account, now):\n"
-        "                _apply(batch, posting)\n",
-        "            pass\n",
+        "    batch.postings += advanced.postings\n",
+        "",
         (ADVANCE,),
     ),
     Bug(
         "an expiry is dated when it was found, not when it was due",
         "core/advance.py",
-        "updated_at=max(due.at, account.updated_at),",
-        "updated_at=now,",
+        "updated_at=max(at, before.updated_at)",
+        "updated_at=self._now",
         (ADVANCE,),
     ),
     Bug(
         "ids of due rows derive from user and seq",
         "core/advance.py",
-        "derived_id(request.transaction_id, ordinal),",
-        "derived_id(f'{account.user_id:>024}', account.seq),",
+        "derived_id(self._request_id, self._ordinal),",
+        "derived_id(f'{before.user_id:>024}', before.seq),",
         (ADVANCE,),
     ),
     Bug(
@@ -399,7 +398,7 @@ PLANTED: Final = (
     Bug(
         "an update overwrites the application's fields",
         "storage/users.py",
-        'return {"q": {"_id": self.id_of(after.user_id)}, "u": {"$set": changed}}',
+        'return {"q": {"_id": self.id_of(after.user_id)}, "u": changes}',
         'return {"q": {"_id": self.id_of(after.user_id)}, "u": self.row(after)}',
         (OPERATIONS,),
     ),
@@ -412,7 +411,7 @@ PLANTED: Final = (
     ),
     Bug(
         "numbers become doubles",
-        "storage/rows.py",
+        "storage/numbers.py",
         "to_int64: Final = lru_cache(maxsize=8192)(Int64)",
         "to_int64: Final = lru_cache(maxsize=8192)(float)",
         (OPERATIONS,),
@@ -434,8 +433,8 @@ PLANTED: Final = (
     Bug(
         "a stored balance below zero is accepted",
         "storage/users.py",
-        "            if value >= 0:\n",
-        "            if True:\n",
+        "if value >= 0 or (field == self._credits and document.get(self._extras) is not None):",
+        "if True:",
         (BAD_INPUT, OPERATIONS),
     ),
     # Store
