@@ -12,7 +12,7 @@ from typing import Any
 from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import described, exact_whole
-from credit_mongo.storage.numbers import to_int64, to_object_id
+from credit_mongo.storage.numbers import in_utc, to_int64, to_object_id
 
 __all__ = ["ExtrasError", "extras_from", "legs_from", "stored_extras", "stored_legs"]
 
@@ -171,7 +171,7 @@ class _Fields:
         return str(self._stored[name])
 
     def moment(self, name: str) -> datetime:
-        value = self._stored.get(name)
+        value = in_utc(self._stored.get(name))
         if not isinstance(value, datetime):
             raise self._wrong(name)
         return value

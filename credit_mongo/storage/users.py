@@ -21,7 +21,7 @@ from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidReq
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.extras import ExtrasError, extras_from, stored_extras
 from credit_mongo.storage.fields import described
-from credit_mongo.storage.numbers import to_int64, to_moment
+from credit_mongo.storage.numbers import in_utc, to_int64, to_moment
 
 __all__ = ["StoredUsers"]
 
@@ -95,8 +95,8 @@ class StoredUsers:
         """A user's account. Raises AccountDataError if a field is not what the ledger writes."""
         # First, as these can also be in the way of opening an account.
         tier, expires_at = self._membership(document)
-        created_at = _in_utc(document.get(self._created_at))
-        updated_at = _in_utc(document.get(self._updated_at))
+        created_at = in_utc(document.get(self._created_at))
+        updated_at = in_utc(document.get(self._updated_at))
         if not isinstance(created_at, datetime):
             created_at = _EPOCH
         return Account(
@@ -120,7 +120,7 @@ class StoredUsers:
         """What create_user finds in a document without an account; None if it has one."""
         if not self.is_unopened(document):
             return None
-        created_at = _in_utc(document.get(self._created_at))
+        created_at = in_utc(document.get(self._created_at))
         if created_at is not None and not isinstance(created_at, datetime):
             # The application's own way to keep it: it stays as it is.
             created_at = _EPOCH
@@ -140,7 +140,7 @@ class StoredUsers:
         return found
 
     def _membership(self, document: Mapping[str, Any]) -> tuple[str | None, datetime | None]:
-        tier, expires_at = document.get(self._tier), _in_utc(document.get(self._expires_at))
+        tier, expires_at = document.get(self._tier), in_utc(document.get(self._expires_at))
         if tier is not None and not isinstance(tier, str):
             raise self._wrong(document, self._tier, "is not a str: store the tier's name")
         if isinstance(expires_at, DatetimeMS):
@@ -220,13 +220,6 @@ class StoredUsers:
         """
         gone = (self._credits, self._seq, self._tier, self._expires_at, self._extras)
         return {"$unset": dict.fromkeys(gone, "")}
-
-
-def _in_utc(value: Any) -> Any:
-    """A datetime with its time zone, whether or not it was decoded with it. Else the value."""
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=timezone.utc)
-    return value
 
 
 @dataclass(frozen=True, slots=True)
