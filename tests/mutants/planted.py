@@ -502,6 +502,20 @@ PLANTED: Final = (
         (SKEW,),
     ),
     Bug(
+        "the ends of lots and holds have no time zone",
+        "storage/extras.py",
+        "value = in_utc(self._stored.get(name))",
+        "value = self._stored.get(name)",
+        ("tests/unit/test_stored_moments.py",),
+    ),
+    Bug(
+        "moments are stored in the time zone that they came in",
+        "storage/numbers.py",
+        "return moment.astimezone(timezone.utc).replace(tzinfo=None)",
+        "return moment.replace(tzinfo=None)",
+        ("tests/unit/test_stored_moments.py",),
+    ),
+    Bug(
         "the primary's clock is not read",
         "storage/clocks.py",
         "self._answer = answer = await self._ask_the_primary()",
