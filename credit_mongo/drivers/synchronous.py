@@ -101,6 +101,11 @@ class AdaptedClient(_Adapted):
         return self.delegate.options
 
     @property
+    def topology_description(self) -> Any:
+        """The servers, and how far they are; None in memory."""
+        return getattr(self.delegate, "topology_description", None)
+
+    @property
     def admin(self) -> AdaptedDatabase:
         """The server's own database."""
         return self["admin"]

@@ -12,7 +12,7 @@ from typing import Any
 from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import described, exact_whole
-from credit_mongo.storage.numbers import in_utc, to_int64, to_object_id
+from credit_mongo.storage.numbers import in_utc, to_int64, to_moment, to_object_id
 
 __all__ = ["ExtrasError", "extras_from", "legs_from", "stored_extras", "stored_legs"]
 
@@ -47,7 +47,7 @@ def _stored_lot(lot: Lot, id_field: str = "id") -> Raw:
     stored: Raw = {
         id_field: to_object_id(lot.lot_id),
         "amount": to_int64(lot.amount),
-        "expiresAt": lot.expires_at,
+        "expiresAt": None if lot.expires_at is None else to_moment(lot.expires_at),
         "priority": lot.priority,
     }
     if lot.source is not None:
@@ -69,7 +69,7 @@ def _stored_hold(hold: ActiveHold) -> Raw:
         "captured": to_int64(hold.captured),
         "uncollected": to_int64(hold.uncollected),
         "used": to_int64(hold.used),
-        "expiresAt": hold.expires_at,
+        "expiresAt": to_moment(hold.expires_at),
         "settlesAtEnd": hold.settles_at_end,
         "overage": hold.overage,
     }

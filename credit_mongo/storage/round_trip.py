@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pymongo import AsyncMongoClient
+from pymongo.topology_description import TopologyDescription
 
 __all__ = ["shortest_round_trip"]
 
@@ -15,5 +16,8 @@ def shortest_round_trip(client: AsyncMongoClient[Any]) -> float:
     The driver measures one with each heartbeat, every ten seconds by default. A busy client takes
     them for longer than they are, so the shortest counts.
     """
-    servers = client.topology_description.server_descriptions().values()
+    topology = client.topology_description
+    if not isinstance(topology, TopologyDescription):
+        return 0.0  # Memory is not far away.
+    servers = topology.server_descriptions().values()
     return min((each.min_round_trip_time for each in servers if each.is_writable), default=0.0)

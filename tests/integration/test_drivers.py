@@ -41,6 +41,33 @@ LATER = datetime.now(timezone.utc) + timedelta(days=30)
 NAMES = CollectionNames()
 Call = Callable[[CreditLedger, Any], Awaitable[Any]]
 
+
+async def _revoke(ledger: CreditLedger, s: Any) -> None:
+    opening = (await ledger.get_history("u", session=s))[-1]
+    await ledger.revoke(opening.transaction_id, 1, action="chargeback", session=s)
+
+
+async def _hold(ledger: CreditLedger, s: Any) -> str:
+    hold = await ledger.place_hold("u", "generate-post", session=s)
+    return hold.hold_id
+
+
+async def _extend(ledger: CreditLedger, s: Any) -> None:
+    await ledger.extend_hold(await _hold(ledger, s), ttl=90, used=1, session=s)
+
+
+async def _capture(ledger: CreditLedger, s: Any) -> None:
+    await ledger.capture_hold(await _hold(ledger, s), amount=3, session=s)
+
+
+async def _release(ledger: CreditLedger, s: Any) -> None:
+    await ledger.release_hold(await _hold(ledger, s), session=s)
+
+
+async def _get_hold(ledger: CreditLedger, s: Any) -> None:
+    await ledger.get_hold(await _hold(ledger, s), session=s)
+
+
 CALLS: dict[str, Call] = {
     "create_user": lambda ledger, s: ledger.create_user("new", credits=5, session=s),
     "charge": lambda ledger, s: ledger.charge("u", "generate-post", session=s),
@@ -49,6 +76,14 @@ CALLS: dict[str, Call] = {
     "upgrade_tier": lambda ledger, s: ledger.upgrade_tier("u", "enterprise", session=s),
     "renew_tier": lambda ledger, s: ledger.renew_tier("u", membership_expires_at=LATER, session=s),
     "downgrade_tier": lambda ledger, s: ledger.downgrade_tier("u", "free", session=s),
+    "revoke": _revoke,
+    "set_overdraft": lambda ledger, s: ledger.set_overdraft("u", 10, session=s),
+    "place_hold": _hold,
+    "extend_hold": _extend,
+    "capture_hold": _capture,
+    "release_hold": _release,
+    "get_hold": _get_hold,
+    "get_holds": lambda ledger, s: ledger.get_holds("u", session=s),
     "get_user": lambda ledger, s: ledger.get_user("u", session=s),
     "get_balance": lambda ledger, s: ledger.get_balance("u", session=s),
     "get_history": lambda ledger, s: ledger.get_history("u", session=s),
@@ -96,7 +131,8 @@ async def test_every_operation_takes_a_session_of_motor_s(
             await call(books, session)
         assert (await books.get_user("u", session=session)).membership_tier == "free"
         assert (await books.get_user("u")).credits == 100
-    assert (await books.get_user("u")).seq == 7
+    # All that moved credits or set the overdraft.
+    assert (await books.get_user("u")).seq == 10
     assert await motor["orders"].count_documents({}) == 1
 
 

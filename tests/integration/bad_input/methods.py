@@ -208,6 +208,10 @@ SESSION: tuple[Any, ...] = (
     object(),
     KEEP,
 )
+TTL: tuple[Any, ...] = (
+    *(each for each in NO_NUMBERS if each != 1.0),
+    *(0, 0.999, -1, 30 * 24 * 3600 + 1, 10**400, timedelta(minutes=1)),
+)
 LIMIT = (*NO_NUMBERS, None, 0, -1, 1001, 2**31, 2**63, 10**400)
 OFFSET = (*NO_NUMBERS, None, -1, 100_001, 2**31, 2**63, 10**400)
 STATUS = (*NO_STRINGS, "", "SUCCESS", "Success", "success ", "refused", "$ne", "x" * 10_000, "\x00")
@@ -229,6 +233,17 @@ CURSOR = (
     base64.b64encode(b"[NaN, NaN, NaN]").decode(),
     base64.b64encode(b"[" + b"9" * 150 + b"]").decode(),
 )
+
+
+@dataclass(frozen=True)
+class Made:
+    """Stands for the id of something that the ledger's past has made."""
+
+    name: str
+
+
+MADE: dict[str, str] = {}
+"""The ids, by name."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +316,82 @@ METHODS: dict[str, Method] = {
     ),
     "grant": Method(
         good={"user_id": USER, "amount": 1, "action": "bonus"},
-        bad={**WHO, **WRITE, "amount": required(AMOUNT), "action": required(IDENTIFIER)},
+        bad={
+            **WHO,
+            **WRITE,
+            "amount": required(AMOUNT),
+            "action": required(IDENTIFIER),
+            "expires_at": (*MOMENT, PAST),
+            "priority": required((*NO_NUMBERS, -1, 101, 2**63)),
+            "source": IDENTIFIER,
+        },
+    ),
+    "revoke": Method(
+        good={"grant_transaction_id": Made("grant"), "amount": 1, "action": "chargeback"},
+        bad={
+            **WRITE,
+            "grant_transaction_id": required(IDENTIFIER),
+            "amount": AMOUNT,
+            "action": required(IDENTIFIER),
+        },
+    ),
+    "set_overdraft": Method(
+        good={"user_id": USER, "limit": 5},
+        bad={**WHO, **WRITE, "limit": required(OPENING)},
+    ),
+    "place_hold": Method(
+        good={"user_id": USER, "action": "ai-completion", "variables": {"token": 100}},
+        bad={
+            **WHO,
+            **WRITE,
+            "action": required(IDENTIFIER),
+            "amount": AMOUNT,
+            "variables": VARIABLES,
+            "ttl": required(TTL),
+            "overage": required((*NO_STRINGS, *BAD_STRINGS, "Available", PRIVATE)),
+            "on_timeout": required((*NO_STRINGS, *BAD_STRINGS, "SETTLE", PRIVATE)),
+        },
+        without={"amount": ("variables",)},
+    ),
+    "extend_hold": Method(
+        good={"hold_id": Made("hold"), "ttl": 60, "used": 2},
+        bad={
+            **WRITE,
+            "hold_id": required(IDENTIFIER),
+            "ttl": TTL,
+            "amount": OPENING,
+            "used": (*OPENING, 0),
+        },
+    ),
+    "capture_hold": Method(
+        good={"hold_id": Made("hold"), "amount": 3, "final": False},
+        bad={
+            **WRITE,
+            "hold_id": required(IDENTIFIER),
+            "amount": OPENING,
+            "variables": VARIABLES,
+            "final": FLAG,
+        },
+        without={"variables": ("amount",)},
+    ),
+    "release_hold": Method(
+        good={"hold_id": Made("other hold")},
+        bad={**WRITE, "hold_id": required(IDENTIFIER)},
+    ),
+    "get_hold": Method(
+        good={"hold_id": Made("hold")},
+        bad={"hold_id": required(IDENTIFIER), "session": SESSION},
+        writes=False,
+    ),
+    "get_holds": Method(
+        good={"user_id": USER},
+        bad={
+            **WHO,
+            "status": (*NO_STRINGS, *BAD_STRINGS, "ACTIVE", "active ", PRIVATE),
+            "limit": LIMIT,
+            "session": SESSION,
+        },
+        writes=False,
     ),
     "upgrade_tier": Method(
         good={"user_id": USER, "target_tier": "enterprise", "membership_expires_at": FUTURE},
@@ -365,7 +455,12 @@ async def call(ledger: CreditLedger, name: str, **changes: Any) -> Any:
     """Call a method with good arguments, except for these."""
     method = METHODS[name]
     left_out = {other for argument in changes for other in method.without.get(argument, ())}
-    arguments = {n: v for n, v in method.good.items() if n not in left_out} | changes
+    good = {
+        name: MADE[value.name] if isinstance(value, Made) else value
+        for name, value in method.good.items()
+        if name not in left_out
+    }
+    arguments = good | changes
     return await getattr(ledger, name)(**arguments)
 
 

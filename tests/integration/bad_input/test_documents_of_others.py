@@ -45,8 +45,8 @@ async def test_a_foreign_document_stops_only_its_own_user(
             *(
                 call(books, name, user_id=user_id)
                 for user_id in strange
-                for name in METHODS
-                if name not in {"create_user", "delete_user", *PAGES}
+                for name, method in METHODS.items()
+                if name not in {"create_user", "delete_user", *PAGES} and "user_id" in method.good
             ),
             return_exceptions=True,
         ),
