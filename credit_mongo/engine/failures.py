@@ -27,6 +27,10 @@ _LABELS: Final = (_TRANSIENT, _RETRYABLE, "UnknownTransactionCommitResult")
 _KEPT: Final = frozenset({"code", "codeName", "errorLabels"})
 _WRITE_CONFLICT: Final = 112
 _ILLEGAL_OPERATION: Final = 20
+_HELD: Final = (
+    "another transaction was writing the same user until this call ended; nothing was written. "
+    "Repeat the call, and keep transactions with session= short"
+)
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -77,9 +81,8 @@ def _as_ours(error: BaseException) -> StorageError:
             return ReplicaSetRequiredError()
         # The server's text can quote documents; its code cannot.
         name = (error.details or {}).get("codeName") or type(error).__name__
-        return StorageError(
-            f"the server refused the operation: {name} (code {error.code})", error_labels=labels
-        )
+        refused = f"the server refused the operation: {name} (code {error.code})"
+        return StorageError(_HELD if is_conflict(error) else refused, error_labels=labels)
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, ServerSelectionTimeoutError):
         text = no_usable_server(str(error))

@@ -16,6 +16,7 @@ from credit_mongo.core.batch import Later, Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Held, More, TakeMore
+from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.lane_count import MOST_LANES, LaneCount
 from credit_mongo.engine.observer import BatchEnded, Tell
 from credit_mongo.engine.turns import Turns
@@ -39,6 +40,9 @@ LONGEST_QUEUE: Final = 20_000
 # How many requests are under way at most if their callers wait for room: for every lane a full
 # batch in its commit and another behind it. More would not be faster, and would be late sooner.
 ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
+# A user that an application's transactions hold again and again delays a batch this seldom.
+_SHORTEST_APART_SECONDS: Final = 5.0
+_LONGEST_APART_SECONDS: Final = 60.0
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
@@ -205,7 +209,7 @@ class Lanes:
     Most users share one lane, or a few if there is work for them. A user stays in its lane as long
     as it has requests there, so that two lanes never meet on a user. A user whom another
     transaction holds (for example an application's own) gets a lane of its own until its requests
-    are through: nobody waits for somebody else's user.
+    are through, and for some seconds more: nobody waits for somebody else's user.
     """
 
     def __init__(
@@ -239,6 +243,8 @@ class Lanes:
         # By user with requests in a shared lane: that lane, and how many requests there are.
         self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
+        # Each time that a user is found to be held, the users of a whole batch have waited.
+        self._held_lately: dict[str, Cooldown] = {}
         self._room = asyncio.Semaphore(ROOM)
         self._closed = False
 
@@ -256,6 +262,8 @@ class Lanes:
         now = loop.time()
         user_id = request.user_id
         lane = self._apart.get(user_id)
+        if lane is None and self._is_apart(user_id, now):
+            lane = self._lane_apart(user_id)
         if lane is None:
             lane, requests, waiting = self._shared_lane(user_id, now)
             if waiting < LONGEST_QUEUE:
@@ -313,8 +321,27 @@ class Lanes:
         ]:
             await asyncio.wait(running)
 
+    def _is_apart(self, user_id: str, now: float) -> bool:
+        """Whether a user stays out of the shared lanes, for it was held lately."""
+        if user_id in self._staying:
+            return False  # it meets one lane at a time
+        held = self._held_lately.get(user_id)
+        return held is not None and held.is_on(now)
+
     def _set_apart(self, waiting: _Waiting) -> None:
-        user_id = waiting.request.user_id
+        user_id, now = waiting.request.user_id, asyncio.get_running_loop().time()
+        if user_id not in self._held_lately:
+            self._held_lately = {
+                user: held for user, held in self._held_lately.items() if held.was_on_lately(now)
+            }
+            self._held_lately[user_id] = Cooldown(
+                shortest_seconds=_SHORTEST_APART_SECONDS, longest_seconds=_LONGEST_APART_SECONDS
+            )
+        self._held_lately[user_id].begin(now)
+        self._lane_apart(user_id).add(waiting)
+
+    def _lane_apart(self, user_id: str) -> _Lane:
+        """The user's own lane, which goes when it is empty."""
 
         def when_empty() -> None:
             del self._apart[user_id]
@@ -329,7 +356,7 @@ class Lanes:
                 when_empty=when_empty,
                 tell=self._tell,
             )
-        lane.add(waiting)
+        return lane
 
 
 def _nothing(user_id: str) -> None:

@@ -277,3 +277,20 @@ async def test_a_batch_that_waits_for_a_held_user_lets_others_have_their_turns(
             assert not waiting.done()
         assert (await waiting).balance_after == 980
     await check_promises(database)
+
+
+async def test_a_call_whose_user_is_held_until_its_deadline_says_so(
+    client: Client, database: Database
+) -> None:
+    """It has written nothing, whichever moment the deadline comes in."""
+    config = CreditConfig(costs={"post": {"default": 10}}, operation_timeout_seconds=1)
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=1000)
+        async with client.start_session() as session, await session.start_transaction():
+            await ledger.charge("ann", "post", session=session)
+            with pytest.raises(StorageError, match="nothing was written") as raised:
+                await ledger.charge("ann", "post")
+        assert "WriteConflict" not in str(raised.value)
+        assert await ledger.get_balance("ann") == 990
+    await check_promises(database)

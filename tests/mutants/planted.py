@@ -986,6 +986,20 @@ PLANTED: Final = (
         (UNIT_TURNS,),
     ),
     Bug(
+        "a user that is held again and again delays all others each time",
+        "engine/lanes.py",
+        "        return held is not None and held.is_on(now)\n",
+        "        return False\n",
+        (LANES,),
+    ),
+    Bug(
+        "a user in a shared lane gets a second lane",
+        "engine/lanes.py",
+        "            return False  # it meets one lane at a time\n",
+        "            pass\n",
+        (LANES,),
+    ),
+    Bug(
         "requests that join a batch get its older deadline",
         "engine/commit.py",
         "        self.deadline = max(self.deadline, more.deadline)\n",

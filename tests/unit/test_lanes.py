@@ -462,10 +462,10 @@ async def test_closing_finishes_what_was_accepted(commits: Commits) -> None:
     assert all(caller.done() for caller in callers)
 
 
-async def test_a_user_with_a_conflict_travels_alone_until_its_requests_are_done(
+async def test_a_user_with_a_conflict_travels_alone(
     commits: Commits,
 ) -> None:
-    """Others in the lane don't wait for it. Its later requests follow it, and then it is back."""
+    """Others in the lane don't wait for it. Its later requests follow it."""
     lanes = lanes_on(commits)
     commits.gate.set()
     # While the ledger takes turns, all users share one lane, so these two do.
@@ -482,8 +482,64 @@ async def test_a_user_with_a_conflict_travels_alone_until_its_requests_are_done(
     commits.released.set()
     await asyncio.gather(*held)
     assert commits.patient == [["1"], ["3"]]
-    await lanes.submit(request(5, "held"))
-    assert commits.batches[-1] == ["5"]
+
+
+async def test_a_user_that_was_held_stays_apart_for_a_while(
+    commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Application transactions that hold it again delay nobody else. Then it is back."""
+    lanes = lanes_on(commits)
+    commits.gate.set()
+    commits.held.add("held")
+    commits.released.set()
+    await lanes.submit(request(1, "held"))
+    for number in (2, 3):
+        await asyncio.gather(*submit(lanes, request(number, "held"), request(9, "free")))
+    assert commits.batches == [["1"], ["9"], ["9"]]
+    assert commits.patient == [["1"], ["2"], ["3"]]
+    commits.held.clear()
+    clock = asyncio.get_running_loop().time
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock() + 60)
+    await lanes.submit(request(4, "held"))
+    assert commits.batches[-1] == ["4"]
+
+
+async def test_a_user_that_was_held_never_meets_two_lanes(commits: Commits) -> None:
+    """While it has a request in a shared lane, its next ones go there too."""
+    lanes = lanes_on(commits)
+    commits.held.add("held")
+    commits.released.set()
+    first, second = submit(lanes, request(1, "held")), []
+    await commits.begun.wait()
+    second += submit(lanes, request(2, "held"))
+    await settle()
+    commits.gate.set()
+    await settle()
+    commits.gate.clear()
+    await asyncio.gather(*first, *second)
+    # As when a request was still queued there as the user was held.
+    lanes._staying["held"] = (lanes._shared[0], 1)
+    third = submit(lanes, request(3, "held"))
+    await settle()
+    assert commits.batches[-1] == ["3"]
+    commits.gate.set()
+    await asyncio.gather(*third)
+
+
+async def test_the_ledger_forgets_users_that_were_held_long_ago(
+    commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it remembers does not grow with the number of users."""
+    lanes = lanes_on(commits)
+    commits.gate.set()
+    commits.released.set()
+    commits.held |= {f"held-{number}" for number in range(20)}
+    clock = asyncio.get_running_loop().time
+    for number in range(20):
+        now = clock() + 100 * number
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda now=now: now)
+        await lanes.submit(request(number, f"held-{number}"))
+    assert list(lanes._held_lately) == ["held-19"]
 
 
 async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> None:
