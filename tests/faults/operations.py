@@ -162,6 +162,11 @@ OPERATIONS: Final = (
     Operation("refund of a charge", _linked_refund),
     Operation("refund of a charge, refused", _refused_linked_refund),
     Operation("grant", _with_account(_keyed("grant", 5, action="bonus"))),
+    Operation(
+        "grant of a lot",
+        _with_account(_keyed("grant", 5, action="bonus", expires_at=NEXT_YEAR, source="promotion")),
+    ),
+    Operation("set_overdraft", _with_account(_keyed("set_overdraft", 50))),
     Operation("upgrade_tier", _with_account(_keyed("upgrade_tier", "premium"), tier="free")),
     Operation("downgrade_tier", _with_account(_keyed("downgrade_tier", "free"), tier="premium")),
     Operation(

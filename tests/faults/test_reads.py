@@ -29,6 +29,7 @@ READS: dict[str, Read] = {
     "validate_access": lambda ledger, session: ledger.validate_access(
         "user", "post", session=session
     ),
+    "get_holds": lambda ledger, session: ledger.get_holds("user", session=session),
     "quote": lambda ledger, _: ledger.quote("user", "post"),
 }
 SHORT = prices(operation_timeout_seconds=1)
