@@ -16,7 +16,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError, User
+from credit_mongo import (
+    CommitOutcomeUnknownError,
+    CreditError,
+    CreditLedger,
+    OverdraftResult,
+    StorageError,
+    User,
+)
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.verification.verify import verify
 from tests.faults.calls import Answer, Call, Outcome, make_calls
@@ -191,6 +198,9 @@ def _check_result(result: Any, row: Row) -> None:
         assert (result.credits, 1) == (row["balanceAfter"], row["seq"])
         return
     assert result.transaction_id == str(row["_id"])
+    if isinstance(result, OverdraftResult):
+        assert (result.balance, row["amount"]) == (row["balanceAfter"], 0)
+        return
     after = result.new_credits if hasattr(result, "new_credits") else result.balance_after
     assert after == row["balanceAfter"]
 

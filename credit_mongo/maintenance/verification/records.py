@@ -209,9 +209,20 @@ def _tells(result: Raw, row: Raw) -> bool:
         cost = -cost if isinstance(cost, int) else None
         told = (result.get("balance_before"), cost, result.get("balance_after"))
     elif "amount" in result:
-        told = (result.get("balance_before"), result["amount"], result.get("balance_after"))
+        given = result["amount"]
+        if "grant_transaction_id" in result and isinstance(given, int):
+            given = -given  # a revocation tells what it took
+        told = (result.get("balance_before"), given, _before_expiry(result))
+    elif "new_limit" in result:
+        told = (result.get("balance"), 0, result.get("balance"))
     elif "credits_delta" in result:
         told = (result.get("old_credits"), result["credits_delta"], result.get("new_credits"))
     else:
         told = (0, result.get("credits"), result.get("credits"))
     return told == (before, amount, after)
+
+
+def _before_expiry(result: Raw) -> Any:
+    """Return a refund's balance before the part of it that ended at once, in a row of its own."""
+    after, expired = result.get("balance_after"), result.get("expired_amount", 0)
+    return after + expired if isinstance(after, int) and isinstance(expired, int) else after
