@@ -24,7 +24,7 @@ STORED_AS: Final = {"capture_hold": "capture"}
 _HOLDS: Final = {"place_hold", "extend_hold", "capture_hold", "release_hold"}
 # What each list still lacks. Take a name out of here when the list has it.
 NOT_YET: Final[dict[str, set[str]]] = {
-    "the drivers' sessions": {*_HOLDS, "get_hold", "get_holds", "revoke", "set_overdraft"},
+    "the drivers' sessions": set(),
     "the fault matrix": {*_HOLDS, "revoke"},
     "the faults of reads": {"get_hold"},
     "the soak": {*_HOLDS, "revoke", "set_overdraft"},
