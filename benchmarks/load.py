@@ -173,9 +173,18 @@ def user_ids(count: int) -> tuple[str, ...]:
     return tuple(f"user-{number:05}" for number in range(count))
 
 
-async def drive(charge: Charge, load: Load) -> Outcome:
-    """Let the callers of a load charge, and measure."""
+class _NotBegunError(Exception):
+    """The load ended while a caller waited for its turn, so it charged nobody."""
+
+
+async def drive(charge: Charge, load: Load, at_a_time: int = 0) -> Outcome:
+    """Let the callers of a load charge, and measure.
+
+    With ``at_a_time``, at most so many charges are under way at once, and the others wait.
+    """
     meter = _Meter(load)
+    if at_a_time:
+        charge = _in_turn(charge, meter, at_a_time)
     first = _Sample.take()
     callers = [asyncio.create_task(_call(charge, load, meter)) for _ in range(load.callers)]
     try:
@@ -199,6 +208,18 @@ async def drive(charge: Charge, load: Load) -> Outcome:
     return meter.outcome(first, last)
 
 
+def _in_turn(charge: Charge, meter: _Meter, at_a_time: int) -> Charge:
+    gate = asyncio.Semaphore(at_a_time)
+
+    async def charge_in_turn(user_id: str, cost: int, key: str) -> None:
+        async with gate:
+            if meter.stopped:
+                raise _NotBegunError
+            await charge(user_id, cost, key)
+
+    return charge_in_turn
+
+
 async def _window(meter: _Meter, load: Load) -> None:
     loop = asyncio.get_running_loop()
     begun, enough = loop.time(), len(meter.moments) + load.callers
@@ -215,6 +236,8 @@ async def _call(charge: Charge, load: Load, meter: _Meter) -> None:
         begun = time.perf_counter()
         try:
             await charge(user_id, COST, key)
+        except _NotBegunError:
+            return
         except Exception as error:
             meter.unknown[user_id] += 1
             meter.errors[type(error).__name__] += 1

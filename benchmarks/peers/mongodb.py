@@ -95,15 +95,7 @@ class MongoPeer(ABC):
 
     async def run(self, load: Load) -> Outcome:
         """Take the load."""
-        if not self._at_a_time:
-            return await drive(self.charge, load)
-        gate = asyncio.Semaphore(self._at_a_time)
-
-        async def charge(user_id: str, cost: int, key: str) -> None:
-            async with gate:
-                await self.charge(user_id, cost, key)
-
-        return await drive(charge, load)
+        return await drive(self.charge, load, self._at_a_time)
 
     async def verify(self, outcome: Outcome) -> None:
         """Compare the books with what was acknowledged. Raises BooksAreOffError."""

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import documents
 from benchmarks.delay import Delay
+from benchmarks.load import Load, drive
 
 ROOT = Path(__file__).parents[2]
 WORKS = "callers,batches,latency,processes"
@@ -98,6 +99,26 @@ def test_a_table_goes_between_its_marks_and_nowhere_else() -> None:
     for lost in ("<!-- make bench: begin -->\n", "<!-- make bench: end -->\n"):
         with pytest.raises(ValueError, match="make bench"):
             documents.with_table(page.replace(lost, ""), "new")
+
+
+async def test_callers_that_wait_for_their_turn_charge_nobody_once_the_load_ends() -> None:
+    """They count neither as errors nor as charges that may have happened."""
+    under_way: set[str] = set()
+    most = 0
+
+    async def charge(_user_id: str, _cost: int, key: str) -> None:
+        nonlocal most
+        under_way.add(key)
+        most = max(most, len(under_way))
+        await asyncio.sleep(0.001)
+        under_way.remove(key)
+
+    load = Load(callers=50, users=("u",), seconds=0.1, warm_up_seconds=0.0)
+    outcome = await drive(charge, load, at_a_time=5)
+    assert most == 5
+    assert not under_way
+    assert outcome.charges > 50
+    assert (outcome.errors, outcome.unknown) == ({}, {})
 
 
 async def test_the_delay_is_what_it_says_in_each_direction() -> None:
