@@ -17,7 +17,7 @@ from pymongo import IndexModel
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.maintenance.unique_indexes import refuses_rows
-from credit_mongo.storage.documents import credit_documents, users_validator
+from credit_mongo.storage.documents import credit_documents, earlier_validators, users_validator
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import UNAUTHORIZED
 
@@ -108,8 +108,8 @@ class IndexReport:
 
     @property
     def changed(self) -> tuple[IndexChange, ...]:
-        """Indexes that had another TTL or were hidden, and are now corrected; and settings that an
-        older version stored, and that are now complete."""
+        """Indexes that had another TTL or were hidden, and are now corrected; and settings and
+        validators of an older version, which are now up to date."""
         return self._in_state("changed")
 
     @property
@@ -148,13 +148,16 @@ class Wanted:
     written: frozenset[str]
     """The fields of the rows that the ledger inserts. Empty if the application inserts the
     documents, because it knows its own rules."""
+    earlier_validators: Sequence[Raw] = ()
+    """Those that earlier versions set, to be replaced."""
 
 
 def all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[Wanted]:
     if users is not None:
         validator = {"$jsonSchema": users_validator(users)}
         indexes = [IndexModel(users.membership_tier).document]
-        yield Wanted(names.users, indexes, validator, frozenset())
+        earlier = _schemas(earlier_validators(users))
+        yield Wanted(names.users, indexes, validator, frozenset(), earlier)
     for document in credit_documents(names, users):
         yield Wanted(
             collection=document.Settings.name,
@@ -162,6 +165,9 @@ def all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[Wa
             validator={"$jsonSchema": document.validator} if document.validator else None,
             former=[_FORMER] if document.Settings.name == names.transactions else (),
             written=frozenset(field.alias or name for name, field in document.model_fields.items()),
+            earlier_validators=(
+                _schemas(earlier_validators(None)) if document.Settings.name == names.users else ()
+            ),
         )
     # For the FastAPI integration. Created here, because the application's role must not create
     # indexes: it could make the server delete rows with a TTL index.
@@ -171,6 +177,10 @@ def all_wanted(names: CollectionNames, users: UserMapping | None) -> Iterator[Wa
         validator=None,
         written=_IN_PAID_REQUESTS,
     )
+
+
+def _schemas(schemas: Sequence[Raw]) -> list[Raw]:
+    return [{"$jsonSchema": schema} for schema in schemas]
 
 
 def plan(wanted: Wanted, found: Description | None, indexes: Sequence[Description]) -> list[Step]:
@@ -183,7 +193,7 @@ def plan(wanted: Wanted, found: Description | None, indexes: Sequence[Descriptio
     else:
         steps = [Step(collection)]
         if wanted.validator is not None:
-            steps.append(_validator_step(wanted.collection, wanted.validator, found["options"]))
+            steps.append(_validator_step(wanted, wanted.validator, found["options"]))
     steps += [_index_step(wanted.collection, index, indexes) for index in wanted.indexes]
     return steps + _in_the_way(wanted, indexes) + _left_over(wanted, indexes)
 
@@ -254,13 +264,22 @@ def why_unusable(found: Description) -> str:
 # Validators
 
 
-def _validator_step(collection: str, validator: Raw, options: Description) -> Step:
+def _validator_step(wanted: Wanted, validator: Raw, options: Description) -> Step:
+    collection = wanted.collection
     change = IndexChange(collection, "validator", "validator", "kept")
     existing = options.get("validator")
     if not existing:
         command: Raw = {"collMod": collection, "validator": validator, **_ENFORCED}
         remedies = {UNAUTHORIZED: _run_command(command)}
         return Step(replace(change, state="created"), command, remedies)
+    for earlier in wanted.earlier_validators:
+        if _contains(existing, earlier):
+            renewed = _with_replaced(existing, earlier, validator)
+            # Whether it is enforced stays as it is: the next run says if it is not.
+            command = {"collMod": collection, "validator": renewed}
+            remedies = {UNAUTHORIZED: _run_command(command)}
+            reason = "an earlier version of the library had set it"
+            return Step(replace(change, state="changed", reason=reason), command, remedies)
     if not _contains(existing, validator):
         reason = "it has another validator, and a collection can only have one"
         remedy = _merging(collection, validator)
@@ -277,6 +296,14 @@ def _contains(existing: Description, validator: Raw) -> bool:
     return all(existing.get(name) == value for name, value in validator.items()) or any(
         _contains(part, validator) for part in existing.get("$and", ())
     )
+
+
+def _with_replaced(existing: Description, earlier: Raw, validator: Raw) -> Raw:
+    """Return a validator in which the earlier one is replaced, also within an ``$and``."""
+    if all(existing.get(name) == value for name, value in earlier.items()):
+        return {**existing, **validator}
+    parts = [_with_replaced(part, earlier, validator) for part in existing.get("$and", ())]
+    return {**existing, "$and": parts} if parts else dict(existing)
 
 
 def _merging(collection: str, validator: Raw) -> str:

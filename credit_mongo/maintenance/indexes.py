@@ -67,10 +67,11 @@ async def ensure_indexes(
     Conflicts are also a unique index of the application's that would refuse the ledger's rows, and
     a TTL index on a collection whose rows must stay. With ``dry_run`` it writes nothing.
 
-    The validator makes sure that ``credits`` is always a whole number of 0 or more, whoever writes
-    it. No user can be inserted without ``credits``, not even by the application. With ``users``,
-    the documents belong to the application: they may lack ``credits``, and the validator uses the
-    mapped names.
+    The users' validator makes sure that ``credits`` is always a whole number, whoever writes it,
+    and 0 or more unless the user has lots, holds or an overdraft. No user can be inserted without
+    ``credits``, not even by the application. With ``users``, the documents belong to the
+    application: they may lack ``credits``, and the validator uses the mapped names. The validator
+    of an earlier version, which refuses every debt, is replaced. The holds have a validator too.
 
     If a collection has many documents, the server may need long to build its indexes. New
     collections need the role readWrite. Changing a TTL or the validator of an existing collection

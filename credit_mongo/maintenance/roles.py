@@ -218,6 +218,7 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.transactions: ("find", "insert"),
         names.audit_logs: ("find", "insert"),
         names.idempotency_records: ("find", "insert", "remove"),
+        names.holds: ("find", "insert", "update"),
         names.turns: ("find", "insert", "update"),
         names.paid_requests: ("find", "insert", "update"),
         # To know which users are being erased: their old keys and charges no longer count.
@@ -225,6 +226,7 @@ def _work(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         # For refunds of archived charges, the archived history, and repairs.
         names.transactions_archive: _READ,
         names.audit_logs_archive: _READ,
+        names.holds_archive: _READ,
         names.archive_borders: _READ,
         **_OPENING,
     }
@@ -235,9 +237,9 @@ def _archiving(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         names.users: _READ,
         # The archive moves nothing of users who are being erased.
         names.erasures: _READ,
-        **dict.fromkeys((names.transactions, names.audit_logs), ("find", "remove")),
+        **dict.fromkeys((names.transactions, names.audit_logs, names.holds), ("find", "remove")),
         **dict.fromkeys(
-            (names.transactions_archive, names.audit_logs_archive),
+            (names.transactions_archive, names.audit_logs_archive, names.holds_archive),
             ("createIndex", "find", "insert"),
         ),
         **dict.fromkeys(
@@ -251,7 +253,7 @@ def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tup
     taken = (
         *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
         *(names.transactions_archive, names.audit_logs_archive, names.archive_borders),
-        names.paid_requests,
+        *(names.holds, names.holds_archive, names.paid_requests),
     )
     return {
         **dict.fromkeys(taken, ("find", "remove")),
@@ -264,7 +266,10 @@ def _erasing(names: CollectionNames, users: UserMapping | None) -> dict[str, tup
 
 def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     # The ledger itself creates the turns when it needs them, and they have no index.
-    kept = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
+    kept = (
+        *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
+        names.holds,
+    )
     actions = ("collMod", "createCollection", "createIndex", "listIndexes")
     return {
         _DATABASE: ("listCollections",),

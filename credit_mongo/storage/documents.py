@@ -1,4 +1,4 @@
-"""What is stored: the Beanie documents of the four collections, their indexes and validators.
+"""What is stored: the Beanie documents of the collections, their indexes and validators.
 
 They are for an application's own queries and for ``init_beanie``. The ledger itself never goes
 through them: it reads and writes plain rows (``rows.py``), for Beanie binds a class to one database
@@ -19,6 +19,7 @@ from pymongo import IndexModel
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.storage.holds import ACTIVE, HOLD_STATUSES
 from credit_mongo.storage.rows import Raw
 
 __all__ = [
@@ -27,14 +28,19 @@ __all__ = [
     "FAILED_OF_USER",
     "CreditAccount",
     "CreditAuditLog",
+    "CreditExtras",
+    "CreditHold",
     "CreditIdempotencyRecord",
+    "CreditLeg",
     "CreditTransaction",
     "CreditUser",
     "credit_documents",
+    "earlier_validators",
     "users_validator",
 ]
 
 _WHOLE_NUMBER: Final = ["int", "long"]
+_AMOUNT: Final[Raw] = {"bsonType": _WHOLE_NUMBER, "minimum": 0}
 
 # Almost all attempts succeed, and a successful one has no entry in these two indexes.
 _FAILED: Final[Raw] = {"status": "failed"}
@@ -58,14 +64,75 @@ FAILED_BY_TIME: Final = IndexModel(
 class _Common(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
 
-    # A $jsonSchema that the server checks. Only the users have one: applications write to them as
-    # well, and it costs nothing that can be measured. Those of the other three took 4 to
-    # 5 % of the throughput, to check rows that only the ledger writes.
+    # A $jsonSchema that the server checks. The users have one, because applications write to them
+    # as well, and it costs nothing that can be measured. The holds have one because what they keep
+    # depends on their end. Those of the other three took 4 to 5 % of the throughput, to check rows
+    # that only the ledger writes.
     validator: ClassVar[Raw | None] = None
 
 
 class _CreditDocument(_Common, Document):
     pass
+
+
+def _users_schema(credits_field: str, extras_field: str, properties: Raw, **more: Any) -> Raw:
+    """Let nobody be below zero who has no lots, holds or overdraft and never had a debt."""
+    has_extras = {"required": [extras_field], "properties": {extras_field: {"bsonType": "object"}}}
+    return {
+        "bsonType": "object",
+        **more,
+        "properties": properties,
+        "anyOf": [{"properties": {credits_field: {"minimum": 0}}}, has_extras],
+    }
+
+
+class CreditLot(_Common):
+    """A user's lot: credits with an end, a priority or a source of their own."""
+
+    id: PydanticObjectId | str
+    amount: int
+    expires_at: datetime | None = Field(default=None, alias="expiresAt")
+    priority: int
+    source: str | None = None
+
+
+class CreditPin(_Common):
+    """Credits that a hold keeps, in a lot or (``lot`` None) in the base."""
+
+    lot: PydanticObjectId | str | None
+    amount: int
+
+
+class CreditActiveHold(_Common):
+    """What the user's document knows of an active hold."""
+
+    id: PydanticObjectId | str
+    action: str
+    pins: list[CreditPin]
+    captured: int
+    uncollected: int
+    used: int
+    expires_at: datetime = Field(alias="expiresAt")
+    settles_at_end: bool = Field(alias="settlesAtEnd")
+    overage: str
+
+
+class CreditExtras(_Common):
+    """A user's lots in the order of their use, active holds, and overdraft."""
+
+    lots: list[CreditLot] = Field(default_factory=list)
+    holds: list[CreditActiveHold] = Field(default_factory=list)
+    overdraft: int = 0
+
+
+class CreditLeg(_Common):
+    """What a transaction changed in one lot, or (``lot`` None) in the base."""
+
+    lot: PydanticObjectId | str | None
+    amount: int
+    expires_at: datetime | None = Field(default=None, alias="expiresAt")
+    priority: int | None = None
+    source: str | None = None
 
 
 class CreditUser(_CreditDocument):
@@ -78,15 +145,14 @@ class CreditUser(_CreditDocument):
     seq: int = 0
     created_at: datetime = Field(alias="createdAt")
     updated_at: datetime = Field(alias="updatedAt")
+    credit_extras: CreditExtras | None = Field(default=None, alias="creditExtras")
 
-    validator: ClassVar[Raw | None] = {
-        "bsonType": "object",
-        "required": ["_id", "credits"],
-        "properties": {
-            "credits": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
-            "seq": {"bsonType": _WHOLE_NUMBER, "minimum": 0},
-        },
-    }
+    validator: ClassVar[Raw | None] = _users_schema(
+        "credits",
+        "creditExtras",
+        {"credits": {"bsonType": _WHOLE_NUMBER}, "seq": _AMOUNT},
+        required=["_id", "credits"],
+    )
 
     class Settings:
         """Beanie's settings."""
@@ -117,6 +183,7 @@ class CreditAccount(BaseModel):
     seq: int | None = _the_ledgers()
     membership_tier: str | None = _the_ledgers("membershipTier")
     membership_expires_at: datetime | None = _the_ledgers("membershipExpiresAt")
+    credit_extras: CreditExtras | None = _the_ledgers("creditExtras")
 
 
 class CreditTransaction(_CreditDocument):
@@ -135,6 +202,11 @@ class CreditTransaction(_CreditDocument):
     key_expires_at: datetime | None = Field(default=None, alias="keyExpiresAt")
     refund_of: PydanticObjectId | str | None = Field(default=None, alias="refundOf")
     created_at: datetime = Field(alias="createdAt")
+    legs: list[CreditLeg] = Field(default_factory=list)
+    revoke_of: PydanticObjectId | str | None = Field(default=None, alias="revokeOf")
+    hold_id: PydanticObjectId | str | None = Field(default=None, alias="holdId")
+    uncollected: int = 0
+    written_at: datetime | None = Field(default=None, alias="writtenAt")
 
     class Settings:
         """Beanie's settings."""
@@ -159,6 +231,7 @@ class CreditTransaction(_CreditDocument):
             ),
             # Only refunds of a charge have an entry: the cap of a refund is a look-up, not a scan.
             IndexModel("refundOf", sparse=True),
+            IndexModel("revokeOf", sparse=True),
             # For usage reports. New keys go to the end of the index, so they cost a charge little.
             IndexModel("createdAt"),
         ]
@@ -218,19 +291,91 @@ class CreditIdempotencyRecord(_CreditDocument):
         ]
 
 
+class CreditHold(_CreditDocument):
+    """Credits kept for work whose cost is known afterwards. It stays when it has ended."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    user_id: str = Field(alias="userId")
+    action: str
+    amount: int
+    captured: int
+    uncollected: int
+    used: int
+    status: str
+    expires_at: datetime = Field(alias="expiresAt")
+    on_timeout: str = Field(alias="onTimeout")
+    overage: str
+    price: int | str | None = None
+    tier: str | None = None
+    created_at: datetime = Field(alias="createdAt")
+    updated_at: datetime = Field(alias="updatedAt")
+    changed_by: PydanticObjectId = Field(alias="changedBy")
+    metadata: Raw | None = Field(default=None, repr=False)
+
+    validator: ClassVar[Raw | None] = {
+        "bsonType": "object",
+        "required": ["userId", "amount", "captured", "status", "expiresAt", "createdAt"],
+        "properties": {
+            "userId": {"bsonType": "string"},
+            "amount": _AMOUNT,
+            "captured": _AMOUNT,
+            "uncollected": _AMOUNT,
+            "used": _AMOUNT,
+            "status": {"enum": list(HOLD_STATUSES)},
+            "expiresAt": {"bsonType": "date"},
+            "createdAt": {"bsonType": "date"},
+        },
+    }
+
+    class Settings:
+        """Beanie's settings."""
+
+        name = "holds"
+        indexes: ClassVar[list[IndexModel]] = [
+            # With _id, for the same reason as in the audit log.
+            IndexModel(
+                [
+                    ("userId", pymongo.ASCENDING),
+                    ("createdAt", pymongo.DESCENDING),
+                    ("_id", pymongo.DESCENDING),
+                ]
+            ),
+            # Active holds are few, however many have ended.
+            IndexModel(
+                [("userId", pymongo.ASCENDING), ("expiresAt", pymongo.ASCENDING)],
+                partialFilterExpression=ACTIVE,
+            ),
+        ]
+
+
 CREDIT_DOCUMENTS: Final[tuple[type[_CreditDocument], ...]] = (
     CreditUser,
     CreditTransaction,
     CreditAuditLog,
     CreditIdempotencyRecord,
+    CreditHold,
 )
 """For the application's one ``init_beanie(document_models=[*CREDIT_DOCUMENTS, …])``."""
 
 
 def users_validator(users: UserMapping) -> Raw:
     """The validator of documents that are the application's, with accounts or without."""
+    number: Raw = {"bsonType": [*_WHOLE_NUMBER, "null"]}
+    properties = {users.credits: number, users.seq: {**number, "minimum": 0}}
+    return _users_schema(users.credits, users.extras, properties)
+
+
+def earlier_validators(users: UserMapping | None) -> tuple[Raw, ...]:
+    """The validators of the users' documents that earlier versions of the library set.
+
+    They refuse every balance below zero, so that of a user with an overdraft as well.
+    """
+    if users is None:
+        properties = {"credits": _AMOUNT, "seq": _AMOUNT}
+        return ({"bsonType": "object", "required": ["_id", "credits"], "properties": properties},)
     amount: Raw = {"bsonType": [*_WHOLE_NUMBER, "null"], "minimum": 0}
-    return {"bsonType": "object", "properties": {users.credits: amount, users.seq: amount}}
+    properties = {users.credits: amount, users.seq: amount}
+    return ({"bsonType": "object", "properties": properties},)
 
 
 def credit_documents(
@@ -238,9 +383,12 @@ def credit_documents(
 ) -> tuple[type[_CreditDocument], ...]:
     """The documents, bound to collections of other names.
 
-    They are four, or with ``users`` three: the application has the one of its users itself.
+    They are five, or with ``users`` four: the application has the one of its users itself.
     """
-    wanted = (names.users, names.transactions, names.audit_logs, names.idempotency_records)
+    wanted = (
+        *(names.users, names.transactions, names.audit_logs, names.idempotency_records),
+        names.holds,
+    )
     return tuple(
         document if document.Settings.name == name else _bound_to(document, name)
         for document, name in zip(CREDIT_DOCUMENTS, wanted, strict=True)

@@ -19,9 +19,11 @@ from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import StoredFields
 from credit_mongo.storage.numbers import to_int64, to_object_id
 
-__all__ = ["HOLD_STATUSES", "hold_from", "hold_rows", "hold_updates"]
+__all__ = ["ACTIVE", "HOLD_STATUSES", "hold_from", "hold_rows", "hold_updates"]
 
 HOLD_STATUSES: Final[tuple[HoldStatus, ...]] = ("active", "captured", "released", "expired")
+ACTIVE: Final[Raw] = {"status": "active"}
+"""The condition on active holds, which have an index of their own."""
 _STORED_NAMES: Final = {
     "amount": "amount",
     "captured": "captured",

@@ -44,6 +44,7 @@ INDEXES = {
         "userId_1_createdAt_-1_seq_-1": [("userId", 1), ("createdAt", -1), ("seq", -1)],
         NAME_OF_ACTION: OF_ACTION,
         "refundOf_1": [("refundOf", 1)],
+        "revokeOf_1": [("revokeOf", 1)],
         "createdAt_1": [("createdAt", 1)],
     },
     "audit_logs": {
@@ -58,14 +59,18 @@ INDEXES = {
         "expiresAt_1": [("expiresAt", 1)],
         "userId_1_createdAt_1": [("userId", 1), ("createdAt", 1)],
     },
+    "holds": {
+        "userId_1_createdAt_-1__id_-1": [("userId", 1), ("createdAt", -1), ("_id", -1)],
+        "userId_1_expiresAt_1": [("userId", 1), ("expiresAt", 1)],
+    },
     "paid_requests": {
         "expiresAt_1": [("expiresAt", 1)],
         "leaseUntil_1": [("leaseUntil", 1)],
         "userId_1": [("userId", 1)],
     },
 }
-# 5 collections, 14 indexes and the users' validator.
-WANTED = 20
+# 6 collections, 17 indexes, and the validators of users and holds.
+WANTED = 25
 
 
 async def indexes_of(database: Database, collection: str) -> dict[str, dict[str, Any]]:
@@ -125,7 +130,11 @@ async def test_an_empty_database_gets_all_collections_and_indexes_and_the_valida
     assert (users["validationLevel"], users["validationAction"]) == ("moderate", "error")
     ttl = (await indexes_of(database, "idempotency_records"))["expiresAt_1"]
     assert ttl["expireAfterSeconds"] == 0
-    assert (await indexes_of(database, "transactions"))["refundOf_1"]["sparse"] is True
+    transactions = await indexes_of(database, "transactions")
+    assert transactions["refundOf_1"]["sparse"] is transactions["revokeOf_1"]["sparse"] is True
+    assert "$jsonSchema" in (await options_of(database, "holds"))["validator"]
+    active = (await indexes_of(database, "holds"))["userId_1_expiresAt_1"]
+    assert active["partialFilterExpression"] == {"status": "active"}
 
 
 async def test_a_second_run_keeps_everything(database: Database) -> None:
@@ -393,6 +402,7 @@ async def test_collections_of_other_names_get_the_same(database: Database) -> No
         "a.b",
         "accounts",
         "credit-tx",
+        "holds",
         "paid_requests",
         "stats",
     ]
@@ -414,6 +424,7 @@ async def test_what_cannot_hold_the_ledger_s_rows_is_a_conflict(database: Databa
     assert all("collections=" in conflict.remedy for conflict in report.conflicts)
     assert {change.collection for change in report.created} == {
         "idempotency_records",
+        "holds",
         "paid_requests",
     }
     assert await indexes_of(database, "users") == {}
@@ -475,6 +486,71 @@ async def test_the_server_takes_whole_balances_and_the_application_s_fields(
     with pytest.raises(WriteError, match="validation"):
         await users.update_one({"_id": "user-1"}, {"$inc": {"credits": 0.5}})
     assert await users.count_documents({}) == 4
+
+
+async def test_only_a_user_with_extras_may_be_below_zero(database: Database) -> None:
+    """The overdraft is in the extras; a debt outlives the overdraft there."""
+    await ensure_indexes(database, NAMES)
+    users = database["users"]
+    extras = {"lots": [], "holds": [], "overdraft": Int64(50)}
+    await users.insert_one({"_id": "ann", "credits": Int64(-40), "creditExtras": extras})
+    for without in ({"$unset": {"creditExtras": ""}}, {"$set": {"creditExtras": None}}):
+        with pytest.raises(WriteError, match="validation"):
+            await users.update_one({"_id": "ann"}, without)
+
+
+EARLIER = {
+    "bsonType": "object",
+    "required": ["_id", "credits"],
+    "properties": {
+        "credits": {"bsonType": ["int", "long"], "minimum": 0},
+        "seq": {"bsonType": ["int", "long"], "minimum": 0},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "validator",
+    [
+        {"$jsonSchema": EARLIER},
+        {"$and": [{"name": {"$type": "string"}}, {"$jsonSchema": EARLIER}]},
+    ],
+)
+async def test_the_validator_of_an_earlier_version_is_replaced(
+    database: Database, validator: dict[str, Any]
+) -> None:
+    """It would refuse every debt. What the application has beside it stays."""
+    await database.create_collection("users", validator=validator, validationLevel="moderate")
+    planned = only((await ensure_indexes(database, NAMES, dry_run=True)).changed)
+    change = only((await ensure_indexes(database, NAMES)).changed)
+
+    assert change == planned
+    assert (change.collection, change.kind) == ("users", "validator")
+    extras = {"lots": [], "holds": [], "overdraft": Int64(50)}
+    debtor = {"_id": "ann", "name": "Ann", "credits": Int64(-40), "creditExtras": extras}
+    await database["users"].insert_one(debtor)
+    with pytest.raises(WriteError, match="validation"):
+        await database["users"].insert_one({"_id": "u", "name": "Ada", "credits": -1})
+    if "$and" in validator:
+        with pytest.raises(WriteError, match="validation"):
+            await database["users"].insert_one({**debtor, "_id": "u", "name": 1})
+    assert len((await ensure_indexes(database, NAMES)).kept) == WANTED
+
+
+async def test_the_server_refuses_a_hold_that_is_none(database: Database) -> None:
+    """Whoever writes it: without an end, in no known state, or of less than nothing."""
+    config = CreditConfig(costs={})
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        await ledger.place_hold("ann", "job", amount=60)
+    for change in (
+        {"$set": {"status": "open"}},
+        {"$unset": {"expiresAt": ""}},
+        {"$inc": {"captured": -1}},
+    ):
+        with pytest.raises(WriteError, match="validation"):
+            await database["holds"].update_one({}, change)
 
 
 async def test_documents_from_before_can_still_be_updated(database: Database) -> None:
@@ -662,21 +738,22 @@ async def test_init_creates_all_shows_each_and_can_be_run_again(
     script = ("scripts/init_indexes.py",)
     code, output, errors = await run_program(*where, "--dry-run", program=script)
     assert (code, errors) == (0, "")
-    assert f"{database.name}: 20 created, 0 kept" in output
+    assert f"{database.name}: {WANTED} created, 0 kept" in output
     assert "dry run: nothing was written" in output
     assert await database.list_collection_names() == []
 
     code, output, errors = await run("init", *where, "--no-validators")
     assert (code, errors) == (0, "")
     assert "created\tindex\tidempotency_records.expiresAt_1\n" in output
-    assert f"{database.name}: 19 created, 0 kept, 0 changed, 0 in conflict\n" in output
+    assert f"{database.name}: {WANTED - 2} created, 0 kept, 0 changed, 0 in conflict\n" in output
 
     environment = {"MONGODB_URI": replica_set_uri, "MONGODB_DATABASE": database.name}
     code, output, errors = await run("init", "--json", **environment)
     assert (code, errors) == (0, "")
     report = json.loads(output)
     assert (report["database"], report["dry_run"]) == (database.name, False)
-    assert (len(report["created"]), len(report["kept"]), report["conflicts"]) == (1, 19, [])
+    found = (len(report["created"]), len(report["kept"]), report["conflicts"])
+    assert found == (2, WANTED - 2, [])
 
 
 @pytest.mark.drivers("pymongo")  # with a client of its own

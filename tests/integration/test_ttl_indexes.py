@@ -31,8 +31,8 @@ async def test_a_ttl_index_is_found_wherever_none_belongs(database: Database) ->
                 await database[f"{name}_archive"].create_index(index)
         # In thirty years: nothing is deleted during the test.
         for name in ALL:
-            await database[name].create_index("createdAt", expireAfterSeconds=10**9)
-        wanted = {f"{name}.createdAt_1" for name in ALL}
+            await database[name].create_index("changedAt", expireAfterSeconds=10**9)
+        wanted = {f"{name}.changedAt_1" for name in ALL}
 
         report = await ledger.ensure_indexes()
         assert {f"{each.collection}.{each.name}" for each in report.conflicts} == wanted

@@ -88,6 +88,7 @@ class Collections:
                 [
                     IndexModel([("userId", 1), ("createdAt", -1), ("seq", -1)]),
                     IndexModel("refundOf", sparse=True),
+                    IndexModel("revokeOf", sparse=True),
                     IndexModel("createdAt"),
                 ],
             ),

@@ -58,7 +58,7 @@ async def test_beanie_documents_read_renamed_collections(database: Database) -> 
         await ledger.create_user("u", credits=50, idempotency_key="k-1")
         await ledger.charge("u", "post", idempotency_key="k-2")
     models = credit_documents(names)
-    account, transaction, audit_log, record = models
+    account, transaction, audit_log, record, _hold = models
     await init_beanie(database=database, document_models=[*models], skip_indexes=True)
     assert [await model.find_all().count() for model in (account, transaction)] == [1, 2]
     assert [await model.find_all().count() for model in (audit_log, record)] == [2, 2]
@@ -123,7 +123,7 @@ async def test_beanie_documents_read_what_the_ledger_wrote(
         await ledger.charge("u", "view-reports", amount=1)
     await init_beanie(database=database, document_models=[*CREDIT_DOCUMENTS], skip_indexes=True)
     models: tuple[Any, ...] = CREDIT_DOCUMENTS
-    accounts, transactions, audit_logs, records = models
+    accounts, transactions, audit_logs, records, _holds = models
 
     account = await accounts.get("u")
     assert (account.credits, account.seq, account.membership_tier) == (2000, 4, "premium")
@@ -144,3 +144,28 @@ async def test_beanie_documents_read_what_the_ledger_wrote(
     record = await records.get("k")
     assert (record.operation, record.user_id) == ("charge", "u")
     assert record.expires_at - record.created_at == timedelta(days=1)
+
+
+@pytest.mark.drivers("pymongo")  # Beanie 2 accepts no other client.
+async def test_beanie_documents_read_lots_legs_and_holds(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """What is stored in parts is read in parts."""
+    await ledger.create_user("u", credits=50)
+    await ledger.grant("u", 100, action="gift", expires_at=LATER, source="spring")
+    hold = await ledger.place_hold("u", "generate-post", amount=60)
+    captured = await ledger.capture_hold(hold.hold_id, amount=25, final=False)
+    await init_beanie(database=database, document_models=[*CREDIT_DOCUMENTS], skip_indexes=True)
+    models: tuple[Any, ...] = CREDIT_DOCUMENTS
+    accounts, transactions, _audit_logs, _records, holds = models
+
+    extras = (await accounts.get("u")).credit_extras
+    [lot] = extras.lots
+    assert (lot.amount, lot.source, extras.overdraft) == (75, "spring", 0)
+    [pin] = extras.holds[0].pins
+    assert (pin.lot, pin.amount) == (lot.id, 35)
+    kept = await holds.get(hold.hold_id)
+    assert (kept.status, kept.amount, kept.captured, kept.user_id) == ("active", 60, 25, "u")
+    capture = await transactions.get(captured.transaction_id)
+    assert (str(capture.hold_id), capture.amount) == (hold.hold_id, -25)
+    assert [(leg.lot, leg.amount) for leg in capture.legs] == [(lot.id, -25)]

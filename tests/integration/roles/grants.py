@@ -28,11 +28,13 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "transactions": {"find", "insert"},
         "audit_logs": {"find", "insert"},
         "idempotency_records": {"find", "insert", "remove"},
+        "holds": {"find", "insert", "update"},
         "turns": {"find", "insert", "update"},
         "paid_requests": {"find", "insert", "update"},
         "erasures": {"find"},
         "transactions_archive": {"find"},
         "audit_logs_archive": {"find"},
+        "holds_archive": {"find"},
         "archive_borders": {"find"},
         SETTINGS: {"find"},
     },
@@ -41,8 +43,10 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         "users": {"find"},
         "transactions": {"find", "remove"},
         "audit_logs": {"find", "remove"},
+        "holds": {"find", "remove"},
         "transactions_archive": {"find", "insert", "createIndex"},
         "audit_logs_archive": {"find", "insert", "createIndex"},
+        "holds_archive": {"find", "insert", "createIndex"},
         "archive_borders": {"find", "insert", "update"},
         "archive_manifests": {"find", "insert", "update"},
         "erasures": {"find"},
@@ -53,7 +57,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
             for name in (
                 *("users", "transactions", "audit_logs", "idempotency_records"),
                 *("transactions_archive", "audit_logs_archive", "archive_borders"),
-                "paid_requests",
+                *("holds", "holds_archive", "paid_requests"),
             )
         },
         "erasures": {"find", "insert", "update", "remove"},
@@ -64,14 +68,14 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
             name: {"createCollection", "createIndex", "collMod", "listIndexes"}
             for name in (
                 *("users", "transactions", "audit_logs", "idempotency_records"),
-                "paid_requests",
+                *("holds", "paid_requests"),
             )
         },
         **{
             name: {"listIndexes"}
             for name in (
                 *("turns", "transactions_archive", "audit_logs_archive", "archive_manifests"),
-                *("archive_borders", "erasures"),
+                *("archive_borders", "erasures", "holds_archive"),
             )
         },
         SETTINGS: {"createCollection", "createIndex", "find", "insert", "listIndexes", "update"},
@@ -81,7 +85,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         for name in (
             *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
             *("transactions_archive", "audit_logs_archive", "archive_manifests"),
-            *("archive_borders", "erasures", "paid_requests", SETTINGS),
+            *("archive_borders", "erasures", "paid_requests", "holds", "holds_archive", SETTINGS),
         )
     },
 }
