@@ -21,6 +21,7 @@ _PASSED_OVER_TURNS: Final = 3
 _LONGEST_PATIENCE_SECONDS: Final = 1.0
 # Each look costs a command. Whoever is next looks often, because nobody works between two turns.
 _SHORTEST_LOOK_SECONDS: Final = 0.002
+_LONGEST_LOOK_OF_NEXT_SECONDS: Final = 0.005
 _LONGEST_LOOK_SECONDS: Final = 0.04
 
 
@@ -76,6 +77,8 @@ class Ticket:
         each = max(_PASSED_OVER_SECONDS, _PASSED_OVER_TURNS * seconds_a_turn)
         if still >= min(self.ahead * each, _LONGEST_PATIENCE_SECONDS):
             return 0.0
-        # By halves, so that looks become more frequent towards the expected end.
+        # By halves, so that looks become more frequent towards the expected end. It is not known
+        # well: a turn that this ledger has timed also holds its wait for the journal.
         expected = (self.ahead * seconds_a_turn - still) / 2
-        return min(max(expected, _SHORTEST_LOOK_SECONDS), _LONGEST_LOOK_SECONDS)
+        longest = _LONGEST_LOOK_SECONDS if self.ahead > 1 else _LONGEST_LOOK_OF_NEXT_SECONDS
+        return min(max(expected, _SHORTEST_LOOK_SECONDS), longest)
