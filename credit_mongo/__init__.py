@@ -54,6 +54,7 @@ from credit_mongo.engine.observer import (
     TurnStuck,
     TurnTaken,
 )
+from credit_mongo.engine.open_holds import OpenHold
 from credit_mongo.errors import (
     AccountDataError,
     AccountLimitError,
@@ -158,6 +159,7 @@ __all__ = [
     "MissingIdempotencyKeyError",
     "MissingVariableError",
     "Observer",
+    "OpenHold",
     "OperationEnded",
     "OutcomeUnknown",
     "OverdraftResult",

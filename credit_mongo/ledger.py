@@ -57,6 +57,7 @@ from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.observer import Observer, observed, tell_by
+from credit_mongo.engine.open_holds import OpenHold, OpenHolds
 from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
@@ -255,6 +256,14 @@ class CreditLedger:
             self._deadlines,
             timeout_seconds=config.operation_timeout_seconds,
         )
+        self._open_holds = OpenHolds(
+            self._policy,
+            place=self._place,
+            submit=self._submit_of_open_hold,
+            find=lambda hold_id: self._read(None, self._history.hold, hold_id, None),
+            timeout_seconds=config.operation_timeout_seconds,
+            gives_keys=config.idempotency.enabled,
+        )
 
     @classmethod
     def connect(
@@ -320,11 +329,13 @@ class CreditLedger:
     async def close(self) -> None:
         """Stop accepting operations, finish the accepted ones, and close the ledger's own client.
 
+        Holds whose ``async with`` block still runs are settled as if it had been interrupted.
         Finishes within three times ``operation_timeout_seconds``. A client that the application
         passed in stays open. Later calls raise LedgerBusyError.
         """
         self._is_closed = True
         seconds = self._config.operation_timeout_seconds
+        await self._open_holds.close(seconds)
         await self._lanes.close()
         await self._committer.close(seconds)
         await self._close_client(seconds)
@@ -570,6 +581,54 @@ class CreditLedger:
 
     # Holds
 
+    def hold(
+        self,
+        user_id: str,
+        action: str,
+        *,
+        amount: int | None = None,
+        variables: Mapping[str, object] | None = None,
+        ttl: float = 60.0,
+        overage: Overage = "available",
+        on_timeout: Timeout = "settle",
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> OpenHold:
+        """Hold credits while a block runs: ``async with ledger.hold(…) as hold``.
+
+        ``hold.use(amount=…)`` or ``hold.use(variables=…)`` notes what was used so far: a total,
+        noted locally. At the end of the block, by an error or a cancellation too, the ledger
+        captures what was used and releases the rest, once. If ``use`` was never called, the end of
+        the block captures the whole hold, and an error or a cancellation releases it.
+        ``hold.result`` is then the CaptureResult, or None after a release.
+
+        While the block runs, the ledger extends the hold every third of ``ttl`` and reports what
+        was used. If the process dies, the hold ends by itself, as ``on_timeout`` says.
+
+        The arguments are those of ``place_hold``. With an ``idempotency_key`` whose hold an earlier
+        call has placed, the block is not run: its beginning raises RequestInProgressError while
+        that hold is active, and HoldClosedError after that. Otherwise the beginning raises the
+        errors of ``place_hold``. After CommitOutcomeUnknownError, the ledger releases the hold if
+        it was placed.
+
+        The end of the block waits for the settlement, at most twice
+        ``operation_timeout_seconds``. If the database doesn't answer, it raises StorageError or
+        CommitOutcomeUnknownError, unless the block has raised an error of its own. The ledger then
+        keeps trying, until ``holds.late_seconds`` of the configuration are over. The end raises
+        HoldClosedError if the hold was settled by another call meanwhile, so that what was used
+        can't be captured, and LedgerBusyError if the ledger was closed before the block ended.
+        """
+        request = self._hold_request(
+            action,
+            amount=amount,
+            variables=variables,
+            ttl=ttl,
+            overage=overage,
+            on_timeout=on_timeout,
+            common=self._common(user_id, idempotency_key, metadata),
+        )
+        return OpenHold(self._open_holds, request)
+
     async def place_hold(
         self,
         user_id: str,
@@ -599,20 +658,16 @@ class CreditLedger:
         combined. Raises the errors of ``charge``, and AccountLimitError if the user has 256 active
         holds.
         """
-        if amount is not None and variables is not None:
-            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
-        request = PlaceHoldRequest(
-            **self._common(user_id, idempotency_key, metadata),
-            action=check_identifier("action", action),
-            amount=None if amount is None else check_amount("amount", amount),
-            variables=None if variables is None else exact_variables(variables),
-            ttl=_check_ttl(ttl),
-            overage=check_one_of("overage", overage, OVERAGES),
-            on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
+        request = self._hold_request(
+            action,
+            amount=amount,
+            variables=variables,
+            ttl=ttl,
+            overage=overage,
+            on_timeout=on_timeout,
+            common=self._common(user_id, idempotency_key, metadata),
         )
-        hold = await self._submit(request, session)
-        self._remember_owner(hold.hold_id, hold.user_id)
-        return hold
+        return await self._place(request, session)
 
     async def extend_hold(
         self,
@@ -731,6 +786,46 @@ class CreditLedger:
         own = self._database.session(session)
         found = await self._read(own, self._history.holds, user_id, status, limit, own)
         return tuple(hold_of(record) for record in found)
+
+    def _hold_request(
+        self,
+        action: object,
+        *,
+        amount: object,
+        variables: Mapping[str, object] | None,
+        ttl: object,
+        overage: object,
+        on_timeout: object,
+        common: Mapping[str, Any],
+    ) -> PlaceHoldRequest:
+        if amount is not None and variables is not None:
+            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
+        return PlaceHoldRequest(
+            **common,
+            action=check_identifier("action", action),
+            amount=None if amount is None else check_amount("amount", amount),
+            variables=None if variables is None else exact_variables(variables),
+            ttl=_check_ttl(ttl),
+            overage=check_one_of("overage", overage, OVERAGES),
+            on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
+        )
+
+    async def _place(self, request: PlaceHoldRequest, session: AnySession | None = None) -> Hold:
+        hold = await self._submit(request, session)
+        self._remember_owner(hold.hold_id, hold.user_id)
+        return hold
+
+    def _submit_of_open_hold(
+        self, request: Request[_R], *, spent_seconds: float = 0.0
+    ) -> Awaitable[_R]:
+        """Submit a heartbeat or a settlement, also while the ledger closes."""
+        if self._tell is None:
+            return self._enqueue(request, spent_seconds=spent_seconds)
+        return observed(
+            self._tell,
+            request.operation,
+            lambda: self._enqueue(request, spent_seconds=spent_seconds),
+        )
 
     async def _owned_hold(self, hold_id: object, session: AnySession | None) -> tuple[str, str]:
         """Return the id in the form that is stored, and the hold's user, who never changes."""
