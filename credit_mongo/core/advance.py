@@ -19,7 +19,6 @@ from credit_mongo.core.holds import HoldChanged, remove_hold, take_for
 from credit_mongo.core.values import Account
 
 __all__ = [
-    "AFTER_REQUEST",
     "CAPTURE",
     "EXPIRE",
     "MAX_DUE_ROWS",
@@ -36,8 +35,6 @@ All that one lot or one hold leads to is written at once. What remains is posted
 """
 EXPIRE: Final = "expire"
 CAPTURE: Final = "capture"
-AFTER_REQUEST: Final = 1_000_000
-"""The first ordinal of rows that follow a request's own row; those before it start at 0."""
 
 _TIME_DIGITS: Final = 8
 _ID_BYTES: Final = 12
@@ -97,13 +94,10 @@ def _moments(account: Account, now: datetime) -> Iterator[tuple[datetime, Active
 class Advancing:
     """Writes rows on an account, one after another, for one request."""
 
-    def __init__(
-        self, account: Account, request_id: str, now: datetime, *, first_ordinal: int = 0
-    ) -> None:
+    def __init__(self, account: Account, request_id: str, now: datetime) -> None:
         self._account = account
         self._request_id = request_id
         self._now = now
-        self._ordinal = first_ordinal
         self.postings: list[Posting] = []
         self._changes: list[Change] = []
 
@@ -159,7 +153,7 @@ class Advancing:
         self._account = after._replace(seq=before.seq + 1, updated_at=max(at, before.updated_at))
         self.postings.append(
             Posting(
-                derived_id(self._request_id, self._ordinal),
+                derived_id(self._request_id, self._account.seq),
                 operation,
                 action,
                 self._account,
@@ -171,14 +165,15 @@ class Advancing:
                 hold_id=hold_id,
             )
         )
-        self._ordinal += 1
 
 
-def derived_id(request_id: str, ordinal: int) -> str:
-    """Derive the id of a row that was due before a request: 24 hexadecimal digits.
+def derived_id(request_id: str, number: int) -> str:
+    """Derive the id of a row that a request leads to: 24 hexadecimal digits.
 
-    The first four bytes are the time of the request's own id, as in every ObjectId, so both sort
-    alike. The rest is a hash of that id and the ordinal, so no two requests derive the same id.
+    ``number`` tells a request's rows apart: it is the row's ``seq``. (One request can lead to rows
+    in several commits.) The first four bytes are the time of the request's own id, as in every
+    ObjectId, so both sort alike. The rest is a hash of that id and the number, so no two requests
+    derive the same id.
     """
-    digest = hashlib.blake2b(f"{request_id}/{ordinal}".encode(), digest_size=_ID_BYTES)
+    digest = hashlib.blake2b(f"{request_id}/{number}".encode(), digest_size=_ID_BYTES)
     return request_id[:_TIME_DIGITS] + digest.hexdigest()[_TIME_DIGITS:]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from credit_mongo.core.advance import AFTER_REQUEST, CAPTURE, Advancing
+from credit_mongo.core.advance import CAPTURE, Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request, UsageKinds, post
 from credit_mongo.core.holds import (
@@ -192,7 +192,7 @@ def _decision(
         )._replace(action=record.action)
         postings.append(posting)
         changed = posting.account
-    after = Advancing(changed, request.transaction_id, now, first_ordinal=AFTER_REQUEST)
+    after = Advancing(changed, request.transaction_id, now)
     after.end_lots(now)
     result = _result(
         request,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from credit_mongo.core.advance import AFTER_REQUEST, Advancing, derived_id
+from credit_mongo.core.advance import Advancing, derived_id
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import (
     NOTHING_MORE,
@@ -101,7 +101,7 @@ class Refund(Operation[RefundRequest, RefundResult]):
             changed=changed,
             legs=legs,
         )
-        after = Advancing(posting.account, request.transaction_id, now, first_ordinal=AFTER_REQUEST)
+        after = Advancing(posting.account, request.transaction_id, now)
         expired = after.end_lots(now) if legs else 0
         return Decision(
             (posting, *after.postings),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
-from credit_mongo.core.advance import AFTER_REQUEST, Advancing
+from credit_mongo.core.advance import Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request
 from credit_mongo.core.holds import HoldChanged, active_part, remove_hold
@@ -55,9 +55,7 @@ class ReleaseHold(Operation[ReleaseHoldRequest, Hold]):
         breakdown = Breakdown(account)
         hold = active_part(breakdown, record)
         remove_hold(breakdown, hold.hold_id)
-        after = Advancing(
-            breakdown.account(), request.transaction_id, now, first_ordinal=AFTER_REQUEST
-        )
+        after = Advancing(breakdown.account(), request.transaction_id, now)
         after.end_lots(now)
         changes: dict[str, Any] = {"status": "released", "updated_at": now}
         noted = {"holdId": hold.hold_id, "released": hold.held}
