@@ -348,7 +348,7 @@ PLANTED: Final = (
     Bug(
         "ids of due rows derive from user and seq",
         "core/advance.py",
-        "derived_id(self._request_id, self._ordinal),",
+        "derived_id(self._request_id, self._account.seq),",
         "derived_id(f'{before.user_id:>024}', before.seq),",
         (ADVANCE,),
     ),
