@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from credit_mongo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Part", "invalid"]
 
@@ -55,6 +58,16 @@ class Part(_Checked):
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,
     )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy in which the values of ``update`` replace others, checked as a whole.
+
+        Raises ConfigurationError with the name of the wrong key.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        # Pydantic's own copy checks nothing, and keeps what was computed from the replaced values.
+        return type(self)(**{**self.model_dump(), **update})
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show the values that differ from the defaults, as people write them, long ones cut."""

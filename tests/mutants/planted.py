@@ -1205,6 +1205,13 @@ PLANTED: Final = (
         (PAID,),
     ),
     Bug(
+        "a copied configuration keeps the prices that were replaced",
+        "config/parts.py",
+        "if not update:\n            return super().model_copy(deep=deep)",
+        "if True:\n            return super().model_copy(update=update, deep=deep)",
+        (CONFIG,),
+    ),
+    Bug(
         "all processes retry in step",
         "config/configuration.py",
         "return draw(0.0, self.longest_delay_seconds(failures))",

@@ -806,6 +806,22 @@ def test_a_configuration_can_be_copied_and_sent(
     assert copied.policy == config.policy
 
 
+def test_a_copy_with_other_values_has_other_rules_and_is_checked(config: CreditConfig) -> None:
+    """Rules computed before do not outlive the values that they were computed from."""
+    assert config.policy.tariff.prices["post"]["default"] == 10
+    changed = config.model_copy(update={"costs": {"post": {"default": 0.25}}, "decimal_places": 2})
+    assert changed.policy.tariff.prices == {"post": {"default": 25}}
+    assert changed.policy.membership.caps == {"free": 10_000, "premium": 200_000}
+    assert config.policy.tariff.prices["post"]["default"] == 10
+    with pytest.raises(ConfigurationError) as error:
+        config.model_copy(update={"decimal_places": 10})
+    assert error.value.field == "decimal_places"
+    membership = CreditConfig(**WHOLE).membership
+    assert membership is not None
+    again = CreditConfig(**WHOLE).model_copy(update={"membership": membership})
+    assert again == CreditConfig(**WHOLE)
+
+
 WHOLE: dict[str, Any] = {
     "costs": {
         "post": {"default": 10, "premium": 0.1},
