@@ -19,7 +19,7 @@ from credit_mongo.core.extras import Extras
 from credit_mongo.core.values import Account, Unopened, check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
 from credit_mongo.storage.codecs import Raw
-from credit_mongo.storage.extras import ExtrasError, extras_from, stored_extras
+from credit_mongo.storage.extras import ExtrasError, changed_extras, extras_from, stored_extras
 from credit_mongo.storage.fields import described
 from credit_mongo.storage.numbers import in_utc, to_int64, to_moment
 
@@ -204,7 +204,7 @@ class StoredUsers:
             if after.extras is None:
                 changes["$unset"] = {self._extras: ""}
             else:
-                changed[self._extras] = stored_extras(after.extras)
+                changed |= changed_extras(self._extras, extras, after.extras)
         return {"q": {"_id": self.id_of(after.user_id)}, "u": changes}
 
     @property
