@@ -107,8 +107,9 @@ def _how(data: dict[str, Any]) -> str:
     machine = data["machine"]
     return (
         f"One run of `make bench` on {machine['cores']} cores that client and servers share, "
-        f"{machine['date']}, commit {machine['commit']}: every write durable, medians of the "
-        f"rounds, and the books of every peer verified after each of {len(data['runs'])} runs."
+        f"{machine['date']}, commit {machine.get('commit', 'unknown')}: every write durable, "
+        f"medians of the rounds, and the books of every peer verified after each of "
+        f"{len(data['runs'])} runs."
     )
 
 
