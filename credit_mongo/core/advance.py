@@ -126,9 +126,15 @@ class Advancing:
         taken = take_for(breakdown, hold, hold.used if hold.settles_at_end else hold.claimed)
         remove_hold(breakdown, hold.hold_id)
         if taken.cost:
-            details = {"holdId": hold.hold_id, "uncollected": taken.uncollected}
-            hold_id = hold.hold_id
-            self._post(breakdown, CAPTURE, hold.action, at, details=details, hold_id=hold_id)
+            self._post(
+                breakdown,
+                CAPTURE,
+                hold.action,
+                at,
+                details={"holdId": hold.hold_id, "uncollected": taken.uncollected},
+                facts={"uncollected": taken.uncollected} if taken.uncollected else None,
+                hold_id=hold.hold_id,
+            )
         else:
             self._account = breakdown.account()
         changes = {
@@ -147,6 +153,7 @@ class Advancing:
         at: datetime,
         *,
         details: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
         hold_id: str | None = None,
     ) -> None:
         before, after = self._account, breakdown.account()
@@ -160,6 +167,7 @@ class Advancing:
                 before.credits,
                 after.credits - before.credits,
                 details or {},
+                facts=facts,
                 written_at=self._now,
                 legs=breakdown.legs(),
                 hold_id=hold_id,

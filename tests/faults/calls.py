@@ -37,7 +37,12 @@ Outcome: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Call:
-    """One call: method, arguments, the error it should end with, and whether it was made before."""
+    """One call: method, arguments, the error it should end with, and whether it was made before.
+
+    ``subject`` is the first argument if that is not the user: the id of a hold or a grant.
+    ``leaves`` are the fields of the hold that show the effect of a call that makes no transaction.
+    Without any of them, the mark shows it, as it shows transactions.
+    """
 
     method: str
     user_id: str
@@ -46,12 +51,14 @@ class Call:
     key: str | None = None
     refused_with: type[CreditError] | None = None
     is_repeated: bool = False
+    subject: str | None = None
+    leaves: Mapping[str, Any] | None = None
     mark: str = field(default_factory=lambda: uuid4().hex)
 
     async def on(self, ledger: CreditLedger, session: AsyncClientSession | None = None) -> Any:
         """Make the call on this ledger."""
         return await getattr(ledger, self.method)(
-            self.user_id,
+            self.user_id if self.subject is None else self.subject,
             *self.arguments,
             **self.options,
             metadata={"mark": self.mark},

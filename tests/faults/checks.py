@@ -20,7 +20,7 @@ from credit_mongo import (
     CommitOutcomeUnknownError,
     CreditError,
     CreditLedger,
-    OverdraftResult,
+    Hold,
     StorageError,
     User,
 )
@@ -36,6 +36,7 @@ __all__ = [
     "check_everything",
     "check_no_transaction_open",
     "check_stored_rows",
+    "effects_of",
     "kind_of",
     "member_uris",
 ]
@@ -50,6 +51,8 @@ _SECTIONS_LEFT_OUT: Final = dict.fromkeys(
 )
 # Far less than the minute after which the server ends open transactions by itself.
 OPEN_SECONDS: Final = 8.0
+# What results call the balance after the call.
+_BALANCES: Final = ("balance_after", "new_credits", "balance")
 
 
 async def check_everything(
@@ -146,7 +149,17 @@ async def _found(database: Database, answers: Sequence[Answer]) -> Mapping[str, 
         found[row["metadata"]["mark"]].effects.append(row)
     for row in await rows(database, "audit_logs", **marks, status="failed"):
         found[row["metadata"]["mark"]].refusals.append(row)
+    for each in answers:
+        if each.call.leaves is not None:
+            found[each.call.mark].effects += await effects_of(each.call, database)
     return found
+
+
+async def effects_of(call: Call, database: Database) -> list[Row]:
+    """Return the rows that one call has made."""
+    if call.leaves is None:
+        return await rows(database, "transactions", **{"metadata.mark": call.mark})
+    return await rows(database, "holds", **(call.leaves or {"metadata.mark": call.mark}))
 
 
 def _check_before(answer: Answer, found: _Found, *, audits_may_stay: bool) -> None:
@@ -194,15 +207,24 @@ def _check_after(answer: Answer, settled: Outcome, found: _Found) -> None:
 def _check_result(result: Any, row: Row) -> None:
     """Check that a result agrees with its row."""
     assert result.user_id == row["userId"]
+    if isinstance(result, Hold):
+        _check_hold(result, row)
+        return
     if isinstance(result, User):
         assert (result.credits, 1) == (row["balanceAfter"], row["seq"])
         return
     assert result.transaction_id == str(row["_id"])
-    if isinstance(result, OverdraftResult):
-        assert (result.balance, row["amount"]) == (row["balanceAfter"], 0)
-        return
-    after = result.new_credits if hasattr(result, "new_credits") else result.balance_after
-    assert after == row["balanceAfter"]
+    [after] = [getattr(result, name) for name in _BALANCES if hasattr(result, name)]
+    expired = getattr(result, "expired_amount", 0)
+    assert after == row["balanceAfter"] - expired
+
+
+def _check_hold(hold: Hold, row: Row) -> None:
+    """Check that a result agrees with the hold as it is stored."""
+    assert hold.hold_id == str(row["_id"])
+    for name in ("amount", "captured", "used", "status"):
+        assert getattr(hold, name) == row[name], (name, hold, row)
+    assert hold.expires_at == row["expiresAt"]
 
 
 async def check_no_transaction_open(

@@ -60,6 +60,7 @@ async def database(
     await ensure_indexes(database, CollectionNames())
     await database["transactions"].create_index("metadata.mark")
     await database["audit_logs"].create_index("metadata.mark")
+    await database["holds"].create_index("metadata.mark")
     yield database
     await replica_set.wait_until_ready()
     for observer in observers:

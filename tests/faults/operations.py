@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
+from bson import ObjectId
+
 from credit_mongo import (
     CreditConfig,
+    CreditError,
     CreditLedger,
+    Hold,
+    HoldClosedError,
+    HoldExceededError,
     InsufficientCreditsError,
     RefundExceedsChargeError,
+    RevokeExceedsGrantError,
     UserExistsError,
 )
 from tests.faults.calls import Call
@@ -142,6 +149,102 @@ async def _charge_with_expired_key(
     return [call]
 
 
+async def _refund_to_a_lot(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
+    """A refund of a charge that took the last of a lot and some of the base."""
+    await _open(ledger, user_id)
+    await ledger.grant(user_id, 7, action="bonus", expires_at=NEXT_YEAR)
+    charge = await ledger.charge(user_id, "post")
+    options = {"action": "sorry", "transaction_id": charge.transaction_id}
+    return [Call("refund", user_id, (6,), options, key=new_key())]
+
+
+async def _revocation(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
+    """Of a lot of which some is spent: the rest of it, and some of the base."""
+    await _open(ledger, user_id)
+    grant = await ledger.grant(user_id, 15, action="bonus", expires_at=NEXT_YEAR)
+    await ledger.charge(user_id, "post")
+    options = {"action": "chargeback"}
+    return [
+        Call("revoke", user_id, (), options, key=new_key(), subject=grant.transaction_id),
+    ]
+
+
+async def _refused_revocation(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
+    [call] = await _revocation(ledger, _, user_id)
+    return [replace(call, arguments=(16,), refused_with=RevokeExceedsGrantError)]
+
+
+def _new_hold(user_id: str) -> Call:
+    return Call("place_hold", user_id, ("post",), {"amount": 20}, key=new_key(), leaves={})
+
+
+def _refused_hold(user_id: str) -> Call:
+    options = {"amount": 100 * OPENING_CREDITS}
+    refused_with = InsufficientCreditsError
+    return Call(
+        "place_hold", user_id, ("post",), options, new_key(), refused_with=refused_with, leaves={}
+    )
+
+
+def _of_hold(
+    method: str,
+    options: Mapping[str, Any],
+    leaves: Mapping[str, Any] | None = None,
+    *,
+    refused_with: type[CreditError] | None = None,
+    **placed: Any,
+) -> Prepare:
+    """A call on a hold of 20 units, of which 7 are in a lot."""
+
+    async def prepare(ledger: CreditLedger, _: Database, user_id: str) -> list[Call]:
+        await _open(ledger, user_id)
+        await ledger.grant(user_id, 7, action="bonus", expires_at=NEXT_YEAR)
+        hold = await ledger.place_hold(user_id, "post", amount=20, **{"ttl": 600, **placed})
+        return [_call_on(hold, method, options, leaves, refused_with)]
+
+    return prepare
+
+
+def _call_on(
+    hold: Hold,
+    method: str,
+    options: Mapping[str, Any],
+    leaves: Mapping[str, Any] | None = None,
+    refused_with: type[CreditError] | None = None,
+) -> Call:
+    return Call(
+        method,
+        hold.user_id,
+        (),
+        options,
+        new_key(),
+        refused_with=refused_with,
+        subject=hold.hold_id,
+        leaves=None if leaves is None else {"_id": ObjectId(hold.hold_id), **leaves},
+    )
+
+
+def _with_ends_due(make: Callable[[str, Hold, Hold], Call]) -> Prepare:
+    """A user of whom a lot and a hold have ended, which nobody has posted yet.
+
+    The end of the hold is a row of its own. Another hold, which is still open, pins a part of the
+    lot, so that this part ends when that hold does.
+    """
+
+    async def prepare(ledger: CreditLedger, database: Database, user_id: str) -> list[Call]:
+        now = datetime.now(timezone.utc)
+        past = now - timedelta(hours=1)
+        async with CreditLedger(database, prices(), clock=lambda: past) as earlier:
+            await _open(earlier, user_id)
+            await earlier.grant(user_id, 30, action="bonus", expires_at=past + timedelta(minutes=5))
+            still_open = await earlier.place_hold(user_id, "post", ttl=86_400)
+            ended = await earlier.place_hold(user_id, "post", amount=25, ttl=60)
+            await earlier.extend_hold(ended.hold_id, used=12)
+        return [make(user_id, still_open, ended)]
+
+    return prepare
+
+
 _BATCH: Final = (
     charge_of,
     charge_of,
@@ -166,7 +269,40 @@ OPERATIONS: Final = (
         "grant of a lot",
         _with_account(_keyed("grant", 5, action="bonus", expires_at=NEXT_YEAR, source="promotion")),
     ),
+    Operation("refund to a lot", _refund_to_a_lot),
+    Operation("revoke", _revocation),
+    Operation("revoke, refused", _refused_revocation),
     Operation("set_overdraft", _with_account(_keyed("set_overdraft", 50))),
+    Operation("place_hold", _with_account(_new_hold)),
+    Operation("place_hold, refused", _with_account(_refused_hold)),
+    Operation("extend_hold", _of_hold("extend_hold", {"ttl": 900, "used": 5}, {"used": 5})),
+    Operation("capture_hold", _of_hold("capture_hold", {"amount": 23})),
+    Operation("capture_hold in part", _of_hold("capture_hold", {"amount": 5, "final": False})),
+    Operation(
+        "capture_hold, refused",
+        _of_hold("capture_hold", {"amount": 21}, refused_with=HoldExceededError, overage="reject"),
+    ),
+    Operation("release_hold", _of_hold("release_hold", {}, {"status": "released"})),
+    Operation("charge after ends", _with_ends_due(lambda user, _, __: charge_of(user))),
+    Operation("place_hold after ends", _with_ends_due(lambda user, _, __: _new_hold(user))),
+    Operation(
+        "release_hold after ends",
+        _with_ends_due(
+            lambda _, hold, __: _call_on(hold, "release_hold", {}, {"status": "released"})
+        ),
+    ),
+    Operation(
+        "capture_hold after its end",
+        _with_ends_due(lambda _, __, ended: _call_on(ended, "capture_hold", {"amount": 15})),
+    ),
+    Operation(
+        "extend_hold after its end, refused",
+        _with_ends_due(
+            lambda _, __, ended: _call_on(
+                ended, "extend_hold", {"ttl": 90}, {"used": -1}, HoldClosedError
+            )
+        ),
+    ),
     Operation("upgrade_tier", _with_account(_keyed("upgrade_tier", "premium"), tier="free")),
     Operation("downgrade_tier", _with_account(_keyed("downgrade_tier", "free"), tier="premium")),
     Operation(

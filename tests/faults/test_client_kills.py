@@ -16,7 +16,12 @@ import pytest_asyncio
 from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
 from tests.faults.calls import Answer
-from tests.faults.checks import check_answers, check_no_transaction_open, check_stored_rows
+from tests.faults.checks import (
+    check_answers,
+    check_no_transaction_open,
+    check_stored_rows,
+    effects_of,
+)
 from tests.faults.commands import Command
 from tests.faults.isolated_runs import IsolatedRuns
 from tests.faults.killed_client import MOMENTS, ClientTask, run
@@ -150,5 +155,5 @@ async def check_orders(answers: list[Answer], database: Database) -> None:
     orders = {row["_id"] for row in await rows(database, ORDERS)}
     for each in answers:
         if not each.call.is_repeated:
-            effects = await rows(database, "transactions", **{"metadata.mark": each.call.mark})
+            effects = await effects_of(each.call, database)
             assert len(effects) == (each.call.mark in orders), each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -20,17 +21,20 @@ from tests.faults.settings import COUNTS
 from tests.faults.targets import Target
 from tests.integration.promises import Database
 
-Read = Callable[[CreditLedger, Any], Awaitable[Any]]
+Read = Callable[[CreditLedger, Any, str], Awaitable[Any]]
 READS: dict[str, Read] = {
-    "get_user": lambda ledger, session: ledger.get_user("user", session=session),
-    "get_balance": lambda ledger, session: ledger.get_balance("user", session=session),
-    "get_history": lambda ledger, session: _rows(ledger.get_history("user", session=session)),
-    "get_audit_log": lambda ledger, session: _rows(ledger.get_audit_log("user", session=session)),
-    "validate_access": lambda ledger, session: ledger.validate_access(
+    "get_user": lambda ledger, session, _: ledger.get_user("user", session=session),
+    "get_balance": lambda ledger, session, _: ledger.get_balance("user", session=session),
+    "get_history": lambda ledger, session, _: _rows(ledger.get_history("user", session=session)),
+    "get_audit_log": lambda ledger, session, _: _rows(
+        ledger.get_audit_log("user", session=session)
+    ),
+    "validate_access": lambda ledger, session, _: ledger.validate_access(
         "user", "post", session=session
     ),
-    "get_holds": lambda ledger, session: ledger.get_holds("user", session=session),
-    "quote": lambda ledger, _: ledger.quote("user", "post"),
+    "get_hold": lambda ledger, session, hold_id: ledger.get_hold(hold_id, session=session),
+    "get_holds": lambda ledger, session, _: ledger.get_holds("user", session=session),
+    "quote": lambda ledger, _, __: ledger.quote("user", "post"),
 }
 SHORT = prices(operation_timeout_seconds=1)
 
@@ -39,12 +43,21 @@ async def _rows(page: Awaitable[Sequence[Any]]) -> list[Any]:
     return list(await page)
 
 
-async def opened(database: Database, config: CreditConfig) -> None:
-    """Create a user with some history."""
-    async with CreditLedger(database, config) as ledger:
+async def opened(database: Database, config: CreditConfig) -> str:
+    """Create a user with some history. Returns a hold that has ended, as has a lot.
+
+    Nobody has posted these ends yet: the reads take them into account.
+    """
+    past = datetime.now(timezone.utc) - timedelta(hours=1)
+    async with CreditLedger(database, config, clock=lambda: past) as ledger:
         await ledger.create_user("user", credits=100, membership_tier="premium")
         for number in range(3):
             await ledger.charge("user", "post", idempotency_key=f"key-{number}")
+        end = past + timedelta(minutes=5)
+        await ledger.grant("user", 30, action="bonus", expires_at=end, priority=60)
+        hold = await ledger.place_hold("user", "post", amount=20)
+        await ledger.extend_hold(hold.hold_id, used=9)
+        return hold.hold_id
 
 
 @pytest.mark.parametrize("name", READS)
@@ -54,16 +67,16 @@ async def test_each_failure_of_each_command_of_a_read(
 ) -> None:
     """A read never returns a wrong answer and never raises the driver's bare error."""
     database, primary = cluster.database, cluster.primary
-    await opened(database, prices())
+    hold_id = await opened(database, prices())
     target = Target(cluster.replica_set.uri, 1)
     ledger = CreditLedger(target.client[database.name], prices())
 
     async def read() -> Any:
         if not in_session:
-            return await outcome_of(READS[name](ledger, None))
+            return await outcome_of(READS[name](ledger, None, hold_id))
         async with target.client.start_session() as session:
             await session.start_transaction()
-            answer = await outcome_of(READS[name](ledger, session))
+            answer = await outcome_of(READS[name](ledger, session, hold_id))
             await session.abort_transaction()
             return answer
 
@@ -96,13 +109,16 @@ async def test_each_failure_of_each_command_of_a_read(
 async def test_reads_slower_than_the_deadline_end_in_time(cluster: Cluster) -> None:
     """Reads that the server blocks end by their deadline, and the next ones are answered."""
     database, primary = cluster.database, cluster.primary
-    await opened(database, SHORT)
+    hold_id = await opened(database, SHORT)
     target = Target(cluster.replica_set.uri, 1)
     blocked = {"blockConnection": True, "blockTimeMS": 1500}
     async with target.client, CreditLedger(target.client[database.name], SHORT) as ledger:
 
         async def read_all() -> list[Any]:
-            reads = (outcome_of(read(ledger, None), 1 + GRACE_SECONDS) for read in READS.values())
+            reads = (
+                outcome_of(read(ledger, None, hold_id), 1 + GRACE_SECONDS)
+                for read in READS.values()
+            )
             return await asyncio.gather(*reads)
 
         right = await read_all()

@@ -9,6 +9,8 @@ from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from credit_mongo.core.advance import CAPTURE
+from credit_mongo.core.operations import WITHOUT_TRANSACTION
 from credit_mongo.core.operations.correction import CorrectionRequest
 from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.verification.chain import Chain, whole
@@ -34,6 +36,11 @@ _FIELDS: Final = dict.fromkeys(
 # The first is the order of the index of a user's transactions, read backwards.
 _BY_TIME: Final = (("createdAt", 1), ("seq", 1))
 _BY_SEQ: Final = (("seq", 1), ("createdAt", 1), ("_id", 1))
+# Successes on holds that moved no credits. A capture that took nothing is one.
+_WITHOUT_TRANSACTION: Final = (
+    {"operation": {"$in": list(WITHOUT_TRANSACTION)}},
+    {"operation": CAPTURE, "details.amount": {"$exists": False}},
+)
 _AUDIT_FIELDS: Final = dict.fromkeys(
     ("userId", "operation", "action", "status", "details", "createdAt"), 1
 )
@@ -319,7 +326,7 @@ class _LookUp:
         reading = self._reading
         for collection in reading.audit_logs:
             audits = reading.database[collection].find(
-                {**self.mine, "status": "success"},
+                {**self.mine, "status": "success", "$nor": _WITHOUT_TRANSACTION},
                 {"createdAt": 1},
                 session=self.session,
                 batch_size=LOOK_UP,
