@@ -16,7 +16,7 @@ from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
-from credit_mongo.config import CreditConfig
+from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
 from credit_mongo.core.decision import Request
 from credit_mongo.core.extras import BASE_PRIORITY, MAX_PRIORITY
 from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout
@@ -141,7 +141,9 @@ class CreditLedger:
     Every operation takes effect completely or not at all, and ends within the configuration's
     ``operation_timeout_seconds``. A call repeated with the same ``idempotency_key`` returns the
     first call's result and has no second effect, as long as the ledger remembers the key
-    (``idempotency.ttl_seconds``, a day by default).
+    (``idempotency.ttl_seconds``, a day by default). With ``idempotency_ttl``, a call says for its
+    own key how many seconds that is: 1 second to 366 days, counted from the call that took effect.
+    Repeats need not give it, and don't prolong it.
 
     Amounts and balances are ``int``, in the smallest unit. A datetime argument needs a time zone;
     the ledger keeps it in UTC, to the millisecond. User ids, actions, tiers and idempotency keys
@@ -203,6 +205,8 @@ class CreditLedger:
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
         # The clocks of two processes may be wrong by ``skew`` in opposite directions.
         gap = None if skew is None else 2 * skew
+        # By which keys live longer, so that a process with a fast clock forgets none too early.
+        self._key_gap = gap or timedelta()
         self._policy = replace(config.policy, max_lead=gap)
         self._owners_of_holds: OrderedDict[str, str] = OrderedDict()
         self._clock = CheckedClock(own, _checked(_now if clock is None else clock), skew)
@@ -213,8 +217,7 @@ class CreditLedger:
         store = Store(
             own,
             audits=config.audit.enabled,
-            # The gap makes sure that a process with a fast clock doesn't forget a key too early.
-            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds) + (gap or timedelta()),
+            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds) + self._key_gap,
         )
         turns = Turns(timeout_seconds=config.operation_timeout_seconds)
         latest_write = LatestWrite(own.client)
@@ -361,6 +364,7 @@ class CreditLedger:
         membership_expires_at: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         session: AnySession | None = None,
     ) -> User:
         """Open an account. The opening ``credits`` are its first transaction.
@@ -376,7 +380,7 @@ class CreditLedger:
         doesn't define ``membership_tier``, and IdempotencyConflictError.
         """
         request = CreateUserRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             credits=check_amount("credits", credits, least=0),
             membership_tier=check_optional(check_identifier, "membership_tier", membership_tier),
             membership_expires_at=check_optional(
@@ -434,6 +438,7 @@ class CreditLedger:
         amount: int | None = None,
         variables: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> ChargeResult:
@@ -456,7 +461,7 @@ class CreditLedger:
         if amount is not None and variables is not None:
             raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
         request = ChargeRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             action=check_identifier("action", action),
             amount=None if amount is None else check_amount("amount", amount),
             variables=None if variables is None else exact_variables(variables),
@@ -471,6 +476,7 @@ class CreditLedger:
         action: str,
         transaction_id: str | None = None,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> RefundResult:
@@ -484,7 +490,7 @@ class CreditLedger:
         RefundExceedsChargeError, and IdempotencyConflictError.
         """
         request = RefundRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             amount=check_amount("amount", amount),
             action=check_identifier("action", action),
             charge_id=check_optional(_check_transaction_id, "transaction_id", transaction_id),
@@ -501,6 +507,7 @@ class CreditLedger:
         priority: int = BASE_PRIORITY,
         source: str | None = None,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> GrantResult:
@@ -516,7 +523,7 @@ class CreditLedger:
         IdempotencyConflictError.
         """
         request = GrantRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             amount=check_amount("amount", amount),
             action=check_identifier("action", action),
             expires_at=check_optional(check_moment, "expires_at", expires_at),
@@ -532,6 +539,7 @@ class CreditLedger:
         *,
         action: str,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> RevokeResult:
@@ -550,7 +558,7 @@ class CreditLedger:
         own = self._database.session(session)
         user_id = await self._read(own, self._history.owner_of_grant, grant_id, own)
         request = RevokeRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             grant_id=grant_id,
             amount=amount,
             action=action,
@@ -563,6 +571,7 @@ class CreditLedger:
         limit: int,
         *,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> OverdraftResult:
@@ -574,7 +583,7 @@ class CreditLedger:
         Raises UserNotFoundError and IdempotencyConflictError.
         """
         request = SetOverdraftRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             limit=check_amount("limit", limit, least=0),
         )
         return await self._submit(request, session)
@@ -592,6 +601,7 @@ class CreditLedger:
         overage: Overage = "available",
         on_timeout: Timeout = "settle",
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> OpenHold:
         """Hold credits while a block runs: ``async with ledger.hold(…) as hold``.
@@ -625,7 +635,7 @@ class CreditLedger:
             ttl=ttl,
             overage=overage,
             on_timeout=on_timeout,
-            common=self._common(user_id, idempotency_key, metadata),
+            common=self._common(user_id, idempotency_key, idempotency_ttl, metadata),
         )
         return OpenHold(self._open_holds, request)
 
@@ -640,6 +650,7 @@ class CreditLedger:
         overage: Overage = "available",
         on_timeout: Timeout = "settle",
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> Hold:
@@ -665,7 +676,7 @@ class CreditLedger:
             ttl=ttl,
             overage=overage,
             on_timeout=on_timeout,
-            common=self._common(user_id, idempotency_key, metadata),
+            common=self._common(user_id, idempotency_key, idempotency_ttl, metadata),
         )
         return await self._place(request, session)
 
@@ -677,6 +688,7 @@ class CreditLedger:
         amount: int | None = None,
         used: int | None = None,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> Hold:
@@ -693,7 +705,7 @@ class CreditLedger:
         used = None if used is None else check_amount("used", used, least=0)
         hold_id, user_id = await self._owned_hold(hold_id, session)
         request = ExtendHoldRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             hold_id=hold_id,
             ttl=longer,
             amount=amount,
@@ -709,6 +721,7 @@ class CreditLedger:
         variables: Mapping[str, object] | None = None,
         final: bool = True,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> CaptureResult:
@@ -732,7 +745,7 @@ class CreditLedger:
         is_final = check_flag("final", final)
         hold_id, user_id = await self._owned_hold(hold_id, session)
         request = CaptureHoldRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             hold_id=hold_id,
             amount=amount,
             variables=exact,
@@ -745,6 +758,7 @@ class CreditLedger:
         hold_id: str,
         *,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> Hold:
@@ -755,7 +769,7 @@ class CreditLedger:
         """
         hold_id, user_id = await self._owned_hold(hold_id, session)
         request = ReleaseHoldRequest(
-            **self._common(user_id, idempotency_key, metadata), hold_id=hold_id
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata), hold_id=hold_id
         )
         return await self._submit(request, session)
 
@@ -851,6 +865,7 @@ class CreditLedger:
         *,
         membership_expires_at: datetime | Keep | None = KEEP,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
@@ -865,7 +880,7 @@ class CreditLedger:
         """
         expires_at = membership_expires_at
         request = UpgradeTierRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             target_tier=check_identifier("target_tier", target_tier),
             membership_expires_at=expires_at
             if isinstance(expires_at, Keep)
@@ -880,6 +895,7 @@ class CreditLedger:
         *,
         clear_expiration: bool = False,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
@@ -892,7 +908,7 @@ class CreditLedger:
         lower than the current tier, and IdempotencyConflictError.
         """
         request = DowngradeTierRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             target_tier=check_identifier("target_tier", target_tier),
             clear_expiration=check_flag("clear_expiration", clear_expiration),
         )
@@ -906,6 +922,7 @@ class CreditLedger:
         refill: bool = True,
         allow_earlier: bool = False,
         idempotency_key: str | None = None,
+        idempotency_ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
@@ -919,7 +936,7 @@ class CreditLedger:
         or the new expiry is earlier, and IdempotencyConflictError.
         """
         request = RenewTierRequest(
-            **self._common(user_id, idempotency_key, metadata),
+            **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             membership_expires_at=check_optional(
                 check_moment, "membership_expires_at", membership_expires_at
             ),
@@ -1079,14 +1096,25 @@ class CreditLedger:
                 )
             self._loop = loop
 
-    def _common(self, user_id: object, key: object, metadata: object) -> dict[str, Any]:
+    def _common(
+        self, user_id: object, key: object, key_ttl: object, metadata: object
+    ) -> dict[str, Any]:
         key = check_optional(check_identifier, "idempotency_key", key)
         return {
             "user_id": self._users.check_id("user_id", user_id),
             "transaction_id": str(ObjectId()),
             "key": key if self._config.idempotency.enabled else None,
+            "key_lifetime": None if key_ttl is None else self._lifetime(key, key_ttl),
             "metadata": copy_metadata(metadata),
         }
+
+    def _lifetime(self, key: object, seconds: object) -> timedelta:
+        """Return how long the ledger remembers a key whose call says so itself."""
+        ttl = check_seconds("idempotency_ttl", seconds, least=1, most=LONGEST_TTL_SECONDS)
+        if key is None:
+            reason = "cannot be given without an idempotency_key"
+            raise InvalidRequestError("idempotency_ttl", reason)
+        return ttl + self._key_gap
 
     def _submit(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         if self._tell is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -66,13 +66,15 @@ class Request(Generic[R]):
     # Keys and metadata stay out of the repr, because reprs end up in logs.
     key: str | None = field(default=None, repr=False)
     metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+    key_lifetime: timedelta | None = None
+    """How long the ledger remembers the key. None: as long as is configured."""
 
     @property
     def effect(self) -> tuple[object, ...]:
         """Everything that decides what the request does, except its user.
 
         Contains only strings, numbers, bools, None, and lists of those, whose ``repr`` is
-        unambiguous. Metadata is not part of it.
+        unambiguous. Metadata and the key's lifetime are not part of it.
         """
         raise NotImplementedError
 
@@ -130,6 +132,8 @@ class Posting(NamedTuple):
     """The grant that this revokes."""
     hold_id: str | None = None
     """The hold that this captures."""
+    key_lifetime: timedelta | None = None
+    """How long the ledger remembers the key. None: as long as is configured."""
 
 
 class Change(Protocol):
@@ -236,4 +240,5 @@ def post(
         legs,
         revoke_of,
         hold_id,
+        request.key_lifetime,
     )

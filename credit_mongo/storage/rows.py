@@ -89,7 +89,10 @@ def _plain(value: Any, depth_left: int) -> Any:
 
 
 def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]:
-    """The ledger's record of a posting, and its audit row: they share what they say."""
+    """The ledger's record of a posting, and its audit row: they share what they say.
+
+    ``remembered_for`` is the lifetime of keys whose calls don't give another.
+    """
     row_id, user_id = ObjectId(posting.transaction_id), posting.account.user_id
     operation, action, metadata = posting.operation, posting.action, posting.metadata
     created_at = to_moment(posting.account.updated_at)
@@ -111,7 +114,7 @@ def posting_rows(posting: Posting, remembered_for: timedelta) -> tuple[Raw, Raw]
     }
     if posting.key is not None:
         # For verification: the configuration may have another time by then.
-        transaction["keyExpiresAt"] = created_at + remembered_for
+        transaction["keyExpiresAt"] = created_at + (posting.key_lifetime or remembered_for)
     if posting.refund_of is not None:
         transaction["refundOf"] = to_object_id(posting.refund_of)
     if posting.facts is not None:
@@ -190,7 +193,7 @@ _REMEMBERED_VALUES: Final = {name: attrgetter(*of) for name, of in _REMEMBERED_F
 
 
 def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
-    """What is remembered of a keyed request."""
+    """What is remembered of a keyed request, ``remembered_for`` unless its call says how long."""
     request, operation = record.request, record.request.operation
     values = _REMEMBERED_VALUES[operation](record.remembered.result)
     created_at = to_moment(record.at)
@@ -204,7 +207,7 @@ def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
             for name, value in zip(_REMEMBERED_FIELDS[operation], values, strict=True)
         },
         "createdAt": created_at,
-        "expiresAt": created_at + remembered_for,
+        "expiresAt": created_at + (request.key_lifetime or remembered_for),
     }
 
 

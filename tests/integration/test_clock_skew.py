@@ -258,15 +258,16 @@ async def test_a_date_of_the_applications_own_ends_no_membership(
 # --- Keys -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", [{}, {"idempotency_ttl": 120}], ids=["configured", "own"])
 async def test_a_key_lives_its_full_time_by_any_allowed_clock(
-    opened: Opened, database: Database
+    opened: Opened, database: Database, own: dict[str, Any]
 ) -> None:
     """A clock that is behind writes the key, and one that is ahead looks it up near its end."""
     ttl = 120
-    settings = {"idempotency": IdempotencyConfig(ttl_seconds=ttl)}
+    settings = {"idempotency": IdempotencyConfig(ttl_seconds=1 if own else ttl)}
     async with opened(-55, **settings) as behind, opened(55, **settings) as ahead:
         await behind.create_user("ann", credits=100)
-        await behind.charge("ann", "translate", idempotency_key="k")
+        await behind.charge("ann", "translate", idempotency_key="k", **own)
         # Move everything back by this many seconds.
         passed = -1000 * (ttl - 2)
         records = database["idempotency_records"]

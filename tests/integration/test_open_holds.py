@@ -534,6 +534,8 @@ async def test_bad_usage_is_refused_and_changes_nothing(
         ({"overage": "all"}, "overage"),
         ({"on_timeout": "keep"}, "on_timeout"),
         ({"idempotency_key": ""}, "idempotency_key"),
+        ({"idempotency_ttl": 60}, "idempotency_ttl"),
+        ({"idempotency_key": "k", "idempotency_ttl": 0}, "idempotency_ttl"),
         ({"metadata": 5}, "metadata"),
     ],
 )

@@ -665,6 +665,26 @@ async def test_a_changed_ttl_causes_no_finding(
     assert codes_of((await verify(database)).findings) == {"key-missing"}
 
 
+async def test_a_key_is_expected_as_long_as_its_call_said(
+    database: Database, config: CreditConfig
+) -> None:
+    """A record of three days is missed after two, and one of a minute is not missed after two."""
+    clock = Clock()
+    async with CreditLedger(database, config, clock=clock) as ledger:
+        await ledger.ensure_indexes()
+        clock.now = datetime.now(timezone.utc) - timedelta(days=2)
+        await ledger.create_user("bob", credits=100, idempotency_key="usual")
+        await ledger.grant("bob", 1, action="x", idempotency_key="short", idempotency_ttl=60)
+        long: dict[str, Any] = {"idempotency_key": "long", "idempotency_ttl": 3 * 24 * 3600}
+        granted = await ledger.grant("bob", 1, action="x", **long)
+    for key in ("usual", "short"):
+        await database["idempotency_records"].delete_one({"_id": key})
+    assert (await verify(database)).findings == ()
+    assert (await database["idempotency_records"].delete_one({"_id": "long"})).deleted_count
+    [finding] = (await verify(database)).findings
+    assert (finding.code, finding.transaction_id) == ("key-missing", granted.transaction_id)
+
+
 async def test_a_shorter_ttl_of_older_versions_is_seen_from_the_records(
     database: Database, config: CreditConfig
 ) -> None:

@@ -42,6 +42,7 @@ SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
 COSTS: Final = "tests/integration/test_keys_examined.py"
+KEYS: Final = "tests/integration/operations/test_keys_and_pages.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
 FINGERPRINTS: Final = "tests/unit/test_fingerprints.py"
@@ -419,9 +420,30 @@ PLANTED: Final = (
     Bug(
         "keys never expire",
         "storage/rows.py",
-        '"expiresAt": created_at + remembered_for,',
-        '"expiresAt": created_at + 1000 * remembered_for,',
+        '"expiresAt": created_at + (request.key_lifetime or remembered_for),',
+        '"expiresAt": created_at + 1000 * (request.key_lifetime or remembered_for),',
         (OPERATIONS,),
+    ),
+    Bug(
+        "a call's own lifetime of its key is forgotten",
+        "storage/rows.py",
+        '"expiresAt": created_at + (request.key_lifetime or remembered_for),',
+        '"expiresAt": created_at + remembered_for,',
+        (KEYS,),
+    ),
+    Bug(
+        "a transaction forgets its key's own lifetime",
+        "storage/rows.py",
+        "created_at + (posting.key_lifetime or remembered_for)",
+        "created_at + remembered_for",
+        (KEYS,),
+    ),
+    Bug(
+        "a key's own lifetime has no room for wrong clocks",
+        "ledger.py",
+        "        return ttl + self._key_gap\n",
+        "        return ttl\n",
+        (SKEW,),
     ),
     Bug(
         "the caller's own metadata is stored",
@@ -539,8 +561,8 @@ PLANTED: Final = (
     Bug(
         "a key lives for less where clocks differ",
         "ledger.py",
-        " + (gap or timedelta()),\n",
-        ",\n",
+        "config.idempotency.ttl_seconds) + self._key_gap,\n",
+        "config.idempotency.ttl_seconds),\n",
         (SKEW,),
     ),
     Bug(

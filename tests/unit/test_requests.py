@@ -700,8 +700,9 @@ def test_fields_that_decide_the_effect_decide_the_fingerprint(
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: str(request.operation))
 def test_fields_without_effect_do_not_change_the_fingerprint(request_: Request[Any]) -> None:
-    """Metadata, the key, the attempt's id and permissions may differ."""
-    same = replace(request_, metadata={"a": 1}, key="other", transaction_id="1" * 24)
+    """Metadata, the key and its lifetime, the attempt's id and permissions may differ."""
+    changes: dict[str, Any] = {"metadata": {"a": 1}, "key": "other", "key_lifetime": MINUTE}
+    same = replace(request_, **changes, transaction_id="1" * 24)
     if isinstance(same, RenewTierRequest):
         same = replace(same, allow_earlier=True)
     assert same.fingerprint == request_.fingerprint
@@ -710,7 +711,7 @@ def test_fields_without_effect_do_not_change_the_fingerprint(request_: Request[A
 def test_every_field_of_every_request_is_accounted_for() -> None:
     """A new field must be added to one of the two tests above."""
     for request in REQUESTS:
-        without_say = {"transaction_id", "key", "metadata"}
+        without_say = {"transaction_id", "key", "key_lifetime", "metadata"}
         if isinstance(request, RenewTierRequest):
             without_say.add("allow_earlier")
         with_say = {

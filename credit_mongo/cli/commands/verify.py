@@ -20,13 +20,11 @@ from credit_mongo.cli.connecting import (
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
-from credit_mongo.config import CreditConfig
+from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
 from credit_mongo.maintenance.verification.findings import Finding, Verification
 from credit_mongo.maintenance.verification.repair import Repair, repair
 from credit_mongo.maintenance.verification.verify import verify
 
-# The longest that a configuration allows.
-_LONGEST_TTL_SECONDS = 366 * 24 * 3600
 _FINDINGS = ("user", "finding", "seq", "transaction", "detail")
 _CORRECTIONS = ("user", "correction", "amount", "settles", "reason")
 
@@ -43,7 +41,7 @@ def verify_books(
     key_ttl: Annotated[
         float | None,
         typer.Option(
-            parser=seconds_up_to(_LONGEST_TTL_SECONDS),
+            parser=seconds_up_to(LONGEST_TTL_SECONDS),
             metavar="SECONDS",
             help="How long keys are remembered, for transactions that don't say so. Default: as "
             "in --config. Without --config: a day, or as the records say.",

@@ -74,5 +74,6 @@ class CreateUser(Operation[CreateUserRequest, User]):
             {"tier": tier},
             request.key,
             request.metadata,
+            key_lifetime=request.key_lifetime,
         )
         return Decision((posting,), user_of(account))

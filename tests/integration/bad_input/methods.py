@@ -212,6 +212,10 @@ TTL: tuple[Any, ...] = (
     *(each for each in NO_NUMBERS if each != 1.0),
     *(0, 0.999, -1, 30 * 24 * 3600 + 1, 10**400, timedelta(minutes=1)),
 )
+KEY_TTL: tuple[Any, ...] = (
+    *(each for each in NO_NUMBERS if each != 1.0),
+    *(0, 0.999, -1, 366 * 24 * 3600 + 1, 10**400, timedelta(days=3)),
+)
 LIMIT = (*NO_NUMBERS, None, 0, -1, 1001, 2**31, 2**63, 10**400)
 OFFSET = (*NO_NUMBERS, None, -1, 100_001, 2**31, 2**63, 10**400)
 STATUS = (*NO_STRINGS, "", "SUCCESS", "Success", "success ", "refused", "$ne", "x" * 10_000, "\x00")
@@ -262,7 +266,12 @@ def required(values: Iterable[Any]) -> tuple[Any, ...]:
     return (*values, None)
 
 
-WRITE = {"metadata": METADATA, "idempotency_key": IDENTIFIER, "session": SESSION}
+WRITE = {
+    "metadata": METADATA,
+    "idempotency_key": IDENTIFIER,
+    "idempotency_ttl": KEY_TTL,
+    "session": SESSION,
+}
 PAGE = {
     "limit": LIMIT,
     "offset": OFFSET,
@@ -460,6 +469,8 @@ async def call(ledger: CreditLedger, name: str, **changes: Any) -> Any:
         for name, value in method.good.items()
         if name not in left_out
     }
+    if "idempotency_ttl" in changes:
+        good["idempotency_key"] = "of a call with its own lifetime"
     arguments = good | changes
     return await getattr(ledger, name)(**arguments)
 

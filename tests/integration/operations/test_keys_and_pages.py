@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from credit_mongo import (
     FormulaEvaluationError,
     IdempotencyConflictError,
     InsufficientCreditsError,
+    InvalidRequestError,
     MembershipRequiredError,
     MissingVariableError,
     Quote,
@@ -61,6 +63,56 @@ async def test_a_key_lives_until_its_last_millisecond_and_is_free_after_it(
     record = await one(shared, "idempotency_records", _id=user)
     assert record["operation"] == "grant"
     assert record["expiresAt"] == START + 2 * KEY_LIFETIME
+
+
+LONG = 3 * 24 * 3600
+EACH: dict[str, Callable[[CreditLedger, str, dict[str, Any]], Awaitable[Any]]] = {
+    "create_user": lambda books, user, key: books.create_user(f"{user}-2", **key),
+    "charge": lambda books, user, key: books.charge(user, "post", **key),
+    "refund": lambda books, user, key: books.refund(user, 1, action="sorry", **key),
+    "grant": lambda books, user, key: books.grant(user, 1, action="gift", **key),
+    "set_overdraft": lambda books, user, key: books.set_overdraft(user, 5, **key),
+    "place_hold": lambda books, user, key: books.place_hold(user, "post", ttl=7 * LONG, **key),
+    "upgrade_tier": lambda books, user, key: books.upgrade_tier(user, "premium", **key),
+}
+
+
+@pytest.mark.parametrize("case", [*((name, LONG) for name in EACH), ("grant", 1), ("charge", 1.5)])
+async def test_a_call_says_how_long_its_key_lives(
+    books: CreditLedger, shared: Database, clock: Clock, user: str, case: tuple[str, float]
+) -> None:
+    """The key lives as long as the first call says, whatever is configured or repeats say."""
+    name, seconds = case
+    await books.create_user(user, credits=50)
+    key: dict[str, Any] = {"idempotency_key": user, "idempotency_ttl": seconds}
+    first = await EACH[name](books, user, key)
+    end = START + timedelta(seconds=seconds)
+    assert (await one(shared, "idempotency_records", _id=user))["expiresAt"] == end
+    if name != "place_hold":
+        assert (await one(shared, "transactions", idempotencyKey=user))["keyExpiresAt"] == end
+
+    clock.now = end - MILLISECOND
+    for repeat in (key, {"idempotency_key": user}, {**key, "idempotency_ttl": 2 * LONG}):
+        again = await EACH[name](books, user, repeat)
+        assert again == first
+        assert again.replayed
+    assert (await one(shared, "idempotency_records", _id=user))["expiresAt"] == end
+
+    if name == "grant":
+        clock.now = end
+        assert not (await books.grant(user, 1, action="gift", idempotency_key=user)).replayed
+        record = await one(shared, "idempotency_records", _id=user)
+        assert record["expiresAt"] == end + KEY_LIFETIME
+
+
+async def test_a_lifetime_needs_its_key(books: CreditLedger, shared: Database, user: str) -> None:
+    """A call that forgot its key is refused, not carried out twice by the repeat."""
+    await books.create_user(user, credits=50)
+    with pytest.raises(InvalidRequestError) as caught:
+        await books.charge(user, "post", idempotency_ttl=LONG)
+    assert caught.value.field == "idempotency_ttl"
+    assert "idempotency_key" in caught.value.reason
+    assert await count(shared, "transactions", userId=user) == 1
 
 
 # Pages
