@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
 from credit_mongo.core.decision import Request
 from credit_mongo.core.extras import BASE_PRIORITY, MAX_PRIORITY
-from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout, check_ttl
+from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout
 from credit_mongo.core.operations.capture_hold import CaptureHoldRequest, CaptureResult
 from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
 from credit_mongo.core.operations.create_user import CreateUserRequest
@@ -124,6 +124,10 @@ def _check_config(config: object) -> None:
 
 def _check_expiry(value: object) -> datetime | None:
     return check_optional(check_moment, "membership_expires_at", value)
+
+
+def _check_ttl(value: object) -> timedelta:
+    return check_seconds("ttl", value, least=1, most=30 * 24 * 3600)
 
 
 def _check_transaction_id(field: str, value: object) -> str:
@@ -386,16 +390,20 @@ class CreditLedger:
         return await self._submit(request, session)
 
     async def get_user(self, user_id: str, *, session: AnySession | None = None) -> User:
-        """Return a user's account: balance in smallest units, tier, and number of transactions.
+        """Return a user's account as of now: balance, lots, what is available, tier.
 
-        Raises UserNotFoundError.
+        Amounts are in smallest units. Lots and holds that have ended count as ended. The call
+        writes nothing. Raises UserNotFoundError.
         """
         user_id = self._users.check_id("user_id", user_id)
         own = self._database.session(session)
         return user_of(await self._read(own, self._history.account, user_id, own))
 
     async def get_balance(self, user_id: str, *, session: AnySession | None = None) -> int:
-        """Return a user's balance, in smallest units. Raises UserNotFoundError."""
+        """Return a user's balance as of now, in smallest units. Raises UserNotFoundError.
+
+        Part of it may be held: ``get_user`` tells what is available.
+        """
         return (await self.get_user(user_id, session=session)).credits
 
     async def delete_user(self, user_id: str, *, requested_by: str | None = None) -> Erasure:
@@ -696,7 +704,7 @@ class CreditLedger:
         Raises HoldNotFoundError, HoldClosedError, InsufficientCreditsError if the user has not
         enough for a larger ``amount``, and IdempotencyConflictError.
         """
-        longer = None if ttl is None else check_ttl(ttl)
+        longer = None if ttl is None else _check_ttl(ttl)
         amount = None if amount is None else check_amount("amount", amount, least=0)
         used = None if used is None else check_amount("used", used, least=0)
         hold_id, user_id = await self._owned_hold(hold_id, session)
@@ -815,7 +823,7 @@ class CreditLedger:
             action=check_identifier("action", action),
             amount=None if amount is None else check_amount("amount", amount),
             variables=None if variables is None else exact_variables(variables),
-            ttl=check_ttl(ttl),
+            ttl=_check_ttl(ttl),
             overage=check_one_of("overage", overage, OVERAGES),
             on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
         )
@@ -865,11 +873,13 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Move the user to a higher tier and set the balance to that tier's cap.
+        """Move the user to a higher tier and set the base of the balance by that tier's cap.
 
-        A balance above the cap is cut to it. A datetime in ``membership_expires_at`` is the new
-        expiry, which must lie in the future; None means no expiry. ``KEEP`` keeps an expiry in the
-        future and clears one that has passed.
+        ``membership.on_change`` of the configuration says how. By default the base becomes the cap,
+        less a debt, and what it had beyond the cap is lost. Lots and what holds keep stay.
+
+        A datetime in ``membership_expires_at`` is the new expiry, which must lie in the future;
+        None means no expiry. ``KEEP`` keeps an expiry in the future and clears one that has passed.
 
         Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the target isn't
         higher than the current tier, and IdempotencyConflictError.
@@ -895,10 +905,9 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Move the user to a lower tier and set the balance to that tier's cap.
+        """Move the user to a lower tier and set the base of the balance as ``upgrade_tier`` does.
 
-        A balance above the cap is cut to it. The membership keeps its expiry unless
-        ``clear_expiration`` removes it.
+        The membership keeps its expiry unless ``clear_expiration`` removes it.
 
         Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the target isn't
         lower than the current tier, and IdempotencyConflictError.
@@ -922,11 +931,12 @@ class CreditLedger:
         metadata: Mapping[str, Any] | None = None,
         session: AnySession | None = None,
     ) -> TierChangeResult:
-        """Give the user's tier a new expiry and, with ``refill``, set the balance to its cap.
+        """Give the user's tier a new expiry and, with ``refill``, set the base of the balance.
 
-        ``membership_expires_at`` must lie in the future; None means no expiry. An expiry before the
-        current one is refused, so that a late webhook changes nothing. ``allow_earlier=True``
-        permits it. A membership without an expiry accepts any.
+        The base is set by the tier's cap, as ``upgrade_tier`` does. ``membership_expires_at`` must
+        lie in the future; None means no expiry. An expiry before the current one is refused, so
+        that a late webhook changes nothing. ``allow_earlier=True`` permits it. A membership without
+        an expiry accepts any.
 
         Raises UserNotFoundError, UndefinedTierError, InvalidTierChangeError if the user has no tier
         or the new expiry is earlier, and IdempotencyConflictError.

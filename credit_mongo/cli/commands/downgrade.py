@@ -28,7 +28,9 @@ def downgrade(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Move a user to a lower tier, and set the balance to its cap. Credits above the cap are lost.
+    """Move a user to a lower tier, and set the balance without lots by the tier's cap.
+
+    By default, credits above the cap are lost: membership.on_change in the configuration decides.
 
     The idempotency key is printed before anything is sent. Repeating the command with the key gives
     the same answer and does nothing twice. --json doesn't print a key in advance, so give your own.

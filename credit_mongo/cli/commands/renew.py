@@ -45,7 +45,7 @@ def renew(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Renew a user's tier until a new expiry, and set the balance to the tier's cap.
+    """Renew a user's tier until a new expiry, and set the balance without lots.
 
     The idempotency key is printed before anything is sent. Repeating the command with the key gives
     the same answer and does nothing twice. --json doesn't print a key in advance, so give your own.

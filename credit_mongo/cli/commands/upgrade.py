@@ -38,7 +38,7 @@ def upgrade(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Move a user to a higher tier, and set the balance to the tier's cap.
+    """Move a user to a higher tier, and set the balance without lots by its cap.
 
     Without --expires-at or --no-expiry, an expiry in the future stays and a past one is removed.
 

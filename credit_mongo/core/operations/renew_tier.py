@@ -18,7 +18,7 @@ __all__ = ["RenewTier", "RenewTierRequest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenewTierRequest(Request[TierChangeResult]):
-    """Stay in the tier until a new expiry. With ``refill``, set the balance to the tier's cap."""
+    """Stay in the tier until a new expiry. With ``refill``, set the base by the tier's cap."""
 
     operation: ClassVar[str] = "renew_tier"
 
