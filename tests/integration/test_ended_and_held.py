@@ -1,4 +1,4 @@
-"""Lots and holds on a replica set: what time decides, and what runs at once."""
+"""Reads of what has ended write nothing, and callers at once never spend what others hold."""
 
 from __future__ import annotations
 
