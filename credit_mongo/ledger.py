@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
 from credit_mongo.core.decision import Request
 from credit_mongo.core.extras import BASE_PRIORITY, MAX_PRIORITY
-from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout
+from credit_mongo.core.holds import OVERAGES, TIMEOUTS, HoldStatus, Overage, Timeout, check_ttl
 from credit_mongo.core.operations.capture_hold import CaptureHoldRequest, CaptureResult
 from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
 from credit_mongo.core.operations.create_user import CreateUserRequest
@@ -124,10 +124,6 @@ def _check_config(config: object) -> None:
 
 def _check_expiry(value: object) -> datetime | None:
     return check_optional(check_moment, "membership_expires_at", value)
-
-
-def _check_ttl(value: object) -> timedelta:
-    return check_seconds("ttl", value, least=1, most=30 * 24 * 3600)
 
 
 def _check_transaction_id(field: str, value: object) -> str:
@@ -704,7 +700,7 @@ class CreditLedger:
         Raises HoldNotFoundError, HoldClosedError, InsufficientCreditsError if the user has not
         enough for a larger ``amount``, and IdempotencyConflictError.
         """
-        longer = None if ttl is None else _check_ttl(ttl)
+        longer = None if ttl is None else check_ttl(ttl)
         amount = None if amount is None else check_amount("amount", amount, least=0)
         used = None if used is None else check_amount("used", used, least=0)
         hold_id, user_id = await self._owned_hold(hold_id, session)
@@ -823,7 +819,7 @@ class CreditLedger:
             action=check_identifier("action", action),
             amount=None if amount is None else check_amount("amount", amount),
             variables=None if variables is None else exact_variables(variables),
-            ttl=_check_ttl(ttl),
+            ttl=check_ttl(ttl),
             overage=check_one_of("overage", overage, OVERAGES),
             on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
         )

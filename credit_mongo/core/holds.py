@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.extras import ActiveHold, Pin
+from credit_mongo.core.values import check_seconds
 from credit_mongo.errors import AccountDataError, HoldClosedError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Timeout",
     "active_part",
     "beyond_hold",
+    "check_ttl",
     "remove_hold",
     "replace_hold",
     "take_for",
@@ -102,6 +104,11 @@ class Taken(NamedTuple):
     hold: ActiveHold
     cost: int
     uncollected: int
+
+
+def check_ttl(value: object) -> timedelta:
+    """Check how long a hold lives without being extended: 1 second to 30 days."""
+    return check_seconds("ttl", value, least=1, most=30 * 24 * 3600)
 
 
 def take_for(breakdown: Breakdown, hold: ActiveHold, total: int) -> Taken:

@@ -161,6 +161,12 @@ class OpenHold:
         """The total that ``use`` was last called with, in smallest units. None before that."""
         return None if self._used is None else self._used.total
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the hold is over. False while the ledger still tries, and if it can't."""
+        settling = self._settling
+        return settling is not None and settling.done() and self._failure is None
+
     def use(
         self, *, amount: int | None = None, variables: Mapping[str, object] | None = None
     ) -> None:

@@ -13,6 +13,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.core.advance import advance
 from credit_mongo.core.holds import HoldChanged, HoldRecord
+from credit_mongo.core.operations.capture_hold import CaptureHoldRequest
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.values import Account, check_flag, check_identifier
@@ -272,6 +273,16 @@ class History:
         for row in await self._amounts(query, user_id):
             return row.row_id, -row.whole_number("amount")
         return None
+
+    async def capture_of(self, user_id: str, hold_id: str, start_date: datetime) -> str | None:
+        """Id of a capture of the user's hold, made since ``start_date``."""
+        query = {
+            "userId": user_id,
+            "createdAt": {"$gte": start_date},
+            "operation": CaptureHoldRequest.operation,
+            "holdId": to_object_id(hold_id),
+        }
+        return next((row.row_id for row in await self._amounts(query, user_id)), None)
 
     async def refunded_of(self, user_id: str, transaction_id: str) -> int:
         """How many units were refunded of this charge. Raises AccountDataError."""

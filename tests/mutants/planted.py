@@ -1193,7 +1193,7 @@ PLANTED: Final = (
     ),
     Bug(
         "a retry is refused for lack of the credits it has already paid",
-        "integrations/fastapi/paid_requests.py",
+        "integrations/fastapi/stored_requests.py",
         'if await self._keep(self._collection.find_one(query, {"_id": 1})) is not None:',
         "if False:",
         (BODIES,),

@@ -84,7 +84,8 @@ class Body:
         """
         if self._is_charged:
             raise ConfigurationError(
-                "Charge", "is used twice for this request: use it once for each route"
+                "Charge",
+                "is used twice for this request (Hold counts too): use it once for each route",
             )
         self._is_charged = True
         self._check_size()

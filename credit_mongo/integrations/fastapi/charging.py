@@ -19,8 +19,9 @@ from credit_mongo.integrations.fastapi.lifespan import get_credits
 from credit_mongo.integrations.fastapi.middleware import Credits
 from credit_mongo.integrations.fastapi.orders import Order, Paid
 from credit_mongo.integrations.fastapi.routes import CHARGES
+from credit_mongo.integrations.fastapi.stored_requests import StoredRequests
 
-__all__ = ["Charge"]
+__all__ = ["Charge", "nothing", "with_fingerprint"]
 
 
 def Charge(  # noqa: N802 - used in place of FastAPI's Depends
@@ -67,14 +68,15 @@ def Charge(  # noqa: N802 - used in place of FastAPI's Depends
     route declares a body (a model, ``Form``, ``File``), FastAPI reads it before any dependency
     runs, so don't declare large ones. ``credit_lifespan(max_body_bytes=…)`` limits both.
 
-    A route can have one `Charge`. With two, the application does not start (ConfigurationError).
+    A route can have one `Charge` or `Hold`. With two, the application does not start
+    (ConfigurationError).
     """
     check_identifier("action", action)
     if variables is not None and amount is not None:
         raise InvalidRequestError("amount", "cannot be combined with variables: give one of them")
 
-    of_user, of_variables = Depends(user), Depends(variables or _nothing)
-    of_amount = Depends(amount or _nothing)
+    of_user, of_variables = Depends(user), Depends(variables or nothing)
+    of_amount = Depends(amount or nothing)
     of_key = Depends(required_idempotency_key if requires_key else idempotency_key)
 
     async def charged(
@@ -95,12 +97,7 @@ def Charge(  # noqa: N802 - used in place of FastAPI's Depends
             key=key,
             answers_again=answers_again,
         )
-        body = Body.of(request.scope)
-        assert body is not None  # noqa: S101 - the middleware sets both
-        body.begin_charge()
-        if key is not None:
-            digest = await body.read_ahead(lambda: credits_.paid_requests.check(order))
-            order = replace(order, fingerprint=fingerprint(request.scope, action, digest))
+        order = await with_fingerprint(order, request, credits_.paid_requests)
         async with credits_.paid_requests.paid(order) as paid:
             yield paid
 
@@ -109,5 +106,19 @@ def Charge(  # noqa: N802 - used in place of FastAPI's Depends
     return Depends(charged, scope="function")
 
 
-async def _nothing() -> None:
-    return None
+async def with_fingerprint(order: Order, request: Request, requests: StoredRequests) -> Order:
+    """Return the order with the request's fingerprint, if it has a key.
+
+    Raises what a charge for the order would raise, before it reads a large body.
+    """
+    body = Body.of(request.scope)
+    assert body is not None  # noqa: S101 - set by the middleware
+    body.begin_charge()
+    if order.key is None:
+        return order
+    digest = await body.read_ahead(lambda: requests.check(order))
+    return replace(order, fingerprint=fingerprint(request.scope, order.action, digest))
+
+
+async def nothing() -> None:
+    """A dependency that gives nothing."""

@@ -16,6 +16,7 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.engine.observer import Observer, tell_by
 from credit_mongo.errors import ConfigurationError
+from credit_mongo.integrations.fastapi.held_requests import HeldRequests
 from credit_mongo.integrations.fastapi.middleware import Credits, CreditsMiddleware, credits_of
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.integrations.fastapi.problems import share_credit_handlers
@@ -82,7 +83,11 @@ def credit_lifespan(
             paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
             stack.push_async_callback(paid_requests.close)
             await stack.enter_async_context(_maintained(paid_requests))
-            app.state.credit_mongo = Credits(ledger, paid_requests, max_body_bytes, charged)
+            held_requests = HeldRequests(ledger, config, lease_seconds=lease_seconds)
+            stack.push_async_callback(held_requests.close)
+            app.state.credit_mongo = Credits(
+                ledger, paid_requests, held_requests, max_body_bytes, charged
+            )
             _add_middleware(app)
             share_credit_handlers(app)
             state = None

@@ -12,12 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from credit_mongo.errors import RequestTooLargeError
 from credit_mongo.integrations.fastapi.bodies import Body
+from credit_mongo.integrations.fastapi.held_requests import HeldRequests
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.ledger import CreditLedger
 
-__all__ = ["Credits", "CreditsMiddleware", "credits_of"]
+__all__ = ["Credits", "CreditsMiddleware", "credits_of", "is_answered"]
 
 _SCOPE_KEY: Final = "credit_mongo.credits"
+_SENT_KEY: Final = "credit_mongo.sent"
 _GENERIC_ERRORS: Final = (400, 500)
 
 
@@ -27,9 +29,16 @@ class Credits:
 
     ledger: CreditLedger
     paid_requests: PaidRequests
+    held_requests: HeldRequests
     largest_body: int
     charged: frozenset[int]
     """``id(endpoint)`` of each endpoint that charges."""
+
+
+class _Sent:
+    """What was sent of a response."""
+
+    is_complete = False
 
 
 class CreditsMiddleware:
@@ -67,6 +76,7 @@ class CreditsMiddleware:
         Starlette's HTTP middleware wraps read errors in a group, for which no handler exists.
         """
         is_replaced = False
+        sent = scope[_SENT_KEY] = _Sent()
 
         async def answer(message: Message) -> None:
             nonlocal is_replaced
@@ -79,6 +89,8 @@ class CreditsMiddleware:
                 await response(scope, body.receive, send)
             else:
                 await send(message)
+                is_body = message["type"] == "http.response.body"
+                sent.is_complete = is_body and not message.get("more_body", False)
 
         return answer
 
@@ -89,6 +101,12 @@ class CreditsMiddleware:
         found: Any = handler(request, error)
         response: Response = await found if inspect.isawaitable(found) else found
         return response
+
+
+def is_answered(scope: Scope) -> bool:
+    """Whether the whole response has been sent. False if it has failed, or the client is gone."""
+    sent: _Sent = scope[_SENT_KEY]
+    return sent.is_complete
 
 
 def credits_of(connection: HTTPConnection) -> Credits | None:

@@ -1,4 +1,4 @@
-"""A paid request's order, and the payment that its handler gets."""
+"""A paid request's order, and the payment or the hold that its handler gets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeAlias
 
+from credit_mongo.core.holds import Overage, Timeout
 from credit_mongo.core.variables import Unusable, Variables
+from credit_mongo.engine.open_holds import OpenHold
+from credit_mongo.errors import HoldClosedError
 
 __all__ = [
+    "Held",
     "Order",
     "Paid",
+    "Terms",
     "stored_variables",
     "variables_of",
 ]
@@ -31,6 +36,37 @@ class Paid:
     action: str
     cost: int
     replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Credits that are held for a request until its response has ended.
+
+    ``replayed``: the request was completed before. Give the same answer again and do nothing else.
+    """
+
+    hold_id: str
+    user_id: str
+    action: str
+    replayed: bool = False
+    _open: OpenHold | None = field(default=None, repr=False, compare=False)
+
+    def use(
+        self, *, amount: int | None = None, variables: Mapping[str, object] | None = None
+    ) -> None:
+        """Note what was used so far, a total, as `OpenHold.use` does."""
+        if self._open is None:
+            raise HoldClosedError(self.hold_id, "captured")
+        self._open.use(amount=amount, variables=variables)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request's hold is to be placed."""
+
+    ttl: float
+    overage: Overage
+    on_timeout: Timeout
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,20 +25,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 from uuid import uuid4
 
 from pymongo import ReturnDocument
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.engine import tasks
-from credit_mongo.engine.deadlines import Deadlines
-from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.errors import (
     AccountDataError,
     CommitOutcomeUnknownError,
@@ -48,23 +45,24 @@ from credit_mongo.errors import (
     RequestInProgressError,
     StorageError,
 )
-from credit_mongo.integrations.fastapi.charges import Charges
-from credit_mongo.integrations.fastapi.orders import Order, Paid, stored_variables
+from credit_mongo.integrations.fastapi.orders import Order, Paid
+from credit_mongo.integrations.fastapi.stored_requests import (
+    MAX_ATTEMPTS,
+    StoredRequests,
+    request_id,
+)
 from credit_mongo.ledger import CreditLedger
-from credit_mongo.storage.erasures import erased_until
 from credit_mongo.storage.leases import ServerLease
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["PaidRequests"]
 
 _LOG: Final = logging.getLogger("credit_mongo.integrations.fastapi")
-_T = TypeVar("_T")
 _Begun: TypeAlias = tuple[Raw, Paid | None]
-_MAX_ATTEMPTS: Final = 5
 _SETTLED_AT_ONCE: Final = 100
 
 
-class PaidRequests:
+class PaidRequests(StoredRequests):
     """The paid requests of an application's process."""
 
     def __init__(
@@ -74,17 +72,10 @@ class PaidRequests:
         *,
         lease_seconds: float,
     ) -> None:
-        self._charges = Charges(ledger)
-        # A request that another process has just written down must be found at once.
-        self._database = database = ledger._database.read_locally()
-        self._collection = database[database.names.paid_requests]
-        self._deadlines = Deadlines(database.client)
-        self._timeout_seconds = config.operation_timeout_seconds
+        super().__init__(ledger, config)
         self._lease = ServerLease("leaseUntil", lease_seconds)
-        self._ttl_seconds = config.idempotency.ttl_seconds
         # The runs of this process. It renews their leases.
         self._runs: set[str] = set()
-        self._work: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def paid(self, order: Order) -> AsyncIterator[Paid]:
@@ -108,17 +99,6 @@ class PaidRequests:
             await tasks.result_of(self._start(self._fail(run, charge)))
             raise
         await tasks.result_of(self._start(self._complete(run, charge)))
-
-    async def check(self, order: Order) -> None:
-        """Raise what `paid` would raise for the account and its balance. Writes nothing.
-
-        A repeat raises nothing, as today's balance says nothing about the request it repeats.
-        """
-        if order.key is not None:
-            query = {"_id": _request_id(order.user_id, order.key), "state": {"$ne": "released"}}
-            if await self._keep(self._collection.find_one(query, {"_id": 1})) is not None:
-                return
-        await self._charges.check(order)
 
     async def maintain(self) -> None:
         """Renew the leases of this process's runs and settle abandoned runs, until cancelled."""
@@ -146,12 +126,6 @@ class PaidRequests:
             if isinstance(outcome, BaseException):
                 # Its new lease ends too, and then it's tried again.
                 _LOG.warning("a paid request could not be settled: %s", type(outcome).__name__)
-
-    async def close(self) -> None:
-        """Wait for the work in progress."""
-        while self._work:
-            await asyncio.wait(self._work)
-        await self._deadlines.close(self._timeout_seconds)
 
     # A run
 
@@ -182,11 +156,13 @@ class PaidRequests:
 
     async def _open(self, order: Order) -> Raw:
         """A new run, or the run of a completed request that may be answered again."""
-        request = _request_id(order.user_id, order.key or str(uuid4()))
+        request = request_id(order.user_id, order.key or str(uuid4()))
         replaced: Raw | None = None
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             try:
-                return await self._store_run(order, request, replaced)
+                return await self._store_run(
+                    order, request, "running", self._lease.renewed, replaced
+                )
             except DuplicateKeyError:
                 found: Raw | None = await self._keep(self._collection.find_one({"_id": request}))
             if found is None:
@@ -203,39 +179,6 @@ class PaidRequests:
             if found["state"] != "released" and not await self._settle_if_over(found):
                 raise RequestInProgressError
         raise RequestInProgressError
-
-    async def _is_erased(self, run: Raw) -> bool:
-        """Whether its account was erased, even if that erasure has not finished."""
-        user_id = run["userId"]
-        reading = erased_until(self._database, [user_id], field="requestsUntil")
-        until = (await self._keep(reading)).get(user_id)
-        return until is not None and bool(run["startedAt"] <= until)
-
-    async def _store_run(self, order: Order, request: str, replaced: Raw | None = None) -> Raw:
-        """Store a new run. It replaces a released one, or the one that ``replaced`` describes.
-
-        Raises DuplicateKeyError if the request has a run that it may not replace.
-        """
-        facts: Raw = {
-            "fingerprint": order.fingerprint,
-            "userId": order.user_id,
-            "action": order.action,
-            "amount": order.amount,
-            "variables": stored_variables(order.variables),
-            "state": "running",
-            "run": str(uuid4()),
-        }
-        # As literals, because a caller's values may begin with a dollar.
-        fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
-        fields |= {"startedAt": "$$NOW", **self._lease.renewed}
-        fields |= dict.fromkeys(("expiresAt", "transactionId", "cost"), "$$REMOVE")
-        replaced = replaced or {"state": "released", "fingerprint": order.fingerprint}
-        query = {"_id": request, **replaced}
-        writing: Coroutine[Any, Any, Any] = self._collection.find_one_and_update(
-            query, [{"$set": fields}], upsert=True, return_document=ReturnDocument.AFTER
-        )
-        run: Raw = await self._keep(writing)
-        return run
 
     async def _complete(self, run: Raw, charge: Paid) -> None:
         self._runs.discard(run["run"])
@@ -302,52 +245,10 @@ class PaidRequests:
     async def _release(self, run: Raw, *, remembered_for: float | None = None) -> None:
         await self._end(run, "released", {}, remembered_for=remembered_for)
 
-    # The collection
-
-    async def _end(
-        self, run: Raw, state: str, facts: Raw, *, remembered_for: float | None = None
-    ) -> bool:
-        """End the run in ``state``. Returns False if its state changed since it was read.
-
-        It stays stored for ``remembered_for`` seconds, by default as long as keys are remembered.
-        """
-        seconds = self._ttl_seconds if remembered_for is None else remembered_for
-        fields: Raw = {name: {"$literal": value} for name, value in facts.items()}
-        fields |= {
-            "state": state,
-            "expiresAt": {"$add": ["$$NOW", int(seconds * 1000)]},
-            **dict.fromkeys(("leaseUntil", "amount", "variables"), "$$REMOVE"),
-        }
-        query = {name: run[name] for name in ("_id", "run", "state")}
-        result = await self._keep(self._collection.update_one(query, [{"$set": fields}]))
-        return bool(result.matched_count)
+    # The leases
 
     async def _renew(self) -> None:
         if self._runs:
             query = {"leaseUntil": {"$exists": True}, "run": {"$in": list(self._runs)}}
             change = [{"$set": self._lease.renewed}]
             await self._keep(self._collection.update_many({**query, "state": "running"}, change))
-
-    async def _keep(self, work: Coroutine[Any, Any, _T]) -> _T:
-        try:
-            return await self._deadlines.keep(work, self._timeout_seconds)
-        except DuplicateKeyError:
-            raise
-        except asyncio.TimeoutError as error:
-            raise StorageError(
-                f"the database did not answer within {self._timeout_seconds:g} s: try again"
-            ) from error
-        except PyMongoError as error:
-            raise as_storage_error(error)  # noqa: B904 - it has its cause already
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Start work that continues if its caller is cancelled. `close` waits for it."""
-        task = tasks.start(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
-
-
-def _request_id(user_id: str, key: str) -> str:
-    # A digest, so that no key is stored. It includes the user, as each user has its own keys.
-    return hashlib.blake2b(repr((user_id, key)).encode(), digest_size=20).hexdigest()

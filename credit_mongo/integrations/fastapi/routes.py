@@ -13,7 +13,7 @@ from credit_mongo.errors import ConfigurationError
 __all__ = ["CHARGES", "charged_endpoints", "dependencies_of", "mounted_in", "routes_of"]
 
 CHARGES: Final[WeakSet[Callable[..., Any]]] = WeakSet()
-"""The dependencies that `Charge` has made."""
+"""The dependencies that `Charge` and `Hold` have made."""
 
 
 def charged_endpoints(application: Any) -> frozenset[int]:
@@ -28,8 +28,9 @@ def charged_endpoints(application: Any) -> frozenset[int]:
             if len(charges) > 1:
                 raise ConfigurationError(
                     "Charge",
-                    f"is used {len(charges)} times by the route {route.path}, and one charge could "
-                    "fail after another succeeded: use one whose amount or variables cover all",
+                    f"is used {len(charges)} times by the route {route.path} (Hold counts too), "
+                    "and one could fail after another succeeded: use one whose amount or variables "
+                    "cover all",
                 )
             if charges:
                 found.add(id(route.endpoint))
