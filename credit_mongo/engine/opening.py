@@ -18,6 +18,7 @@ from credit_mongo.errors import CreditError
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.collations import check_collations
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.forms import missing_forms
 from credit_mongo.storage.settings import SETTINGS_COLLECTION, LedgerSettings, stored_settings
 
 __all__ = ["Opening"]
@@ -26,6 +27,9 @@ _LOG: Final = logging.getLogger("credit_mongo")
 _NOT_COMPARED: Final = (
     "the ledger's settings were not compared, as this user's role may not read %s: "
     "run credit-mongo roles --create"
+)
+_MISSING: Final = (
+    "the ledger in %s lacks these migrations of its stored form: %s. Run credit-mongo init"
 )
 _UNAUTHORIZED: Final = 13
 _MOST_TRIES: Final = 5
@@ -73,11 +77,21 @@ class Opening:
         await self._deadlines.keep(self._compare(), self._seconds)
 
     async def _compare(self) -> None:
-        self._settings.check(await self._kept())
+        kept = await self._kept()
+        if kept is not None:
+            self._tell_what_is_missing(self._settings.check(kept))
         await check_collations(self._database)
         self.is_done = True
 
-    async def _kept(self) -> Sequence[Raw]:
+    def _tell_what_is_missing(self, row: Raw | None) -> None:
+        missing = ", ".join(form.name for form in missing_forms(row))
+        if missing:
+            # A new application opens its ledger before ensure_indexes has ever run.
+            level = logging.INFO if row is None else logging.WARNING
+            _LOG.log(level, _MISSING, self._database.name, missing)
+
+    async def _kept(self) -> Sequence[Raw] | None:
+        """Return the rows of all ledgers, or None if the role may not read them."""
         for number in range(1, _MOST_TRIES + 1):
             try:
                 return await stored_settings(self._database)
@@ -85,7 +99,7 @@ class Opening:
                 if isinstance(error, OperationFailure) and error.code == _UNAUTHORIZED:
                     # A role from before there were settings: it did without until now.
                     _LOG.warning(_NOT_COMPARED, SETTINGS_COLLECTION)
-                    return ()
+                    return None
                 # Who waited for a server in vain has no time left to wait again.
                 is_over = number == _MOST_TRIES or isinstance(error, ServerSelectionTimeoutError)
                 if is_over or not may_pass(error):

@@ -21,8 +21,10 @@ from credit_mongo.maintenance.indexes import IndexReport, ensure_all
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.printing import moment_to_milliseconds
 from credit_mongo.storage.database import LedgerDatabase
+from credit_mongo.storage.forms import missing_forms
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import MAX_TIME_EXPIRED, NAMESPACE_NOT_FOUND, UNAUTHORIZED
+from credit_mongo.storage.settings import stored_settings
 
 __all__ = ["CollectionState", "Member", "Status", "status_of"]
 
@@ -66,6 +68,8 @@ class Status:
     collections: tuple[CollectionState, ...]
     indexes: IndexReport | None
     """What ``ensure_indexes`` would do."""
+    missing_migrations: tuple[str, ...] | None
+    """Migrations of the stored form that ``ensure_indexes`` would apply, by name."""
     deleting_indexes: tuple[str, ...] | None
     """TTL indexes that make the server delete rows of the ledger, as ``collection.index``."""
     oldest_transaction_at: datetime | None
@@ -120,6 +124,7 @@ async def status_of(
             [await _collection(ledger, name) for name in ledger.names.model_dump().values()]
         ),
         indexes=await _if_allowed(ensure_all(ledger, decimal_places=places, dry_run=True)),
+        missing_migrations=await _if_allowed(_missing_migrations(ledger)),
         deleting_indexes=await _if_allowed(_deleting_indexes(ledger)),
         oldest_transaction_at=await _if_allowed(_oldest(ledger)),
         ttl_lag_seconds=await _if_allowed(_ttl_lag(ledger, hello["localTime"])),
@@ -199,6 +204,11 @@ async def _oldest(database: LedgerDatabase) -> datetime | None:
 
 async def _deleting_indexes(database: LedgerDatabase) -> tuple[str, ...]:
     return tuple(await find_deleting_indexes(database))
+
+
+async def _missing_migrations(database: LedgerDatabase) -> tuple[str, ...]:
+    rows = {row["_id"]: row for row in await stored_settings(database)}
+    return tuple(form.name for form in missing_forms(rows.get(database.names.transactions)))
 
 
 async def _ttl_lag(database: LedgerDatabase, now: datetime) -> float | None:

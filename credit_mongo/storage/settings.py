@@ -28,9 +28,12 @@ from credit_mongo.config.parts import Part
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.storage.database import Collection, LedgerDatabase
+from credit_mongo.storage.forms import FORM, LOWEST_WRITER
 from credit_mongo.storage.rows import Raw
 
 __all__ = [
+    "FORM",
+    "LOWEST_WRITER",
     "SETTINGS_COLLECTION",
     "LedgerSettings",
     "SettingsChange",
@@ -40,10 +43,6 @@ __all__ = [
 
 _State: TypeAlias = Literal["created", "kept", "changed"]
 
-FORM: Final = 2
-"""The version of the stored form that this library writes."""
-LOWEST_WRITER: Final = 2
-"""The lowest form that a library must know to use a ledger that this one has set up."""
 _MOST_TRIES: Final = 5
 _UNIQUE_NAMES: Final = {"key": {"names": 1}, "name": "names_1", "unique": True, "sparse": True}
 

@@ -825,8 +825,8 @@ PLANTED: Final = (
     Bug(
         "settings that could not be compared count as compared",
         "engine/opening.py",
-        "        self._settings.check(await self._kept())\n",
-        "        self.is_done = True\n        self._settings.check(await self._kept())\n",
+        "        kept = await self._kept()\n",
+        "        self.is_done = True\n        kept = await self._kept()\n",
         (SETTINGS,),
     ),
     Bug(

@@ -13,6 +13,7 @@ from credit_mongo.cli.output import AsJson, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.indexes import IndexChange
 from credit_mongo.maintenance.status import CollectionState, Status, status_of
+from credit_mongo.storage.forms import FORM
 
 _MEMBERS = ("member", "state", "behind")
 _COLLECTIONS = ("collection", "documents", "data", "on disk")
@@ -79,11 +80,20 @@ def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
         ("database", database),
         ("server", f"MongoDB {found.server_version}"),
         ("replica set", found.replica_set or "none: a sharded cluster"),
+        ("stored form", _stored_form(found)),
         ("indexes", indexes),
         ("users", _number(found.collections[0].documents)),
         ("oldest transaction", shown_moment(found.oldest_transaction_at)),
         ("TTL lag", _seconds(found.ttl_lag_seconds)),
     ]
+
+
+def _stored_form(found: Status) -> str:
+    if found.missing_migrations is None:
+        return _NOT_SEEN
+    if found.missing_migrations:
+        return f"lacks the migrations {', '.join(found.missing_migrations)}"
+    return f"{FORM}, as this version writes it"
 
 
 def _wrong(found: Status) -> list[tuple[str, str, str]]:

@@ -8,90 +8,41 @@ was merely slow can't move rows any more, and manifests count exactly the rows t
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from bson import Int64, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from credit_mongo.engine import tasks
 from credit_mongo.errors import ArchiveLostError, ArchiveRunningError, StorageError
+from credit_mongo.maintenance.job_leases import JobLease
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.leases import ServerLease
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Lane", "Lease", "Moved", "Tally"]
 
-_LEASE: Final = "lease"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_BEATS: Final = 4
 
-
-class Lease:
-    """The right to archive. A background task renews it until it is released."""
+class Lease(JobLease):
+    """The right to archive."""
 
     def __init__(
         self, database: LedgerDatabase, manifests: str, run: ObjectId, seconds: float
     ) -> None:
-        self._database = database
-        self._manifests = manifests
-        self._run = run
-        self._seconds = seconds
-        self._lease = ServerLease("aliveUntil", seconds)
-        self._beating: asyncio.Task[None] | None = None
+        super().__init__(database[manifests], run, seconds)
 
-    async def take(self, steps: Steps) -> None:
-        """Take the lease. Raises ArchiveRunningError if another run has it."""
-        with contextlib.suppress(DuplicateKeyError):
-            await self._database[self._manifests].insert_one({"_id": _LEASE, "aliveUntil": _EPOCH})
-        await steps.take(self._take)
-        self._beating = tasks.start(self._beat())
+    def refusal(self, lease: Raw) -> ArchiveRunningError:
+        return ArchiveRunningError(lease["aliveUntil"])
 
-    async def _take(self, session: AsyncClientSession) -> None:
-        manifests = self._database[self._manifests]
-        lease = await manifests.find_one({"_id": _LEASE}, session=session)
-        if lease is not None and lease.get("run") == self._run:
-            return
-        is_over = {"_id": _LEASE, **self._lease.is_over}
-        taken = await manifests.update_one(is_over, self._renewal(), session=session)
-        if not taken.matched_count:
-            raise ArchiveRunningError(_EPOCH if lease is None else lease["aliveUntil"])
-        await manifests.update_many(
+    async def take_over(self, session: AsyncClientSession) -> None:
+        """Close the manifests of the run before, so that it moves no more rows."""
+        await self.collection.update_many(
             {"state": "running"}, {"$set": {"state": "interrupted"}}, session=session
         )
-
-    def _renewal(self) -> list[Raw]:
-        return [{"$set": {"run": self._run, **self._lease.renewed}}]
-
-    async def _beat(self) -> None:
-        own = {"_id": _LEASE, "run": self._run}
-        while True:
-            await asyncio.sleep(self._seconds / _BEATS)
-            # Ignore a failed renewal: if another run takes over, the lanes notice.
-            with contextlib.suppress(PyMongoError):
-                await self._database[self._manifests].update_one(own, self._renewal())
-
-    async def release(self) -> None:
-        """Let the next run begin."""
-        if self._beating is None:
-            return
-        self._beating.cancel()
-        await asyncio.gather(self._beating, return_exceptions=True)
-        # If the release fails, the lease expires by itself.
-        with contextlib.suppress(PyMongoError, asyncio.TimeoutError):
-            own = {"_id": _LEASE, "run": self._run}
-            released = self._database[self._manifests].update_one(
-                own, {"$set": {"aliveUntil": _EPOCH}}
-            )
-            await asyncio.wait_for(released, self._seconds)
 
 
 @dataclass(frozen=True, slots=True)
