@@ -13,7 +13,12 @@ from typing import Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.maintenance.verification.reading import BATCH, Reading, Rows
+from credit_mongo.maintenance.verification.reading import (
+    BATCH,
+    WITHOUT_TRANSACTION,
+    Reading,
+    Rows,
+)
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["Streams"]
@@ -26,11 +31,12 @@ _TRANSACTION_FIELDS: Final = dict.fromkeys(
     (
         *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
         *("idempotencyKey", "keyExpiresAt", "refundOf", "createdAt"),
+        *("legs", "holdId", "oldOverdraft", "newOverdraft"),
     ),
     1,
 )
 _AUDIT_FIELDS: Final = dict.fromkeys(("userId", "operation", "action", "details", "createdAt"), 1)
-_SUCCESS: Final = {"status": "success"}
+_SUCCESS: Final = {"status": "success", "$nor": WITHOUT_TRANSACTION}
 
 
 class _ByUser:

@@ -38,7 +38,9 @@ class StoredUsers:
         self.names: UserMapping = names
         self.fields: Final = dict.fromkeys(names.model_dump(exclude={"id_type"}).values(), 1)
         """For a projection."""
-        self.book_fields: Final = {names.credits: 1, names.seq: 1, names.updated_at: 1}
+        self.book_fields: Final = dict.fromkeys(
+            (names.credits, names.seq, names.updated_at, names.extras), 1
+        )
         """Only what the history has to agree with, and when it was changed last."""
         self._credits, self._seq = names.credits, names.seq
         self._tier, self._expires_at = names.membership_tier, names.membership_expires_at
@@ -133,7 +135,12 @@ class StoredUsers:
     def by_own_names(self, document: Raw) -> Raw:
         """Id and ``book_fields`` by the names that the ledger's own documents have."""
         found = {"_id": self.user_id_of(document)}
-        own = {"credits": self._credits, "seq": self._seq, "updatedAt": self._updated_at}
+        own = {
+            "credits": self._credits,
+            "seq": self._seq,
+            "updatedAt": self._updated_at,
+            "creditExtras": self._extras,
+        }
         for name, field in own.items():
             if document.get(field) is not None:
                 found[name] = document[field]

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds, post
+from credit_mongo.core.extras import Leg
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.serialization import Metadata
 from credit_mongo.core.state import State
@@ -54,6 +55,8 @@ class CorrectionRequest(Request[CorrectionResult]):
     operator: str
     reason: str
     settles: tuple[Mapping[str, Any], ...]
+    legs: tuple[Leg, ...] = ()
+    """What the transactions lack in each lot, so that they lead to the account's lots."""
 
     @property
     def effect(self) -> tuple[object, ...]:
@@ -90,7 +93,11 @@ class Correct(Operation[CorrectionRequest, CorrectionResult]):
             }
         }
         as_summed_up = account._replace(credits=request.total, seq=request.highest_seq)
-        posting = post(request, as_summed_up, amount, now, details, facts=details)
+        legs: tuple[Leg, ...] | None = None
+        if request.legs:
+            in_lots = sum(leg.amount for leg in request.legs)
+            legs = (*request.legs, Leg(None, amount - in_lots))
+        posting = post(request, as_summed_up, amount, now, details, facts=details, legs=legs)
         return Decision(
             (posting,),
             CorrectionResult(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
+from credit_mongo.core.advance import AFTER_REQUEST, Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request
 from credit_mongo.core.extras import ActiveHold, Pin
@@ -77,11 +78,16 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
             "expires_at": hold.expires_at,
             "updated_at": now,
         }
+        # What is no longer kept has no life beyond its lot's end.
+        after = Advancing(
+            breakdown.account(), request.transaction_id, now, first_ordinal=AFTER_REQUEST
+        )
+        after.end_lots(now)
         return Decision(
-            (),
+            tuple(after.postings),
             hold_of(replace(record, **changes)),
             (
-                AccountChanged(breakdown.account()),
+                AccountChanged(after.account),
                 HoldChanged(hold.hold_id, request.transaction_id, changes),
             ),
         )

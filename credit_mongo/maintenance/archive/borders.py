@@ -171,7 +171,7 @@ def follow(border: Border, rows: Sequence[Raw]) -> tuple[int, str]:
             return number, "has a field of the wrong type"
         if row["seq"] != seq + 1 or (moment is not None and created_at < moment):
             return number, "does not follow the one before"
-        if row["balanceBefore"] != balance or balance + row["amount"] != after or after < 0:
+        if row["balanceBefore"] != balance or balance + row["amount"] != after:
             return number, "does not go on from the balance before"
         seq, balance, moment = seq + 1, after, created_at
     return len(rows), ""

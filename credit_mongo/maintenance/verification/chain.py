@@ -79,8 +79,6 @@ class Chain:
             self._tell("chain-broken", row, expected=self._balance, found=before)
         if after - before != amount:
             self._tell("amount-changed", row, expected=after - before, found=amount)
-        if after < 0:
-            self._tell("below-zero", row, found=after)
         self.sum += amount
         self._balance = after
 
@@ -162,7 +160,8 @@ class Chain:
             self._tell("seq-differs", expected=self.seq, found=seq)
         elif self.rows == 0 and seq == 0:
             self._tell("history-missing", found=balance)
-        if balance is None or balance < 0:
+        # Only the user's lots, holds and overdraft explain a balance below zero.
+        if balance is None or (balance < 0 and user.get("creditExtras") is None):
             self._tell("balance-unusable", found=balance)
         if balance is not None and balance != self.sum:
             self._tell("balance-differs", expected=self.sum, found=balance)

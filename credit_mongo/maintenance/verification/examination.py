@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.core.advance import CAPTURE
-from credit_mongo.core.operations import WITHOUT_TRANSACTION
+from credit_mongo.core.extras import Extras, Leg
 from credit_mongo.core.operations.correction import CorrectionRequest
+from credit_mongo.core.operations.set_overdraft import SetOverdraftRequest
 from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, Segment
 from credit_mongo.maintenance.verification.chain import Chain, whole
 from credit_mongo.maintenance.verification.findings import Code, Finding
-from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading
+from credit_mongo.maintenance.verification.holds import (
+    Captures,
+    check_account,
+    examine_holds,
+    extras_of,
+)
+from credit_mongo.maintenance.verification.lots import Replay
+from credit_mongo.maintenance.verification.reading import LOOK_UP, WITHOUT_TRANSACTION, Reading
 from credit_mongo.maintenance.verification.records import RECORD_FIELDS, find_odd, is_ahead, is_live
 from credit_mongo.maintenance.verification.sweep import is_no_account
 from credit_mongo.storage.erasures import after, erased_until, is_erased
@@ -30,6 +37,7 @@ _FIELDS: Final = dict.fromkeys(
     (
         *("userId", "seq", "operation", "action", "amount", "balanceBefore", "balanceAfter"),
         *("idempotencyKey", "keyExpiresAt", "refundOf", "createdAt"),
+        *("legs", "holdId", "oldOverdraft", "newOverdraft"),
     ),
     1,
 )
@@ -37,10 +45,6 @@ _FIELDS: Final = dict.fromkeys(
 _BY_TIME: Final = (("createdAt", 1), ("seq", 1))
 _BY_SEQ: Final = (("seq", 1), ("createdAt", 1), ("_id", 1))
 # Successes on holds that moved no credits. A capture that took nothing is one.
-_WITHOUT_TRANSACTION: Final = (
-    {"operation": {"$in": list(WITHOUT_TRANSACTION)}},
-    {"operation": CAPTURE, "details.amount": {"$exists": False}},
-)
 _AUDIT_FIELDS: Final = dict.fromkeys(
     ("userId", "operation", "action", "status", "details", "createdAt"), 1
 )
@@ -63,6 +67,10 @@ class Examined:
     """The sum of all transactions' amounts, in smallest units."""
     highest_seq: int = 0
     transactions: int = 0
+    has_extras: bool = False
+    """Whether the account stores lots, holds or an overdraft."""
+    legs: tuple[Leg, ...] = ()
+    """The legs of a correction by which the transactions agree with the account's lots."""
     findings: list[Finding] = field(default_factory=list)
     total: int = 0
 
@@ -162,11 +170,23 @@ async def _examine(
         tell(Finding(user_id, "border-unusable"))
     look_up = _LookUp(reading, mine, border, session, now=now, tell=tell)
     chain = Chain(user_id, user, reading.key_expires, tell, reading.latest(now))
-    await _follow(reading, border, chain, look_up, order)
+    extras = extras_of(user)
+    overdraft = await _first_overdraft(reading, border, mine, extras, session)
+    followed = _Followed(chain, Replay(user_id, overdraft, tell), Captures(user_id, tell))
+    await _follow(reading, border, look_up, followed, order)
     if not is_no_account(user, chain.rows + border.seq):
         chain.end()
     if user is None and not chain.rows and border.seq:
         tell(Finding(user_id, "border-orphaned", seq=border.seq))
+    examined.has_extras = (user or {}).get("creditExtras") is not None
+    await followed.captures.look_up(reading, session, whole=not border.has_files)
+    if extras is None:
+        tell(Finding(user_id, "extras-unusable"))
+    else:
+        if user is not None:
+            examined.legs = followed.replay.end(extras)
+        check_account(user_id, extras, reading.due_by(user, now), tell)
+        await examine_holds(reading, mine, extras, session, tell)
     if reading.audits:
         await look_up.orphaned_audits()
     examined.transactions, examined.sum = chain.rows, chain.sum
@@ -186,18 +206,42 @@ async def _rows_that_stay(reading: Reading, user_id: str, session: AsyncClientSe
     return {"userId": user_id, **({} if until is None else {"createdAt": after(until)})}
 
 
+async def _first_overdraft(
+    reading: Reading, border: Border, mine: Raw, extras: Extras | None, session: AsyncClientSession
+) -> int:
+    """The overdraft before the first transaction that is not in a file."""
+    if not border.has_files:
+        return 0
+    query = {**mine, "operation": SetOverdraftRequest.operation}
+    for collection in reversed(reading.transactions):
+        row = await reading.database[collection].find_one(
+            query, {"oldOverdraft": 1}, sort=[("createdAt", 1), ("seq", 1)], session=session
+        )
+        if row is not None:
+            return whole(row.get("oldOverdraft")) or 0
+    return 0 if extras is None else extras.overdraft
+
+
+class _Followed(NamedTuple):
+    """What follows a user's balance, lots and holds through the transactions."""
+
+    chain: Chain
+    replay: Replay
+    captures: Captures
+
+
 async def _follow(
     reading: Reading,
     border: Border,
-    chain: Chain,
     look_up: _LookUp,
+    followed: _Followed,
     order: Sequence[tuple[str, int]],
 ) -> None:
     """Add the archived transactions to the chain, then the others, oldest first.
 
     Raises _UnsortedError if they come by time and this isn't the order of their seq.
     """
-    segments = list(border.segments)
+    segments, chain = list(border.segments), followed.chain
     for collection in reversed(reading.transactions):
         is_archive = collection == reading.names.transactions_archive
         rows = reading.database[collection].find(
@@ -216,26 +260,39 @@ async def _follow(
                 if seq is None or (latest is not None and seq <= latest):
                     raise _UnsortedError
                 latest = seq
-            if is_archive:
-                _come_to(row, segments, border, chain)
+            if is_archive and _come_to(row, segments, border, chain):
+                followed.replay.skip()
             chain.add(row)
+            followed.replay.add(row)
+            followed.captures.add(row)
             batch.append(row)
             if len(batch) == LOOK_UP:
                 await look_up.all_of(batch)
                 batch = []
+                if followed.captures.are_many:
+                    # More may follow.
+                    await followed.captures.look_up(reading, look_up.session, whole=False)
         await look_up.all_of(batch)
         for segment in segments:
             chain.reach(border, segment)
+        if any(segment.place == "files" for segment in segments):
+            followed.replay.skip()
         segments = []
 
 
-def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) -> None:
-    """Before an archived transaction, reach the ends of the segments before it."""
-    seq = whole(row.get("seq"))
+def _come_to(row: Raw, segments: list[Segment], border: Border, chain: Chain) -> bool:
+    """Before an archived transaction, reach the ends of the segments before it.
+
+    Returns whether transactions in files come before it.
+    """
+    seq, has_files = whole(row.get("seq")), False
     while segments and (segments[0].place == "files" or (seq or 0) > segments[0].seq):
-        chain.reach(border, segments.pop(0))
+        segment = segments.pop(0)
+        has_files = has_files or segment.place == "files"
+        chain.reach(border, segment)
     if not segments:
         chain.pass_border(row)
+    return has_files
 
 
 class _LookUp:
@@ -326,7 +383,7 @@ class _LookUp:
         reading = self._reading
         for collection in reading.audit_logs:
             audits = reading.database[collection].find(
-                {**self.mine, "status": "success", "$nor": _WITHOUT_TRANSACTION},
+                {**self.mine, "status": "success", "$nor": WITHOUT_TRANSACTION},
                 {"createdAt": 1},
                 session=self.session,
                 batch_size=LOOK_UP,

@@ -44,6 +44,23 @@ Code: TypeAlias = Literal[
     "border-passed",
     "border-orphaned",
     "rows-deleted",
+    "legs-unusable",
+    "legs-differ",
+    "extras-unusable",
+    "lot-differs",
+    "lot-changed",
+    "lot-overdrawn",
+    "lot-used-late",
+    "expiry-missing",
+    "expiry-doubled",
+    "pins-exceed",
+    "hold-missing",
+    "hold-orphaned",
+    "hold-differs",
+    "hold-unusable",
+    "hold-overdue",
+    "capture-orphaned",
+    "captured-differs",
 ]
 
 _WORDS: Final[dict[Code, str]] = {
@@ -60,7 +77,7 @@ _WORDS: Final[dict[Code, str]] = {
     "transaction-doubled": "another transaction has the same seq",
     "amount-changed": "its amount is {found}, but its balances differ by {expected}",
     "chain-broken": "it begins with a balance of {found}, but the one before ends with {expected}",
-    "below-zero": "the transaction ends with a balance of {found}",
+    "below-zero": "the transaction ends with a balance of {found}, below the user's limit",
     "time-goes-back": "the transaction is dated before the previous one",
     "dated-in-future": "the transaction is dated in the future (others may be too): a clock was "
     "wrong",
@@ -85,6 +102,27 @@ _WORDS: Final[dict[Code, str]] = {
     "border-passed": "the transaction is in the archive, but beyond the archive's border",
     "border-orphaned": "the archive has a border for a user without an account",
     "rows-deleted": "the TTL index {index} makes the server delete rows: drop it",
+    "legs-unusable": "the legs of the transaction cannot be read",
+    "legs-differ": "the legs of the transaction add up to {found}, but its amount is {expected}",
+    "extras-unusable": "the stored lots, holds and overdraft of the account cannot be read",
+    "lot-differs": "the lot has {found}, but by its transactions it should have {expected}",
+    "lot-changed": "the end, priority or source of the lot differs from that in its transactions",
+    "lot-overdrawn": "the transaction takes more from a lot than there was",
+    "lot-used-late": "the transaction takes credits from a lot after the lot's end",
+    "expiry-missing": "the lot has ended, but the account still has {found} of it",
+    "expiry-doubled": "the transaction ends credits of a lot that had ended before",
+    "pins-exceed": "holds keep {found} of the lot, which has only {expected}",
+    "hold-missing": "the account has an active hold without an active document",
+    "hold-orphaned": "the document of a hold is active, but the account does not have this hold",
+    "hold-differs": (
+        "the account keeps {found} for the hold, by whose document it should keep {expected} (or "
+        "both differ in another field)"
+    ),
+    "hold-unusable": "the document of an active hold has a missing field, or one of the wrong type",
+    "hold-overdue": "the hold should have ended before the account was last changed",
+    "capture-orphaned": "the transaction captures a hold that this user does not have",
+    "captured-differs": "the hold says that {found} were captured, but its transactions took "
+    "{expected}",
 }
 
 
@@ -97,6 +135,7 @@ class Finding:
     seq: int | None = None
     """The seq of the wrong transaction, or of the first missing one."""
     transaction_id: str | None = None
+    """The transaction, lot or hold that is wrong. A lot has the id of the grant that opened it."""
     expected: int | None = None
     found: int | None = None
     index: str | None = None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -15,6 +15,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
+from credit_mongo.core.advance import CAPTURE
+from credit_mongo.core import operations
 from credit_mongo.core.operations import REFUNDABLE
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.drivers import AnyDatabase
@@ -24,17 +26,24 @@ from credit_mongo.maintenance.archive.borders import NO_BORDER, Border, border_o
 from credit_mongo.maintenance.verification.findings import Code
 from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.database import Cursor, LedgerDatabase
+from credit_mongo.storage.numbers import in_utc
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import BAD_HINT
 from credit_mongo.storage.users import StoredUsers
 
-__all__ = ["BATCH", "LOOK_UP", "Reading", "Rows", "check_index"]
+__all__ = ["BATCH", "LOOK_UP", "WITHOUT_TRANSACTION", "Reading", "Rows", "check_index"]
 
 LOOK_UP: Final = 1000
 """How many documents one query asks for by their ids."""
 BATCH: Final = 2000
+WITHOUT_TRANSACTION: Final = (
+    {"operation": {"$in": list(operations.WITHOUT_TRANSACTION)}},
+    {"operation": CAPTURE, "details.amount": {"$exists": False}},
+)
+"""Audit rows of successes that moved no credits. A capture may take nothing."""
 _SAMPLE: Final = 1000
 _LAST_YEAR: Final = 9996
+_FIRST: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _PATIENCE_SECONDS: Final = 1.0
 _CHARGE: Final = ChargeRequest.operation
 # The server removes expired records by its own clock. Processes set the expiry by theirs.
@@ -109,6 +118,18 @@ class Reading:
         hello = await self.database.ask({"hello": 1})
         now: datetime = hello["localTime"]
         return now
+
+    def due_by(self, user: Raw | None, now: datetime) -> datetime:
+        """The moment by which an account has posted all that was due: its last change.
+
+        A clock may have been wrong, so it is not after the server's, and the skew is left out.
+        """
+        changed_at = (user or {}).get("updatedAt")
+        if not isinstance(changed_at, datetime):
+            return _FIRST
+        skew = self.clock_skew
+        until: datetime = in_utc(changed_at if skew is None else min(changed_at, now) - skew)
+        return until
 
     def latest(self, now: datetime) -> datetime:
         """The latest plausible date of a row. A later date comes from a wrong clock."""

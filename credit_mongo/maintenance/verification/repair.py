@@ -31,6 +31,7 @@ from credit_mongo.maintenance.progress import OnProgress
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verification.examination import Examined
 from credit_mongo.maintenance.verification.reading import Reading
+from credit_mongo.maintenance.verification.settled_holds import settle_holds
 from credit_mongo.maintenance.verification.verify import (
     Verification,
     examine_user,
@@ -49,6 +50,12 @@ State: TypeAlias = Literal["added", "would-be-added", "not-possible"]
 _TIMEOUT_SECONDS: Final = 10.0
 # Another process may charge the user during the verification.
 _MOST_TRIES: Final = 5
+_BY_HAND: Final = {
+    "extras-unusable": "the account's lots and holds cannot be read: set them to what they were",
+    "pins-exceed": "holds keep more of a lot than it has: release a hold that keeps some of it",
+}
+# The account decides on active holds: ends and captures go by it.
+_OF_HOLDS: Final = frozenset({"hold-missing", "hold-orphaned", "hold-differs", "hold-unusable"})
 # Even with metadata, these fit in a message of a few MB.
 _KEYS_AT_ONCE: Final = 200
 
@@ -115,9 +122,16 @@ async def repair(
     Some users can't be corrected. The result names them with the state "not-possible" and the
     reason:
     - the user has no account
-    - the balance or the ``seq`` is below zero or not a whole number
+    - the balance or the ``seq`` is below zero (for the balance: without an overdraft) or not a
+      whole number
+    - the stored lots and holds can't be read, or holds keep more of a lot than it has
     - the user has more than 1000 findings
     - other processes changed the account at each of five tries
+
+    The correction also brings the history of lots to what the account has in each of them. The
+    account decides on active holds as well: their documents are written anew from it, and the
+    document of a hold that the account doesn't have becomes released. No credits move. What was due
+    in the account (ends of lots and holds) is posted with the correction, as by every operation.
 
     If a clock was wrong, the correction sets the account's date to the current time. Idempotency
     keys dated in the future then expire after their usual lifetime, counted from now.
@@ -209,6 +223,13 @@ class _Repairing:
             if any(finding.code == "key-in-future" for finding in examined.findings):
                 # First shorten the keys: the correction settles the finding.
                 await self._shorten_keys(user_id)
+            if any(finding.code in _OF_HOLDS for finding in examined.findings):
+                await settle_holds(self._database, user_id, _TIMEOUT_SECONDS)
+                # What is still to find now that the account and the documents agree.
+                later = await examine_user(self._reading, user_id)
+                new = [each for each in later.findings if each not in examined.findings]
+                later.findings = [*examined.findings, *new]
+                request = self._request(later)
             deadline = asyncio.get_running_loop().time() + _TIMEOUT_SECONDS
             [outcome] = await self._committer.commit_patiently([request], deadline)
             if isinstance(outcome, CorrectionResult):
@@ -254,6 +275,7 @@ class _Repairing:
             operator=self._operator,
             reason=self._reason,
             settles=tuple(finding.as_record() for finding in examined.findings),
+            legs=examined.legs,
         )
 
 
@@ -261,7 +283,10 @@ def _obstacle(examined: Examined) -> str:
     """Why no correction can settle the findings, or "" if one can."""
     if not examined.exists:
         return "there is no such user: restore the account, or erase the rest of it"
-    if examined.balance is None or examined.balance < 0:
+    for finding in examined.findings:
+        if finding.code in _BY_HAND:
+            return f"{_BY_HAND[finding.code]} ({finding.transaction_id or 'creditExtras'})"
+    if examined.balance is None or (examined.balance < 0 and not examined.has_extras):
         return "the balance is below zero or no whole number: set it to what it should be first"
     if examined.seq is None or examined.seq < 0:
         return "the account's seq is below zero or no whole number: set it to the highest one first"

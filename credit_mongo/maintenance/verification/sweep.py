@@ -8,6 +8,7 @@ that it can't finish: because the snapshot is gone, or because the rows don't fi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -16,8 +17,11 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.maintenance.archive.borders import Border, border_or_none
 from credit_mongo.maintenance.streams import Streams
+from credit_mongo.maintenance.verification.findings import Finding
+from credit_mongo.maintenance.verification.holds import check_account, extras_of
 from credit_mongo.maintenance.verification.reading import LOOK_UP, Reading
 from credit_mongo.maintenance.verification.records import RECORD_FIELDS, agree, is_live
+from credit_mongo.storage.extras import ExtrasError, legs_from
 from credit_mongo.storage.rows import Raw
 
 __all__ = ["OnProgress", "OnSuspect", "Sweep", "is_no_account"]
@@ -51,6 +55,25 @@ class _User:
         self._unmatched_audits: dict[Any, Raw] = {}
         self._keys: dict[str, datetime] = {}
         self._later_keys: dict[str, datetime] = {}
+        extras = extras_of(account)
+        # The examination looks at active holds. There are few at any moment.
+        self.is_odd = self.is_odd or extras is None or bool(extras.holds)
+        self._overdraft = 0 if extras is None else extras.overdraft
+        self._lots = {} if extras is None else {lot.lot_id: lot.amount for lot in extras.lots}
+        self._in_lots = sum(self._lots.values())
+        self._extras = extras
+
+    @property
+    def has_files(self) -> bool:
+        return self._border is not None and self._border.has_files
+
+    def look_at_what_was_due(self, until: datetime) -> None:
+        """Mark the user as odd if the account shows that something has not ended in time."""
+        if self._extras is not None and self._extras.lots:
+            check_account(self.user_id, self._extras, until, self._mark)
+
+    def _mark(self, finding: Finding) -> None:  # noqa: ARG002
+        self.is_odd = True
 
     def look_at_its_time(self, latest: datetime) -> None:
         """Mark the user as odd if the account is dated in the future. Ignore malformed dates."""
@@ -72,15 +95,33 @@ class _User:
                 after != balance
                 or before + amount != after
                 or row["seq"] != seq
-                or after < 0
+                or after - self._in_lots < -self._overdraft
                 or not {type(amount), type(before), type(after), type(seq)} <= _WHOLE
                 or type(row["createdAt"]) is not datetime
             ):
                 self.is_odd = True
                 return
+            if "legs" in row:
+                self._undo(row["legs"], amount)
+            if "newOverdraft" in row:
+                self._undo_overdraft(row)
             balance = before
             seq -= 1  # type: ignore[operator]
         self._seq, self._balance = seq, balance
+
+    def _undo(self, stored: object, amount: int) -> None:
+        legs = legs_from(stored)
+        for lot, change in legs:
+            if lot is not None:
+                before = self._lots.get(lot.lot_id, 0) - change
+                self._lots[lot.lot_id] = before
+                self._in_lots -= change
+                self.is_odd = self.is_odd or before < 0
+        self.is_odd = self.is_odd or (bool(legs) and sum(leg.amount for leg in legs) != amount)
+
+    def _undo_overdraft(self, row: Raw) -> None:
+        self.is_odd = self.is_odd or row["newOverdraft"] != self._overdraft
+        self._overdraft = int(row["oldOverdraft"])
 
     def come_to_border(self) -> None:
         """Note that all transactions that aren't archived were taken."""
@@ -139,7 +180,7 @@ class _User:
         """Run a step. The user is odd if fields are missing or of the wrong type."""
         try:
             step(*arguments)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, ExtrasError, KeyError, TypeError, ValueError):
             self.is_odd = True
 
     def end(self) -> None:
@@ -149,6 +190,8 @@ class _User:
         beginning = self._before_files(self._seq, self._balance)
         self.is_odd = self.is_odd or bool(
             beginning != (0, 0)
+            # What transactions in files did to lots is not known.
+            or (not self.has_files and any(self._lots.values()))
             or self._unmatched
             or self._unmatched_audits
             or (self.rows == 0 and self._border is None)
@@ -179,6 +222,7 @@ class Sweep:
         # of each charge.
         self._keys: dict[str, tuple[str, Raw]] = {}
         self._refunds: dict[Any, set[str]] = {}
+        self._captures: dict[Any, _Captured] = {}
         self.place: str | None = None
         """The last user that was finished."""
         self._open_user: str | None = None
@@ -221,6 +265,9 @@ class Sweep:
             self._suspects[user_id] = None
         for user_ids in self._refunds.values():
             self._suspects.update(dict.fromkeys(user_ids))
+        for captured in self._captures.values():
+            self._suspects[captured.user_id] = None
+        self._captures.clear()
         self._keys.clear()
         self._refunds.clear()
         if self._open_user is not None:
@@ -235,6 +282,7 @@ class Sweep:
         stored = await streams.borders.take_one_of(user_id)
         user = _User(user_id, account, None if stored is None else border_or_none(stored))
         user.safely(user.look_at_its_time, self._latest)
+        user.safely(user.look_at_what_was_due, self._reading.due_by(account, self._now))
         newest: Any = None
         newest_audit: Any = None
         while True:
@@ -278,18 +326,32 @@ class Sweep:
                     keys[key] = (user.user_id, row)
             if "refundOf" in row:
                 self._refunds.setdefault(row["refundOf"], set()).add(user.user_id)
+            if "holdId" in row:
+                self._take_capture(user, row)
         if self._reading.audits:
             user.match(rows)
+
+    def _take_capture(self, user: _User, row: Raw) -> None:
+        captured = self._captures.get(row["holdId"])
+        if captured is None and len(self._captures) < _MOST_KEYS:
+            captured = _Captured(user.user_id, 0, is_whole=not user.has_files)
+            self._captures[row["holdId"]] = captured
+        if captured is None or captured.user_id != user.user_id:
+            user.is_odd = True
+        else:
+            captured.total -= row["amount"]
 
     # Look-ups for many users at once
 
     def _is_time_to_settle(self) -> bool:
-        many = len(self._keys) >= LOOK_UP or len(self._refunds) >= LOOK_UP
+        waiting = (self._keys, self._refunds, self._captures)
+        many = any(len(each) >= LOOK_UP for each in waiting)
         return many or len(self._suspects) >= _MOST_SUSPECTS
 
     async def _settle(self) -> None:
         await self._look_up_keys()
         await self._look_up_refunds()
+        await self._look_up_holds()
         await self._tell_suspects()
 
     async def _tell_suspects(self) -> None:
@@ -332,6 +394,30 @@ class Sweep:
                 for user_id in refunds.pop(charge_id):
                     if charges[charge_id].wrong_for(user_id) is not None:
                         self._suspects[user_id] = None
+
+    async def _look_up_holds(self) -> None:
+        captures, names = self._captures, self._reading.names
+        places, fields = (names.holds, names.holds_archive), {"userId": 1, "captured": 1}
+        while captures:
+            part = [hold_id for hold_id, _ in zip(captures, range(LOOK_UP), strict=False)]
+            found = await self._reading.by_ids_anywhere(places, part, fields, self._session)
+            for hold_id in part:
+                captured, hold = captures.pop(hold_id), found.get(hold_id, {})
+                amount = hold.get("captured")
+                is_right = isinstance(amount, int) and (
+                    amount == captured.total if captured.is_whole else amount >= captured.total
+                )
+                if hold.get("userId") != captured.user_id or not is_right:
+                    self._suspects[captured.user_id] = None
+
+
+@dataclass(slots=True)
+class _Captured:
+    """What a user's transactions took for a hold. ``is_whole``: none of them is in a file."""
+
+    user_id: str
+    total: int
+    is_whole: bool
 
 
 def is_no_account(account: Raw | None, rows: int) -> bool:

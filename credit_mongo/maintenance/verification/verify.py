@@ -1,6 +1,7 @@
 """The verification: check that the books keep their promises, for all users or some.
 
 - Promise 1: a user's credits are the sum of the user's transactions.
+- Promise 2: no balance goes below the user's limit, and what holds keep is there.
 - Promise 5: the transactions follow from each other without a gap.
 - Promise 6: each transaction has its audit row and its idempotency record, and each of these has
   its transaction.
@@ -39,6 +40,7 @@ from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.ttl_indexes import find_deleting_indexes
 from credit_mongo.maintenance.verification.examination import Examined, examine, examine_records
 from credit_mongo.maintenance.verification.findings import Finding, Verification
+from credit_mongo.maintenance.verification.holds import HoldSweep
 from credit_mongo.maintenance.verification.reading import Reading
 from credit_mongo.maintenance.verification.records import RecordsOfUser, RecordSweep
 from credit_mongo.maintenance.verification.sweep import Sweep
@@ -227,6 +229,7 @@ class _Verifying:
         self._users, self._transactions = sweep.users, sweep.transactions
         if self._total or not sweep.has_seen_all_records:
             await _go_through(reading, RecordSweep(reading, self._examine_records))
+        await _go_through(reading, HoldSweep(reading, self._examine, self._known_off))
         await self._count_unusable()
         await self._find_deleting_indexes()
 
@@ -302,7 +305,9 @@ async def in_snapshot(reading: Reading, look: Look[_T]) -> _T:
     raise AssertionError
 
 
-async def _go_through(reading: Reading, walk: Sweep | RecordSweep | RecordsOfUser) -> None:
+async def _go_through(
+    reading: Reading, walk: Sweep | RecordSweep | RecordsOfUser | HoldSweep
+) -> None:
     """Walk to the end. When a snapshot is gone, go on from the same place in a fresh one."""
     tries, place = 0, walk.place
     while True:
