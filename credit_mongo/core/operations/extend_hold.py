@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from credit_mongo.core.advance import AFTER_REQUEST, Advancing
+from credit_mongo.core.advance import Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request
 from credit_mongo.core.extras import ActiveHold, Pin
@@ -79,9 +79,7 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
             "updated_at": now,
         }
         # What is no longer kept has no life beyond its lot's end.
-        after = Advancing(
-            breakdown.account(), request.transaction_id, now, first_ordinal=AFTER_REQUEST
-        )
+        after = Advancing(breakdown.account(), request.transaction_id, now)
         after.end_lots(now)
         return Decision(
             tuple(after.postings),

@@ -15,8 +15,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo.config import CollectionNames
 from credit_mongo.config.user_mapping import UserMapping
-from credit_mongo.core.advance import CAPTURE
 from credit_mongo.core import operations
+from credit_mongo.core.advance import CAPTURE
 from credit_mongo.core.operations import REFUNDABLE
 from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.drivers import AnyDatabase
