@@ -263,6 +263,8 @@ class RevokeExceedsGrantError(CreditError):
     def __init__(self, transaction_id: str, revocable: int, requested: int) -> None:
         super().__init__(
             f"of grant {transaction_id!r} {revocable} units are revocable, not {requested}"
+            if revocable
+            else f"grant {transaction_id!r} is revoked already, and nothing is left of it"
         )
         self.transaction_id = transaction_id
         self.revocable = revocable

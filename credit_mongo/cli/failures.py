@@ -47,6 +47,8 @@ _PARAMETERS: Final = {
     "user_id": "user",
     "user_ids": "user",
     "transaction_id": "transaction",
+    "grant_transaction_id": "transaction",
+    "hold_id": "hold",
     "key_ttl_seconds": "key_ttl",
     "grace_seconds": "grace",
     "places": "top",

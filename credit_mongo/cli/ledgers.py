@@ -28,6 +28,7 @@ __all__ = [
     "PeriodEnd",
     "PeriodStart",
     "ShowMetadata",
+    "json_text",
     "moment_of",
     "plain",
     "shown",
@@ -106,6 +107,11 @@ def shown(amount: object, config: CreditConfig) -> str:
 def shown_moment(moment: object) -> str | None:
     """A moment in UTC, to the second: 2026-01-31T12:00:00Z. None if it isn't a moment."""
     return moment_to_seconds(moment) if isinstance(moment, datetime) else None
+
+
+def json_text(value: object) -> str | None:
+    """A value as JSON on one line. None if there is none."""
+    return None if value is None else json.dumps(plain(value), ensure_ascii=False)
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,10 @@ from credit_mongo.cli.output import show, show_facts
 from credit_mongo.config import AuditConfig, CreditConfig
 from credit_mongo.core.operations.charge import ChargeResult
 from credit_mongo.core.operations.grant import GrantResult
+from credit_mongo.core.operations.hold_results import Hold
 from credit_mongo.core.operations.refund import RefundResult
+from credit_mongo.core.operations.revoke import RevokeResult
+from credit_mongo.core.operations.set_overdraft import OverdraftResult
 from credit_mongo.core.operations.tier_change import TierChangeResult
 from credit_mongo.core.results import User
 from credit_mongo.core.values import KEEP, Keep
@@ -75,7 +78,8 @@ ExpiresAt = Annotated[
 ]
 NoExpiry = Annotated[bool, typer.Option("--no-expiry", help="The tier never expires.")]
 
-_Result: TypeAlias = ChargeResult | RefundResult | GrantResult | TierChangeResult | User
+_Moved: TypeAlias = ChargeResult | RefundResult | GrantResult | RevokeResult
+_Result: TypeAlias = _Moved | TierChangeResult | OverdraftResult | Hold | User
 Operation: TypeAlias = Callable[[CreditLedger, dict[str, Any]], Awaitable[_Result]]
 """Carries out a command on a ledger, with the options that all these commands share."""
 
@@ -96,10 +100,13 @@ class _Undone(Exception):  # noqa: N818 - not an error
         self.result = result
 
 
-def perform(invocation: Invocation, operation: Operation) -> int:
+def perform(
+    invocation: Invocation, operation: Operation, *, lot_ends: datetime | None = None
+) -> int:
     """Carry out an operation, show its result and return the exit code.
 
-    With ``dry_run``, the operation runs in a transaction that is then aborted.
+    With ``dry_run``, the operation runs in a transaction that is then aborted. ``lot_ends`` is the
+    end of the credits that a grant gives.
     """
     options: dict[str, Any] = {"metadata": metadata_from(invocation.metadata)}
     if invocation.settings.idempotency.enabled and invocation.key is None:
@@ -137,7 +144,7 @@ def perform(invocation: Invocation, operation: Operation) -> int:
         if key is not None and not invocation.dry_run:
             print(f"to complete it: --idempotency-key {printable(key)}", file=sys.stderr)
         raise
-    _show(invocation, result, key)
+    _show(invocation, result, key, lot_ends)
     return DONE
 
 
@@ -164,15 +171,17 @@ async def _try_out(
     raise AssertionError("an attempt always raises")
 
 
-def _show(invocation: Invocation, result: _Result, key: str | None) -> None:
+def _show(
+    invocation: Invocation, result: _Result, key: str | None, lot_ends: datetime | None
+) -> None:
     if invocation.as_json:
         facts = {name: plain(value) for name, value in asdict(result).items() if name != "metadata"}
         facts |= {} if invocation.dry_run else {"idempotency_key": key}
         show_facts({"database": invocation.where.database, "dry_run": invocation.dry_run, **facts})
         return
-    done = _words(result, invocation.settings)
+    done = _words(result, invocation.settings, lot_ends)
     show(f"{result.user_id}: {'would be ' if invocation.dry_run else ''}{done}")
-    name = "" if isinstance(result, User) else f"transaction {result.transaction_id}"
+    name = _name(result)
     if result.replayed:
         name = f"{name}, " if name else name
         show(f"{name}done before: this is the result of the key's first use")
@@ -186,15 +195,37 @@ _VERBS: Final[Mapping[type[Any], str]] = {
     ChargeResult: "charged",
     RefundResult: "refunded",
     GrantResult: "granted",
+    RevokeResult: "revoked",
 }
 
 
-def _words(result: _Result, settings: CreditConfig) -> str:
+def _name(result: _Result) -> str:
+    """Name what the operation has written, to refer to it later."""
+    if isinstance(result, User):
+        return ""
+    if isinstance(result, Hold):
+        return f"hold {result.hold_id}"
+    name = f"transaction {result.transaction_id}"
+    if isinstance(result, GrantResult) and result.lot_id is not None:
+        return f"{name}, lot {result.lot_id}"
+    return name
+
+
+def _words(result: _Result, settings: CreditConfig, lot_ends: datetime | None) -> str:
     """Say what was done to the user."""
     if isinstance(result, User):
         tier = result.membership_tier
         membership = "" if tier is None else f", tier {tier}{_until(result.membership_expires_at)}"
         return f"created with {shown(result.credits, settings)}{membership}"
+    if isinstance(result, Hold):
+        captured = f", {shown(result.captured, settings)} captured" if result.captured else ""
+        return (
+            f"freed of the hold of {shown(result.amount, settings)} for {result.action}{captured}"
+        )
+    if isinstance(result, OverdraftResult):
+        old, new = shown(result.old_limit, settings), shown(result.new_limit, settings)
+        balance = shown(result.balance, settings)
+        return f"set to an overdraft of {new}, before {old}, balance {balance}"
     if isinstance(result, TierChangeResult):
         moved = (
             f"renewed in tier {result.new_tier}"
@@ -206,8 +237,18 @@ def _words(result: _Result, settings: CreditConfig) -> str:
     else:
         amount = result.cost if isinstance(result, ChargeResult) else result.amount
         moved = f"{_VERBS[type(result)]} {shown(amount, settings)} for {result.action}"
+        moved += _until(lot_ends) + _lost(result, settings)
         before, after = result.balance_before, result.balance_after
     return f"{moved}, balance {shown(before, settings)} → {shown(after, settings)}"
+
+
+def _lost(result: _Moved, settings: CreditConfig) -> str:
+    """Say what the operation was to move but couldn't, or what was gone at once."""
+    if isinstance(result, RevokeResult) and result.uncollected:
+        return f", {shown(result.uncollected, settings)} uncollected"
+    if isinstance(result, RefundResult) and result.expired_amount:
+        return f", {shown(result.expired_amount, settings)} expired at once"
+    return ""
 
 
 def _until(expires_at: datetime | None) -> str:

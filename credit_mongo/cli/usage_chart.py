@@ -36,6 +36,8 @@ _REFUNDED: Final = "#3b6ea5"
 _SPENT: Final = "#b5541c"
 _TIERS: Final = "#7a5195"
 _CORRECTIONS: Final = "#8c6d1f"
+_EXPIRED: Final = "#c9a66b"
+_REVOKED: Final = "#a23b52"
 _OTHERS: Final = "#9a9a9a"
 _GRID: Final = "#dddddd"
 _DOTS_PER_INCH: Final = 150
@@ -56,6 +58,8 @@ _GIVEN: Final = (
 )
 # Given credits are drawn above the line, taken ones below it.
 _RARE: Final = (
+    ("expired", "", "expired", _EXPIRED),
+    ("revoked", "", "revoked", _REVOKED),
     ("tier changes", "tier_changes_added", "tier_changes_taken", _TIERS),
     ("corrections", "corrections_added", "corrections_taken", _CORRECTIONS),
     ("other software", "other_added", "other_taken", _OTHERS),
@@ -152,9 +156,7 @@ def _write_heading(figure: Any, usage: Usage, database: str, scale: Scale) -> No
 
 
 def _has_rare(sums: Sums) -> bool:
-    return any(
-        getattr(sums, field) for _, added, taken, _ in _RARE for field in (added, taken) if field
-    )
+    return any(_happened(kind, sums) for kind in _RARE)
 
 
 def _draw_over_time(figure: Any, usage: Usage, scale: Scale) -> None:
@@ -162,7 +164,7 @@ def _draw_over_time(figure: Any, usage: Usage, scale: Scale) -> None:
     parts = [
         (f"Spent by {usage.width}", _TAKEN, 1.2),
         (f"Granted and refunded by {usage.width}", _GIVEN, 1.0),
-        *([("Tier changes and corrections", rare, 0.9)] if rare else []),
+        *([("Other changes", rare, 0.9)] if rare else []),
     ]
     ratios = [ratio for *_, ratio in parts]
     panels = figure.subplots(len(parts), 1, sharex=True, height_ratios=ratios)
@@ -172,7 +174,7 @@ def _draw_over_time(figure: Any, usage: Usage, scale: Scale) -> None:
 
 
 def _happened(kind: tuple[str, str, str, str], sums: Sums) -> bool:
-    return any(getattr(sums, field) for field in kind[1:3])
+    return any(getattr(sums, field) for field in kind[1:3] if field)
 
 
 def _draw_bars(

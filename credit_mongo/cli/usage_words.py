@@ -234,6 +234,8 @@ def totals(sums: Sums) -> list[tuple[str, int]]:
         ("net spend", sums.net_spent),
     ]
     rare = [
+        ("expired", sums.expired),
+        ("revoked", sums.revoked),
         ("added by tier changes", sums.tier_changes_added),
         ("taken by tier changes", sums.tier_changes_taken),
         ("added by corrections", sums.corrections_added),

@@ -22,9 +22,11 @@ __all__ = [
     "CAPTURE",
     "EXPIRE",
     "MAX_DUE_ROWS",
+    "NO_REQUEST",
     "Advanced",
     "Advancing",
     "advance",
+    "as_of",
     "derived_id",
 ]
 
@@ -33,6 +35,8 @@ MAX_DUE_ROWS: Final = 128
 
 All that one lot or one hold leads to is written at once. What remains is posted by the next commit.
 """
+NO_REQUEST: Final = "0" * 24
+"""The request of rows that are not written."""
 EXPIRE: Final = "expire"
 CAPTURE: Final = "capture"
 
@@ -89,6 +93,12 @@ def _moments(account: Account, now: datetime) -> Iterator[tuple[datetime, Active
     for at, _, hold in sorted(ends, key=lambda end: end[:2]):
         if at <= now:
             yield at, hold
+
+
+def as_of(account: Account, now: datetime) -> Account:
+    """Return the account as time has left it, without the rows that nobody has written yet."""
+    advanced = advance(account, now, NO_REQUEST).account
+    return advanced._replace(seq=account.seq, updated_at=account.updated_at)
 
 
 class Advancing:

@@ -22,10 +22,15 @@ from credit_mongo.core.extras import (
 )
 from credit_mongo.core.values import Account
 
-__all__ = ["Breakdown", "spend"]
+__all__ = ["Breakdown", "is_used_after_base", "spend"]
 
 # A lot with the base's priority and without an end is used after the base.
 _BASE: Final = order_of_use(Lot("", 0, None, BASE_PRIORITY, None))
+
+
+def is_used_after_base(lot: Lot) -> bool:
+    """Return whether a charge takes the base before this lot."""
+    return order_of_use(lot) > _BASE
 
 
 class Breakdown:
@@ -74,7 +79,7 @@ class Breakdown:
         found: list[Pin] = []
         base_is_next = True
         for lot in self._lots:
-            if base_is_next and order_of_use(lot) > _BASE:
+            if base_is_next and is_used_after_base(lot):
                 base_is_next = False
                 amount -= _part(found, None, amount, self.base - self.pinned(None))
             if amount == 0:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.core.advance import advance
+from credit_mongo.core.advance import NO_REQUEST, advance, as_of
 from credit_mongo.core.holds import HoldChanged, HoldRecord
 from credit_mongo.core.operations.capture_hold import CaptureHoldRequest
 from credit_mongo.core.operations.charge import ChargeRequest
@@ -39,8 +39,6 @@ __all__ = ["MAX_HOLDS_READ", "History"]
 MAX_HOLDS_READ: Final = 1000
 
 _AUDIT_STATUSES: Final = ("success", "failed")
-# Of rows that are not written.
-_NO_REQUEST: Final = "0" * 24
 
 Row = TypeVar("Row")
 
@@ -84,9 +82,7 @@ class History:
         """The account as time has left it, without the rows that nobody has written yet."""
         now = self._clock()
         await self._clock.check(now, session)
-        advanced = advance(account, self._policy.time_for(account, now), _NO_REQUEST).account
-        as_of_now = advanced._replace(seq=account.seq, updated_at=account.updated_at)
-        return as_of_now, now
+        return as_of(account, self._policy.time_for(account, now)), now
 
     async def _account(self, user_id: str, session: AsyncClientSession) -> Account:
         users = self._users
@@ -188,7 +184,7 @@ class History:
         account = await self._account(user_id, session)
         now = self._clock()
         await self._clock.check(now, session)
-        advanced = advance(account, self._policy.time_for(account, now), _NO_REQUEST)
+        advanced = advance(account, self._policy.time_for(account, now), NO_REQUEST)
         changes = (change for change in advanced.changes if isinstance(change, HoldChanged))
         return {change.hold_id: change.changes for change in changes}
 

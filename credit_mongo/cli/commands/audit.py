@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
@@ -18,17 +18,29 @@ from credit_mongo.cli.ledgers import (
     PeriodEnd,
     PeriodStart,
     ShowMetadata,
+    json_text,
     moment_of,
     plain,
+    shown,
     shown_moment,
     whole_number,
     with_ledger,
 )
 from credit_mongo.cli.output import AsJson, note, show_facts
 from credit_mongo.cli.tables import show_rows
+from credit_mongo.config import CreditConfig
+from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.core.results import AuditLog
 
-_COLUMNS: Final = ("when", "status", "operation", "action", "amount", "error", "id")
+_COLUMNS: Final[dict[str, Callable[[AuditLog], object]]] = {
+    "when": lambda row: shown_moment(row.created_at),
+    "status": lambda row: row.status,
+    "operation": lambda row: row.operation or None,
+    "action": lambda row: row.action,
+    "amount": lambda row: None if _moves_nothing(row) else row.details.get("amount"),
+    "error": lambda row: row.error_message or None,
+    "id": lambda row: row.audit_id,
+}
 
 
 @app.command("audit", rich_help_panel="Records")
@@ -55,7 +67,8 @@ def audit(
 ) -> int:
     """List a user's attempts, newest first, including refused ones. The user need not exist.
 
-    Amounts are in smallest units. If the ledger has decimal places, a terminal shows credits, and
+    Amounts are in smallest units. A note says what a hold has kept or given up. If the
+    ledger has decimal places, a terminal shows credits, and
     piped lines have both. Moments are in UTC. Metadata is only shown with --metadata.
     """
     options: dict[str, Any] = {
@@ -74,9 +87,14 @@ def audit(
         facts = {"database": where.database, "user_id": user, "attempts": rows}
         show_facts({**facts, "next_cursor": page.next_cursor})
         return DONE
+    columns = dict(_COLUMNS)
+    if any(_note(row, settings) for row in page):
+        columns["note"] = lambda row: _note(row, settings)
+    if metadata:
+        columns["metadata"] = lambda row: json_text(row.metadata)
     show_rows(
-        (*_COLUMNS, "metadata") if metadata else _COLUMNS,
-        [_cells(row, metadata=metadata) for row in page],
+        [*columns],
+        [[cell(row) for cell in columns.values()] for row in page],
         whole="id",
         amounts=("amount",),
         decimal_places=settings.decimal_places,
@@ -94,17 +112,15 @@ def _facts(row: AuditLog, *, metadata: bool) -> dict[str, Any]:
     return {name: plain(value) for name, value in facts.items() if metadata or name != "metadata"}
 
 
-def _cells(row: AuditLog, *, metadata: bool) -> tuple[object, ...]:
-    cells = (
-        shown_moment(row.created_at),
-        row.status,
-        row.operation or None,
-        row.action,
-        row.details.get("amount"),
-        row.error_message or None,
-        row.audit_id,
-    )
-    if not metadata:
-        return cells
-    text = None if row.metadata is None else json.dumps(plain(row.metadata), ensure_ascii=False)
-    return (*cells, text)
+def _moves_nothing(row: AuditLog) -> bool:
+    """Whether the attempt was on a hold, whose amount is held and not taken."""
+    return row.operation in OPERATIONS and not OPERATIONS[row.operation].moves_credits
+
+
+def _note(row: AuditLog, settings: CreditConfig) -> str | None:
+    """What was held or released, or None if this attempt changed no hold."""
+    details = {"amount": "held", "released": "released"} if _moves_nothing(row) else {}
+    for name, verb in details.items():
+        if row.details.get(name) is not None:
+            return f"{shown(row.details[name], settings)} {verb}"
+    return None

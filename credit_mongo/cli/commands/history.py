@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
@@ -18,17 +18,28 @@ from credit_mongo.cli.ledgers import (
     PeriodEnd,
     PeriodStart,
     ShowMetadata,
+    json_text,
     moment_of,
     plain,
+    shown,
     shown_moment,
     whole_number,
     with_ledger,
 )
 from credit_mongo.cli.output import AsJson, note, show_facts
 from credit_mongo.cli.tables import show_rows
+from credit_mongo.config import CreditConfig
 from credit_mongo.core.results import Transaction
 
-_COLUMNS: Final = ("seq", "when", "operation", "action", "amount", "balance", "transaction")
+_COLUMNS: Final[dict[str, Callable[[Transaction], object]]] = {
+    "seq": lambda row: row.seq,
+    "when": lambda row: shown_moment(row.created_at),
+    "operation": lambda row: row.operation or None,
+    "action": lambda row: row.action,
+    "amount": lambda row: row.amount,
+    "balance": lambda row: row.balance_after,
+    "transaction": lambda row: row.transaction_id,
+}
 _PRIVATE: Final = ("metadata", "idempotency_key")
 
 
@@ -55,9 +66,13 @@ def history(
 ) -> int:
     """List a user's transactions, newest first.
 
-    Amounts are in smallest units, and negative for charges. If the ledger has decimal places, a
-    terminal shows credits, and piped lines have both. Moments are in UTC. Metadata and idempotency
-    keys are only shown with --metadata.
+    Amounts are in smallest units, and negative for what was taken. If the ledger has decimal
+    places, a terminal shows credits, and piped lines have both. Moments are in UTC. Metadata and
+    idempotency keys are only shown with --metadata.
+
+    A note says what a capture or a revocation was to take but could not (uncollected), and that a
+    transaction was written later than it is dated: time led to it, as to the expiry of a lot. With
+    --json, each transaction has its parts by lot, and when it was written.
     """
     options: dict[str, Any] = {
         "limit": whole_number("--limit", limit),
@@ -75,9 +90,14 @@ def history(
         facts = {"database": where.database, "user_id": user, "transactions": rows}
         show_facts({**facts, "next_cursor": page.next_cursor})
         return DONE
+    columns = dict(_COLUMNS)
+    if any(_note(row, settings) for row in page):
+        columns["note"] = lambda row: _note(row, settings)
+    if metadata:
+        columns["metadata"] = lambda row: json_text(row.metadata)
     show_rows(
-        (*_COLUMNS, "metadata") if metadata else _COLUMNS,
-        [_cells(row, metadata=metadata) for row in page],
+        [*columns],
+        [[cell(row) for cell in columns.values()] for row in page],
         whole="transaction",
         amounts=("amount", "balance"),
         decimal_places=settings.decimal_places,
@@ -99,17 +119,7 @@ def _facts(row: Transaction, *, metadata: bool) -> dict[str, Any]:
     }
 
 
-def _cells(row: Transaction, *, metadata: bool) -> tuple[object, ...]:
-    cells = (
-        row.seq,
-        shown_moment(row.created_at),
-        row.operation or None,
-        row.action,
-        row.amount,
-        row.balance_after,
-        row.transaction_id,
-    )
-    if not metadata:
-        return cells
-    text = None if row.metadata is None else json.dumps(plain(row.metadata), ensure_ascii=False)
-    return (*cells, text)
+def _note(row: Transaction, settings: CreditConfig) -> str | None:
+    parts = [f"{shown(row.uncollected, settings)} uncollected"] if row.uncollected else []
+    parts += [] if row.written_at is None else ["written later"]
+    return ", ".join(parts) or None

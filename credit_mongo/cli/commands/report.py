@@ -65,10 +65,10 @@ def report(
     """Draw credits granted and spent: over time, by action, by tier, and by the top spenders.
 
     PAGE is one HTML file that loads nothing from elsewhere. The period is the last 30 days, or from
-    --from to --to, and is compared with the period before. Dates are in --timezone. Refunds, tier
-    changes and corrections are listed separately from grants and charges. Archived transactions
-    count if they are in the database. Amounts are in credits if the ledger has decimal places, else
-    in smallest units. Without a file, only the totals are shown.
+    --from to --to, and is compared with the period before. Dates are in --timezone. Refunds,
+    expired and revoked credits, tier changes and corrections are listed separately from grants and
+    charges. Archived transactions count if they are in the database. Amounts are in credits if the
+    ledger has decimal places, else in smallest units. Without a file, only the totals are shown.
     """
     places = whole_number("--top", top)
     zone = zone_of(time_zone)

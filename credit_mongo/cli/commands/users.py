@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from datetime import datetime, timezone
 from typing import Annotated, Final
 
 import typer
@@ -14,8 +16,10 @@ from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import Cursor, Limit, plain, shown_moment, whole_number
 from credit_mongo.cli.output import AsJson, note, show_facts
 from credit_mongo.cli.tables import show_rows
-from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
-from credit_mongo.errors import InvalidRequestError
+from credit_mongo.config import CreditConfig
+from credit_mongo.core.advance import as_of
+from credit_mongo.core.values import LARGEST_BALANCE, Account, check_identifier, check_optional
+from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.pages import LARGEST_LIMIT
 from credit_mongo.storage.rows import Raw
@@ -48,8 +52,9 @@ def users(
 ) -> int:
     """List users by id, with balance, tier and seq (the number of transactions).
 
-    Balances are in smallest units. If the ledger has decimal places, a terminal shows credits, and
-    piped lines have both. Expired tiers are listed too. Expiries are in UTC. The cursor is the last
+    Balances are in smallest units, and as of now: without lots that have expired. If the ledger has
+    decimal places, a terminal shows credits, and piped lines have both. Expired tiers are listed
+    too. Expiries are in UTC. The cursor is the last
     id of a page. With --below, the server reads users by id until a page is full: balances have no
     index, because each charge would pay for it.
     """
@@ -57,7 +62,8 @@ def users(
     if not 1 <= count <= LARGEST_LIMIT:
         raise InvalidRequestError("limit", f"must be from 1 to {LARGEST_LIMIT}")
     after = check_optional(check_identifier, "cursor", cursor)
-    conditions = _conditions(tier, below)
+    tier = check_optional(check_identifier, "tier", tier)
+    most = None if below is None else min(whole_number("--below", below), LARGEST_BALANCE)
     where = Connecting.to(uri, database, timeout)
     settings = settings_of(where, config)
 
@@ -66,11 +72,16 @@ def users(
         users = ledger.users
         # Documents with ids of another type don't belong to the ledger.
         query: Raw = {"_id": users.ids_above(after)}
-        query |= {getattr(users.names, name): wanted for name, wanted in conditions.items()}
-        rows = ledger[ledger.names.users].find(
-            query, users.fields, sort=[("_id", 1)], limit=count + 1
-        )
-        return [_facts(row, users) async for row in rows]
+        query |= _conditions(users, tier, most)
+        rows: list[Raw] = []
+        async for row in ledger[ledger.names.users].find(query, users.fields, sort=[("_id", 1)]):
+            facts = _facts(row, users, settings)
+            # Time may have taken credits, and nobody has written that yet.
+            if most is None or _is_below(facts["credits"], most):
+                rows.append(facts)
+            if len(rows) > count:
+                break
+        return rows
 
     rows = where.run_on_ledger(settings, work)
     page, more = rows[:count], len(rows) > count
@@ -94,18 +105,34 @@ def users(
     return DONE
 
 
-def _conditions(tier: str | None, below: str | None) -> Raw:
-    conditions: Raw = {}
-    if tier is not None:
-        conditions["membership_tier"] = check_identifier("tier", tier)
+def _conditions(users: StoredUsers, tier: str | None, below: int | None) -> Raw:
+    names = users.names
+    conditions: Raw = {} if tier is None else {names.membership_tier: tier}
     if below is not None:
-        conditions["credits"] = {"$lt": min(whole_number("--below", below), LARGEST_BALANCE)}
+        # Time may take credits only of accounts that have extras.
+        conditions["$or"] = [
+            {names.credits: {"$lt": below}},
+            {names.credits: {"$gte": below}, names.extras: {"$type": "object"}},
+        ]
     return conditions
 
 
-def _facts(row: Raw, users: StoredUsers) -> Raw:
+def _facts(row: Raw, users: StoredUsers, settings: CreditConfig) -> Raw:
     facts = {name: row.get(getattr(users.names, name)) for name in _NAMES}
+    # Other software may have written anything, which is shown as it is.
+    with contextlib.suppress(AccountDataError):
+        facts["credits"] = _credits_now(users.account_from(row), settings)
     return {"user_id": users.user_id_of(row), **facts}
+
+
+def _credits_now(account: Account, settings: CreditConfig) -> int:
+    now = settings.policy.time_for(account, datetime.now(timezone.utc))
+    return as_of(account, now).credits
+
+
+def _is_below(amount: object, most: int) -> bool:
+    # The server has compared what is no number of Python.
+    return not isinstance(amount, int | float) or amount < most
 
 
 def _cells(row: Raw) -> tuple[object, ...]:
