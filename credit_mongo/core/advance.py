@@ -167,7 +167,9 @@ class Advancing:
         hold_id: str | None = None,
     ) -> None:
         before, after = self._account, breakdown.account()
-        self._account = after._replace(seq=before.seq + 1, updated_at=max(at, before.updated_at))
+        # A last change that is dated after now is dated wrong: see ``Policy.time_for``.
+        last = before.updated_at if before.updated_at <= self._now else at
+        self._account = after._replace(seq=before.seq + 1, updated_at=max(at, last))
         self.postings.append(
             Posting(
                 derived_id(self._request_id, self._account.seq),

@@ -71,6 +71,11 @@ class Breakdown:
         """Return the lot with this id, or None if there is no such lot now."""
         return next((lot for lot in self._lots if lot.lot_id == lot_id), None)
 
+    def lot_like(self, lot: Lot) -> Lot | None:
+        """Return the lot that this lot's credits are in now: itself, or one that is like it."""
+        like = (each for each in self._lots if lot.is_like(each))
+        return self.lot(lot.lot_id) or next(like, None)
+
     def parts(self, amount: int) -> list[Pin]:
         """Return where the next ``amount`` units are taken from, in the order of use.
 
@@ -111,7 +116,7 @@ class Breakdown:
 
         Returns the lot that they are in.
         """
-        into = self.lot(lot.lot_id) or next((each for each in self._lots if lot.is_like(each)), lot)
+        into = self.lot_like(lot) or lot
         self._move(into, lot.amount)
         return into._replace(amount=0)
 

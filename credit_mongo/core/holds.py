@@ -7,7 +7,7 @@ knows of its active holds what decides (``ActiveHold``). The hold's own document
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
@@ -31,6 +31,7 @@ __all__ = [
     "Taken",
     "Timeout",
     "active_part",
+    "added_pins",
     "beyond_hold",
     "check_ttl",
     "remove_hold",
@@ -167,6 +168,24 @@ def replace_hold(breakdown: Breakdown, hold: ActiveHold) -> None:
 def remove_hold(breakdown: Breakdown, hold_id: str) -> None:
     """Release what the hold still pins, and forget it."""
     breakdown.holds[:] = [each for each in breakdown.holds if each.hold_id != hold_id]
+
+
+def added_pins(pins: tuple[Pin, ...], more: Iterable[Pin]) -> tuple[Pin, ...]:
+    """Return the pins with more behind them.
+
+    A lot has one pin, so the hold stays small however often it is extended. The base can have
+    several, since its credits below zero come after all lots.
+    """
+    found = list(pins)
+    for pin in more:
+        last = len(found) - 1
+        for number, each in enumerate(found):
+            if each.lot_id == pin.lot_id and (pin.lot_id is not None or number == last):
+                found[number] = Pin(pin.lot_id, each.amount + pin.amount)
+                break
+        else:
+            found.append(pin)
+    return tuple(found)
 
 
 def _split(pins: tuple[Pin, ...], amount: int) -> tuple[tuple[Pin, ...], tuple[Pin, ...]]:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Final, NamedTuple, TypeVar
 
-from credit_mongo.core.extras import Extras, Leg
+from credit_mongo.core.extras import Extras, Leg, Lot
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = [
@@ -214,14 +214,14 @@ class RefundableCharge(NamedTuple):
 class RevocableGrant(NamedTuple):
     """A grant, with the smallest units that it gave and that revocations asked back so far.
 
-    ``lot_id`` is the lot that it went into, or None for the base.
+    ``lot`` is the lot that it went into, with an amount of 0, or None for the base.
     """
 
     transaction_id: str
     user_id: str
     granted: int
     revoked: int
-    lot_id: str | None
+    lot: Lot | None
 
     @property
     def revocable(self) -> int:
@@ -229,7 +229,7 @@ class RevocableGrant(NamedTuple):
         return self.granted - self.revoked
 
 
-def refuse_overflow(account: Account, amount: int) -> None:
-    """Raise InvalidRequestError if adding the amount would exceed the largest balance."""
+def refuse_overflow(account: Account, amount: int, field: str = "amount") -> None:
+    """Raise InvalidRequestError for ``field`` if adding the amount exceeds the largest balance."""
     if amount > LARGEST_BALANCE - account.credits:
-        raise InvalidRequestError("amount", f"the balance would exceed {LARGEST_BALANCE}")
+        raise InvalidRequestError(field, f"the balance would exceed {LARGEST_BALANCE}")

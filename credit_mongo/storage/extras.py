@@ -5,13 +5,14 @@ The user's document has them in one subdocument. Whoever has none of them has no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from bson import Int64, ObjectId
 
 from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin
+from credit_mongo.core.holds import OVERAGES
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import described, exact_whole
 from credit_mongo.storage.numbers import in_utc, to_int64, to_moment, to_object_id
@@ -179,7 +180,7 @@ def _hold(fields: _Fields) -> ActiveHold:
         used=fields.amount("used"),
         expires_at=fields.moment("expiresAt"),
         settles_at_end=fields.flag("settlesAtEnd"),
-        overage=fields.text("overage"),
+        overage=fields.one_of("overage", OVERAGES),
     )
 
 
@@ -214,6 +215,12 @@ class _Fields:
         value = self._stored.get(name)
         if not isinstance(value, str):
             raise self._wrong(name)
+        return value
+
+    def one_of(self, name: str, allowed: Collection[str]) -> str:
+        value = self.text(name)
+        if value not in allowed:
+            raise ExtrasError(f"{self._path}{name} is none of {', '.join(allowed)}")
         return value
 
     def optional_text(self, name: str) -> str | None:

@@ -18,6 +18,7 @@ from credit_mongo.errors import AccountDataError
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import StoredFields
 from credit_mongo.storage.numbers import to_int64, to_object_id
+from credit_mongo.storage.rows import metadata_from
 
 __all__ = ["ACTIVE", "HOLD_STATUSES", "hold_from", "hold_rows", "hold_updates"]
 
@@ -80,7 +81,7 @@ def hold_from(document: Mapping[str, Any]) -> HoldRecord | AccountDataError:
     user_id = str(document.get("userId"))
     fields = StoredFields(document, user_id)
     try:
-        price = document.get("price")
+        price, metadata = document.get("price"), metadata_from(document)
         return HoldRecord(
             hold_id=fields.row_id,
             user_id=fields.text("userId"),
@@ -99,7 +100,8 @@ def hold_from(document: Mapping[str, Any]) -> HoldRecord | AccountDataError:
             tier=fields.optional_text("tier"),
             created_at=fields.moment("createdAt"),
             updated_at=fields.moment("updatedAt"),
-            metadata=document.get("metadata"),
+            # Other software's metadata stops no capture.
+            metadata=metadata if isinstance(metadata, Mapping) else None,
         )
     except AccountDataError as error:
         return error

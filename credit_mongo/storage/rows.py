@@ -8,7 +8,7 @@ from datetime import timedelta
 from operator import attrgetter
 from typing import Any, Final
 
-from bson import DBRef, ObjectId, decode, encode
+from bson import DBRef, Int64, ObjectId, decode, encode
 
 from credit_mongo.core.batch import KeyRecord, Note, Refusal
 from credit_mongo.core.decision import Posting
@@ -29,6 +29,7 @@ __all__ = [
     "audit_log_from",
     "copy_metadata",
     "idempotency_row",
+    "metadata_from",
     "note_row",
     "posting_rows",
     "refundable_from",
@@ -70,6 +71,11 @@ def copy_metadata(metadata: object) -> Raw | None:
         )
     copied: Raw = _plain(decoded, DEEPEST_METADATA)
     return copied
+
+
+def metadata_from(document: Mapping[str, Any]) -> Any:
+    """A row's metadata as the caller gave it."""
+    return _plain(document.get("metadata"), -1)
 
 
 def _plain(value: Any, depth_left: int) -> Any:
@@ -203,7 +209,7 @@ def idempotency_row(record: KeyRecord, remembered_for: timedelta) -> Raw:
         "userId": request.user_id,
         "fingerprint": record.remembered.fingerprint,
         "result": {
-            name: to_int64(value) if isinstance(value, int) else value
+            name: to_int64(value) if type(value) is int else value
             for name, value in zip(_REMEMBERED_FIELDS[operation], values, strict=True)
         },
         "createdAt": created_at,
@@ -223,7 +229,7 @@ def remembered_from(document: Mapping[str, Any]) -> Remembered:
         return Remembered("", None)
     try:
         stored = {
-            name: int(value) if isinstance(value, int) else value
+            name: int(value) if isinstance(value, Int64) else value
             for name, value in document["result"].items()
         }
         result = OPERATIONS[document["operation"]].result_type(**stored)
@@ -277,8 +283,8 @@ def revocable_from(
         return error
     except ExtrasError as error:
         return AccountDataError(user_id, "legs", str(error), row_id=str(row["_id"]))
-    lot_id = next((leg.lot_id for leg in legs if leg.lot is not None), None)
-    return RevocableGrant(str(row["_id"]), user_id, granted, revoked, lot_id)
+    lot = next((leg.lot for leg in legs if leg.lot is not None), None)
+    return RevocableGrant(str(row["_id"]), user_id, granted, revoked, lot)
 
 
 def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
@@ -294,7 +300,7 @@ def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:
         amount=fields.whole_number("amount"),
         balance_before=fields.whole_number("balanceBefore"),
         balance_after=fields.whole_number("balanceAfter"),
-        metadata=_plain(document.get("metadata"), -1),
+        metadata=metadata_from(document),
         idempotency_key=fields.optional_text("idempotencyKey"),
         refund_of=_optional_id(document, "refundOf"),
         created_at=fields.moment("createdAt"),
@@ -338,7 +344,7 @@ def audit_log_from(document: Mapping[str, Any], user_id: str) -> AuditLog:
         action=fields.text("action"),
         status=fields.text("status"),
         details=fields.mapping("details"),
-        metadata=_plain(document.get("metadata"), -1),
+        metadata=metadata_from(document),
         error_message=fields.optional_text("errorMessage"),
         created_at=fields.moment("createdAt"),
     )

@@ -206,8 +206,9 @@ class StoredUsers:
         if before.created_at is None:
             changed[self._created_at] = after.created_at
         changes: Raw = {"$set": changed}
+        # Whatever a document has without an account, a new account begins without extras.
         extras = before.extras if isinstance(before, Account) else None
-        if after.extras != extras:
+        if after.extras != extras or not isinstance(before, Account):
             if after.extras is None:
                 changes["$unset"] = {self._extras: ""}
             else:

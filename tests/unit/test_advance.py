@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -116,3 +117,14 @@ def test_more_than_a_commit_writes_is_posted_by_further_commits() -> None:
             assert batch.outcomes == [LATER, LATER]
     assert rows == [MAX_DUE_ROWS, 200 - MAX_DUE_ROWS + 2]
     assert (account and account.credits) == 97
+
+
+def test_a_last_change_dated_wrongly_dates_no_row_of_a_lot_s_end() -> None:
+    """It is dated years ahead, and is not believed: each row has its own date."""
+    ann = ANN._replace(updated_at=START + HOUR * 100_000)
+    policy = replace(POLICY, max_lead=HOUR)
+    now = START + HOUR * 1.5
+    loaded = Loaded({"ann": ann}, {}, {}, {}, frozenset())
+    batch = decide_batch(policy, loaded, [charge("ann", 5)], now)
+    dates = [(row.operation, row.account.updated_at) for row in batch.postings]
+    assert dates == [("expire", START + HOUR), ("charge", now)]

@@ -10,7 +10,13 @@ from credit_mongo.core.advance import Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request
 from credit_mongo.core.extras import ActiveHold, Pin
-from credit_mongo.core.holds import HoldChanged, HoldRecord, active_part, replace_hold
+from credit_mongo.core.holds import (
+    HoldChanged,
+    HoldRecord,
+    active_part,
+    added_pins,
+    replace_hold,
+)
 from credit_mongo.core.operations.hold_results import Hold, hold_of
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import AccountChanged, State
@@ -72,6 +78,10 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
             amount = request.amount
             hold = _resized(breakdown, hold, record, amount)
         replace_hold(breakdown, hold)
+        after = Advancing(breakdown.account(), request.transaction_id, now)
+        if request.amount is not None:
+            # A smaller hold gives up credits, perhaps of lots that have ended.
+            after.end_lots(now)
         changes: dict[str, Any] = {
             "amount": amount,
             "used": hold.used,
@@ -99,7 +109,7 @@ def _resized(breakdown: Breakdown, hold: ActiveHold, record: HoldRecord, amount:
     if more > breakdown.available:
         raise InsufficientCreditsError(record.user_id, more, breakdown.available)
     if more >= 0:
-        return hold._replace(pins=(*hold.pins, *breakdown.parts(more)))
+        return hold._replace(pins=added_pins(hold.pins, breakdown.parts(more)))
     pins: list[Pin] = []
     left = amount - hold.captured
     for pin in hold.pins:

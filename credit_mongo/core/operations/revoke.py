@@ -108,8 +108,11 @@ class Revoke(Operation[RevokeRequest, RevokeResult]):
 
 
 def _parts(breakdown: Breakdown, grant: RevocableGrant, wanted: int) -> list[Pin]:
-    """Return what can be taken. What holds pin is left out, and so are other lots."""
-    lot = None if grant.lot_id is None else breakdown.lot(grant.lot_id)
+    """Return what can be taken. What holds pin is left out, and so are other lots.
+
+    A lot that was spent is gone, and its refunds may have gone into one that is like it.
+    """
+    lot = None if grant.lot is None else breakdown.lot_like(grant.lot)
     parts = []
     if lot is not None:
         there = min(wanted, lot.amount - breakdown.pinned(lot.lot_id))

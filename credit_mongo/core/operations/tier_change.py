@@ -9,7 +9,7 @@ from typing import Any
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Request, UsageKinds, post
 from credit_mongo.core.policy import Policy
-from credit_mongo.core.values import Account
+from credit_mongo.core.values import Account, refuse_overflow
 
 __all__ = ["TIER_CHANGES", "TierChangeResult", "change_tier"]
 
@@ -59,6 +59,7 @@ def change_tier(
         "newTier": tier,
         "membershipExpiresAt": expires_at,
     }
+    refuse_overflow(account, balance - account.credits, "credits_caps")
     posting = post(request, account, balance - account.credits, now, details, changed=changed)
     return Decision(
         (posting,),

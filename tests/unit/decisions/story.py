@@ -129,7 +129,7 @@ class Story:
                     for each in self.rows
                     if each.revoke_of == name
                 )
-                lots = [leg.lot_id for leg in row.legs or () if leg.lot is not None]
+                lots = [leg.lot for leg in row.legs or () if leg.lot is not None]
                 lot = lots[0] if lots else None
                 grants[name] = RevocableGrant(name, "ann", row.amount, revoked, lot)
         return Loaded(

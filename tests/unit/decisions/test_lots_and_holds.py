@@ -1,0 +1,70 @@
+"""Lots and holds at their edges: merged lots, holds that grow and shrink, the largest balance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from credit_mongo import CreditConfig, MembershipConfig
+from credit_mongo.core.extras import Extras, Lot
+from credit_mongo.core.values import LARGEST_BALANCE
+from credit_mongo.errors import InvalidRequestError
+from tests.unit.decisions.story import Story
+from tests.unit.decisions.test_figures import lot
+
+
+def test_a_hold_stays_small_however_often_it_grows() -> None:
+    """One pin for a lot or the base, also after a hundred extensions."""
+    story = Story(100, lot("L", 50, 99))
+    hold = story.hold(1, 0)
+    for amount in range(2, 101):
+        story.extend(hold.hold_id, 1, amount=amount)
+    [known] = (story.account.extras or Extras()).holds
+    assert [pin.amount for pin in known.pins] == [50, 50]
+    assert story.capture(hold.hold_id, 100, 2).cost == 100
+    assert (story.lots(), story.credits) == ({}, 50)
+
+
+def test_a_debt_that_a_hold_pins_still_comes_after_its_lots() -> None:
+    """The credits below zero are taken last, so they keep a pin of their own."""
+    story = Story(10, lot("L", 20, priority=60), overdraft=50)
+    hold = story.hold(1, 0)
+    for amount in (10, 30, 40):
+        story.extend(hold.hold_id, 1, amount=amount)
+    story.capture(hold.hold_id, 30, 2)
+    assert (story.base, story.lots()) == (0, {})
+
+
+def test_a_smaller_hold_gives_up_credits_of_lots_that_have_ended() -> None:
+    """They end at the moment when the hold lets them go."""
+    story = Story(0, lot("L", 50, 10))
+    hold = story.hold(50, 1)
+    story.extend(hold.hold_id, 12, amount=20)
+    assert story.expiries() == [(-30, 12)]
+    assert (story.lots(), story.available) == ({"L": 20}, 0)
+
+
+def test_a_revoked_grant_is_found_in_the_lot_that_its_credits_went_into() -> None:
+    """The lot was spent, another like it was opened, and a refund went there."""
+    story = Story(0)
+    grant = story.grant(100, 1, source="promo")
+    charge = story.charge(100, 2)
+    story.grant(40, 3, source="promo")
+    story.refund(charge.transaction_id, 100, 4)
+    assert story.lots() == {"promo": 140}
+    revoked = story.revoke(grant.transaction_id, 5)
+    assert (revoked.amount, revoked.uncollected, story.lots()) == (100, 0, {"promo": 40})
+
+
+@pytest.mark.parametrize("on_change", ["cap", "add"])
+def test_a_change_of_tier_beyond_the_largest_balance_is_refused(on_change: Any) -> None:
+    """Nothing is written that the database can't hold."""
+    membership = MembershipConfig(
+        tiers={"free": 0, "pro": 1}, credits_caps={"free": 0, "pro": 10}, on_change=on_change
+    )
+    policy = CreditConfig(costs={"post": {"default": 10}}, membership=membership).policy
+    story = Story(0, Lot("1" * 24, LARGEST_BALANCE - 9, None, 50, "a"), policy=policy, tier="free")
+    with pytest.raises(InvalidRequestError, match="the balance would exceed"):
+        story.upgrade("pro", 1)
+    assert (story.credits, story.rows) == (LARGEST_BALANCE - 9, [])
