@@ -13,6 +13,8 @@ __all__ = ["PLANTED", "Bug"]
 
 RULES: Final = "tests/unit/decisions"
 ADVANCE: Final = "tests/unit/test_advance.py"
+STORED_HOLDS: Final = "tests/unit/test_stored_holds.py"
+LOTS_AND_HOLDS: Final = "tests/integration/operations/test_lots_and_holds.py"
 REQUESTS: Final = "tests/unit/test_requests.py"
 FORMULA: Final = "tests/unit/test_formula.py"
 CONFIG: Final = "tests/unit/test_config.py"
@@ -342,7 +344,7 @@ PLANTED: Final = (
     Bug(
         "an expiry is dated when it was found, not when it was due",
         "core/advance.py",
-        "updated_at=max(at, before.updated_at)",
+        "updated_at=max(at, last)",
         "updated_at=self._now",
         (ADVANCE,),
     ),
@@ -352,6 +354,154 @@ PLANTED: Final = (
         "derived_id(self._request_id, self._account.seq),",
         "derived_id(f'{before.user_id:>024}', before.seq),",
         (ADVANCE,),
+    ),
+    # Lots, debts and holds
+    Bug(
+        "a hold pins a lot anew each time that it grows",
+        "core/holds.py",
+        "(pin.lot_id is not None or number == last)",
+        "False",
+        (RULES,),
+    ),
+    Bug(
+        "a hold's credits below zero are pinned before its lots",
+        "core/holds.py",
+        "(pin.lot_id is not None or number == last)",
+        "True",
+        (RULES,),
+    ),
+    Bug(
+        "a smaller hold leaves credits of ended lots",
+        "core/operations/extend_hold.py",
+        "if request.amount is not None:\n            # A smaller",
+        "if request.amount is None:\n            # A smaller",
+        (RULES,),
+    ),
+    Bug(
+        "a revocation misses what was refunded into a lot like the grant's",
+        "core/operations/revoke.py",
+        "breakdown.lot_like(grant.lot)",
+        "breakdown.lot(grant.lot.lot_id)",
+        (RULES,),
+    ),
+    Bug(
+        "a revocation takes what holds pin in a lot",
+        "core/operations/revoke.py",
+        "min(wanted, lot.amount - breakdown.pinned(lot.lot_id))",
+        "min(wanted, lot.amount)",
+        (RULES,),
+    ),
+    Bug(
+        "a revocation takes what holds pin in the base",
+        "core/operations/revoke.py",
+        "breakdown.base - breakdown.pinned(None) + breakdown.overdraft",
+        "breakdown.base + breakdown.overdraft",
+        (RULES,),
+    ),
+    Bug(
+        "a tier change beyond the largest balance",
+        "core/operations/tier_change.py",
+        'refuse_overflow(account, balance - account.credits, "credits_caps")',
+        "refuse_overflow(account, 0)",
+        (RULES,),
+    ),
+    Bug(
+        "a tier change takes what is held",
+        "core/operations/tier_change.py",
+        "max(base, held) - breakdown.base",
+        "base - breakdown.base",
+        (RULES,),
+    ),
+    Bug(
+        "a wrong date passes on to the ends of lots",
+        "core/advance.py",
+        "last = before.updated_at if before.updated_at <= self._now else at",
+        "last = before.updated_at",
+        (ADVANCE,),
+    ),
+    Bug(
+        "a lot is used up to its end and at it",
+        "core/extras.py",
+        "self.expires_at is not None and self.expires_at <= now",
+        "self.expires_at is not None and self.expires_at < now",
+        (RULES,),
+    ),
+    Bug(
+        "an end takes what holds pin",
+        "core/breakdown.py",
+        "Leg(lot, self.pinned(lot.lot_id) - lot.amount)",
+        "Leg(lot, -lot.amount)",
+        (RULES,),
+    ),
+    Bug(
+        "priorities do not decide",
+        "core/extras.py",
+        "return lot.priority, lot.expires_at or _NEVER, lot.lot_id",
+        "return 0, lot.expires_at or _NEVER, lot.lot_id",
+        (RULES,),
+    ),
+    Bug(
+        "a refund unwinds the first leg first",
+        "core/operations/refund.py",
+        "for leg in reversed(charge.legs):",
+        "for leg in charge.legs:",
+        (RULES,),
+    ),
+    Bug(
+        "a hold's end charges what captures have taken already",
+        "core/holds.py",
+        "wanted = max(total - hold.claimed, 0)",
+        "wanted = total",
+        (RULES,),
+    ),
+    Bug(
+        "an overrun takes what others hold",
+        "core/holds.py",
+        '{"available": breakdown.free, ',
+        '{"available": breakdown.base, ',
+        (RULES,),
+    ),
+    Bug(
+        "a grant leaves a debt beside its lot",
+        "core/operations/grant.py",
+        "repaid = min(amount, max(-breakdown.base, 0))",
+        "repaid = 0",
+        (RULES,),
+    ),
+    Bug(
+        "only the last of several changed lots is stored",
+        "storage/extras.py",
+        'changes[f"{name}.lots.{number}.amount"] = to_int64(new.amount)',
+        'changes = {f"{name}.lots.{number}.amount": to_int64(new.amount)}',
+        (RULES,),
+    ),
+    Bug(
+        "a replayed capture forgets that late is a bool",
+        "storage/rows.py",
+        "type(value) is int else value\n            for name, value in zip(",
+        "isinstance(value, int) else value\n            for name, value in zip(",
+        (STORED_HOLDS,),
+    ),
+    Bug(
+        "a hold's metadata becomes a reference",
+        "storage/rows.py",
+        'return _plain(document.get("metadata"), -1)',
+        'return document.get("metadata")',
+        (STORED_HOLDS,),
+    ),
+    Bug(
+        "a hold without a document stops its user's charges",
+        "storage/unit_of_work.py",
+        "session, at_least=were_read)",
+        "session)",
+        (LOTS_AND_HOLDS,),
+    ),
+    Bug(
+        "a new account keeps what was left of another's lots",
+        "storage/users.py",
+        "if after.extras != extras or not isinstance(before, Account):",
+        "if after.extras != extras:",
+        (LOTS_AND_HOLDS,),
     ),
     Bug(
         "a key that answers any request",

@@ -450,3 +450,61 @@ async def test_extras_that_the_ledger_did_not_write_are_refused_and_left_alone(
             await call
         assert refused.value.field == "creditExtras"
     assert await one(shared, "users", _id=user) == before
+
+
+async def test_a_hold_keeps_metadata_that_looks_like_a_reference(
+    books: CreditLedger, user: str
+) -> None:
+    """Drivers read such a mapping as a reference to a document. The ledger gives it back as is."""
+    metadata = {"$ref": "jobs", "$id": 7}
+    await books.create_user(user, credits=10)
+    hold = await books.place_hold(user, "post", amount=5, metadata=metadata)
+    extended = await books.extend_hold(hold.hold_id, amount=6)
+    assert extended.metadata == (await books.get_hold(hold.hold_id)).metadata == metadata
+    assert (await books.release_hold(hold.hold_id)).metadata == metadata
+
+
+async def test_a_hold_whose_document_is_gone_stops_no_charge(
+    books: CreditLedger, shared: Database, user: str, clock: Clock
+) -> None:
+    """It ends by what the account knows of it."""
+    await books.create_user(user, credits=30)
+    hold = await books.place_hold(user, "post", amount=20, ttl=60)
+    await books.extend_hold(hold.hold_id, used=15)
+    await shared["holds"].delete_one({"_id": ObjectId(hold.hold_id)})
+    clock.now = START + HOUR
+    assert (await books.charge(user, "post", amount=15)).balance_before == 15
+    assert (await books.get_user(user)).held == 0
+
+
+async def test_a_new_account_begins_without_extras_of_before(
+    books: CreditLedger, shared: Database, user: str
+) -> None:
+    """Somebody has removed the account's credits from a document by hand, but not its lots."""
+    lot = {"id": ObjectId(), "amount": 50, "expiresAt": None, "priority": 10}
+    await shared.command(
+        {
+            "insert": "users",
+            "documents": [
+                {"_id": user, "creditExtras": {"lots": [lot], "holds": [], "overdraft": 0}}
+            ],
+            "bypassDocumentValidation": True,
+        }
+    )
+    await books.create_user(user, credits=10)
+    found = await books.get_user(user)
+    assert (found.credits, found.available, found.lots) == (10, 10, ())
+    assert (await books.charge(user, "post", amount=10)).balance_after == 0
+
+
+async def test_a_replayed_capture_equals_the_first(
+    books: CreditLedger, user: str, clock: Clock
+) -> None:
+    """Also in its types, and also for a capture after the hold's end."""
+    await books.create_user(user, credits=30)
+    hold = await books.place_hold(user, "post", amount=20, ttl=60)
+    clock.now = START + HOUR
+    first = await books.capture_hold(hold.hold_id, amount=7, idempotency_key=user)
+    again = await books.capture_hold(hold.hold_id, amount=7, idempotency_key=user)
+    assert (again, again.replayed) == (first, True)
+    assert first.late is again.late is True
