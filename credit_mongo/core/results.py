@@ -170,8 +170,9 @@ class Erasure:
     """How many rows of each kind were erased with a user.
 
     ``erasure_id`` is the id of the record that stays. ``paid_requests`` belong to the FastAPI
-    integration. ``transactions_in_files`` were not erased: they are in archive files, which the
-    ledger cannot reach. Erase them where those files are kept.
+    integration. ``holds`` were active, ended or archived. ``transactions_in_files`` were not
+    erased: they are in archive files, which the ledger cannot reach. Erase them where those files
+    are kept.
     """
 
     erasure_id: str
@@ -184,4 +185,5 @@ class Erasure:
     archived_audit_logs: int
     transactions_in_files: int
     paid_requests: int
+    holds: int
     erased_at: datetime

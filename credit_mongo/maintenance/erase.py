@@ -56,6 +56,7 @@ _COUNTS: Final = {
     "archivedAuditLogs": "archived_audit_logs",
     "transactionsInFiles": "transactions_in_files",
     "paidRequests": "paid_requests",
+    "holds": "holds",
 }
 """What is counted, as the record has it and as the result has it."""
 _ROWS: Final = ("transactions", "auditLogs", "archivedTransactions", "archivedAuditLogs")
@@ -165,7 +166,9 @@ class _Erasing:
                 for some in (self._erase_transactions, self._erase_audit_logs):
                     while record := await self._take(steps, partial(some, history)):
                         self._tell(record, total)
-            for others in (self._erase_records, self._erase_paid_requests):
+            rest: list[Step[Raw]] = [self._erase_records, self._erase_paid_requests]
+            rest += [partial(self._erase_holds, each) for each in self._rows.holds]
+            for others in rest:
                 while await self._take(steps, others):
                     pass
             closed = await steps.take(self._end)
@@ -243,6 +246,11 @@ class _Erasing:
         query, collection = {"userId": self._user_id, "startedAt": asked}, self._names.paid_requests
         return await self._erase_batch(collection, query, "paidRequests", session)
 
+    async def _erase_holds(self, collection: str, session: AsyncClientSession) -> Raw:
+        """Erase some holds, active or not: the account that kept credits for them is gone."""
+        query = {"userId": self._user_id, **await self._rest_of(collection, session)}
+        return await self._erase_batch(collection, query, "holds", session)
+
     async def _end(self, session: AsyncClientSession) -> Erasure | None:
         """Leave a record without the user's id. Return None if there still are rows."""
         erasures = self._database[self._names.erasures]
@@ -269,7 +277,8 @@ class _Erasing:
             erasure_id=str(record["_id"]),
             user_id=self._user_id,
             erased_at=record["finishedAt"],
-            **{field: int(record[name]) for name, field in _COUNTS.items()},
+            # An older version has not counted all of them.
+            **{field: int(record.get(name, 0)) for name, field in _COUNTS.items()},
         )
 
     # What they are made of

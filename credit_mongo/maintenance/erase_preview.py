@@ -33,6 +33,7 @@ class ErasurePreview:
     archived_audit_logs: int
     transactions_in_files: int
     paid_requests: int
+    holds: int
 
 
 async def preview_erasure(
@@ -75,6 +76,7 @@ async def _count(
         archived_audit_logs=await count(names.audit_logs_archive, own),
         transactions_in_files=in_files(border),
         paid_requests=await count(names.paid_requests, own),
+        holds=await count(names.holds, own) + await count(names.holds_archive, own),
     )
     # Audit rows alone don't prove an account: attempts on unknown users leave them too.
     has_account = border is not None or any(

@@ -53,7 +53,8 @@ class RowsToErase:
             "archivedAuditLogs",
         )
         self.histories = (live, archived)
-        self.collections = (*live[:2], *archived[:2], names.idempotency_records)
+        self.holds = (names.holds, names.holds_archive)
+        self.collections = (*live[:2], *archived[:2], names.idempotency_records, *self.holds)
 
     async def count(self) -> int:
         """Return about how many rows there are, without the idempotency records."""

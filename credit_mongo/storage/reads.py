@@ -26,7 +26,7 @@ from credit_mongo.errors import (
 )
 from credit_mongo.storage.clocks import CheckedClock
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.erasures import erased_until
+from credit_mongo.storage.erasures import erased_until, is_erased
 from credit_mongo.storage.fields import StoredFields
 from credit_mongo.storage.holds import hold_from
 from credit_mongo.storage.latest_write import LatestWrite
@@ -161,9 +161,15 @@ class History:
         found: list[HoldRecord] = []
         ended: dict[str, Mapping[str, Any]] = {}
         looked_at: set[str] = set()
+        until: dict[str, datetime | None] = {}
         for place in (self._names.holds, self._names.holds_archive):
             sort = [("createdAt", -1), ("_id", -1)]
             async for document in self._database[place].find(query, sort=sort, session=session):
+                owner = str(document.get("userId"))
+                if owner not in until:
+                    until[owner] = (await erased_until(self._database, [owner], session)).get(owner)
+                if is_erased(document, until[owner]):
+                    continue
                 record = hold_from(document)
                 if isinstance(record, AccountDataError):
                     raise record

@@ -80,17 +80,21 @@ async def create_history(ledger: CreditLedger, user_id: str) -> Row:
     for _ in range(STEP + 1):
         with pytest.raises(InsufficientCreditsError):
             await ledger.charge(user_id, "translate", amount=10**6)
-    for _ in range(STEP + 1):
+    for number in range(STEP + 1):
         await insert_paid_request(ledger._database, user_id)
+        hold = await ledger.place_hold(user_id, "translate", amount=1)
+        if number:
+            await ledger.release_hold(hold.hold_id)
     return {
         "users": 1,
         "transactions": CHARGES + 1,
-        "audit_logs": CHARGES + 1 + STEP + 1,
+        "audit_logs": CHARGES + 1 + 3 * STEP + 2,
         "idempotency_records": CHARGES // 2 + 1,
         "archived_transactions": 0,
         "archived_audit_logs": 0,
         "transactions_in_files": 0,
         "paid_requests": STEP + 1,
+        "holds": STEP + 1,
     }
 
 
@@ -151,6 +155,7 @@ async def test_a_user_is_erased_with_all_its_rows_and_no_others(
         "archivedAuditLogs": 0,
         "transactionsInFiles": 0,
         "paidRequests": expected["paid_requests"],
+        "holds": expected["holds"],
     }
     assert before < record["startedAt"] <= record["finishedAt"]
 

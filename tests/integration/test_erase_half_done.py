@@ -72,9 +72,12 @@ async def create_history(ledger: CreditLedger, user_id: str) -> list[str]:
         await ledger.charge(user_id, "generate-post", idempotency_key=f"{user_id} {number}")
         for number in range(6)
     ]
-    for _ in range(STEP + 1):
+    for number in range(STEP + 1):
         with pytest.raises(InsufficientCreditsError):
             await ledger.charge(user_id, "translate", amount=10**6)
+        hold = await ledger.place_hold(user_id, "generate-post", amount=1)
+        if number:
+            await ledger.release_hold(hold.hold_id)
     return [charge.transaction_id for charge in charges]
 
 
@@ -109,6 +112,7 @@ async def check_that_there_is_no_such_user(ledger: CreditLedger, charges: list[s
         ledger.charge(ADA, "generate-post", idempotency_key=f"{ADA} 0"),
         ledger.refund(ADA, 1, action="oops", transaction_id=charges[0]),
         ledger.get_user(ADA),
+        ledger.get_holds(ADA),
         ledger.get_history(ADA),
         ledger.get_history(ADA, include_archived=True, offset=1),
         ledger.quote(ADA, "generate-post"),
@@ -151,6 +155,7 @@ async def test_a_reopened_account_has_nothing_of_the_former_one(
             assert [row.seq for row in page] == [2]
         audits = await ledger.get_audit_log(ADA, include_archived=True)
         assert len(audits) == 4 + len(charges)
+        assert await ledger.get_holds(ADA) == ()
         assert (await verify(database)).findings == ()
         assert (await verify(database, user_ids=[ADA])).transactions == 4
     erasure = await erasing

@@ -115,7 +115,8 @@ def _counts(erasure: Erasure | ErasurePreview) -> str:
         f"{erasure.users} users, {erasure.transactions} transactions, "
         f"{erasure.audit_logs} audit logs, {erasure.idempotency_records} idempotency records, "
         f"{erasure.archived_transactions} archived transactions, "
-        f"{erasure.archived_audit_logs} archived audit logs, {erasure.paid_requests} paid requests"
+        f"{erasure.archived_audit_logs} archived audit logs, "
+        f"{erasure.paid_requests} paid requests, {erasure.holds} holds"
     )
 
 
