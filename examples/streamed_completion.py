@@ -61,10 +61,8 @@ def most_tokens(prompt: Prompt) -> dict[str, int]:
 
 Ledger = Annotated[CreditLedger, Depends(get_ledger)]
 User = Annotated[str, Depends(current_user)]
-# If this process dies, the hold ends after ten seconds, and what was last reported is paid.
-CompletionHold = Annotated[
-    Held, Hold("ai-completion", user=current_user, variables=most_tokens, ttl=10)
-]
+# If this process dies, the hold ends within a minute, and what was last reported is paid.
+CompletionHold = Annotated[Held, Hold("ai-completion", user=current_user, variables=most_tokens)]
 
 
 @app.put("/users/{user_id}")

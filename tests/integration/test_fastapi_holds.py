@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import pytest
 import pytest_asyncio
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
+from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditLedger, HoldClosedError
 from credit_mongo.errors import ConfigurationError, InvalidRequestError
@@ -25,7 +27,7 @@ from credit_mongo.integrations.fastapi import (
 )
 from credit_mongo.integrations.fastapi.held_requests import HeldRequests
 from tests.integration.paid_site import CONFIG, client_of, code_of, current_user
-from tests.integration.promises import Database, Row, rows
+from tests.integration.promises import Database, Row, failing, rows, with_options
 
 MOST = 60
 
@@ -101,8 +103,13 @@ class Site:
         async with client_of(self.app) as client:
             return await client.post(path, headers=headers, **options)
 
-    async def hang_up(self, path: str, after: int, *, key: str = "k") -> int:
-        """POST, and hang up when so many chunks have arrived. Returns how many were sent."""
+    async def hang_up(
+        self, path: str, after: int | None, *, key: str = "k", seconds: float = 0
+    ) -> int:
+        """POST, and hang up when so many chunks have arrived. Returns how many were sent.
+
+        Each message takes ``seconds`` to the client.
+        """
         gone, sent = asyncio.Event(), 0
         is_asked = False
 
@@ -116,6 +123,7 @@ class Site:
 
         async def send(message: Any) -> None:
             nonlocal sent
+            await asyncio.sleep(seconds)
             if message["type"] == "http.response.body" and message["body"]:
                 sent += 1
                 if sent == after:
@@ -133,7 +141,9 @@ class Site:
             "headers": headers,
             "app": self.app,
         }
-        await self.app(scope, receive, send)
+        # FastAPI's own events may raise when their reader is gone. A server logs that.
+        with contextlib.suppress(Exception):
+            await self.app(scope, receive, send)
         return sent
 
     async def paid(self) -> list[int]:
@@ -282,6 +292,62 @@ async def test_server_sent_events_pay_like_any_stream(site: Site) -> None:
     assert answer.text.count("data:") == 30
     assert sorted(await site.states()) == ["completed", "completed"]
     assert (await site.ledger.get_user("ann")).credits == 70
+
+
+@pytest.mark.parametrize("path", ["/plain", "/unused"])
+async def test_other_middleware_changes_nothing(site: Site, path: str) -> None:
+    """Its copy of the response may reach the client after the application has ended."""
+
+    async def unused(held: AskedHold) -> StreamingResponse:
+        async def chunks() -> AsyncIterator[str]:
+            yield "1\n"
+
+        return StreamingResponse(chunks())
+
+    async def passes_on(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    app = FastAPI(lifespan=credit_lifespan(CONFIG, database=site.database, indexes=False))
+    app.middleware("http")(passes_on)
+    app.post("/plain")(site._plain)
+    app.post("/unused")(unused)
+    site.work = lambda held: held.hold_id
+    async with app.router.lifespan_context(app):
+        site.app, own = app, site.app
+        assert await site.hang_up(path, None, seconds=0.05) == 1
+        assert await site.paid() == [MOST]
+        site.app = own
+
+
+async def test_a_request_whose_settlement_is_late_is_completed_by_it(
+    site: Site, replica_set_uri: str
+) -> None:
+    """The response was sent while the database was away. A repeat finds what was paid since."""
+    uri = with_options(replica_set_uri, appName="late")
+    config = CONFIG.model_copy(update={"operation_timeout_seconds": 1.0})
+    async with AsyncMongoClient[Row](uri, tz_aware=True) as own:
+        database = own[site.database.name]
+        late = Site(database, config)
+        async with late.app.router.lifespan_context(late.app):
+            point = failing(
+                site.ledger._database.client, "late", failCommands=["find"], errorCode=13
+            )
+
+            async def fails_late(held: Held) -> None:
+                held.use(amount=20)
+                await point.__aenter__()
+                raise HTTPException(502)
+
+            late.work = fails_late
+            assert (await late.post()).status_code == 502
+            assert code_of(await site.post())[0] == 409
+            await point.__aexit__(None, None, None)
+            for _ in range(1000):
+                if not (await site.ledger.get_user("ann")).held:
+                    break
+                await asyncio.sleep(0.01)
+        assert code_of(await site.post()) == (409, "REQUEST_COMPLETED")
+    assert await site.paid() == [20]
 
 
 async def test_a_cancelled_request_pays_what_it_used(site: Site) -> None:

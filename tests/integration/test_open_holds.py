@@ -66,6 +66,11 @@ class House:
             await asyncio.sleep(0.01)
         raise AssertionError(self.operations())
 
+    async def settled(self) -> None:
+        """Wait for what goes on in the background."""
+        while work := self.ledger._open_holds._work:
+            await asyncio.wait(work)
+
     async def paid(self) -> list[int]:
         """What each capture took, in order. Nothing may be held any more."""
         user = (await rows(self.database, "users"))[0]
@@ -358,7 +363,7 @@ async def test_a_caller_cancelled_at_the_beginning_leaves_no_hold(house: House, 
         await asyncio.sleep(0.0005)
     working.cancel()
     await asyncio.wait({working})
-    await house.ledger.close()
+    await house.settled()
     assert await house.paid() == []
 
 
@@ -380,7 +385,7 @@ async def test_a_caller_cancelled_at_the_end_pays_once(house: House, turns: int)
     await asyncio.sleep(0)
     working.cancel()
     await asyncio.wait({working})
-    await house.ledger.close()
+    await house.settled()
     assert await house.paid() == [30]
 
 

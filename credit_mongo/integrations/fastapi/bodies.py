@@ -69,6 +69,8 @@ class Body:
         self._unread = 0
         self._is_charged = False
         self.refusal: RequestTooLargeError | None = None
+        self.is_disconnected = False
+        """Whether somebody has read that the client is gone, or that the response has ended."""
         scope[_SCOPE_KEY] = self
 
     @staticmethod
@@ -142,6 +144,8 @@ class Body:
             self._is_complete = not message.get("more_body", False)
             self._check_size()
             await self._hash(chunk)
+        elif message["type"] == "http.disconnect":
+            self.is_disconnected = True
         return message
 
     async def _hash(self, chunk: bytes) -> None:

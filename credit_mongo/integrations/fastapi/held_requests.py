@@ -62,13 +62,13 @@ class _Life:
         self.begun: asyncio.Future[Held] = loop.create_future()
         self._ended: asyncio.Future[bool] = loop.create_future()
 
-    def end(self, *, is_answered: bool) -> None:
-        """Let the hold be settled. ``is_answered``: whether the whole response was sent."""
+    def end(self, *, is_complete: bool) -> None:
+        """Let the hold be settled. ``is_complete``: whether the response has ended."""
         if not self._ended.done():
-            self._ended.set_result(is_answered)
+            self._ended.set_result(is_complete)
 
     async def wait_for_end(self) -> None:
-        """Raises _InterruptedError unless the whole response was sent."""
+        """Raises _InterruptedError unless the response has ended."""
         if not await self._ended:
             raise _InterruptedError
 
@@ -84,11 +84,11 @@ class HeldRequests(StoredRequests):
 
     @asynccontextmanager
     async def held(
-        self, order: Order, terms: Terms, is_answered: Callable[[], bool]
+        self, order: Order, terms: Terms, is_cut_off: Callable[[], bool]
     ) -> AsyncIterator[Held]:
         """Hold credits while the block runs, and settle when it has ended, in whatever way.
 
-        ``is_answered`` says at the end of the block whether the whole response was sent. Raises
+        ``is_cut_off`` says at the end of the block whether the client was gone before that. Raises
         what `CreditLedger.place_hold` raises, IdempotencyConflictError, RequestInProgressError and
         RequestCompletedError.
         """
@@ -104,16 +104,16 @@ class HeldRequests(StoredRequests):
             if not life.begun.done():
                 living.result()  # raises what the request was refused for
             yield life.begun.result()
-            is_complete = is_answered()
+            is_complete = not is_cut_off()
         finally:
-            life.end(is_answered=is_complete)
+            life.end(is_complete=is_complete)
             self._lives.discard(life)
             await asyncio.wait({living})
 
     async def close(self) -> None:
         """Interrupt the requests that are still running, and wait for their settlements."""
         for life in self._lives:
-            life.end(is_answered=False)
+            life.end(is_complete=False)
         await super().close()
 
     # A run

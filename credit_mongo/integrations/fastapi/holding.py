@@ -15,7 +15,7 @@ from credit_mongo.errors import InvalidRequestError
 from credit_mongo.integrations.fastapi.charging import nothing, with_fingerprint
 from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
 from credit_mongo.integrations.fastapi.lifespan import get_credits
-from credit_mongo.integrations.fastapi.middleware import Credits, is_answered
+from credit_mongo.integrations.fastapi.middleware import Credits, is_cut_off
 from credit_mongo.integrations.fastapi.orders import Held, Order, Terms
 from credit_mongo.integrations.fastapi.routes import CHARGES
 
@@ -94,7 +94,7 @@ def Hold(  # noqa: N802 - used in place of FastAPI's Depends
         )
         requests, scope = credits_.held_requests, request.scope
         order = await with_fingerprint(order, request, requests)
-        async with requests.held(order, terms, lambda: is_answered(scope)) as held:
+        async with requests.held(order, terms, lambda: is_cut_off(scope)) as held:
             yield held
 
     CHARGES.add(held)

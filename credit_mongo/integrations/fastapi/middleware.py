@@ -16,7 +16,7 @@ from credit_mongo.integrations.fastapi.held_requests import HeldRequests
 from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.ledger import CreditLedger
 
-__all__ = ["Credits", "CreditsMiddleware", "credits_of", "is_answered"]
+__all__ = ["Credits", "CreditsMiddleware", "credits_of", "is_cut_off"]
 
 _SCOPE_KEY: Final = "credit_mongo.credits"
 _SENT_KEY: Final = "credit_mongo.sent"
@@ -89,8 +89,8 @@ class CreditsMiddleware:
                 await response(scope, body.receive, send)
             else:
                 await send(message)
-                is_body = message["type"] == "http.response.body"
-                sent.is_complete = is_body and not message.get("more_body", False)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    sent.is_complete = True
 
         return answer
 
@@ -103,10 +103,14 @@ class CreditsMiddleware:
         return response
 
 
-def is_answered(scope: Scope) -> bool:
-    """Whether the whole response has been sent. False if it has failed, or the client is gone."""
+def is_cut_off(scope: Scope) -> bool:
+    """Whether the client was gone before the whole response had been sent.
+
+    Other middleware may still have a part of the response that the application has sent.
+    """
     sent: _Sent = scope[_SENT_KEY]
-    return sent.is_complete
+    body = Body.of(scope)
+    return body is not None and body.is_disconnected and not sent.is_complete
 
 
 def credits_of(connection: HTTPConnection) -> Credits | None:
