@@ -6,6 +6,7 @@ the library's results and errors but without ids, which only the library can mak
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -14,12 +15,17 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from tests.model.configurations import Configuration, Price
+from tests.model.parts import Held, Parts
 
 Facts: TypeAlias = dict[str, Any]
 
 LARGEST_AMOUNT = 2**53 - 1
 LARGEST_VALUE = 10**18
 CODES = {
+    "HoldClosedError": "HOLD_CLOSED",
+    "HoldExceededError": "HOLD_EXCEEDED",
+    "HoldNotFoundError": "HOLD_NOT_FOUND",
+    "RevokeExceedsGrantError": "REVOKE_EXCEEDS_GRANT",
     "FormulaEvaluationError": "FORMULA_EVALUATION_ERROR",
     "IdempotencyConflictError": "IDEMPOTENCY_KEY_CONFLICT",
     "InsufficientCreditsError": "INSUFFICIENT_CREDITS",
@@ -38,7 +44,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Done:
-    """A result: its class's name and its fields, except ``transaction_id``."""
+    """A result: its class's name and its fields, except ids that only the library makes."""
 
     kind: str
     facts: Facts
@@ -57,13 +63,22 @@ class Refused(Exception):  # noqa: N818 - an answer, which happens to be raised
 
 @dataclass(frozen=True)
 class Call:
-    """A call of one of the ledger's methods."""
+    """A call of one of the ledger's methods.
+
+    ``subject`` is what the call names instead of its user: the id of a hold or a grant.
+    """
 
     method: str
     user_id: str
     arguments: Facts
     key: str | None = None
     metadata: Facts | None = None
+    subject: str | None = None
+
+    @property
+    def operation(self) -> str:
+        """The operation that the records show."""
+        return "capture" if self.method == "capture_hold" else self.method
 
     @property
     def action(self) -> str:
@@ -78,14 +93,22 @@ class Call:
         """
         arguments = self.arguments.items()
         requested = {name: plain(value) for name, value in arguments if name != "allow_earlier"}
-        return self.method, self.user_id, requested
+        # What a method does if its caller does not say.
+        for name, value in _DEFAULTS.get(self.method, {}).items():
+            requested.setdefault(name, value)
+        return self.method, self.user_id, self.subject, requested
 
 
-@dataclass
-class User:
+_DEFAULTS: dict[str, Facts] = {
+    "grant": {"expires_at": None, "priority": 50, "source": None},
+    "capture_hold": {"amount": None, "variables": None},
+}
+
+
+@dataclass(eq=False, kw_only=True)
+class User(Parts):
     """An account."""
 
-    credits: int
     tier: str | None
     expires_at: datetime | None
     seq: int
@@ -111,12 +134,40 @@ class Books:
     transactions: list[Facts] = field(default_factory=list)
     audits: list[Facts] = field(default_factory=list)
     keys: dict[str, Remembered] = field(default_factory=dict)
+    holds: list[Held] = field(default_factory=list)
 
     def found(self, user_id: str) -> User:
         """Return a user, or raise the refusal."""
         if user_id not in self.users:
             raise Refused("UserNotFoundError", user_id=user_id)
         return self.users[user_id]
+
+    def hold(self, hold_id: str) -> Held | None:
+        """Return a hold, active or over."""
+        return next((hold for hold in self.holds if hold.hold_id == hold_id), None)
+
+    def transaction(self, transaction_id: str | None) -> Facts | None:
+        """Return a transaction."""
+        rows = (row for row in self.transactions if row["transaction_id"] == transaction_id)
+        return next(rows, None)
+
+    def owner_of(self, call: Call) -> str | None:
+        """Return the user of what the call names, if there is such a hold or transaction."""
+        subject = call.subject or ""
+        if call.method == "revoke":
+            row = self.transaction(subject)
+            return None if row is None else str(row["user_id"])
+        hold = self.hold(subject)
+        return None if hold is None else hold.user_id
+
+    def of_user(self, user_id: str) -> Books:
+        """Return a copy of a user and the user's holds alone."""
+        holds = [hold for hold in self.holds if hold.user_id == user_id]
+        return copy.deepcopy(Books({user_id: self.users[user_id]}, holds=holds))
+
+    def restore(self, before: Books) -> None:
+        """Make everything what it was."""
+        vars(self).update(vars(before))
 
     def chain(self, user_id: str) -> list[Facts]:
         """Return a user's transactions, newest first."""
@@ -229,11 +280,22 @@ class Tariff:
                     provided_variables=(),
                 )
             price = fallback
+        return self.cost_at(price, given)
+
+    def cost_at(self, price: Price, given: Mapping[str, Any] | None) -> tuple[int, Facts]:
+        """Return the cost at a price, and how it was computed."""
         if price.is_fixed:
             return to_units(price.means({}), self.decimal_places), {}
         used = self._used(price, given or {})
         told = {name: str(number) for name, number in readable(used).items()}
         return self._formula(price, used), {"formula": price.written, "variables": told}
+
+    def price_of(self, action: str, tier: str | None) -> Price | None:
+        """Return the price that a hold keeps, if the action has one."""
+        by_tier = self.prices.get(action)
+        if by_tier is None:
+            return None
+        return by_tier[tier if tier is not None and tier in by_tier else "default"]
 
     @staticmethod
     def _used(price: Price, given: Mapping[str, Any]) -> dict[str, Fraction]:

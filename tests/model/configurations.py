@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from credit_mongo import CreditConfig, MembershipInput
 
@@ -86,6 +86,7 @@ class Configuration:
     remembers_for_seconds: int = 3600
     takes_keys: bool = True
     audits: bool = True
+    on_change: Literal["cap", "raise", "add", "keep"] = "cap"
 
     def for_the_library(self) -> CreditConfig:
         """Return the configuration as the library reads it."""
@@ -93,6 +94,7 @@ class Configuration:
             "tiers": dict(self.levels),
             "requirements": dict(self.requirements),
             "credits_caps": {tier: float(cap) for tier, cap in self.caps.items()},
+            "on_change": self.on_change,
         }
         return CreditConfig(
             costs={
@@ -137,6 +139,7 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
             {"generate-post": "premium"},
             {"free": "0.5", "premium": "20", "enterprise": "7.25"},
             decimal_places=2,
+            on_change="add",
         ),
         Configuration("without tiers", PRICES, {}, {}, {}, remembers_for_seconds=1),
         Configuration(
@@ -147,6 +150,7 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
             {"free": "1", "premium": "2", "enterprise": "3"},
             takes_keys=False,
             audits=False,
+            on_change="raise",
         ),
     )
 }

@@ -14,6 +14,7 @@ USERS = ("ann", "ben", "cat")
 # The users of the calls: mostly those who exist from the beginning.
 CALL_USERS = ("ann", "ann", "ben", "ben", "ann", "cat")
 KEYS = (None, None, "k0", "k1", "k2")
+NO_SUCH_ID = "65f0c0ffee0000000000beef"
 TIERS = ("free", "premium", "enterprise", "partner", "gold")
 ACTIONS = (
     "generate-post",
@@ -55,6 +56,20 @@ class ChargeNumber:
 
 
 @dataclass(frozen=True)
+class GrantNumber:
+    """The user's n-th newest grant. Without so many, an id that is no grant's."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class HoldNumber:
+    """One of the user's newest holds: up to 2, mostly an active one."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Seconds:
     """A moment this many seconds after the call."""
 
@@ -89,6 +104,7 @@ _CHARGES = st.one_of(
     st.fixed_dictionaries({"action": st.sampled_from(ACTIONS), "variables": _EVERY_VARIABLE}),
     st.fixed_dictionaries({"action": st.sampled_from(ACTIONS), "variables": _VARIABLES}),
 )
+_HOLDS = st.builds(HoldNumber, st.integers(0, 4))
 _ACTIONS = st.sampled_from(["support", "promotion", "generate-post"])
 _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "create_user": st.fixed_dictionaries(
@@ -107,12 +123,59 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                 "action": _ACTIONS,
                 "transaction_id": st.one_of(
                     st.builds(ChargeNumber, st.integers(0, 6)),
-                    st.sampled_from(["no such", "65f0c0ffee0000000000beef"]),
+                    st.sampled_from(["no such", NO_SUCH_ID]),
                 ),
             }
         ),
     ),
-    "grant": st.fixed_dictionaries({"amount": AMOUNTS, "action": _ACTIONS}),
+    "grant": st.one_of(
+        st.fixed_dictionaries({"amount": AMOUNTS, "action": _ACTIONS}),
+        st.fixed_dictionaries(
+            {"amount": AMOUNTS, "action": _ACTIONS},
+            optional={
+                "expires_at": _moments(),
+                "priority": st.sampled_from([50, 50, 0, 10, 100]),
+                "source": st.sampled_from([None, "promotion", "payment"]),
+            },
+        ),
+    ),
+    "revoke": st.fixed_dictionaries(
+        {
+            "subject": st.builds(GrantNumber, st.integers(0, 3)),
+            "action": _ACTIONS,
+            "amount": st.none() | AMOUNTS,
+        }
+    ),
+    "set_overdraft": st.fixed_dictionaries({"limit": st.sampled_from([0, 5, 50, 300])}),
+    "place_hold": st.builds(
+        lambda charge, terms: {**charge, **terms},
+        _CHARGES,
+        st.fixed_dictionaries(
+            {
+                "ttl": st.sampled_from([1, 60, 3600]),
+                "overage": st.sampled_from(["available", "debt", "reject"]),
+                "on_timeout": st.sampled_from(["settle", "settle", "release"]),
+            }
+        ),
+    ),
+    "extend_hold": st.fixed_dictionaries(
+        {
+            "subject": _HOLDS,
+            "ttl": st.sampled_from([None, 1, 60, 3600]),
+            "amount": st.none() | st.integers(0, 60),
+            "used": st.none() | st.integers(0, 60),
+        }
+    ),
+    "capture_hold": st.builds(
+        lambda total, final: {**total, "final": final},
+        st.one_of(
+            st.fixed_dictionaries({"subject": _HOLDS}),
+            st.fixed_dictionaries({"subject": _HOLDS, "amount": st.integers(0, 80)}),
+            st.fixed_dictionaries({"subject": _HOLDS, "variables": _EVERY_VARIABLE}),
+        ),
+        st.booleans(),
+    ),
+    "release_hold": st.fixed_dictionaries({"subject": _HOLDS}),
     "upgrade_tier": st.fixed_dictionaries(
         {"target_tier": st.sampled_from(TIERS), "membership_expires_at": _moments(KEEP, KEEP)}
     ),
@@ -129,9 +192,16 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 
 
-METHODS = (
+AT_ONCE = (
     *("charge", "charge", "charge", "charge", "refund", "refund", "refund", "grant", "grant"),
     *("upgrade_tier", "upgrade_tier", "downgrade_tier", "renew_tier", "create_user"),
+    *("set_overdraft", "place_hold", "place_hold"),
+)
+"""Methods whose calls keep their order when a user makes them at once."""
+METHODS = (
+    *AT_ONCE,
+    *("grant", "grant", "revoke", "revoke", "extend_hold", "extend_hold", "release_hold"),
+    *("capture_hold", "capture_hold", "capture_hold"),
 )
 
 
