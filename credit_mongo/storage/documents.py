@@ -1,8 +1,8 @@
 """What is stored: the Beanie documents of the collections, their indexes and validators.
 
-They are for an application's own queries and for ``init_beanie``. The ledger itself never goes
-through them: it reads and writes plain rows (``rows.py``), for Beanie binds a class to one database
-in a process, and has no place for two ledgers.
+They are for an application's own queries and for ``init_beanie``. The ledger itself reads and
+writes plain rows (``rows.py``): Beanie binds a class to one database in a process, so two ledgers
+could not share the classes.
 """
 
 from __future__ import annotations
@@ -170,11 +170,12 @@ def _the_ledgers(alias: str | None = None) -> Any:
 class CreditAccount(BaseModel):
     """For the application's own document: ``class User(Document, CreditAccount)``.
 
-    Its fields are what ``CreditConfig(users=UserMapping())`` names; where the mapping has another
-    name, so must the field have it, as its alias and with ``exclude=True``. They are to be read:
-    ``insert``, ``save`` and ``save_changes`` of the document leave them out. ``replace`` does not
-    know them and removes them: use the others. They are None as long as the user has no account,
-    and are left out of ``model_dump``, too.
+    The fields have the names of ``CreditConfig(users=UserMapping())``. If your mapping gives one
+    another name, declare it again, with that name as its alias and with ``exclude=True``.
+
+    The fields are for reading. ``insert``, ``save`` and ``save_changes`` of the document leave them
+    out, and so does ``model_dump``. Don't use ``replace``: it removes them from the database. They
+    are None while the user has no account.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
