@@ -452,14 +452,11 @@ async def test_a_hold_settled_by_hand_ends_quietly_unless_something_is_unpaid(ho
 
 async def test_more_than_a_strict_hold_has_is_refused_at_once(house: House) -> None:
     """The block can stop before it has used more than is paid. What it has used before is paid."""
-
-    async def work() -> None:
-        async with house.hold(overage="reject") as hold:
-            hold.use(amount=60)
+    async with house.hold(overage="reject") as hold:
+        hold.use(amount=60)
+        with pytest.raises(HoldExceededError):
             hold.use(amount=61)
-
-    with pytest.raises(HoldExceededError):
-        await work()
+        assert hold.used == 60
     assert await house.paid() == [60]
 
 

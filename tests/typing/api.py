@@ -15,6 +15,7 @@ from typing_extensions import assert_type
 from credit_mongo import (
     KEEP,
     AuditLog,
+    CaptureResult,
     ChargeResult,
     CostsInput,
     CreditConfig,
@@ -24,6 +25,7 @@ from credit_mongo import (
     InsufficientCreditsError,
     MembershipConfig,
     MembershipInput,
+    OpenHold,
     Quote,
     RefundResult,
     RetryConfig,
@@ -49,6 +51,10 @@ async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -
         upgrade = await ledger.upgrade_tier("u", "premium", membership_expires_at=KEEP)
         assert_type(upgrade, TierChangeResult)
         assert_type(await ledger.renew_tier("u", membership_expires_at=None), TierChangeResult)
+        async with ledger.hold("u", "x", amount=1, overage="debt") as hold:
+            assert_type(hold, OpenHold)
+            hold.use(variables={"a": Decimal(2)})
+        assert_type(hold.result, CaptureResult | None)
         assert_type(await ledger.get_balance("u"), int)
         assert_type(await ledger.quote("u", "generate-post", variables={"a": 0.5}), Quote)
         page = await ledger.get_history("u")

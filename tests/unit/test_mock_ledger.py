@@ -42,6 +42,21 @@ async def test_an_application_finds_the_rows_in_its_own_mock() -> None:
     assert (user["credits"], user["seq"]) == (5, 2)
 
 
+async def test_a_block_pays_for_what_it_used() -> None:
+    """Holds work in memory, too: one that ends, one that fails, and one that nothing used."""
+    async with mock_ledger(CONFIG) as ledger:
+        await ledger.create_user("u", credits=100)
+        async with ledger.hold("u", "post", amount=60) as hold:
+            hold.use(amount=45)
+        assert hold.result is not None
+        assert (hold.result.cost, hold.result.balance_after) == (45, 55)
+        with pytest.raises(ZeroDivisionError):
+            async with ledger.hold("u", "post"):
+                raise ZeroDivisionError
+        user = await ledger.get_user("u")
+        assert (user.credits, user.held) == (55, 0)
+
+
 async def test_each_ledger_starts_empty_and_shares_nothing() -> None:
     """Without a given database, each ledger has its own."""
     async with mock_ledger(CONFIG) as one, mock_ledger(CONFIG) as other:

@@ -69,7 +69,7 @@ class Body:
         self._unread = 0
         self._is_charged = False
         self.refusal: RequestTooLargeError | None = None
-        self.is_disconnected = False
+        self.is_disconnected: bool = False
         """Whether somebody has read that the client is gone, or that the response has ended."""
         scope[_SCOPE_KEY] = self
 

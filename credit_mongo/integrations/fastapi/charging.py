@@ -42,7 +42,8 @@ def Charge(  # noqa: N802 - used in place of FastAPI's Depends
 
     The refund is made before the response is sent, for any exception, including HTTPException and
     cancellation. A returned response counts as done, whatever its status. A client that disconnects
-    does not stop a running handler. A stream is paid when it begins.
+    does not stop a running handler. A stream is paid when it begins; with `Hold`, it is paid for
+    what it used when it has ended.
 
     A request needs an ``Idempotency-Key``. With ``requires_key`` False it may come without one, and
     is then charged each time. A repeat with the same key by the same user gets
