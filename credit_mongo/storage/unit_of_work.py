@@ -323,7 +323,9 @@ class Store:
             written, places = audit_logs, (names.audit_logs, names.audit_logs_archive)
         if written:
             return Witness(places, {"_id": {"$in": [row["_id"] for row in written]}})
-        return None if holds is None else self._witness_of_holds(holds)
+        if holds is not None:
+            return self._witness_of_holds(holds)
+        return self._witness_of_keys(decided) if decided.keys else None
 
     async def _write_holds(
         self, changes: HoldChanges, loaded: Loaded, session: AsyncClientSession
@@ -333,6 +335,21 @@ class Store:
         # document that somebody has removed must not stop the user's other requests.
         were_read = sum(hold_id in loaded.holds for hold_id in changes.changed)
         await self._update(self._names.holds, hold_updates(changes), session, at_least=were_read)
+
+    def _witness_of_keys(self, decided: DecidedBatch) -> Witness:
+        """Nothing but keys was written, for calls that changed nothing, such as a second release.
+
+        The moment tells this commit from another process's with the same key and request.
+        """
+        written = [
+            {
+                "_id": record.request.key,
+                "fingerprint": record.remembered.fingerprint,
+                "createdAt": record.at,
+            }
+            for record in decided.keys
+        ]
+        return Witness((self._names.idempotency_records,), {"$or": written})
 
     def _witness_of_holds(self, changes: HoldChanges) -> Witness:
         """Nothing but holds was written: no row of them was, without an audit log.

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -19,6 +19,7 @@ from pymongo import AsyncMongoClient
 
 from credit_mongo import (
     AccountDataError,
+    AuditConfig,
     ChargeResult,
     CommitOutcomeUnknownError,
     CreditConfig,
@@ -45,6 +46,7 @@ from tests.integration.promises import (
 )
 
 APP_NAME = "outcomes"
+_T = TypeVar("_T")
 ONCE = {"times": 1}
 # How long after its deadline a call may end on a busy machine.
 GRACE_SECONDS = 2.0
@@ -274,6 +276,52 @@ async def test_a_lost_commit_is_settled_even_if_retries_are_disabled(
     assert type(refused.value) is StorageError
     assert result.balance_after == await patient.get_balance(user_id) == 90
     await check_promises(shared)
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_a_lost_commit_of_a_hold_is_settled_without_an_audit_log(
+    uri: str, client: Client, shared: Database, patient: CreditLedger, key: str | None
+) -> None:
+    """Nothing but holds is written, and those show what was committed: each call counts once."""
+    user_id = some_user()
+    await patient.create_user(user_id, credits=100)
+
+    def key_of(step: str) -> str | None:
+        return key and f"{step} of {user_id}"
+
+    async def once(work: Awaitable[_T]) -> _T:
+        """Await a call whose commit is applied, though the server says otherwise."""
+        async with failing(
+            client, APP_NAME, ONCE, failCommands=[COMMIT], **_applied_with(100)
+        ) as failure:
+            result = await work
+        assert failure.hits == 1
+        return result
+
+    config = prices(audit=AuditConfig(enabled=False))
+    async with CreditLedger.connect(uri, database=shared.name, config=config) as ledger:
+        placing = ledger.place_hold(
+            user_id, "generate-post", amount=30, idempotency_key=key_of("place")
+        )
+        hold = await once(placing)
+        assert (await ledger.get_user(user_id)).held == 30
+        for amount, used in ((40, 7), (35, 9)):
+            extending = ledger.extend_hold(
+                hold.hold_id, amount=amount, used=used, idempotency_key=key_of(f"extend {used}")
+            )
+            extended = await once(extending)
+            assert (extended.amount, extended.used, extended.replayed) == (amount, used, False)
+        for step in ("release", "release again"):
+            releasing = ledger.release_hold(hold.hold_id, idempotency_key=key_of(step))
+            if step == "release" or key:
+                released = await once(releasing)
+            else:
+                released = await releasing
+            assert (released.status, released.replayed) == ("released", False)
+        assert [each.hold_id for each in await ledger.get_holds(user_id)] == [hold.hold_id]
+        assert (await ledger.get_user(user_id)).available == 100
+    assert await count(shared, "transactions", userId=user_id) == 1
+    await check_that_no_transaction_stays_open(client)
 
 
 async def test_a_batch_whose_commit_was_lost_is_settled_as_a_whole(

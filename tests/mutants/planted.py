@@ -375,8 +375,8 @@ PLANTED: Final = (
     Bug(
         "a smaller hold leaves credits of ended lots",
         "core/operations/extend_hold.py",
-        "if request.amount is not None:\n            # A smaller",
-        "if request.amount is None:\n            # A smaller",
+        "after.end_lots(now)\n        return Decision(",
+        "return Decision(",
         (RULES,),
     ),
     Bug(
@@ -483,6 +483,13 @@ PLANTED: Final = (
         "type(value) is int else value\n            for name, value in zip(",
         "isinstance(value, int) else value\n            for name, value in zip(",
         (STORED_HOLDS,),
+    ),
+    Bug(
+        "a lost commit that wrote only a key is not settled",
+        "storage/unit_of_work.py",
+        "return self._witness_of_keys(decided) if decided.keys else None",
+        "return None",
+        (OUTCOMES,),
     ),
     Bug(
         "a hold's metadata becomes a reference",

@@ -78,10 +78,6 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
             amount = request.amount
             hold = _resized(breakdown, hold, record, amount)
         replace_hold(breakdown, hold)
-        after = Advancing(breakdown.account(), request.transaction_id, now)
-        if request.amount is not None:
-            # A smaller hold gives up credits, perhaps of lots that have ended.
-            after.end_lots(now)
         changes: dict[str, Any] = {
             "amount": amount,
             "used": hold.used,

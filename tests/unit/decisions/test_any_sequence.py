@@ -29,7 +29,7 @@ from tests.unit.decisions.story import Story, at
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 NO_ROW: Final = "0" * 24
-EXAMPLES: Final = 200
+EXAMPLES: Final = 150
 OPERATIONS: Final = (
     "look",
     "charge",
@@ -260,5 +260,5 @@ def _sent_and_read(document: dict[str, Any]) -> dict[str, Any]:
 def test_no_sequence_of_operations_gives_or_takes_a_unit(data: st.DataObject) -> None:
     """Every row, lot, pin, hold and stored document agrees with the others after each step."""
     story = AnyStory(data)
-    for _ in range(data.draw(st.integers(1, 14))):
+    for _ in range(data.draw(st.integers(5, 20))):
         story.step()

@@ -68,3 +68,16 @@ def test_a_change_of_tier_beyond_the_largest_balance_is_refused(on_change: Any) 
     with pytest.raises(InvalidRequestError, match="the balance would exceed"):
         story.upgrade("pro", 1)
     assert (story.credits, story.rows) == (LARGEST_BALANCE - 9, [])
+
+
+@pytest.mark.parametrize("source", [None, "promo"])
+def test_a_revocation_takes_nothing_that_is_held(source: str | None) -> None:
+    """Neither in the grant's lot nor in the base."""
+    story = Story(0, overdraft=5)
+    grant = story.grant(100, 1, source=source)
+    hold = story.hold(70, 2)
+    revoked = story.revoke(grant.transaction_id, 3)
+    assert (revoked.amount, revoked.uncollected) == (35, 65)
+    assert story.available == 0
+    assert story.capture(hold.hold_id, 70, 4).uncollected == 0
+    assert story.credits == -5
