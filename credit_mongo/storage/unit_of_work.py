@@ -361,7 +361,8 @@ class Store:
         changed = [to_object_id(hold_id) for hold_id in changes.changed]
         changed_by = [to_object_id(request_id) for request_id in changes.changed_by.values()]
         of_before = {"_id": {"$in": changed}, "changedBy": {"$in": changed_by}}
-        return Witness((self._names.holds,), {"$or": [{"_id": {"$in": placed}}, of_before]})
+        places = (self._names.holds, self._names.holds_archive)
+        return Witness(places, {"$or": [{"_id": {"$in": placed}}, of_before]})
 
     async def _write_accounts(
         self, decided: DecidedBatch, loaded: Loaded, session: AsyncClientSession

@@ -185,7 +185,7 @@ async def test_an_empty_database_without_indexes(database: Database, replica_set
     where: Where = {"uri": replica_set_uri, "database": database.name}
     code, output, errors = await run_command("--older-than", "1h", **where)
     assert (code, errors) == (0, "")
-    assert "0 transactions and 0 audit logs" in output
+    assert "0 transactions, 0 audit logs and 0 holds" in output
     await insert_chain(database, "u", 3, datetime.now(UTC) - timedelta(days=3))
     code, output, errors = await run_command("--older-than", "1h", **where)
     assert (code, output) == (2, "")

@@ -21,7 +21,7 @@ from credit_mongo.printing import moment_to_seconds
 
 _LEFT: Final = ("user", "first transaction that stays")
 _MOST_SHOWN: Final = 20
-_ONLY: Final = {"transactions": "transactions", "audit-logs": "audit_logs"}
+_ONLY: Final = {"transactions": "transactions", "audit-logs": "audit_logs", "holds": "holds"}
 
 
 @app.command("archive")
@@ -51,7 +51,7 @@ def archive(
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="|".join(_ONLY), show_default=False, help="Default: both.")
+        str | None, typer.Option(metavar="|".join(_ONLY), show_default=False, help="Default: all.")
     ] = None,
     full_speed: Annotated[
         bool, typer.Option("--full-speed", help="Do not slow down while users are being charged.")
@@ -66,6 +66,8 @@ def archive(
     timeout: Timeout = 10.0,
 ) -> int:
     """Move old transactions and audit logs to archive collections, or to files in a directory.
+
+    Holds that have ended go to their archive collection, never to files.
 
     It can be killed at any point and run again. Only one run can work at a time. A charge archived
     to collections can still be refunded, and still shows in histories. A charge archived to files
@@ -90,6 +92,7 @@ def archive(
         "directory": directory,
         "file_format": "bson" if file_format is None else file_format,
         "kinds": "all" if only is None else _ONLY[only],
+        "hold_late_seconds": settings.holds.late_seconds,
         "full_speed": full_speed,
         "dry_run": dry_run,
         "collections": settings.collections,
@@ -121,7 +124,7 @@ def _show(done: Archive, database: str) -> None:
     show_rows(_LEFT, done.left[:_MOST_SHOWN])
     if done.users_left:
         show(f"{database}: {done.users_left} users were left alone from the transactions shown on")
-    what = f"{done.transactions} transactions and {done.audit_logs} audit logs"
+    what = f"{done.transactions} transactions, {done.audit_logs} audit logs and {done.holds} holds"
     before = f"from before {moment_to_seconds(done.cut_off)}"
     if done.dry_run:
         show(f"{database}: {what} are {before} (dry run: nothing was moved)")

@@ -18,12 +18,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal, TypeAlias
 
 from bson import ObjectId
 
-from credit_mongo.config import CollectionNames
+from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, HoldsConfig
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag, check_number
 from credit_mongo.drivers import AnyDatabase
@@ -41,7 +41,7 @@ from credit_mongo.maintenance.archive.files import (
     Files,
     check_directory,
 )
-from credit_mongo.maintenance.archive.kinds import AuditLogs, Kind, Transactions
+from credit_mongo.maintenance.archive.kinds import AuditLogs, Holds, Kind, Transactions
 from credit_mongo.maintenance.archive.moves import Left, Mover
 from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
@@ -64,16 +64,18 @@ __all__ = [
     "archive",
 ]
 
-Kinds: TypeAlias = Literal["all", "transactions", "audit_logs"]
+Kinds: TypeAlias = Literal["all", "transactions", "audit_logs", "holds"]
 
 LEASE_SECONDS: Final = 30.0
-_KINDS: Final = ("all", "transactions", "audit_logs")
+_KINDS: Final = ("all", "transactions", "audit_logs", "holds")
 _STEP_SECONDS: Final = 60.0
 _ROWS_PER_SPAN: Final = 1000
 _ROWS_PER_SLICE: Final = 100_000
 # Each user in a slice costs a border to write and a position in the index to look up.
 _ROWS_OF_A_USER: Final = 50
 _TIMES: Final = (0.05, 3600)
+_HOLD_LATE_SECONDS: Final = HoldsConfig().late_seconds
+_LONGEST_LATE_SECONDS: Final = 366 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Archive:
     amount: int
     """The sum of the moved transactions' amounts, in smallest units. 0 in a dry run."""
     audit_logs: int
+    holds: int
+    """Holds that had ended. They only go to the archive collection, never to files."""
     users_left: int
     """How many users keep old transactions that couldn't be moved."""
     users_broken: int
@@ -114,6 +118,7 @@ async def archive(
     kinds: Kinds = "all",
     collections: CollectionNames | None = None,
     users: UserMapping | None = None,
+    hold_late_seconds: float = _HOLD_LATE_SECONDS,
     full_speed: bool = False,
     dry_run: bool = False,
     on_progress: OnProgress | None = None,
@@ -128,7 +133,11 @@ async def archive(
       It must not lie in the future.
     - ``directory``: where to write files. None means the archive collections of the same database.
     - ``file_format``: "bson" (as mongodump writes it, gzipped) or "parquet" (needs pyarrow).
-    - ``kinds``: "all", "transactions" or "audit_logs".
+    - ``kinds``: "all", "transactions", "audit_logs" or "holds".
+    - ``hold_late_seconds`` (0 to 366 days): ``holds.late_seconds`` of the ledger's configuration.
+      A hold goes to the archive collection when it ended longer ago than this (and a minute, for
+      clocks that differ), and all of the user's transactions up to its end are archived. Active
+      holds stay, and holds never go to files.
     - ``collections``, ``users``: the same values as in the ledger's configuration.
     - ``full_speed``: don't slow down. Otherwise the archive works in small batches with pauses
       while users are being charged.
@@ -158,9 +167,15 @@ async def archive(
     now = datetime.now(timezone.utc)
     cut_off = check_cut_off(older_than, now)
     _check(file_format, kinds, lease_seconds)
+    if kinds == "holds" and directory is not None:
+        raise InvalidRequestError("kinds", "cannot be holds with a directory: they go to no files")
+    late = check_number("hold_late_seconds", hold_late_seconds, 0, _LONGEST_LATE_SECONDS)
     ledger = LedgerDatabase.of(database, collections, users)
     place = _place(ledger, directory, file_format)
-    work = _Archiving(ledger, cut_off, place, kinds=kinds, on_progress=on_progress)
+    # By the clocks of the ledgers, which may be behind.
+    no_later = timedelta(seconds=late + MAX_CLOCK_SKEW_SECONDS)
+    holds = Holds(ledger.read_as(NAIVE), now, no_later)
+    work = _Archiving(ledger, cut_off, place, holds, kinds=kinds, on_progress=on_progress)
     full_speed, dry_run = check_flag("full_speed", full_speed), check_flag("dry_run", dry_run)
     if isinstance(place, Files):
         await place.check()
@@ -193,6 +208,7 @@ class _Archiving:
         database: LedgerDatabase,
         cut_off: datetime,
         place: ArchivePlace,
+        holds: Holds,
         *,
         kinds: Kinds,
         on_progress: OnProgress | None,
@@ -202,9 +218,11 @@ class _Archiving:
         self._cut_off = cut_off
         self._place = place
         naive = database.read_as(NAIVE)
-        wanted: Sequence[Kind] = (Transactions(naive), AuditLogs(naive))
+        wanted: Sequence[Kind] = (Transactions(naive), AuditLogs(naive), holds)
         self._kinds = [
-            kind for kind, name in zip(wanted, _KINDS[1:], strict=True) if kinds in ("all", name)
+            kind
+            for kind, name in zip(wanted, _KINDS[1:], strict=True)
+            if kinds in ("all", name) and (kind is not holds or place.kind == "collection")
         ]
         self._on_progress = progress_of(on_progress)
         self._id = ObjectId()
@@ -318,6 +336,7 @@ class _Archiving:
             transactions=counts.get(Transactions.name, 0),
             amount=sum(lane.tallies[Transactions.name].amount for lane in lanes),
             audit_logs=counts.get(AuditLogs.name, 0),
+            holds=counts.get(Holds.name, 0),
             users_left=self._left.total,
             users_broken=self._left.broken,
             left=tuple(self._left.named),

@@ -1,4 +1,4 @@
-"""Kinds: decide which transactions and which audit rows may go to the archive.
+"""Kinds: decide which transactions, audit rows and holds may go to the archive.
 
 The decision is made in the same database transaction that moves the rows.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -21,13 +22,16 @@ from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.archive.spans import Index
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until
+from credit_mongo.storage.holds import HOLD_STATUSES
+from credit_mongo.storage.numbers import in_utc
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.users import StoredUsers
 
-__all__ = ["IS_BEING_ERASED", "AuditLogs", "Batch", "Kind", "Transactions"]
+__all__ = ["IS_BEING_ERASED", "AuditLogs", "Batch", "Holds", "Kind", "Transactions"]
 
 _user_of: Final = itemgetter("userId")
 IS_BEING_ERASED: Final = "is being erased"
+_ENDED: Final = frozenset(HOLD_STATUSES) - {"active"}
 
 
 @dataclass(slots=True)
@@ -203,3 +207,73 @@ class AuditLogs(Kind):
                 chosen.append(number)
         batch.left += [(user_id, "") for user_id in stay - erased.keys()]
         return chosen, batch
+
+
+class Holds(Kind):
+    """Holds: moved once nobody can capture them and their captures are archived.
+
+    An active hold is never moved. Nothing changes a hold that has ended for so long.
+    """
+
+    name = "holds"
+    index: Index = Index("_id")
+
+    def __init__(self, database: LedgerDatabase, now: datetime, late: timedelta) -> None:
+        super().__init__(database)
+        self._now = now
+        self._late = late
+
+    @property
+    def collection(self) -> str:  # type: ignore[override]
+        return self.names.holds
+
+    async def choose(
+        self,
+        rows: Sequence[Raw],
+        old: Slice,
+        place: ArchivePlace,  # noqa: ARG002 - there is but one
+        session: AsyncClientSession,
+    ) -> tuple[list[int], Batch]:
+        batch, chosen, number = Batch(), list[int](), 0
+        user_ids = list(dict.fromkeys(map(_user_of, rows)))
+        erased = await erased_until(self.database, user_ids, session)
+        for user_id, group in groupby(rows, _user_of):
+            own = list(group)
+            ended = [
+                each for each, hold in enumerate(own) if self._has_ended(hold, in_utc(old.end))
+            ]
+            if user_id in erased or not ended:
+                ended = []
+            else:
+                first = await self._first_transaction(user_id, session)
+                ended = [each for each in ended if _is_before(own[each]["updatedAt"], first)]
+            chosen += [number + each for each in ended]
+            if len(ended) < len(own):
+                batch.left.append((user_id, ""))
+            number += len(own)
+        return chosen, batch
+
+    def _has_ended(self, hold: Raw, cut_off: datetime) -> bool:
+        """Whether the hold ended before the cut-off, and so long ago that nothing changes it."""
+        ended_at, expires_at = in_utc(hold.get("updatedAt")), in_utc(hold.get("expiresAt"))
+        if hold.get("status") not in _ENDED or not isinstance(ended_at, datetime):
+            return False
+        if hold["status"] == "expired" and isinstance(expires_at, datetime):
+            ended_at = max(ended_at, expires_at)
+        return bool(ended_at < cut_off and ended_at + self._late < self._now)
+
+    async def _first_transaction(self, user_id: str, session: AsyncClientSession) -> Any:
+        """Return the date of the user's first transaction that is not archived, or None."""
+        found = await self.database[self.names.transactions].find_one(
+            {"userId": user_id},
+            {"createdAt": 1},
+            sort=[("createdAt", 1), ("seq", 1)],
+            session=session,
+        )
+        return None if found is None else found.get("createdAt")
+
+
+def _is_before(moment: Any, other: Any) -> bool:
+    if other is None:
+        return True
+    return isinstance(other, datetime) and bool(in_utc(moment) < in_utc(other))

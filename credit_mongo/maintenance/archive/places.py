@@ -75,6 +75,7 @@ class Collections:
         self._of = {
             "transactions": names.transactions_archive,
             "auditLogs": names.audit_logs_archive,
+            "holds": names.holds_archive,
         }
 
     def describe(self) -> Raw:
@@ -95,6 +96,10 @@ class Collections:
             (
                 self._names.audit_logs_archive,
                 [IndexModel([("userId", 1), ("createdAt", -1), ("_id", -1)]), FAILED_OF_USER],
+            ),
+            (
+                self._names.holds_archive,
+                [IndexModel([("userId", 1), ("createdAt", -1), ("_id", -1)])],
             ),
         ):
             wanted = [index.document for index in indexes]

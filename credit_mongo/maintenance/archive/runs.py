@@ -85,7 +85,9 @@ class Lane:
     def __init__(self, database: LedgerDatabase, manifests: str, manifest_id: ObjectId) -> None:
         self._manifests = database[manifests]
         self.manifest_id = manifest_id
-        self.tallies: dict[str, Tally] = {"transactions": Tally(), "auditLogs": Tally()}
+        self.tallies: dict[str, Tally] = {
+            kind: Tally() for kind in ("transactions", "auditLogs", "holds")
+        }
         self._batches = 0
 
     async def begin(self, facts: Raw) -> None:
