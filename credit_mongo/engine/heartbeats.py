@@ -27,26 +27,32 @@ class Heartbeats:
     def __init__(self, beat: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._beat = beat
         self._seconds = seconds
-        self._stopped = asyncio.Event()
-        self._task = tasks.start(self._run())
+        loop = asyncio.get_running_loop()
+        self._stopped: asyncio.Future[None] = loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+        # Most holds are over before their first heartbeat, so there is no task until then.
+        self._timer = loop.call_later(seconds, self._start)
 
     async def stop(self) -> None:
         """Send no more, and wait for the one that is on its way."""
-        self._stopped.set()
-        await asyncio.wait({self._task})
+        self._timer.cancel()
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def _start(self) -> None:
+        self._task = tasks.start(self._run())
 
     async def _run(self) -> None:
-        stopped = tasks.start(self._stopped.wait())
-        seconds = self._seconds
         try:
-            while not (await asyncio.wait({stopped}, timeout=seconds))[0]:
+            while not self._stopped.done():
+                seconds = self._seconds
                 try:
                     await self._beat()
-                    seconds = self._seconds
                 except (StorageError, CommitOutcomeUnknownError) as error:
                     _LOG.info("a heartbeat failed: %s", error.code)
-                    seconds = self._seconds / _SOONER
+                    seconds /= _SOONER
+                await asyncio.wait({self._stopped}, timeout=seconds)
         except CreditError as error:
             _LOG.info("the heartbeats have ended: %s", error.code)
-        finally:
-            stopped.cancel()
