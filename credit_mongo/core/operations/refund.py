@@ -83,6 +83,11 @@ class Refund(Operation[RefundRequest, RefundResult]):
         changes: tuple[Change, ...] = ()
         changed: Account | None = None
         legs: tuple[Leg, ...] | None = None
+        if account.extras is not None:
+            # To the base, unless the charge says otherwise. It may repay a debt, which was all.
+            breakdown = Breakdown(account)
+            breakdown.give_base(request.amount)
+            changed = breakdown.account()
         if request.charge_id is not None:
             charge = state.charge(request.charge_id, account.user_id)
             if request.amount > charge.refundable:

@@ -60,6 +60,7 @@ class AnyStory(Story):
         self._rows_seen = 0
         self._limit_was_lowered = False
         self._stored: tuple[Extras | None, dict[str, Any]] = (None, {})
+        self._stored_holds: dict[str, HoldRecord] = {}
 
     def one_of(self, values: Sequence[_T]) -> _T:
         return self._data.draw(st.sampled_from(values))
@@ -240,9 +241,11 @@ class AnyStory(Story):
                 _set(stored, path.split("."), value)
             assert extras_from(_sent_and_read(stored)["extras"]) == after
         self._stored = (after, stored)
-        for hold in self.holds.values():
-            [row] = hold_rows(HoldChanges(placed={hold.hold_id: hold}))
-            assert hold_from(_sent_and_read(row)) == hold
+        for name, hold in self.holds.items():
+            if self._stored_holds.get(name) is not hold:
+                self._stored_holds[name] = hold
+                [row] = hold_rows(HoldChanges(placed={name: hold}))
+                assert hold_from(_sent_and_read(row)) == hold
 
 
 def _set(document: Any, path: list[str], value: Any) -> None:

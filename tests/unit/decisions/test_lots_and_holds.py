@@ -81,3 +81,13 @@ def test_a_revocation_takes_nothing_that_is_held(source: str | None) -> None:
     assert story.available == 0
     assert story.capture(hold.hold_id, 70, 4).uncollected == 0
     assert story.credits == -5
+
+
+def test_a_refund_that_repays_a_debt_leaves_a_plain_account() -> None:
+    """An account without lots, holds and overdraft has no rare parts any more."""
+    story = Story(0, overdraft=30)
+    charge = story.charge(30, 1)
+    story.overdraft(0, 2)
+    assert (story.available, story.account.extras) == (-30, Extras())
+    story.refund(charge.transaction_id, 30, 3)
+    assert (story.credits, story.account.extras) == (0, None)
