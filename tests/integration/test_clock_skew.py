@@ -255,6 +255,25 @@ async def test_a_date_of_the_applications_own_ends_no_membership(
         assert not (await verify(database, users=UserMapping())).findings
 
 
+async def test_a_repair_keeps_the_longer_lifetime_that_a_call_gave_its_key(
+    database: Database, config: CreditConfig
+) -> None:
+    """A payment's webhook that comes again after three days still changes nothing."""
+    payment: dict[str, Any] = {"action": "payment", "idempotency_key": "payment"}
+    async with CreditLedger(database, config, clock=lambda: FAR) as wrong:
+        await wrong.ensure_indexes()
+        await wrong.create_user("ann")
+        await wrong.grant("ann", 5, **payment, idempotency_ttl=5 * 24 * 3600)
+        await wrong.grant("ann", 5, action="tip", idempotency_key="tip", idempotency_ttl=1)
+    assert (await repair(database, operator="ops", reason="a clock was wrong")).is_complete
+    for record in await rows(database, "idempotency_records"):
+        assert timedelta(days=4.9) < record["expiresAt"] - now() <= timedelta(days=5)
+    later = now() + timedelta(days=3)
+    async with CreditLedger(database, config, clock=lambda: later) as ledger:
+        assert (await ledger.grant("ann", 5, **payment)).replayed
+        assert await ledger.get_balance("ann") == 10
+
+
 # --- Keys -----------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
 COSTS: Final = "tests/integration/test_keys_examined.py"
+LOT_COMMANDS: Final = "tests/integration/test_lot_commands.py"
 KEYS: Final = "tests/integration/operations/test_keys_and_pages.py"
 ERASE: Final = "tests/integration/test_erase.py"
 HALF_ERASED: Final = "tests/integration/test_erase_half_done.py"
@@ -596,6 +597,41 @@ PLANTED: Final = (
         "created_at + (posting.key_lifetime or remembered_for)",
         "created_at + remembered_for",
         (KEYS,),
+    ),
+    Bug(
+        "a repair cuts a key's own lifetime",
+        "maintenance/verification/repair.py",
+        "lifetime = max(self._reading.key_ttl, await _longest_lifetime(records, is_ahead))",
+        "lifetime = self._reading.key_ttl",
+        (SKEW,),
+    ),
+    Bug(
+        "users are listed with what has expired",
+        "cli/commands/users.py",
+        "    return as_of(account, now).credits\n",
+        "    return account.credits\n",
+        (LOT_COMMANDS,),
+    ),
+    Bug(
+        "users with expired lots are missing below an amount",
+        "cli/commands/users.py",
+        '            {names.credits: {"$gte": below}, names.extras: {"$type": "object"}},\n',
+        "",
+        (LOT_COMMANDS,),
+    ),
+    Bug(
+        "what expired counts as spent",
+        "maintenance/usage/kinds.py",
+        'UsageKinds(taken="expired")',
+        'UsageKinds(taken="spent")',
+        (LOT_COMMANDS,),
+    ),
+    Bug(
+        "a balance shows what is in no lot before all lots",
+        "cli/commands/balance.py",
+        "if base_is_next and is_used_after_base(Lot(*astuple(lot))):",
+        "if base_is_next:",
+        (LOT_COMMANDS,),
     ),
     Bug(
         "a key's own lifetime has no room for wrong clocks",

@@ -48,6 +48,10 @@ async def operations(client: AsyncMongoClient[dict[str, Any]], when: datetime) -
         refund = await ledger.refund("u", 1, action="x", transaction_id=charge.transaction_id)
         assert_type(refund, RefundResult)
         assert_type(await ledger.grant("u", 1, action="x", metadata={"a": [1]}), GrantResult)
+        kept = await ledger.grant(
+            "u", 1, action="x", idempotency_key="k", idempotency_ttl=3 * 24 * 3600
+        )
+        assert_type(kept, GrantResult)
         upgrade = await ledger.upgrade_tier("u", "premium", membership_expires_at=KEEP)
         assert_type(upgrade, TierChangeResult)
         assert_type(await ledger.renew_tier("u", membership_expires_at=None), TierChangeResult)

@@ -17,7 +17,12 @@ from typing import Any, Final, Literal, TypeAlias
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.config import MAX_CLOCK_SKEW_SECONDS, CollectionNames, CreditConfig
+from credit_mongo.config import (
+    LONGEST_TTL_SECONDS,
+    MAX_CLOCK_SKEW_SECONDS,
+    CollectionNames,
+    CreditConfig,
+)
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.operations.correction import CorrectionRequest, CorrectionResult
 from credit_mongo.core.values import check_flag, check_identifier, to_milliseconds
@@ -39,7 +44,8 @@ from credit_mongo.maintenance.verification.verify import (
     verify,
 )
 from credit_mongo.storage.clocks import CheckedClock
-from credit_mongo.storage.codecs import CODEC_OPTIONS
+from credit_mongo.storage.codecs import CODEC_OPTIONS, Raw
+from credit_mongo.storage.database import Collection
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.unit_of_work import Store
 
@@ -134,7 +140,7 @@ async def repair(
     in the account (ends of lots and holds) is posted with the correction, as by every operation.
 
     If a clock was wrong, the correction sets the account's date to the current time. Idempotency
-    keys dated in the future then expire after their usual lifetime, counted from now.
+    keys dated in the future then expire after their lifetime, counted from now.
 
     The repair corrects only users in the list of findings, which ``verify`` limits to 10,000.
     ``is_complete`` is False if any finding remains.
@@ -210,6 +216,7 @@ class _Repairing:
 
     async def of(self, user_id: str) -> Correction | None:
         """Correct one user. Return None if nothing is wrong any more."""
+        has_shortened_keys = False
         for _ in range(_MOST_TRIES):
             examined = await examine_user(self._reading, user_id)
             if not examined.total:
@@ -220,9 +227,11 @@ class _Repairing:
             amount, findings = request.credits - request.total, len(request.settles)
             if self._dry_run:
                 return Correction(user_id, "would-be-added", amount, findings)
-            if any(finding.code == "key-in-future" for finding in examined.findings):
+            is_ahead = any(finding.code == "key-in-future" for finding in examined.findings)
+            if is_ahead and not has_shortened_keys:
                 # First shorten the keys: the correction settles the finding.
                 await self._shorten_keys(user_id)
+                has_shortened_keys = True
             if any(finding.code in _OF_HOLDS for finding in examined.findings):
                 await settle_holds(self._database, user_id, _TIMEOUT_SECONDS)
                 # What is still to find now that the account and the documents agree.
@@ -242,12 +251,18 @@ class _Repairing:
         return Correction(user_id, "not-possible", reason=busy)
 
     async def _shorten_keys(self, user_id: str) -> None:
-        """Give keys dated by a wrong clock their usual lifetime, counted from now."""
+        """Let keys dated by a wrong clock expire after their lifetime, counted from now.
+
+        All get the longest lifetime among them, because a key kept too long does no harm. Once done
+        the records don't show their lifetime any more, so this must not be repeated.
+        """
         now = (await self._reading.now()).replace(tzinfo=timezone.utc)
         records = self._database[self._reading.names.idempotency_records]
         latest = self._reading.latest(now)
-        expires_at = now + self._reading.key_ttl
-        ahead = {"userId": user_id, "createdAt": {"$gt": latest}, "expiresAt": {"$gt": expires_at}}
+        is_ahead: Raw = {"userId": user_id, "createdAt": {"$gt": latest}}
+        lifetime = max(self._reading.key_ttl, await _longest_lifetime(records, is_ahead))
+        expires_at = now + min(lifetime, timedelta(seconds=LONGEST_TTL_SECONDS))
+        ahead = {**is_ahead, "expiresAt": {"$gt": expires_at}}
 
         async def replace_some(session: AsyncClientSession) -> int:
             # Delete and insert: the role for repairs can't update records.
@@ -277,6 +292,17 @@ class _Repairing:
             settles=tuple(finding.as_record() for finding in examined.findings),
             legs=examined.legs,
         )
+
+
+async def _longest_lifetime(records: Collection, query: Raw) -> timedelta:
+    longest = timedelta()
+    dates = {"createdAt": {"$type": "date"}, "expiresAt": {"$type": "date"}}
+    async for record in records.find({"$and": [query, dates]}, dict.fromkeys(dates, 1)):
+        begin, end = record["createdAt"], record["expiresAt"]
+        # Dates outside of Python's calendar are not the ledger's.
+        if isinstance(begin, datetime) and isinstance(end, datetime):
+            longest = max(longest, end - begin)
+    return longest
 
 
 def _obstacle(examined: Examined) -> str:
