@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -29,29 +30,22 @@ from tests.unit.decisions.story import Story, at
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 NO_ROW: Final = "0" * 24
-EXAMPLES: Final = 150
+EXAMPLES: Final = 50
+STEPS: Final = 60
 OPERATIONS: Final = (
-    "look",
-    "charge",
-    "charge_all",
-    "grant",
-    "refund",
-    "revoke",
-    "set_overdraft",
-    "change_tier",
-    "place",
-    "extend",
-    "settle",
-    "free",
+    *("look", "charge_all", "set_overdraft", "change_tier", "free"),
+    *("charge", "refund", "revoke", "extend", "settle") * 3,
+    *("grant", "place") * 4,
 )
 
 
 class AnyStory(Story):
     """A story of drawn operations, checked after each."""
 
-    def __init__(self, data: st.DataObject) -> None:
-        self._data = data
-        base = self.one_of([0, 10, 50])
+    def __init__(self, seed: int) -> None:
+        # Uniform, so that long sequences with many holds and lots come up in a few examples.
+        self._random = random.Random(seed)
+        base = self.one_of([0, 50, 100])
         super().__init__(base, policy=self._any_policy(), tier="free")
         self.now = 0.0
         self._opening = base
@@ -63,13 +57,13 @@ class AnyStory(Story):
         self._stored_holds: dict[str, HoldRecord] = {}
 
     def one_of(self, values: Sequence[_T]) -> _T:
-        return self._data.draw(st.sampled_from(values))
+        return self._random.choice(values)
 
     def amount(self, least: int = 0) -> int:
-        return self._data.draw(st.integers(least, 30))
+        return self._random.randint(least, 30)
 
     def maybe_amount(self) -> int | None:
-        return self._data.draw(st.one_of(st.none(), st.integers(0, 30)))
+        return self.one_of([None, self.amount()])
 
     def _any_policy(self) -> Policy:
         on_change: Any = self.one_of(["cap", "raise", "add", "keep"])
@@ -91,7 +85,7 @@ class AnyStory(Story):
 
     def step(self) -> None:
         """Some time passes, and something happens."""
-        self.now += self.one_of([0, 0, 0, 1, 1, 3, 10])
+        self.now += self.one_of([0, 0, 0, 0, 0.5, 1, 3])
         with contextlib.suppress(CreditError):
             getattr(self, f"_{self.one_of(OPERATIONS)}")()
         self._check_lots(self.extras)
@@ -126,7 +120,7 @@ class AnyStory(Story):
             assert self.available == 0
 
     def _grant(self) -> None:
-        end = self.one_of([None, 5, 10, 20, 40])
+        end = self.one_of([None, self.now + 2, self.now // 10 * 10 + 10])
         priority, source = self.one_of([50, 50, 10, 60]), self.one_of([None, None, "a"])
         self.grant(self.amount(1), self.now, end=end, priority=priority, source=source)
 
@@ -153,12 +147,15 @@ class AnyStory(Story):
         self.upgrade("pro", self.now)
 
     def _place(self) -> None:
-        ttl, overage = self.one_of([1, 4, 10]), self.one_of(["available", "debt", "reject"])
+        ttl, overage = self.one_of([2, 8, 30]), self.one_of(["available", "debt", "reject"])
         on_timeout = self.one_of(["settle", "release"])
         self.hold(self.amount(), self.now, ttl=ttl, overage=overage, on_timeout=on_timeout)
 
     def _any_hold(self) -> HoldRecord | None:
-        return self.one_of([*self.holds.values()]) if self.holds else None
+        active = [hold for hold in self.holds.values() if hold.status == "active"]
+        is_any = self.one_of([True, False, False])
+        holds = active if active and not is_any else [*self.holds.values()]
+        return self.one_of(holds) if holds else None
 
     def _extend(self) -> None:
         if (hold := self._any_hold()) is not None:
@@ -259,9 +256,9 @@ def _sent_and_read(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @settings(max_examples=EXAMPLES)
-@given(st.data())
-def test_no_sequence_of_operations_gives_or_takes_a_unit(data: st.DataObject) -> None:
+@given(st.integers(0, 2**64))
+def test_no_sequence_of_operations_gives_or_takes_a_unit(seed: int) -> None:
     """Every row, lot, pin, hold and stored document agrees with the others after each step."""
-    story = AnyStory(data)
-    for _ in range(data.draw(st.integers(5, 20))):
+    story = AnyStory(seed)
+    for _ in range(STEPS):
         story.step()
