@@ -203,7 +203,7 @@ class HoldOperations:
             more = amount - hold.captured - hold.held
             refuse_lack(user, call.user_id, more)
             if more >= 0:
-                hold.pins = [*hold.pins, *user.find(more)]
+                hold.pins = _added(hold.pins, user.find(more))
             else:
                 hold.pins = _first(hold.pins, hold.held + more)
             hold.amount = amount
@@ -337,6 +337,22 @@ def shown_hold(hold: Held) -> Facts:
 def shown_row(row: Facts) -> Facts:
     """Return a transaction as the history shows it."""
     return {**row, "legs": shown_legs(row["legs"])}
+
+
+def _added(pins: Legs, more: Legs) -> Legs:
+    """Return the pins with more behind them. A lot is pinned once; the base can be twice."""
+    added = list(pins)
+    for place, units in more:
+        places = [where for where, _ in added]
+        if place is not None and place in places:
+            number = places.index(place)
+        elif place is None and places[-1:] == [None]:
+            number = len(places) - 1
+        else:
+            added.append((place, 0))
+            number = len(places)
+        added[number] = (place, added[number][1] + units)
+    return added
 
 
 def _first(pins: Legs, units: int) -> Legs:

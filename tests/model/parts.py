@@ -133,13 +133,15 @@ class Parts:
 
     def give(self, place: Lot | None, units: int, *, like: Lot | None = None) -> Lot | None:
         """Give credits to a place, or to the lot that is like another. Returns the place."""
-        into = place
-        if like is not None:
-            same = (like.ends, like.priority, like.source)
-            alike = [each for each in self.lots if (each.ends, each.priority, each.source) == same]
-            into = like if like in self.lots else alike[0] if alike else like
+        into = place if like is None else self.lot_like(like) or like
         self._move(into, units)
         return into
+
+    def lot_like(self, lot: Lot) -> Lot | None:
+        """Return the lot itself if it is there, or one with the same end, priority and source."""
+        same = (lot.ends, lot.priority, lot.source)
+        alike = [each for each in self.lots if (each.ends, each.priority, each.source) == same]
+        return lot if lot in self.lots else next(iter(alike), None)
 
     def end_lots(self, now: datetime) -> Legs:
         """What must go from lots that are over, one by one: all that no hold pins."""

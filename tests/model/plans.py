@@ -104,6 +104,7 @@ _CHARGES = st.one_of(
     st.fixed_dictionaries({"action": st.sampled_from(ACTIONS), "variables": _EVERY_VARIABLE}),
     st.fixed_dictionaries({"action": st.sampled_from(ACTIONS), "variables": _VARIABLES}),
 )
+_TOTALS = st.one_of(st.integers(0, 80), st.sampled_from([200, 3000]))
 _HOLDS = st.builds(HoldNumber, st.integers(0, 4))
 _ACTIONS = st.sampled_from(["support", "promotion", "generate-post"])
 _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -153,7 +154,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         st.fixed_dictionaries(
             {
                 "ttl": st.sampled_from([1, 60, 3600]),
-                "overage": st.sampled_from(["available", "debt", "reject"]),
+                "overage": st.sampled_from(["available", "debt", "reject", "reject"]),
                 "on_timeout": st.sampled_from(["settle", "settle", "release"]),
             }
         ),
@@ -170,7 +171,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         lambda total, final: {**total, "final": final},
         st.one_of(
             st.fixed_dictionaries({"subject": _HOLDS}),
-            st.fixed_dictionaries({"subject": _HOLDS, "amount": st.integers(0, 80)}),
+            st.fixed_dictionaries({"subject": _HOLDS, "amount": _TOTALS}),
             st.fixed_dictionaries({"subject": _HOLDS, "variables": _EVERY_VARIABLE}),
         ),
         st.booleans(),

@@ -153,7 +153,8 @@ class Operations(HoldOperations):
 
     def _refund(self, call: Call, user: User, at: tuple[datetime, int]) -> Done:
         amount, charge_id = call.arguments["amount"], call.arguments.get("transaction_id")
-        before, legs = user.credits, []
+        before: int = user.credits
+        legs: Legs = []
         if charge_id is None:
             user.give(None, amount)
         else:
@@ -213,9 +214,11 @@ class Operations(HoldOperations):
                 revocable=left,
                 requested=wanted,
             )
-        before, legs = user.credits, []
-        lot = next((place for place, _ in grant["legs"] if place is not None), None)
-        if lot in user.lots:
+        before: int = user.credits
+        legs: Legs = []
+        given = next((place for place, _ in grant["legs"] if place is not None), None)
+        lot = None if given is None else user.lot_like(given)
+        if lot is not None:
             part = min(wanted, lot.units - user.pinned_in(lot))
             legs.append((lot, part))
         rest = wanted - sum(units for _, units in legs)
