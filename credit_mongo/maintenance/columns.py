@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["AUDIT_COLUMNS", "COLUMNS", "NUMBERS"]
+__all__ = ["AUDIT_COLUMNS", "COLUMNS", "MOMENTS", "NUMBERS", "PARTS"]
 
 COLUMNS: Final = {
     "transaction_id": "_id",
@@ -19,6 +19,11 @@ COLUMNS: Final = {
     "idempotency_key": "idempotencyKey",
     "refund_of": "refundOf",
     "created_at": "createdAt",
+    "legs": "legs",
+    "revoke_of": "revokeOf",
+    "hold_id": "holdId",
+    "uncollected": "uncollected",
+    "written_at": "writtenAt",
 }
 """The columns of transactions: the fields of ``Transaction``."""
 
@@ -35,5 +40,9 @@ AUDIT_COLUMNS: Final = {
 }
 """The columns of audit rows: the fields of ``AuditLog``."""
 
-NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after"})
+NUMBERS: Final = frozenset({"seq", "amount", "balance_before", "balance_after", "uncollected"})
 """The columns that are whole numbers."""
+MOMENTS: Final = frozenset({"created_at", "written_at"})
+"""The columns that are moments."""
+PARTS: Final = frozenset({"metadata", "legs"})
+"""The columns that are documents, written as JSON."""

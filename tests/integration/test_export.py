@@ -19,13 +19,20 @@ import pytest
 from bson import DBRef, Decimal128, Int64, ObjectId, json_util
 from pymongo import AsyncMongoClient
 
-from credit_mongo import CreditLedger, InvalidRequestError, StorageError, UserNotFoundError
+from credit_mongo import (
+    CreditConfig,
+    CreditLedger,
+    InvalidRequestError,
+    StorageError,
+    UserNotFoundError,
+)
 from credit_mongo.cli import main
 from credit_mongo.maintenance.archive.borders import NO_BORDER
 from credit_mongo.maintenance.export.exporting import Export, export_transactions
 from credit_mongo.maintenance.export.files import whole_file
 from credit_mongo.maintenance.export.formats import COLUMNS, FORMATS, Format
 from credit_mongo.private_files import Directory
+from credit_mongo.testing.clocks import MovableClock
 from tests.integration.commands import (
     PROGRAM,
     ROOT,
@@ -39,6 +46,7 @@ from tests.integration.promises import Client, Database, Row, failing, rows, wit
 
 UTC = timezone.utc
 DAY = timedelta(days=1)
+OF_LOTS: Final = frozenset({"legs", "uncollected", "written_at"})
 BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -188,7 +196,7 @@ async def test_each_format_has_the_same_content(
         assert len(exported) == len(history) == 3
         for row, expected in zip(exported, history, strict=True):
             assert list(row) == list(COLUMNS)
-            for name in COLUMNS.keys() - {"metadata", "created_at"}:
+            for name in COLUMNS.keys() - {"metadata", "created_at", *OF_LOTS}:
                 value = getattr(expected, name)
                 if kind == "csv":
                     value = "" if value is None else str(value)
@@ -202,6 +210,45 @@ async def test_each_format_has_the_same_content(
         read = json_util.loads(text, json_options=options)
         assert read == ODD_METADATA
         assert exported[0]["metadata"] in (None, "")
+
+
+async def test_each_format_has_lots_holds_and_what_was_due_earlier(
+    database: Database, tmp_path: Path
+) -> None:
+    """Legs are JSON. Rows without lots have nothing in these columns."""
+    clock = MovableClock()
+    clock.advance(-3 * DAY)
+    async with CreditLedger(database, CreditConfig(costs={}), clock=clock) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ada", credits=10)
+        end = clock() + DAY
+        gift = await ledger.grant("ada", 100, action="gift", expires_at=end, source="spring")
+        hold = await ledger.place_hold("ada", "job", amount=30)
+        await ledger.capture_hold(hold.hold_id, amount=200)
+        await ledger.grant("ada", 50, action="gift", expires_at=end)
+        await ledger.revoke(gift.transaction_id, 5, action="chargeback")
+        clock.advance(2 * DAY)
+        await ledger.grant("ada", 1, action="gift")
+        history = list(await ledger.get_history("ada"))
+    found = await every_format(database, tmp_path)
+    for kind, exported in found.items():
+        nothing = "" if kind == "csv" else None
+        by_id = {row["transaction_id"]: row for row in exported}
+        assert by_id.keys() == {row.transaction_id for row in history}
+        for row in history:
+            written = by_id[row.transaction_id]
+            legs = written["legs"] or []
+            legs = json.loads(legs) if isinstance(legs, str) else legs
+            amounts = [leg["amount"] for leg in legs]
+            assert amounts == [leg.amount for leg in row.legs]
+            assert (written["hold_id"], written["revoke_of"]) == (
+                row.hold_id or nothing,
+                row.revoke_of or nothing,
+            )
+            assert int(written["uncollected"] or 0) == row.uncollected
+            assert bool(written["written_at"]) is (row.written_at is not None)
+        assert any(row["uncollected"] not in (None, "", 0, "0") for row in exported)
+        assert any(row["written_at"] for row in exported)
 
 
 async def test_numbers_that_json_cannot_write_stay_distinct(
@@ -298,7 +345,7 @@ async def test_amounts_are_also_in_credits_if_these_have_decimal_places(
     found = await every_format(database, tmp_path, decimal_places=2)
     for kind, (row, odd) in found.items():
         names = list(row)
-        assert len(names) == len(COLUMNS) + 3
+        assert len(names) == len(COLUMNS) + 4
         amounts = [row[names[names.index(name) + 1]] for name in ("amount", "balance_after")]
         assert [str(amount) for amount in amounts] == ["-1234.56", "-0.05"], kind
         assert odd["amount_credits"] in (None, "")

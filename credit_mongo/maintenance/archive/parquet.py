@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final
 from bson import decode, json_util
 
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.maintenance.columns import AUDIT_COLUMNS, COLUMNS, NUMBERS
+from credit_mongo.maintenance.columns import AUDIT_COLUMNS, COLUMNS, MOMENTS, NUMBERS, PARTS
 from credit_mongo.storage.codecs import NAIVE
 
 __all__ = ["check_pyarrow", "digest_of", "to_parquet"]
@@ -20,7 +20,7 @@ _ROW_GROUP: Final = 10_000
 _MOST_BYTES: Final = 8 << 20
 _DOCUMENT: Final = "document"
 _EXTENDED: Final = json_util.RELAXED_JSON_OPTIONS
-_JSON: Final = frozenset({"metadata", "details"})
+_JSON: Final = PARTS | {"details"}
 _LENGTH_BYTES: Final = 4
 
 
@@ -41,7 +41,7 @@ def to_parquet(source: BinaryIO, target: BinaryIO, kind: str) -> None:
 
     columns = COLUMNS if kind == "transactions" else AUDIT_COLUMNS
     types = {name: pa.int64() for name in NUMBERS}
-    types["created_at"] = pa.timestamp("ms", tz="UTC")
+    types |= {name: pa.timestamp("ms", tz="UTC") for name in MOMENTS}
     fields = [(name, types.get(name, pa.string())) for name in columns]
     schema = pa.schema([*fields, (_DOCUMENT, pa.binary())])
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
@@ -91,7 +91,7 @@ def _documents(source: BinaryIO) -> Iterator[list[bytes]]:
 def _cell(name: str, value: Any) -> Any:
     if name in _JSON:
         return None if value is None else json_util.dumps(value, json_options=_EXTENDED)
-    if name == "created_at":
+    if name in MOMENTS:
         return value if isinstance(value, datetime) else None
     if name in NUMBERS:
         return value if isinstance(value, int) else None

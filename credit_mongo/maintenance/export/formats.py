@@ -22,7 +22,7 @@ from bson.datetime_ms import DatetimeMS
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.extras import missing
-from credit_mongo.maintenance.columns import COLUMNS, NUMBERS
+from credit_mongo.maintenance.columns import COLUMNS, MOMENTS, NUMBERS, PARTS
 from credit_mongo.storage.rows import Raw
 
 try:
@@ -38,7 +38,7 @@ Write: TypeAlias = Callable[[bytes], object]
 
 _AMOUNTS: Final = NUMBERS - {"seq"}
 _IN_CREDITS: Final = "_credits"
-_TEXTS: Final = frozenset(COLUMNS) - NUMBERS - {"metadata", "created_at"}
+_TEXTS: Final = frozenset(COLUMNS) - NUMBERS - PARTS - MOMENTS
 _WHOLE: Final = frozenset({int, Int64})
 # Columns in which few different values repeat.
 _FEW: Final = frozenset({"user_id", "operation", "action"})
@@ -126,7 +126,7 @@ class _Lines:
         # Other software may have stored anything in any field.
         if name in NUMBERS:
             return [each if type(each) in _WHOLE else self._other(each) for each in values]
-        if name == "created_at":
+        if name in MOMENTS:
             return [
                 # MongoDB stores milliseconds.
                 f"{quote}{each.isoformat('T', 'milliseconds')}Z{quote}"
@@ -139,7 +139,7 @@ class _Lines:
                 f"{quote}{each.binary.hex()}{quote}" if type(each) is ObjectId else self._text(each)
                 for each in values
             ]
-        if name == "metadata":
+        if name in PARTS:
             return [none if each is None else self._metadata(_json(each)) for each in values]
         if name in _FEW and {str}.issuperset(map(type, values)):
             known = {each: self._text(each) for each in set(values)}
@@ -221,7 +221,7 @@ class _Parquet:
             ) from error
         self._pyarrow = pa
         types = {name: pa.int64() for name in NUMBERS}
-        types["created_at"] = pa.timestamp("ms", tz="UTC")
+        types |= {name: pa.timestamp("ms", tz="UTC") for name in MOMENTS}
         self._columns = _columns(decimal_places)
         self._decimal_places = decimal_places
         # 38 digits hold every int64.
@@ -256,7 +256,7 @@ class _Parquet:
         if name.endswith(_IN_CREDITS):
             amounts = _credits(values, self._decimal_places)
             return [None if each is None else Decimal(each) for each in amounts]
-        if name == "metadata":
+        if name in PARTS:
             return [None if each is None else _json(each) for each in values]
         if name in _TEXTS:
             return list(map(_text, values))
