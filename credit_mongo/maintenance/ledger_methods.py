@@ -1,6 +1,6 @@
 """The jobs that are also methods of CreditLedger.
 
-``ledger.py`` imports nothing else from ``maintenance``.
+``ledger/`` imports nothing else from ``maintenance``.
 """
 
 from __future__ import annotations

@@ -204,6 +204,7 @@ async def test_the_commands_read_the_mapping_from_the_configuration(
         "membershipTier": "plan",
         "membershipExpiresAt": "planEnds",
         "updatedAt": "tokensChanged",
+        "extras": "tokenParts",
     }
     path = tmp_path / "config.json"
     path.write_text(

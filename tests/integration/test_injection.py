@@ -36,7 +36,7 @@ from credit_mongo import (
     CreditLedger,
     InvalidRequestError,
 )
-from tests.integration.bad_input.methods import METHODS, OTHER_USER, USER, call, dump
+from tests.integration.bad_input.methods import METHODS, OTHER_USER, USER, call, dump, make
 from tests.integration.promises import Database, check_promises
 
 
@@ -138,6 +138,7 @@ async def watched(
         for user_id in (USER, OTHER_USER):
             await ledger.create_user(user_id, credits=1000, membership_tier="premium")
             await ledger.charge(user_id, "generate-post")
+        await make(database, config)
         sent.commands.clear()
         yield ledger
 

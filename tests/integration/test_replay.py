@@ -223,7 +223,7 @@ def test_own_server_is_started_and_stopped(temporary_directory: Path) -> None:
     done = replay("--records", "300", "--users", "3", TMPDIR=str(temporary_directory))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Server   a local replica set" in done.stdout
-    assert re.search(r"^Indexes  5 collections, \d+ indexes ready$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Indexes  6 collections, \d+ indexes ready$", done.stdout, re.MULTILINE)
     assert re.search(r"^Replay   300 of 300, [0-9,]+ a second, ", done.stdout, re.MULTILINE)
     assert re.search(r"│ all +│ +3 │ +\d+ │ +\d+ │ +12,180\.00 │ +[0-9,]+\.\d\d │", done.stdout)
     assert YES in done.stdout.splitlines()

@@ -999,7 +999,7 @@ PLANTED: Final = (
     ),
     Bug(
         "a key's own lifetime has no room for wrong clocks",
-        "ledger.py",
+        "ledger/calls.py",
         "        return ttl + self._key_gap\n",
         "        return ttl\n",
         (SKEW,),
@@ -1119,7 +1119,7 @@ PLANTED: Final = (
     ),
     Bug(
         "a key lives for less where clocks differ",
-        "ledger.py",
+        "ledger/calls.py",
         "config.idempotency.ttl_seconds) + self._key_gap,\n",
         "config.idempotency.ttl_seconds),\n",
         (SKEW,),
@@ -1270,7 +1270,7 @@ PLANTED: Final = (
     ),
     Bug(
         "calls do not wait for room",
-        "ledger.py",
+        "ledger/calls.py",
         'waits = config.on_busy == "wait"',
         "waits = False",
         (CONCURRENCY,),
@@ -1390,7 +1390,7 @@ PLANTED: Final = (
     ),
     Bug(
         "an operation in a session ignores the settings",
-        "ledger.py",
+        "ledger/calls.py",
         "lambda: self._after_opening(self._committer.commit_in, request, session)",
         "lambda: self._committer.commit_in(request, session)",
         (SETTINGS,),
@@ -1434,14 +1434,14 @@ PLANTED: Final = (
     ),
     Bug(
         "keys are checked although idempotency is disabled",
-        "ledger.py",
+        "ledger/calls.py",
         '"key": key if self._config.idempotency.enabled else None,',
         '"key": key,',
         (OPERATIONS,),
     ),
     Bug(
         "calls have no deadline",
-        "ledger.py",
+        "ledger/calls.py",
         "return await self._deadlines.keep(work, self._config.operation_timeout_seconds)",
         "return await work",
         (OUTCOMES, SESSIONS),

@@ -17,6 +17,8 @@ from bson.raw_bson import RawBSONDocument
 
 from credit_mongo import (
     KEEP,
+    AuditConfig,
+    CreditConfig,
     CreditLedger,
     InvalidRequestError,
 )
@@ -452,6 +454,20 @@ METHODS: dict[str, Method] = {
 WITHOUT_INPUT = {"close", "ensure_indexes"}
 WRITES = [name for name, method in METHODS.items() if method.writes]
 PAGES = ["get_history", "get_audit_log"]
+
+
+async def make(database: Database, config: CreditConfig) -> None:
+    """Make what the good calls name by an id: the user's opening, and two holds of the user's.
+
+    Without audit rows, which some tests count.
+    """
+    quiet = config.model_copy(update={"audit": AuditConfig(enabled=False)})
+    async with CreditLedger(database, quiet) as ledger:
+        MADE["grant"] = (await ledger.get_history(USER))[-1].transaction_id
+        for name in ("hold", "other hold"):
+            hold = await ledger.place_hold(USER, "ai-completion", amount=20, ttl=3600)
+            MADE[name] = hold.hold_id
+        await ledger.extend_hold(MADE["hold"], used=1)
 
 
 async def dump(database: Database) -> dict[str, list[Row]]:
