@@ -489,8 +489,11 @@ async def test_the_end_of_the_application_settles_what_runs(
         await site.ledger.create_user("ann", credits=100)
         running = asyncio.create_task(site.post())
         await entered.wait()
-    site.goes_on.set()
-    await asyncio.wait({running})
+        closing = asyncio.create_task(site.held_requests.close())
+        done, _ = await asyncio.wait({closing}, timeout=20)
+        site.goes_on.set()
+        assert done
+        await asyncio.wait({running})
     assert refusals == ["captured"]
     assert (await ledger.get_user("ann")).credits == 92
 
