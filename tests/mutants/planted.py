@@ -32,6 +32,8 @@ UNIT_TURNS: Final = "tests/unit/test_turns.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/bad_input"
 VERIFY: Final = "tests/integration/test_verify.py"
+VERIFY_LOTS: Final = "tests/integration/test_verify_lots.py"
+ARCHIVED_HOLDS: Final = "tests/integration/test_archive_holds.py"
 VERIFY_COST: Final = "tests/integration/test_verify_cost.py"
 REPORT_COST: Final = "tests/integration/test_report_cost.py"
 REAPER: Final = "tests/integration/test_session_reaper.py"
@@ -2053,5 +2055,40 @@ PLANTED: Final = (
         "        for life in self._lives:\n            life.end(is_complete=False)\n",
         "",
         (HELD,),
+    ),
+    Bug(
+        "verification passes over lots that have ended",
+        "maintenance/verification/holds.py",
+        "lot.expires_at < until and free > 0",
+        "lot.expires_at < until and free < 0",
+        (VERIFY_LOTS,),
+    ),
+    Bug(
+        "verification takes captures for granted",
+        "maintenance/verification/holds.py",
+        "captured == taken if whole else captured >= taken",
+        "captured >= taken",
+        (VERIFY_LOTS,),
+    ),
+    Bug(
+        "the archive moves a hold before its captures",
+        "maintenance/archive/kinds.py",
+        'ended = [each for each in ended if _is_before(own[each]["updatedAt"], first)]',
+        "pass",
+        (ARCHIVED_HOLDS,),
+    ),
+    Bug(
+        "the archive moves holds that can still be captured",
+        "maintenance/archive/kinds.py",
+        "ended_at < cut_off and ended_at + self._late < self._now",
+        "ended_at < cut_off",
+        (ARCHIVED_HOLDS,),
+    ),
+    Bug(
+        "an erasure leaves archived holds",
+        "maintenance/erased_rows.py",
+        "self.holds = (names.holds, names.holds_archive)",
+        "self.holds = (names.holds,)",
+        (ARCHIVED_HOLDS,),
     ),
 )
