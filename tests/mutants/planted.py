@@ -852,6 +852,13 @@ PLANTED: Final = (
         (STORED_HOLDS,),
     ),
     Bug(
+        "a request behind a backlog gets no answer of its own",
+        "engine/lanes.py",
+        "if isinstance(outcome, Held | Later):",
+        "if isinstance(outcome, Held):",
+        (LANES,),
+    ),
+    Bug(
         "a lost commit that wrote only a key is not settled",
         "storage/unit_of_work.py",
         "return self._witness_of_keys(decided) if decided.keys else None",

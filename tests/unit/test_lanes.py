@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from credit_mongo.core.batch import Outcome
+from credit_mongo.core.batch import LATER, Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import HELD, Held, TakeMore
@@ -58,6 +58,7 @@ class Commits:
         self.deadlines = (0.0, 0.0)
         self.refused: dict[str, Exception] = {}
         self.failure: BaseException | None = None
+        self.later = 0
 
     async def commit(
         self, requests: list[Request[Any]], deadline: float, take_more: TakeMore
@@ -75,7 +76,9 @@ class Commits:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
+        if self.held:
+            return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
+        return self._later_or(requests)
 
     async def commit_patiently(
         self, requests: list[Request[Any]], deadline: float, _take_more: TakeMore
@@ -85,6 +88,13 @@ class Commits:
         self.patient.append([r.transaction_id for r in requests])
         if self.held & {r.user_id for r in requests}:
             await self.released.wait()
+        return self._later_or(requests)
+
+    def _later_or(self, requests: list[Request[Any]]) -> list[Outcome | Held]:
+        """Return LATER for all as often as the test says, then the outcomes."""
+        if self.later:
+            self.later -= 1
+            return [LATER for _ in requests]
         return [self._outcome(r) for r in requests]
 
     def _outcome(self, of: Request[Any]) -> Outcome:
@@ -482,6 +492,21 @@ async def test_a_user_with_a_conflict_travels_alone(
     commits.released.set()
     await asyncio.gather(*held)
     assert commits.patient == [["1"], ["3"]]
+
+
+async def test_requests_behind_a_long_backlog_wait_for_further_commits_in_order(
+    commits: Commits,
+) -> None:
+    """Three commits write what is due. Closing meanwhile finishes them, and refuses nobody."""
+    lanes = lanes_on(commits)
+    commits.later = 3
+    callers = submit(lanes, request(1), request(2))
+    await commits.begun.wait()
+    closing = asyncio.ensure_future(lanes.close())
+    commits.gate.set()
+    await closing
+    assert [caller.result() for caller in callers] == [result(request(1)), result(request(2))]
+    assert commits.batches + commits.patient == [["1", "2"]] * 4
 
 
 async def test_a_user_that_was_held_stays_apart_for_a_while(

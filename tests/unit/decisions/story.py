@@ -99,7 +99,7 @@ class Story:
 
     def do(self, request: Request[_R], now: float) -> _R:
         """The outcome of a request; raises its refusal. Its rows and changes are kept anyway."""
-        batch = decide_batch(self.policy, self._loaded(), [request], at(now))
+        batch = decide_batch(self.policy, self.loaded(), [request], at(now))
         state = batch.state
         self._check_rows(batch.postings)
         self.rows += batch.postings
@@ -115,7 +115,8 @@ class Story:
         result: _R = outcome
         return result
 
-    def _loaded(self) -> Loaded:
+    def loaded(self) -> Loaded:
+        """What the ledger would load for the next requests."""
         charges, grants = {}, {}
         for row in self.rows:
             name = row.transaction_id

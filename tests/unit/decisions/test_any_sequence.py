@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from credit_mongo import CreditConfig, MembershipConfig
 from credit_mongo.core.advance import advance
+from credit_mongo.core.batch import decide_batch
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Request
 from credit_mongo.core.extras import NO_EXTRAS, Extras, order_of_use
@@ -262,3 +265,50 @@ def test_no_sequence_of_operations_gives_or_takes_a_unit(seed: int) -> None:
     story = AnyStory(seed)
     for _ in range(STEPS):
         story.step()
+
+
+class _DrawnError(Exception):
+    """Instead of an outcome: the request was only drawn."""
+
+
+def drawn(story: AnyStory, count: int) -> list[Request[Any]]:
+    """Draw requests that could come next, and do none of them."""
+    requests: list[Request[Any]] = []
+
+    def keep(request: Request[Any], _: float) -> Any:
+        requests.append(request)
+        raise _DrawnError
+
+    other = copy(story)
+    other.do = keep  # type: ignore[assignment,method-assign]
+    for _ in range(count):
+        name = story.one_of([each for each in OPERATIONS if each not in {"look", "charge_all"}])
+        with contextlib.suppress(_DrawnError):
+            getattr(other, f"_{name}")()
+    return requests
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.integers(0, 2**64))
+def test_requests_that_share_a_batch_do_what_they_do_one_by_one(seed: int) -> None:
+    """The outcomes, rows and holds are the same, also when ends are due before them."""
+    story = AnyStory(seed)
+    for _ in range(STEPS // 2):
+        story.step()
+    story.now += story.one_of([0, 1, 5])
+    requests = drawn(story, 6)
+    batch = decide_batch(story.policy, story.loaded(), requests, at(story.now))
+    begun, outcomes = len(story.rows), []
+    for request in requests:
+        try:
+            outcomes.append(story.do(request, story.now))
+        except CreditError as error:
+            outcomes.append(error)
+    assert [*map(repr, batch.outcomes)] == [*map(repr, outcomes)]
+    assert batch.postings == story.rows[begun:]
+    assert batch.state.accounts["ann"] == story.account
+    changes = batch.state.hold_changes or HoldChanges()
+    for name, hold in changes.placed.items():
+        assert hold == story.holds[name]
+    for name, fields in changes.changed.items():
+        assert replace(story.holds[name], **fields) == story.holds[name]

@@ -91,3 +91,17 @@ def test_a_refund_that_repays_a_debt_leaves_a_plain_account() -> None:
     assert (story.available, story.account.extras) == (-30, Extras())
     story.refund(charge.transaction_id, 30, 3)
     assert (story.credits, story.account.extras) == (0, None)
+
+
+def test_credits_are_used_by_priority_then_by_end_then_by_age() -> None:
+    """The base counts as priority 50 without an end, and comes before lots of that kind."""
+    story = Story(1)
+    story.grant(1, 1, source="older")
+    story.grant(1, 1, source="newer")
+    story.grant(1, 1, source="last", priority=60, end=5)
+    story.grant(1, 1, source="later", end=90)
+    story.grant(1, 1, source="sooner", end=9)
+    story.grant(1, 1, source="first", priority=10)
+    story.charge(7, 2)
+    order = [leg.lot and leg.lot.source for leg in story.rows[-1].legs or ()]
+    assert order == ["first", "sooner", "later", None, "older", "newer", "last"]
