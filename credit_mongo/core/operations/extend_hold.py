@@ -87,6 +87,9 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
         # What is no longer kept has no life beyond its lot's end.
         after = Advancing(breakdown.account(), request.transaction_id, now)
         after.end_lots(now)
+        # Heartbeats, which come by the dozen, leave nothing in the audit log.
+        is_heartbeat = request.amount is None and request.metadata is None
+        noted = {"holdId": hold.hold_id, "amount": amount, "expiresAt": hold.expires_at}
         return Decision(
             tuple(after.postings),
             hold_of(replace(record, **changes)),
@@ -94,6 +97,7 @@ class ExtendHold(Operation[ExtendHoldRequest, Hold]):
                 AccountChanged(after.account),
                 HoldChanged(hold.hold_id, request.transaction_id, changes),
             ),
+            None if is_heartbeat else noted,
         )
 
 

@@ -135,6 +135,7 @@ JOBS: Final[dict[str, Job]] = {
             "full_speed": NO_FLAG,
             "dry_run": NO_FLAG,
             "lease_seconds": [None, 0, *seconds(0.05, 3600)],
+            "hold_late_seconds": [None, *seconds(0, 366 * 24 * 3600)],
             "on_progress": NO_FUNCTION,
         },
     ),

@@ -374,10 +374,12 @@ async def test_holds_work_without_an_audit_log(shared: Database, user: str, cloc
 
 
 async def test_attempts_on_holds_are_audited(books: CreditLedger, user: str) -> None:
-    """Placing and releasing as successes, refusals as failures; heartbeats are too many."""
+    """Placing and releasing as successes, refusals as failures; plain heartbeats are too many."""
     await books.create_user(user, credits=10)
     hold = await books.place_hold(user, "post", amount=5)
     await books.extend_hold(hold.hold_id, used=3)
+    await books.extend_hold(hold.hold_id, amount=6)
+    await books.extend_hold(hold.hold_id, ttl=60, metadata={"step": 2})
     await books.release_hold(hold.hold_id)
     with pytest.raises(HoldClosedError):
         await books.extend_hold(hold.hold_id, used=4)
@@ -385,6 +387,8 @@ async def test_attempts_on_holds_are_audited(books: CreditLedger, user: str) -> 
     assert log == [
         ("extend_hold", "failed"),
         ("release_hold", "success"),
+        ("extend_hold", "success"),
+        ("extend_hold", "success"),
         ("place_hold", "success"),
         ("create_user", "success"),
     ]
