@@ -24,6 +24,8 @@ async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
         CreditLedger(client[APP], config()) as ledger,
     ):
         await ledger.create_user("u", credits=50)
+        granted = await ledger.grant("u", 5, action="gift", source="shop")
+        hold = await ledger.place_hold("u", "work", amount=10)
 
     async def call(role: str, database: str, *arguments: str) -> tuple[int, str, str]:
         where = ("--uri", guarded.uri_of(role, APP), "--database", database)
@@ -34,7 +36,17 @@ async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
     for role in ("creditReader", "creditRuntime"):
         code, output, errors = await call(role, APP, "balance", "u", "--json")
         assert (code, errors) == (0, "")
-        assert json.loads(output)["credits"] == 50
+        assert json.loads(output)["credits"] == 55
+        for reading in (("holds", "u"), ("users",), ("history", "u"), ("report",)):
+            assert (await call(role, APP, *reading))[0] == 0
+    for writing in (
+        ("release", hold.hold_id),
+        ("revoke", granted.transaction_id, "--action", "mistake"),
+        ("overdraft", "u", "0"),
+        ("grant", "u", "5", "--action", "gift", "--source", "shop"),
+    ):
+        assert (await call("creditRuntime", APP, *writing))[0] == 0
+        assert (await call("creditReader", APP, *writing))[0] == 2
     assert (await call("creditReader", APP, "verify"))[0] == 0
     assert (await call("creditArchiver", APP, "archive", "--older-than", "1d"))[0] == 0
     erasing = ("erase", "--user", "u", "--requested-by", "Eve", "--yes")
