@@ -31,7 +31,7 @@ class LaneCount:
         self._round_trip_seconds = round_trip_seconds
         self._look_again_at = float("-inf")
         self._is_far = False
-        self.open = 1
+        self.open: int = 1
 
     def grow(self, waiting: int, now: float) -> None:
         """Open another lane if so many waiting requests are worth it."""

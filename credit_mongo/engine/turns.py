@@ -74,9 +74,9 @@ class Turns:
         self._served_when_stuck: int | None = None
         self._met_at = float("-inf")
         self._written: Mapping[str, Account] = {}
-        self.served = 0
+        self.served: int = 0
         """The highest number that is known to have been served."""
-        self.seconds_a_turn = 0.0
+        self.seconds_a_turn: float = 0.0
         """How long this ledger's latest turn took."""
 
     def are_needed(self, now: float) -> bool:

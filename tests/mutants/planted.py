@@ -378,8 +378,8 @@ PLANTED: Final = (
     Bug(
         "a smaller hold leaves credits of ended lots",
         "core/operations/extend_hold.py",
-        "after.end_lots(now)\n        return Decision(",
-        "return Decision(",
+        "        after.end_lots(now)\n        # Heartbeats",
+        "        # Heartbeats",
         (RULES,),
     ),
     Bug(

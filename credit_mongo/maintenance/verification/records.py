@@ -90,7 +90,10 @@ class RecordSweep:
         return batch
 
     def _go_past(self, batch: list[Raw]) -> None:
-        self.place = batch[-1]["_id"]
+        self._set_place(batch[-1]["_id"])
+
+    def _set_place(self, place: Any) -> None:
+        self.place = place
 
 
 class RecordsOfUser(RecordSweep):
@@ -116,7 +119,8 @@ class RecordsOfUser(RecordSweep):
         if not isinstance(last, datetime):
             return  # not of the ledger: these come before all dates
         if last != self.place:
-            self.place, self._checked = last, set()
+            self._set_place(last)
+            self._checked = set()
         self._checked |= {r["_id"] for r in batch if r.get("createdAt") == last}
 
 
