@@ -54,7 +54,12 @@ class RowsToErase:
         )
         self.histories: tuple[History, History] = (live, archived)
         self.holds: tuple[str, str] = (names.holds, names.holds_archive)
-        self.collections: tuple[str, ...] = (*live[:2], *archived[:2], names.idempotency_records, *self.holds)
+        self.collections: tuple[str, ...] = (
+            *live[:2],
+            *archived[:2],
+            names.idempotency_records,
+            *self.holds,
+        )
 
     async def count(self) -> int:
         """Return about how many rows there are, without the idempotency records."""

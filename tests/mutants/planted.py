@@ -2094,8 +2094,8 @@ PLANTED: Final = (
     Bug(
         "an erasure leaves archived holds",
         "maintenance/erased_rows.py",
-        "self.holds = (names.holds, names.holds_archive)",
-        "self.holds = (names.holds,)",
+        "self.holds: tuple[str, str] = (names.holds, names.holds_archive)",
+        "self.holds: tuple[str, str] = (names.holds,)",
         (ARCHIVED_HOLDS,),
     ),
 )
