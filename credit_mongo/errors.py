@@ -35,6 +35,7 @@ __all__ = [
     "JobTimeoutError",
     "LedgerBusyError",
     "MembershipRequiredError",
+    "MigrationError",
     "MissingIdempotencyKeyError",
     "MissingVariableError",
     "PriceRoundsToZeroWarning",
@@ -490,6 +491,20 @@ class ArchiveManifestError(StorageError):
         )
         self.manifest_id: str = str(manifest_id)
         self.field = field
+
+
+class MigrationError(CreditError):
+    """A migration can't be applied or rolled back. ``migration`` is its name, "" if it's not one's.
+
+    ``reason`` also says what was done of it. Migrations before it stay done.
+    """
+
+    code = "MIGRATION"
+
+    def __init__(self, migration: str, reason: str) -> None:
+        super().__init__(f"{migration}: {reason}" if migration else reason)
+        self.migration = migration
+        self.reason = reason
 
 
 class IdempotencyKeyError(CreditError):

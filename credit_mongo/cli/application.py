@@ -88,8 +88,10 @@ def _program() -> Any:
 
 def _names_of(program: Any, arguments: Sequence[str]) -> dict[str, str]:
     """How the called command's parameters are typed, by their Python names: {"user": "USER"}."""
-    commands: dict[str, Any] = getattr(program, "commands", {})
-    called = next((commands[each] for each in arguments if each in commands), None)
+    called = program
+    for each in arguments:
+        # A group, such as migrate, has commands of its own.
+        called = getattr(called, "commands", {}).get(each, called)
     return {
         each.name: each.opts[0] if each.param_type_name == "option" else str(each.metavar)
         for each in getattr(called, "params", ())
@@ -97,9 +99,12 @@ def _names_of(program: Any, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _arrange() -> None:
+    groups = [each.typer_instance for each in app.registered_groups if each.typer_instance]
+    for group in (app, *groups):
+        for command in group.registered_commands:
+            # Join each paragraph's lines, so that Typer fits them to the terminal's width.
+            command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
     for command in app.registered_commands:
-        # Join each paragraph's lines, so that Typer fits them to the terminal's width.
-        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
         if command.rich_help_panel not in _PANELS:
             command.rich_help_panel = _PANELS[-1]
     app.registered_commands.sort(key=lambda each: _PANELS.index(str(each.rich_help_panel)))

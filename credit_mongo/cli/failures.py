@@ -15,7 +15,7 @@ from pymongo.errors import (
 )
 from typer import TyperException
 
-from credit_mongo.errors import CreditError, InvalidRequestError, JobTimeoutError
+from credit_mongo.errors import CreditError, InvalidRequestError, JobTimeoutError, MigrationError
 from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.unreachable import no_usable_server
 
@@ -76,7 +76,7 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
     cause = error.__cause__
     if (
         isinstance(error, CreditError)
-        and not isinstance(error, JobTimeoutError)
+        and not isinstance(error, JobTimeoutError | MigrationError)
         and isinstance(cause, OperationFailure)
     ):
         # The server's code says more: a missing privilege, for example.

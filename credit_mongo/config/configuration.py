@@ -60,6 +60,7 @@ __all__ = [
     "LONGEST_CLOCK_SKEW_SECONDS",
     "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",
+    "MIGRATIONS_COLLECTION",
     "SETTINGS_COLLECTION",
     "AuditConfig",
     "CollectionNames",
@@ -77,6 +78,8 @@ MAX_PRICES: Final = 10_000
 MAX_FORMULAS_LENGTH: Final = 1_000_000
 SETTINGS_COLLECTION: Final = "ledger_settings"
 """The collection in which all ledgers of a database store their settings."""
+MIGRATIONS_COLLECTION: Final = "ledger_migrations"
+"""The collection in which a database has the log and the lock of its migrations."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """The default: clocks set by NTP differ by much less than a second, clocks of machines that have
@@ -377,6 +380,9 @@ class CollectionNames(Part):
                 raise invalid(f"{name!r} starts with 'system.', which MongoDB reserves", field)
             if name == SETTINGS_COLLECTION:
                 reason = f"{name!r} is reserved: all ledgers keep their settings there"
+                raise invalid(reason, field)
+            if name == MIGRATIONS_COLLECTION:
+                reason = f"{name!r} is reserved: the log of the migrations is there"
                 raise invalid(reason, field)
             seen.add(name)
         return self

@@ -117,6 +117,19 @@ class LedgerDatabase:
         """The same, its documents decoded in another form."""
         return self._with(codec_options=codec_options)
 
+    def for_application(self, *, in_transaction: bool) -> Any:
+        """The driver's database, for code of the application's, decoded as its client does.
+
+        Writes are journaled by a majority. In a transaction, they have that one's concern instead:
+        the server refuses any other.
+        """
+        return self.client.get_database(
+            self.name,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern() if in_transaction else MAJORITY,
+            write_concern=WriteConcern() if in_transaction else JOURNALED_MAJORITY,
+        )
+
     def read_locally(self) -> LedgerDatabase:
         """The same as the primary has it, whether or not a majority has it yet."""
         return self._with(read_concern=ReadConcern("local"))

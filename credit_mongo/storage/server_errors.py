@@ -12,6 +12,7 @@ __all__ = [
     "COMMAND_NOT_SUPPORTED_ON_VIEW",
     "MAX_TIME_EXPIRED",
     "NAMESPACE_NOT_FOUND",
+    "OPERATION_NOT_SUPPORTED_IN_TRANSACTION",
     "UNAUTHORIZED",
     "is_gone",
 ]
@@ -23,6 +24,7 @@ NAMESPACE_NOT_FOUND: Final = 26
 MAX_TIME_EXPIRED: Final = 50
 COMMAND_NOT_FOUND: Final = 59
 COMMAND_NOT_SUPPORTED_ON_VIEW: Final = 166
+OPERATION_NOT_SUPPORTED_IN_TRANSACTION: Final = 263
 
 # SnapshotTooOld; and SnapshotUnavailable, because a collection or an index is too new.
 _SNAPSHOT_GONE: Final = frozenset({239, 246})
