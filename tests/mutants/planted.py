@@ -831,6 +831,13 @@ PLANTED: Final = (
         (RULES,),
     ),
     Bug(
+        "a hold without an audit log leaves no witness",
+        "storage/unit_of_work.py",
+        "        if holds is not None:\n            return self._witness_of_holds(holds)\n",
+        "",
+        (OUTCOMES,),
+    ),
+    Bug(
         "reads show lots and holds that have ended",
         "storage/reads.py",
         "return account if account.extras is None else (await self._advanced(account, seen))[0]",

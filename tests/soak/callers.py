@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import datetime, timezone
 from itertools import accumulate
 from random import Random
 from time import monotonic_ns
@@ -13,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from credit_mongo import CommitOutcomeUnknownError, CreditError, CreditLedger, StorageError
 from tests.soak.journal import Journal, Request
-from tests.soak.tariff import OPENING_CREDITS, TIERS
+from tests.soak.tariff import OPENING_CREDITS, TIERS, has_parts
 
 __all__ = ["WRITTEN", "Callers", "Share", "hot_and_cold"]
 
@@ -50,9 +51,40 @@ _WRITES: Final[Mapping[_Write, int]] = {
         },
     ): 3,
 }
+_OF_HOLDS: Final = ("extend_hold", "capture_hold", "release_hold")
+# Writes of users with lots and holds. They name a grant or a hold that was acknowledged.
+_PARTS: Final[Mapping[_Write, int]] = {
+    lambda r: (
+        "grant",
+        {
+            "amount": r.randint(1, 100),
+            "action": "promotion",
+            "expires_in": r.choice((1, 60, 600)),
+            "priority": r.choice((50, 50, 10, 90)),
+        },
+    ): 20,
+    lambda r: ("revoke", {"action": "chargeback", "amount": r.randint(1, 20)}): 5,
+    lambda r: ("set_overdraft", {"limit": r.choice((0, 100, 500))}): 3,
+    lambda r: (
+        "place_hold",
+        {
+            "action": "post",
+            "amount": r.randint(1, 90),
+            "ttl": r.choice((1, 30, 300)),
+            "overage": r.choice(("available", "debt", "reject")),
+            "on_timeout": r.choice(("settle", "settle", "release")),
+        },
+    ): 30,
+    lambda r: ("extend_hold", {"ttl": r.choice((1, 60)), "used": r.randint(0, 90)}): 15,
+    lambda r: ("capture_hold", {"amount": r.randint(0, 120), "final": r.random() < 0.7}): 22,
+    lambda _: ("release_hold", {}): 5,
+}
+_PARTS_MAKERS: Final = tuple(_PARTS)
+_PARTS_WEIGHTS: Final = tuple(accumulate(_PARTS.values()))
+_PARTS_SHARE: Final = 0.6
 _MAKERS: Final = tuple(_WRITES)
 _WEIGHTS: Final = tuple(accumulate(_WRITES.values()))
-WRITTEN: Final = frozenset(make(Random(0))[0].split()[0] for make in _MAKERS)
+WRITTEN: Final = frozenset(make(Random(0))[0].split()[0] for make in (*_MAKERS, *_PARTS_MAKERS))
 """The methods that callers write with."""
 
 
@@ -80,6 +112,8 @@ class Callers:
         seed: str,
         timeout: float,
         share: Share | None = None,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.longest_overrun = 0.0
@@ -89,10 +123,13 @@ class Callers:
         self._seed = seed
         self._timeout = timeout
         self.shared = hot_and_cold()
+        self._clock = clock
         self._share = share or Share()
         self._mine = self.shared[self._share.number :: self._share.count]
         self._own: list[str] = []
         self._charges: deque[tuple[str, str, int]] = deque(maxlen=_REMEMBERED)
+        self._grants: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
+        self._holds: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
         self._done: deque[Request] = deque(maxlen=_REMEMBERED)
         self._keys = 0
 
@@ -146,9 +183,14 @@ class Callers:
         method = getattr(self._ledger, request.operation)
         if not request.is_write:
             return await method(request.user_id)
+        arguments = dict(request.arguments)
+        subject = arguments.pop("subject", request.user_id)
+        if arguments.get("expires_at") is not None:
+            moment = arguments["expires_at"] / 1000
+            arguments["expires_at"] = datetime.fromtimestamp(moment, timezone.utc)
         return await method(
-            request.user_id,
-            **request.arguments,
+            subject,
+            **arguments,
             idempotency_key=request.key,
             metadata={"call": call_id},
         )
@@ -159,6 +201,10 @@ class Callers:
             self._charges.append((request.user_id, facts["transaction_id"], facts["cost"]))
         elif request.operation == "create_user" and request.user_id not in self.shared:
             self._own.append(request.user_id)
+        elif request.operation == "grant" and has_parts(request.user_id):
+            self._grants.append((request.user_id, facts["transaction_id"]))
+        elif request.operation == "place_hold":
+            self._holds.append((request.user_id, facts["hold_id"]))
 
     async def _caller(self, random: Random, calls: int | None) -> None:
         while not self.stopping.is_set() and calls != 0:
@@ -184,6 +230,8 @@ class Callers:
             used = random.choice(self._done)
             return Request("grant", used.user_id, {"amount": 7, "action": "theft"}, used.key)
         operation, arguments = _some_write(random)
+        if has_parts(user_id) and random.random() < _PARTS_SHARE:
+            user_id, operation, arguments = self._write_on_parts(random, user_id)
         if operation == "create_user":
             user_id = f"new-{self._journal.process}-{random.getrandbits(48):x}"
         elif operation == "refund of a charge":
@@ -195,6 +243,25 @@ class Callers:
         self._keys += 1
         key = f"{self._journal.process}/{self._keys}" if random.random() < 0.93 else None
         return Request(operation, user_id, arguments, key)
+
+    def _write_on_parts(self, random: Random, user_id: str) -> tuple[str, str, dict[str, Any]]:
+        """Choose a call on lots, debts or holds, and complete it by what was acknowledged."""
+        [make] = random.choices(_PARTS_MAKERS, cum_weights=_PARTS_WEIGHTS)
+        operation, arguments = make(random)
+        if "expires_in" in arguments:
+            seconds = arguments.pop("expires_in")
+            # Whole minutes, so that lots merge.
+            moment = (int(self._clock().timestamp() + seconds) // 60 + 1) * 60_000
+            return user_id, operation, {**arguments, "expires_at": moment}
+        if operation not in ("revoke", *_OF_HOLDS):
+            return user_id, operation, arguments
+        known = self._grants if operation == "revoke" else self._holds
+        if not known:
+            return user_id, "set_overdraft", {"limit": 100}
+        # Mostly one of the last, since others are settled already.
+        back = min(int(random.expovariate(0.2)), len(known) - 1)
+        user_id, subject = known[-1 - back]
+        return user_id, operation, {**arguments, "subject": subject}
 
     def _user(self, random: Random) -> str:
         chance = random.random()
@@ -218,8 +285,12 @@ def _facts(result: Any) -> dict[str, Any]:
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
     """Return the values that JSON can hold, with moments in milliseconds."""
-    return {
-        name: int(value.timestamp() * 1000) if hasattr(value, "timestamp") else value
-        for name, value in facts.items()
-        if not name.startswith("_")
-    }
+    return {name: _as_json(value) for name, value in facts.items() if not name.startswith("_")}
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "timestamp"):
+        return int(value.timestamp() * 1000)
+    if isinstance(value, tuple):
+        return [_as_json(each) for each in value]
+    return _plain(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 from tests.soak.journal import NEVER, Call
-from tests.soak.tariff import CAPS, TIERS, price
+from tests.soak.tariff import CAPS, TIERS, has_parts, price
 
 __all__ = ["violations"]
 
@@ -20,11 +20,17 @@ Row: TypeAlias = dict[str, Any]
 
 _CHANGES_TIER: Final = ("upgrade_tier", "downgrade_tier", "renew_tier")
 # No user is ever removed, and every refund names an acknowledged charge.
-_IMPOSSIBLE: Final = ("TRANSACTION_NOT_FOUND", "UNDEFINED_ACTION", "INVALID_REQUEST")
+_IMPOSSIBLE: Final = (
+    *("TRANSACTION_NOT_FOUND", "HOLD_NOT_FOUND", "UNDEFINED_ACTION", "INVALID_REQUEST"),
+)
+_STORED_AS: Final = {"capture_hold": "capture"}
 
 
 def violations(
-    calls: Mapping[str, Call], transactions: Sequence[Row], audit_logs: Sequence[Row]
+    calls: Mapping[str, Call],
+    transactions: Sequence[Row],
+    audit_logs: Sequence[Row],
+    holds: Sequence[Row] = (),
 ) -> list[str]:
     """Return every contradiction between calls and rows: none if all is well."""
     check = _Check(calls, transactions, audit_logs)
@@ -35,6 +41,8 @@ def violations(
         *check.refusals_are_audited(),
         *check.effects_are_right(),
         *check.order_follows_time(),
+        *check.holds_were_requested(holds),
+        *check.holds_are_as_told(holds),
     ]
 
 
@@ -51,7 +59,9 @@ class _Check:
         self.effects: dict[str, list[Row]] = defaultdict(list)
         self.chains: dict[str, list[Row]] = defaultdict(list)
         for row in transactions:
-            self.effects[_call_id(row)].append(row)
+            # What time led to, nobody has requested.
+            if row.get("writtenAt") is None:
+                self.effects[_call_id(row)].append(row)
             self.chains[row["userId"]].append(row)
         for chain in self.chains.values():
             chain.sort(key=lambda row: int(row["seq"]))
@@ -85,10 +95,13 @@ class _Check:
                 yield f"{call} has an effect: {rows[0]}"
             request = call.request
             requested = (
-                request.operation,
+                _STORED_AS.get(request.operation, request.operation),
                 request.user_id,
                 request.key,
-                request.arguments.get("action", request.operation),
+                # Holds are placed for posts alone.
+                "post"
+                if request.operation == "capture_hold"
+                else request.arguments.get("action", request.operation),
             )
             row = rows[0]
             stored = (row["operation"], row["userId"], row["idempotencyKey"], row["action"])
@@ -103,6 +116,8 @@ class _Check:
             if not call.request.is_write:
                 yield from self._check_reading(call)
                 continue
+            if _moved_nothing(call):
+                continue
             row = self._row_of(call)
             if row is None:
                 yield f"lost: {call}"
@@ -116,6 +131,8 @@ class _Check:
                 yield f"{call} was told something else than {row}"
 
     def _check_reading(self, call: Call) -> Iterator[str]:
+        if has_parts(call.request.user_id):
+            return  # It shows the ends that nobody has written yet.
         chain = self.chains.get(call.request.user_id, [])
         if call.request.operation == "get_balance":
             if all(row["balanceAfter"] != call.facts["credits"] for row in chain):
@@ -133,7 +150,7 @@ class _Check:
             if call.outcome != "refused":
                 continue
             code = call.facts["code"]
-            if code in _IMPOSSIBLE:
+            if code in _IMPOSSIBLE and not _is_refused_late(call):
                 yield f"wrongly refused: {call}"
             if code == "USER_NOT_FOUND" and call.request.user_id != "nobody":
                 yield f"a lost user: {call}"
@@ -164,7 +181,8 @@ class _Check:
             elif call.outcome == "refused" and rows[0]["details"]["code"] != call.facts["code"]:
                 yield f"{call} is audited as {rows[0]}"
         for call in self.calls.values():
-            if call.outcome == "refused" and call.request.is_write and call.call_id not in failed:
+            is_audited = call.request.is_write and not _is_refused_late(call)
+            if call.outcome == "refused" and is_audited and call.call_id not in failed:
                 yield f"not audited: {call}"
 
     def effects_are_right(self) -> Iterator[str]:
@@ -186,7 +204,12 @@ class _Check:
                 else:
                     if row["operation"] == "create_user":
                         tier = call.request.arguments["membership_tier"]
-                    right = row["amount"] == _amount(call, tier)
+                    # How much these take depends on what was there.
+                    limited = row["operation"] in ("capture", "revoke")
+                    amount = _amount(call, tier)
+                    right = row["amount"] == amount
+                    if limited and amount is not None:
+                        right = 0 <= -row["amount"] <= amount
                 if not right:
                     yield f"{call} at {tier} made {row} with {details}"
 
@@ -197,6 +220,9 @@ class _Check:
             if call.outcome == "refused" and call.facts["code"] == "INSUFFICIENT_CREDITS":
                 refused[call.request.user_id].append(call)
         for user_id, chain in self.chains.items():
+            if has_parts(user_id):
+                # What is available there depends on holds, too.
+                refused.pop(user_id, None)
             began = [self._began(row) for row in chain]
             known = [self.known_at.get(str(row["_id"]), NEVER) for row in chain]
             latest = list(accumulate(began, max))
@@ -211,9 +237,54 @@ class _Check:
                 if not any(row["balanceAfter"] == available for row in chain[first:last]):
                     yield f"there was no such balance at that time: {call}"
 
+    def holds_were_requested(self, holds: Sequence[Row]) -> Iterator[str]:
+        """Each hold was placed by one request."""
+        placed: dict[str, int] = defaultdict(int)
+        for row in holds:
+            call = self.calls.get(_call_id(row))
+            placed[_call_id(row)] += 1
+            if call is None or call.outcome in ("refused", "failed"):
+                yield f"{call} has a hold: {row}"
+            elif (call.request.operation, call.request.user_id) != ("place_hold", row["userId"]):
+                yield f"{call} made the hold {row}"
+        for call_id, count in placed.items():
+            if count > 1:
+                yield f"{self.calls.get(call_id)} has {count} holds"
+
+    def holds_are_as_told(self, holds: Sequence[Row]) -> Iterator[str]:
+        """Each hold is as its callers were told."""
+        by_id = {str(row["_id"]): row for row in holds}
+        for call in self.calls.values():
+            if call.outcome != "done" or "hold_id" not in call.facts:
+                continue
+            hold = by_id.get(call.facts["hold_id"])
+            if hold is None or hold["userId"] != call.request.user_id:
+                yield f"a lost hold: {call}"
+                continue
+            if call.facts["captured"] > hold["captured"]:
+                yield f"{call} was told of more than was captured: {hold}"
+            if call.request.operation == "release_hold" and hold["status"] != "released":
+                yield f"{call} released {hold}"
+            ends_it = call.request.operation == "capture_hold" and call.request.arguments["final"]
+            if ends_it and hold["status"] not in ("captured", "expired"):
+                yield f"{call} settled {hold}"
+
     def _began(self, row: Row) -> int:
         call = self.calls.get(_call_id(row))
         return call.began if call is not None else 0
+
+
+def _moved_nothing(call: Call) -> bool:
+    """Whether a call on a hold succeeded without a transaction."""
+    return "hold_id" in call.facts and call.facts.get("transaction_id") is None
+
+
+def _is_refused_late(call: Call) -> bool:
+    """Whether time, or other captures, can make a call with these arguments invalid."""
+    is_timed = call.request.operation in ("capture_hold", "extend_hold") or (
+        call.request.arguments.get("expires_at") is not None
+    )
+    return is_timed and call.facts.get("code") == "INVALID_REQUEST"
 
 
 def _call_id(row: Row) -> str:
@@ -222,7 +293,7 @@ def _call_id(row: Row) -> str:
 
 def _tells_of(call: Call, row: Row) -> bool:
     facts = call.facts
-    if row["operation"] != call.request.operation:
+    if row["operation"] != _STORED_AS.get(call.request.operation, call.request.operation):
         return False
     stored = (row["balanceBefore"], row["balanceAfter"], int(row["createdAt"].timestamp() * 1000))
     if row["operation"] == "create_user":
@@ -231,8 +302,15 @@ def _tells_of(call: Call, row: Row) -> bool:
     if row["operation"] in _CHANGES_TIER:
         told = (facts["old_credits"], facts["new_credits"], facts["created_at"])
         return told == stored and facts["credits_delta"] == row["amount"]
-    told = (facts["balance_before"], facts["balance_after"], facts["created_at"])
-    amount = -facts["cost"] if row["operation"] == "charge" else facts["amount"]
+    if row["operation"] == "set_overdraft":
+        told = (facts["balance"], facts["balance"], facts["created_at"])
+        return told == stored and facts["new_limit"] == row["newOverdraft"]
+    # What went back to a lot that had ended has a row of its own.
+    after = facts["balance_after"] + facts.get("expired_amount", 0)
+    told = (facts["balance_before"], after, facts["created_at"])
+    amount = -facts["cost"] if "cost" in facts else facts["amount"]
+    if row["operation"] == "revoke":
+        amount = -amount
     same_charge = str(row.get("refundOf")) == str(call.request.arguments.get("transaction_id"))
     return (
         told == stored
@@ -247,6 +325,8 @@ def _amount(call: Call, tier: str | None) -> int | None:
     arguments = call.request.arguments
     if call.request.operation == "create_user":
         return int(arguments["credits"])
+    if call.request.operation == "set_overdraft":
+        return 0
     if call.request.operation != "charge":
         return int(arguments["amount"])
     cost = arguments.get("amount")
@@ -261,7 +341,8 @@ def _is_right_change(call: Call, row: Row, details: Row) -> bool:
         return False
     arguments = call.request.arguments
     balance = CAPS[new_tier] if arguments.get("refill", True) else row["balanceBefore"]
-    if row["balanceAfter"] != balance:
+    # Lots come on top of the cap, and a debt is taken off it.
+    if row["balanceAfter"] != balance and not has_parts(row["userId"]):
         return False
     if call.request.operation == "renew_tier":
         return bool(new_tier == old_tier)

@@ -13,6 +13,7 @@ from typing import Any
 
 from credit_mongo import CreditLedger
 from tests.soak.callers import Callers, Share
+from tests.soak.clock import jumping_clock
 from tests.soak.journal import Journal
 from tests.soak.tariff import configuration
 
@@ -24,6 +25,7 @@ async def _main(settings: dict[str, Any]) -> None:
         settings["uri"],
         database=settings["database"],
         config=configuration(settings["timeout_seconds"]),
+        clock=jumping_clock(settings["clock_start"]),
     )
     callers = Callers(
         ledger,
@@ -31,6 +33,7 @@ async def _main(settings: dict[str, Any]) -> None:
         f"{settings['seed']} {settings['process']}",
         settings["timeout_seconds"],
         Share(settings["number"], settings["count"], settings["crossing"]),
+        clock=jumping_clock(settings["clock_start"]),
     )
 
     def stop() -> None:

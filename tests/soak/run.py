@@ -22,6 +22,7 @@ from tests.integration.promises import check_promises, rows, with_options
 from tests.soak.callers import Callers, Share
 from tests.soak.check import violations
 from tests.soak.children import Children
+from tests.soak.clock import jumping_clock
 from tests.soak.disturbances import APP_NAME, SHORT_LIFETIME_SECONDS, Disturbances
 from tests.soak.journal import Call, Journal, read_journals
 from tests.soak.tariff import configuration
@@ -131,15 +132,19 @@ class _Round:
             "crossing": share.crossing,
             # Shorter than the first process's: some give up while others still try.
             "timeout_seconds": _TIMEOUT_SECONDS / 2,
+            "clock_start": time.time(),
         }
+        clock = jumping_clock(settings["clock_start"])
         self.children = Children(options.children, settings, _TIMEOUT_SECONDS + 30)
         self.disturbances = Disturbances(replica_set, self.children, f"{self.seed} faults")
         self.journal = Journal(directory, "first")
         self.ledger = CreditLedger.connect(
-            self.uri, database=self.name, config=configuration(_TIMEOUT_SECONDS)
+            self.uri, database=self.name, config=configuration(_TIMEOUT_SECONDS), clock=clock
         )
         self.calls: dict[str, Call] = {}
-        self.callers = Callers(self.ledger, self.journal, self.seed, _TIMEOUT_SECONDS, share)
+        self.callers = Callers(
+            self.ledger, self.journal, self.seed, _TIMEOUT_SECONDS, share, clock=clock
+        )
 
     async def run(self, seconds: float, summary: Summary) -> None:
         """Open, disturb, stop, settle unknown outcomes, and check."""
@@ -207,11 +212,12 @@ class _Round:
         await self._check_endings(summary)
         async with AsyncMongoClient[dict[str, Any]](self.uri, tz_aware=True) as client:
             database = client[self.name]
-            found = await self._violations(database)
-            summary.violations += found
+            summary.violations += await self._violations(database, summary)
             await client.drop_database(self.name)
 
-    async def _violations(self, database: AsyncDatabase[dict[str, Any]]) -> list[str]:
+    async def _violations(
+        self, database: AsyncDatabase[dict[str, Any]], summary: Summary
+    ) -> list[str]:
         found: list[str] = []
         try:
             await check_promises(database)
@@ -221,7 +227,12 @@ class _Round:
         found += [f"verify: {finding}" for finding in verification.findings]
         self.calls = read_journals(self.directory.glob("*.jsonl"))
         transactions = await rows(database, "transactions")
-        return found + violations(self.calls, transactions, await rows(database, "audit_logs"))
+        audit_logs, holds = await rows(database, "audit_logs"), await rows(database, "holds")
+        summary.counts["holds placed"] += len(holds)
+        due = [row["operation"] for row in transactions if row.get("writtenAt") is not None]
+        summary.counts["ends of lots posted"] += due.count("expire")
+        summary.counts["ends of holds posted"] += due.count("capture")
+        return found + violations(self.calls, transactions, audit_logs, holds)
 
     async def _check_endings(self, summary: Summary) -> None:
         deadline = time.monotonic() + _LATEST_SECONDS

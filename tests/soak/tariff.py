@@ -6,7 +6,7 @@ from typing import Final
 
 from credit_mongo import CreditConfig
 
-__all__ = ["CAPS", "OPENING_CREDITS", "TIERS", "configuration", "price"]
+__all__ = ["CAPS", "OPENING_CREDITS", "TIERS", "configuration", "has_parts", "price"]
 
 TIERS: Final = ("free", "pro", "team")
 CAPS: Final = {"free": 20_000, "pro": 50_000, "team": 90_000}
@@ -31,6 +31,12 @@ def configuration(timeout_seconds: float) -> CreditConfig:
         },
         operation_timeout_seconds=timeout_seconds,
     )
+
+
+def has_parts(user_id: str) -> bool:
+    """Return whether a user has lots, holds and debts: every other of the shared ones."""
+    kind, _, number = user_id.partition("-")
+    return kind in {"hot", "cold"} and int(number) % 2 == 1
 
 
 def price(action: str, tier: str | None, n: int | None) -> int | None:

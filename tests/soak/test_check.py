@@ -16,7 +16,7 @@ from tests.integration.promises import Database, rows
 from tests.soak.callers import Callers
 from tests.soak.check import Row, violations
 from tests.soak.journal import NEVER, Call, Journal, read_journals
-from tests.soak.tariff import configuration
+from tests.soak.tariff import configuration, has_parts
 
 _CALLERS = 20
 _CALLS_EACH = 60
@@ -26,22 +26,31 @@ class History:
     """The calls made, and the rows stored."""
 
     def __init__(
-        self, calls: dict[str, Call], transactions: list[Row], audit_logs: list[Row]
+        self,
+        calls: dict[str, Call],
+        transactions: list[Row],
+        audit_logs: list[Row],
+        holds: list[Row],
     ) -> None:
         self.calls = calls
         self.transactions = transactions
         self.audit_logs = audit_logs
+        self.holds = holds
 
     def violations(self) -> list[str]:
         """Return what the check finds."""
-        return violations(self.calls, self.transactions, self.audit_logs)
+        return violations(self.calls, self.transactions, self.audit_logs, self.holds)
 
     def call_of(self, operation: str, outcome: str = "done", **facts: Any) -> Call:
-        """Return a call with a key and this outcome."""
+        """Return a call with a key and this outcome, of a user without holds if there is one.
+
+        What is told of these users is checked more closely.
+        """
         wanted = {"replayed": False, **facts} if outcome == "done" else facts
+        plain_first = sorted(self.calls.values(), key=lambda call: has_parts(call.request.user_id))
         return next(
             call
-            for call in self.calls.values()
+            for call in plain_first
             if (call.request.operation, call.outcome) == (operation, outcome)
             and call.request.key is not None
             and wanted.items() <= call.facts.items()
@@ -66,7 +75,8 @@ async def recorded(client: Any, tmp_path_factory: pytest.TempPathFactory) -> Any
         await callers.run(_CALLERS, _CALLS_EACH)
     journal.close()
     calls = read_journals([journal.path])
-    yield History(calls, await rows(database, "transactions"), await rows(database, "audit_logs"))
+    found = [await rows(database, name) for name in ("transactions", "audit_logs", "holds")]
+    yield History(calls, *found)
     await client.drop_database(database.name)
 
 
@@ -158,14 +168,36 @@ def _come_late(history: History) -> None:
 
 
 def _read_the_future(history: History) -> None:
-    next(call for call in history.calls.values() if call.request.operation == "get_balance").facts[
-        "credits"
-    ] = 77_777
+    reads = (call for call in history.calls.values() if call.request.operation == "get_balance")
+    next(call for call in reads if not has_parts(call.request.user_id)).facts["credits"] = 77_777
+
+
+def _lose_a_hold(history: History) -> None:
+    wanted = history.call_of("place_hold").facts["hold_id"]
+    history.holds[:] = [row for row in history.holds if str(row["_id"]) != wanted]
+
+
+def _double_a_hold(history: History) -> None:
+    history.holds.append({**history.holds[0], "_id": ObjectId()})
+
+
+def _undo_a_release(history: History) -> None:
+    wanted = history.call_of("release_hold").facts["hold_id"]
+    next(row for row in history.holds if str(row["_id"]) == wanted)["status"] = "active"
+
+
+def _revoke_more(history: History) -> None:
+    row = next(row for row in history.transactions if row["operation"] == "revoke")
+    row["amount"] -= 1000
 
 
 @pytest.mark.parametrize(
     "damage",
     [
+        _lose_a_hold,
+        _double_a_hold,
+        _undo_a_release,
+        _revoke_more,
         _lose,
         _double,
         _invent,
