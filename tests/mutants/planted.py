@@ -43,6 +43,8 @@ SKEW: Final = "tests/integration/test_clock_skew.py"
 FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
+MIGRATIONS: Final = "tests/integration/test_migrations.py"
+OPEN_ACCOUNTS: Final = "tests/integration/test_open_accounts.py"
 COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
 COSTS: Final = "tests/integration/test_keys_examined.py"
@@ -1396,6 +1398,41 @@ PLANTED: Final = (
         '"unique": True',
         '"unique": False',
         (SETTINGS,),
+    ),
+    Bug(
+        "a run of migrations that lost its lease writes to the log",
+        "maintenance/migrations/log.py",
+        '{"_id": _FENCE, "run": self._run}',
+        '{"_id": _FENCE}',
+        (MIGRATIONS,),
+    ),
+    Bug(
+        "a migration's commands can miss its transaction",
+        "maintenance/migrations/runner.py",
+        "async with session.bind(end_session=False):",
+        "if True:",
+        (MIGRATIONS,),
+    ),
+    Bug(
+        "a migration that a transaction applied is logged outside of it",
+        "maintenance/migrations/log.py",
+        '{"_id": name}, change, upsert=True, session=session',
+        '{"_id": name}, change, upsert=True',
+        (MIGRATIONS,),
+    ),
+    Bug(
+        "users who have spent all their credits get them again",
+        "maintenance/open_accounts.py",
+        'return {names.seq: None, "$nor": [is_whole]}',
+        'return {"$or": [{names.credits: 0}, {names.seq: None, "$nor": [is_whole]}]}',
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "a debt from before is forgotten",
+        "maintenance/open_accounts.py",
+        'if units < 0 and self._rules.negative == "debt":',
+        "if False:",
+        (OPEN_ACCOUNTS,),
     ),
     Bug(
         "settings that could not be compared count as compared",
