@@ -151,26 +151,28 @@ class _Opening:
 
     async def _page(self, where: Raw, place: str | None) -> list[Raw]:
         query = {"$and": [{"_id": self._users.ids_above(place)}, where, self._without_account()]}
-        fields = {self._users.names.credits: 1}
         return await self._collection.find(
-            query, fields, sort=BY_ID, hint=BY_ID, limit=_PAGE
+            query, self._users.fields, sort=BY_ID, hint=BY_ID, limit=_PAGE
         ).to_list()
 
     async def _open(self, page: Sequence[Raw], steps: Steps) -> None:
         field_name = self._users.names.credits
         new = [row for row in page if row.get(field_name) is None]
-        if self.dry_run:
-            self._found.opened += len(new)
-        else:
-            # The ledger commits them in batches.
-            await asyncio.gather(*(self._open_new(self._users.user_id_of(row)) for row in new))
+        # The ledger commits them in batches.
+        await asyncio.gather(*(self._open_new(row) for row in new))
         for row in page:
             if row.get(field_name) is not None:
                 await self._convert(row, field_name, steps)
 
-    async def _open_new(self, user_id: str) -> None:
-        if await self._is_done(self._create(user_id)):
+    async def _open_new(self, row: Raw) -> None:
+        user_id = self._users.user_id_of(row)
+        opening = self._check(user_id, row) if self.dry_run else self._create(user_id)
+        if await self._is_done(opening):
             self._found.opened += 1
+
+    async def _check(self, user_id: str, row: Raw) -> None:
+        self._users.check_id("user_id", user_id)
+        self._users.unopened_from(row)
 
     async def _create(self, user_id: str) -> None:
         for number in range(1, _MOST_TRIES + 1):
