@@ -177,6 +177,11 @@ class LedgerDatabase:
 
         return await _twice(run)
 
+    async def collection_names(self) -> list[str]:
+        """The names of all collections and views."""
+        with Unlogged():
+            return await self._driver.list_collection_names()
+
     async def describe(self, collection: str) -> Raw | None:
         """A collection or view as the server lists it; None if there is none of this name."""
         with Unlogged():
@@ -338,6 +343,12 @@ class Collection:
         """Delete the first that matches."""
         with Unlogged():
             done: DeleteResult = await self._driver.delete_one(query, session=session)
+            return done
+
+    async def delete_many(self, query: _Query) -> DeleteResult:
+        """Delete all that match."""
+        with Unlogged():
+            done: DeleteResult = await self._driver.delete_many(query)
             return done
 
     async def delete_by_ids(

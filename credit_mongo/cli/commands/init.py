@@ -13,6 +13,7 @@ from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.maintenance.indexes import IndexChange, IndexReport, ensure_indexes
+from credit_mongo.maintenance.migrations.development import mark_for_development
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.settings import stored_settings
 
@@ -32,6 +33,12 @@ def init(
     no_validators: Annotated[
         bool, typer.Option("--no-validators", help="Don't set a validator.")
     ] = False,
+    development: Annotated[
+        bool,
+        typer.Option(
+            "--development", help="Mark a new database, so that migrate reset may empty it."
+        ),
+    ] = False,
     timeout: Timeout = 10.0,
 ) -> int:
     """Create the ledger's missing collections, indexes and validator.
@@ -45,6 +52,9 @@ def init(
     settings = settings_of(where, config)
 
     async def work(found: Database) -> tuple[IndexReport, bool]:
+        if development and not dry_run:
+            ledger = LedgerDatabase.of(found, settings.collections, settings.users)
+            await mark_for_development(ledger)
         report = await ensure_indexes(
             found,
             settings.collections,

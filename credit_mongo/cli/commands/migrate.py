@@ -30,6 +30,7 @@ from credit_mongo.cli.output import AsJson, note, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.errors import MigrationError
 from credit_mongo.maintenance.indexes import IndexReport, ensure_all
+from credit_mongo.maintenance.migrations.development import reset as reset_database
 from credit_mongo.maintenance.migrations.files import create_file
 from credit_mongo.maintenance.migrations.log import Operator
 from credit_mongo.maintenance.migrations.plan import MigrationState
@@ -232,6 +233,42 @@ def resolve(
         show_facts({"database": where.database, "migration": resolved, "state": state})
     else:
         show(f"{resolved}: {state}, by hand")
+    return DONE
+
+
+@migrate.command("reset")
+def reset(
+    *,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="The database, named again."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, drop all of its data.")] = False,
+    directory: Directory = _HERE,
+    wait: Wait = 60.0,
+    operator: By = None,
+    show_traceback: ShowTraceback = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """Drop all data of a database for development, and apply all migrations to the empty one.
+
+    Only a database that was made by credit-mongo init --development can be reset.
+    """
+    if database is None or not yes:
+        raise typer.BadParameter("reset drops all data: give --database NAME and --yes")
+    where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config, reads_users=False)
+
+    async def work(found: Database) -> list[MigrationRun]:
+        migrations = _migrations(found, directory, operator, wait, as_json=as_json, verb="applied")
+        ledger = LedgerDatabase.of(found, settings.collections, settings.users)
+        return await reset_database(ledger, migrations)
+
+    runs = _told(lambda: where.run(work), show_traceback=show_traceback)
+    _show_runs(where, runs, "apply", dry_run=False, as_json=as_json)
     return DONE
 
 

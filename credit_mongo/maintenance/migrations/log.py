@@ -108,6 +108,10 @@ class Log:
         rows = self._collection.find({"state": {"$exists": True}}, {"runs": 0}, sort=[("_id", 1)])
         return {row["_id"]: Entry.of(row) for row in await rows.to_list()}
 
+    async def forget_all(self) -> None:
+        """Remove all entries, from the database of a development that is made anew."""
+        await self._collection.delete_many({"state": {"$exists": True}})
+
     async def state_of(self, name: str, session: AsyncClientSession) -> State | None:
         """Return a migration's state, None if it was never applied.
 

@@ -7,7 +7,8 @@ first stores that it began, and is run again if it never came to its end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -129,13 +130,26 @@ class Migrations:
             await self._log.state_of(name, session)
             await self._log.record(name, state, checksum, session, began=None, resolved=True)
 
+        async with self.locked() as steps:
+            await steps.take(store)
+        return name
+
+    async def forget_all(self) -> None:
+        """Remove all entries of the log, for a database that is made anew."""
+        await self._log.forget_all()
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[Steps]:
+        """Let no other run begin. Waits for one that is at work.
+
+        Raises MigrationError if it waited in vain.
+        """
         async with Steps(self._database.client, self._options.step) as steps:
-            lock = await self._locked(steps)
+            lock = await self._lock(steps)
             try:
-                await steps.take(store)
+                yield steps
             finally:
                 await lock.release()
-        return name
 
     async def _run(
         self, direction: Direction, to: str | None, *, dry_run: bool
@@ -145,19 +159,15 @@ class Migrations:
             chosen = await self._chosen(direction, last)
             return [MigrationRun(file.name, each.in_transaction, 0) for file, each in chosen]
         done: list[MigrationRun] = []
-        async with Steps(self._database.client, self._options.step) as steps:
-            # Before anything is written: the directory must be as it should.
-            if not await self._chosen(direction, last):
-                return done
-            lock = await self._locked(steps)
-            try:
-                # Again: the run that had the lock may have done all of it.
-                for file, migration in await self._chosen(direction, last):
-                    run = await self._carry_out(file, migration, direction, steps)
-                    done.append(run)
-                    self._options.on_run(run)
-            finally:
-                await lock.release()
+        # Before anything is written: the directory must be as it should.
+        if not await self._chosen(direction, last):
+            return done
+        async with self.locked() as steps:
+            # Again: the run that had the lock may have done all of it.
+            for file, migration in await self._chosen(direction, last):
+                run = await self._carry_out(file, migration, direction, steps)
+                done.append(run)
+                self._options.on_run(run)
         return done
 
     async def _chosen(
@@ -170,7 +180,7 @@ class Migrations:
             migration.step(direction)
         return chosen
 
-    async def _locked(self, steps: Steps) -> Lock:
+    async def _lock(self, steps: Steps) -> Lock:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._options.wait
         lock = self._log.lock(self._options.lease)
