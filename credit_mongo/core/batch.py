@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from credit_mongo.core.advance import MAX_DUE_ROWS, advance
+from credit_mongo.core.advance import EXPIRE, MAX_DUE_ROWS, advance
 from credit_mongo.core.decision import Decision, Posting, Request
 from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.core.policy import Policy
@@ -143,7 +143,8 @@ def _advance(
     if account.user_id in batch.unfinished:
         return False
     advanced = advance(account, now, request.transaction_id, most_rows=most_rows)
-    batch.postings += advanced.postings
+    for posting in advanced.postings:
+        _apply(batch, posting)
     batch.state.accounts[account.user_id] = advanced.account
     for change in advanced.changes:
         change.apply(batch.state)
@@ -174,6 +175,11 @@ def _accept(
 def _apply(batch: DecidedBatch, posting: Posting) -> None:
     batch.state.accounts[posting.account.user_id] = posting.account
     batch.postings.append(posting)
+    if posting.operation == EXPIRE:
+        for leg in posting.legs or ():
+            if leg.lot_id is not None:
+                expired = batch.state.expired
+                expired[leg.lot_id] = expired.get(leg.lot_id, 0) - leg.amount
 
 
 def _refuse(

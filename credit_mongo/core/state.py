@@ -89,6 +89,7 @@ class State:
         "_holds",
         "_unreadable",
         "accounts",
+        "expired",
         "hold_changes",
         "remembered",
         "unopened",
@@ -104,6 +105,8 @@ class State:
         self._grants: dict[str, RevocableGrant | AccountDataError] = dict(loaded.grants)
         self._holds: dict[str, HoldRecord | AccountDataError] = dict(loaded.holds)
         self.hold_changes: HoldChanges | None = None
+        self.expired: dict[str, int] = {}
+        """The units that ended in lots by rows of this batch, by the lot's id."""
 
     def moment_to_open(
         self, user_id: str, now: datetime, max_lead: timedelta | None = None

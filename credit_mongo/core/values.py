@@ -214,7 +214,8 @@ class RefundableCharge(NamedTuple):
 class RevocableGrant(NamedTuple):
     """A grant, with the smallest units that it gave and that revocations asked back so far.
 
-    ``lot`` is the lot that it went into, with an amount of 0, or None for the base.
+    ``lot`` is the lot that it went into, with an amount of 0, or None for the base. ``expired`` is
+    what ended in that lot.
     """
 
     transaction_id: str
@@ -222,6 +223,7 @@ class RevocableGrant(NamedTuple):
     granted: int
     revoked: int
     lot: Lot | None
+    expired: int = 0
 
     @property
     def revocable(self) -> int:

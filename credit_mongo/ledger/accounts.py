@@ -231,8 +231,9 @@ class AccountMethods(LedgerCalls):
         """Take back a grant, say after a chargeback: ``amount`` units, or all that is left of it.
 
         They are taken from the lot that the grant went into, then from the balance outside of lots,
-        then as a debt, as far as the overdraft allows. What holds keep is not taken. What could not
-        be taken is the result's ``uncollected``, and counts as revoked.
+        then as a debt, as far as the overdraft allows. What holds keep is not taken, and what has
+        expired in that lot is not taken again. What could not be taken is the result's
+        ``uncollected``, and counts as revoked.
 
         Raises TransactionNotFoundError if there is no such grant, RevokeExceedsGrantError if less
         is left of it, and IdempotencyConflictError.

@@ -37,6 +37,7 @@ __all__ = [
     "remembered_from",
     "revocable_from",
     "transaction_from",
+    "with_ends",
 ]
 
 # 16 KiB: three copies of it (transaction, audit log, idempotency record) for each of a batch of
@@ -285,6 +286,25 @@ def revocable_from(
         return AccountDataError(user_id, "legs", str(error), row_id=str(row["_id"]))
     lot = next((leg.lot for leg in legs if leg.lot is not None), None)
     return RevocableGrant(str(row["_id"]), user_id, granted, revoked, lot)
+
+
+def with_ends(
+    grant: RevocableGrant | AccountDataError, ends: Iterable[Mapping[str, Any]]
+) -> RevocableGrant | AccountDataError:
+    """The grant with what ended in its lot. ``ends`` are rows of ends of lots, its own among them.
+
+    An error if one of these rows is not what the ledger writes.
+    """
+    if isinstance(grant, AccountDataError) or grant.lot is None:
+        return grant
+    expired = 0
+    for row in ends:
+        try:
+            legs = legs_from(row.get("legs"))
+        except ExtrasError as error:
+            return AccountDataError(grant.user_id, "legs", str(error), row_id=str(row["_id"]))
+        expired -= sum(leg.amount for leg in legs if leg.lot_id == grant.lot.lot_id)
+    return grant._replace(expired=expired)
 
 
 def transaction_from(document: Mapping[str, Any], user_id: str) -> Transaction:

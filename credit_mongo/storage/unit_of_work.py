@@ -14,6 +14,7 @@ from typing import Any, Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
+from credit_mongo.core.advance import EXPIRE
 from credit_mongo.core.batch import DecidedBatch, Refusal
 from credit_mongo.core.decision import AnyRequest
 from credit_mongo.core.holds import HoldRecord
@@ -36,6 +37,7 @@ from credit_mongo.storage.rows import (
     refusal_row,
     remembered_from,
     revocable_from,
+    with_ends,
 )
 from credit_mongo.storage.server_transactions import fields_of
 
@@ -210,10 +212,34 @@ class Store:
             grants += await self._find(place, of_grants, fields, session)
             for row in await self._find(place, of_revocations, fields_of_revocations, session):
                 revocations.setdefault(row["revokeOf"], []).append(row)
-        return {
+        found = {
             str(row["_id"]): revocable_from(row, revocations.get(row["_id"], ()))
             for row in await self._without_erased(grants, session)
         }
+        ends = await self._find_ends(found.values(), session)
+        return {grant_id: with_ends(grant, ends) for grant_id, grant in found.items()}
+
+    async def _find_ends(
+        self, grants: Iterable[RevocableGrant | AccountDataError], session: AsyncClientSession
+    ) -> list[Raw]:
+        """The rows of ends of the lots that the grants went into."""
+        ends = [
+            # An index begins with these three.
+            {
+                "action": EXPIRE,
+                "userId": grant.user_id,
+                "createdAt": {"$gte": grant.lot.expires_at},
+                "operation": EXPIRE,
+                "legs.lot": to_object_id(grant.lot.lot_id),
+            }
+            for grant in grants
+            if isinstance(grant, RevocableGrant)
+            and grant.lot is not None
+            and grant.lot.expires_at is not None
+        ]
+        places = (self._names.transactions, self._names.transactions_archive) if ends else ()
+        found = [await self._find(place, {"$or": ends}, {"legs": 1}, session) for place in places]
+        return [row for rows in found for row in rows]
 
     async def _load_holds(
         self, hold_ids: Iterable[str], session: AsyncClientSession

@@ -194,6 +194,18 @@ class Operations(HoldOperations):
                     legs.append((into, part))
         return legs
 
+    def _ended_in(self, given: Lot | None) -> int:
+        """Return how many units ended in the lot that a grant opened or went into."""
+        return sum(
+            -units
+            for row in self.books.transactions
+            if row["operation"] == "expire"
+            for place, units in row["legs"]
+            if given is not None
+            and place is not None
+            and (place.number, place.ends) == (given.number, given.ends)
+        )
+
     def _revoke(self, call: Call, user: User, at: tuple[datetime, int]) -> Done:
         """From the grant's lot, then from the base as far as the overdraft goes."""
         grant = self.books.transaction(call.subject)
@@ -218,10 +230,12 @@ class Operations(HoldOperations):
         legs: Legs = []
         given = next((place for place, _ in grant["legs"] if place is not None), None)
         lot = None if given is None else user.lot_like(given)
+        # What has ended in the lot is gone already.
+        most = min(wanted, max(left - self._ended_in(given), 0))
         if lot is not None:
-            part = min(wanted, lot.units - user.pinned_in(lot))
+            part = min(most, lot.units - user.pinned_in(lot))
             legs.append((lot, part))
-        rest = wanted - sum(units for _, units in legs)
+        rest = most - sum(units for _, units in legs)
         free = user.base + user.overdraft - user.pinned_in(None)
         legs.append((None, max(min(rest, free), 0)))
         legs = user.take(legs)

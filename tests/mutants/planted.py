@@ -344,7 +344,7 @@ PLANTED: Final = (
     Bug(
         "what is due is never posted",
         "core/batch.py",
-        "    batch.postings += advanced.postings\n",
+        "    for posting in advanced.postings:\n        _apply(batch, posting)\n",
         "",
         (ADVANCE,),
     ),
@@ -390,6 +390,27 @@ PLANTED: Final = (
         "breakdown.lot_like(grant.lot)",
         "breakdown.lot(grant.lot.lot_id)",
         (RULES,),
+    ),
+    Bug(
+        "a revocation takes again what has expired",
+        "core/operations/revoke.py",
+        "collectible = max(grant.revocable - expired, 0)",
+        "collectible = grant.revocable",
+        (RULES,),
+    ),
+    Bug(
+        "a revocation takes again what expires with it",
+        "core/operations/revoke.py",
+        "expired += state.expired.get(grant.lot.lot_id, 0)",
+        "expired += 0",
+        (RULES,),
+    ),
+    Bug(
+        "a revocation does not read what has expired",
+        "storage/unit_of_work.py",
+        "return {grant_id: with_ends(grant, ends) for grant_id, grant in found.items()}",
+        "return found",
+        (LOTS_AND_HOLDS,),
     ),
     Bug(
         "a revocation takes what holds pin in a lot",
@@ -569,7 +590,7 @@ PLANTED: Final = (
     Bug(
         "a revocation takes other lots",
         "core/operations/revoke.py",
-        "breakdown.take(_parts(breakdown, grant, wanted))",
+        "breakdown.take(_parts(breakdown, grant, min(wanted, collectible)))",
         "breakdown.take(breakdown.parts(min(wanted, max(breakdown.available, 0))))",
         (RULES,),
     ),

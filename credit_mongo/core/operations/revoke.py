@@ -22,7 +22,7 @@ __all__ = ["Revoke", "RevokeRequest", "RevokeResult"]
 class RevokeResult:
     """What a revocation took (``amount``) and the balance before and after, in smallest units.
 
-    ``uncollected`` is what it was to take but could not: it was spent, or is held.
+    ``uncollected`` is what it was to take but could not: it was spent, is held, or has expired.
     """
 
     transaction_id: str
@@ -75,7 +75,12 @@ class Revoke(Operation[RevokeRequest, RevokeResult]):
         if not 0 < wanted <= grant.revocable:
             raise RevokeExceedsGrantError(grant.transaction_id, grant.revocable, wanted)
         breakdown = Breakdown(account)
-        breakdown.take(_parts(breakdown, grant, wanted))
+        expired = grant.expired
+        if grant.lot is not None:
+            expired += state.expired.get(grant.lot.lot_id, 0)
+        # What has expired is gone already. Taking it again would take what others have paid for.
+        collectible = max(grant.revocable - expired, 0)
+        breakdown.take(_parts(breakdown, grant, min(wanted, collectible)))
         changed = breakdown.account()
         taken = account.credits - changed.credits
         posting = post(

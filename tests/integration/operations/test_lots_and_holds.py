@@ -512,3 +512,19 @@ async def test_a_replayed_capture_equals_the_first(
     again = await books.capture_hold(hold.hold_id, amount=7, idempotency_key=user)
     assert (again, again.replayed) == (first, True)
     assert first.late is again.late is True
+
+
+@pytest.mark.parametrize("is_posted", [True, False])
+async def test_a_revocation_does_not_take_again_what_has_expired(
+    books: CreditLedger, user: str, clock: Clock, is_posted: bool
+) -> None:
+    """Whether the row of the end was written before, or is written with the revocation."""
+    await books.create_user(user, credits=50)
+    grant = await books.grant(user, 100, action="promo", expires_at=START + HOUR)
+    await books.charge(user, "post", amount=30)
+    clock.now = START + HOUR * 2
+    if is_posted:
+        await books.grant(user, 1, action="bonus")
+    revoked = await books.revoke(grant.transaction_id, action="chargeback")
+    assert (revoked.amount, revoked.uncollected) == (30, 70)
+    assert revoked.balance_after == 20 + is_posted

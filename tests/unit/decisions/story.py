@@ -132,7 +132,14 @@ class Story:
                 )
                 lots = [leg.lot for leg in row.legs or () if leg.lot is not None]
                 lot = lots[0] if lots else None
-                grants[name] = RevocableGrant(name, "ann", row.amount, revoked, lot)
+                ends = (
+                    leg
+                    for each in self.rows
+                    if each.operation == "expire"
+                    for leg in each.legs or ()
+                )
+                gone = -sum(leg.amount for leg in ends if lot and leg.lot_id == lot.lot_id)
+                grants[name] = RevocableGrant(name, "ann", row.amount, revoked, lot, gone)
         return Loaded(
             {"ann": self.account}, {}, charges, {}, frozenset(), grants=grants, holds=self.holds
         )

@@ -105,3 +105,22 @@ def test_credits_are_used_by_priority_then_by_end_then_by_age() -> None:
     story.charge(7, 2)
     order = [leg.lot and leg.lot.source for leg in story.rows[-1].legs or ()]
     assert order == ["first", "sooner", "later", None, "older", "newer", "last"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "taken", "uncollected"), [((100,), 40, 60), ((20, 80), 40, 60), ((70, 30), 40, 60)]
+)
+@pytest.mark.parametrize("is_posted", [True, False])
+def test_a_revocation_does_not_take_again_what_has_expired(
+    is_posted: bool, parts: tuple[int, ...], taken: int, uncollected: int
+) -> None:
+    """Of 100 granted, 40 were spent and 60 ended. Others' credits pay for no more than the 40."""
+    story = Story(500)
+    grant = story.grant(100, 1, end=10)
+    story.charge(40, 2)
+    if is_posted:
+        story.overdraft(0, 11)
+    results = [story.revoke(grant.transaction_id, 12, part) for part in parts]
+    assert sum(result.amount for result in results) == taken
+    assert sum(result.uncollected for result in results) == uncollected
+    assert story.credits == 460
