@@ -22,6 +22,7 @@ Database: TypeAlias = AsyncDatabase[Row]
 
 NAMES = CollectionNames()
 _CHARGES = ("charge", "capture")
+_MOVING_NOTHING = {"place_hold", "extend_hold", "release_hold", "capture"}
 
 
 async def check_promises(database: Database, names: CollectionNames = NAMES) -> None:
@@ -154,7 +155,7 @@ def _check_audit_logs(transactions: Iterable[Row], audit_logs: Iterable[Row]) ->
     by_id = {row["_id"]: row for row in transactions}
     successes = {row["_id"]: row for row in audit_logs if row["status"] == "success"}
     of_holds = [row for row in successes.values() if "balanceAfter" not in row["details"]]
-    assert {row["operation"] for row in of_holds} <= {"place_hold", "release_hold", "capture"}
+    assert {row["operation"] for row in of_holds} <= _MOVING_NOTHING
     assert successes.keys() - {row["_id"] for row in of_holds} == by_id.keys()
     for row_id, row in by_id.items():
         for field in ("userId", "operation", "action", "createdAt", "metadata"):

@@ -138,8 +138,9 @@ class SideBySide(RuleBasedStateMachine):
         return [row["transaction_id"] for row in chain if row["transaction_id"] is not None]
 
     def hold_at(self, number: int, user_id: str) -> str | None:
-        """Return one of the user's holds: mostly one that is still open, if there is one."""
-        holds = [hold for hold in self.books.holds if hold.user_id == user_id]
+        """Return a hold, mostly one of the user's that is still open."""
+        own = [hold for hold in self.books.holds if hold.user_id == user_id]
+        holds = own or self.books.holds
         active = [hold for hold in holds if hold.status == "active"]
         chosen = (active or holds) if number < 3 else holds
         return chosen[-1 - number % len(chosen)].hold_id if chosen else NO_SUCH_ID

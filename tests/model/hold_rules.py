@@ -211,6 +211,10 @@ class HoldOperations:
         if ttl is not None:
             hold.ends = max(hold.ends, moment + timedelta(seconds=ttl))
         self._end_lots(call.user_id, moment, moment)
+        if amount is not None or call.metadata is not None:
+            # A heartbeat has neither, and leaves nothing.
+            told = {"holdId": hold.hold_id, "amount": hold.amount, "expiresAt": hold.ends}
+            self.audit(call, at, told)
         return Done("Hold", shown_hold(hold))
 
     def _capture(self, call: Call, user: User, hold: Held, at: tuple[datetime, int]) -> Done:

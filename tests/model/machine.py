@@ -81,6 +81,22 @@ class LedgerMachine(SideBySide):
         """Make a charge, the most frequent operation."""
         self.make_call(self.resolve(plan))
 
+    @rule(plan=plans("place_hold", "place_hold", "grant"))
+    def keep_apart(self, plan: Plan) -> None:
+        """Place a hold or open a lot, so that what follows has something to work on."""
+        self.make_call(self.resolve(plan))
+
+    @rule(
+        plan=plans(
+            *("capture_hold", "capture_hold", "extend_hold", "release_hold"),
+            *("refund", "refund", "revoke"),
+        )
+    )
+    @precondition(lambda self: self.books.holds)
+    def follow_up(self, plan: Plan) -> None:
+        """Settle what calls before have begun."""
+        self.make_call(self.resolve(plan))
+
     @rule(plan=plans())
     def operate(self, plan: Plan) -> None:
         """Make any call that writes."""
