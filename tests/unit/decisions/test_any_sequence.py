@@ -258,7 +258,7 @@ def _sent_and_read(document: dict[str, Any]) -> dict[str, Any]:
     return decode(encode(document), codec_options=CODEC_OPTIONS)
 
 
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(0, 2**64))
 def test_no_sequence_of_operations_gives_or_takes_a_unit(seed: int) -> None:
     """Every row, lot, pin, hold and stored document agrees with the others after each step."""
@@ -288,7 +288,7 @@ def drawn(story: AnyStory, count: int) -> list[Request[Any]]:
     return requests
 
 
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(0, 2**64))
 def test_requests_that_share_a_batch_do_what_they_do_one_by_one(seed: int) -> None:
     """The outcomes, rows and holds are the same, also when ends are due before them."""
