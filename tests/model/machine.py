@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from credit_mongo import InvalidRequestError
-from tests.model.books import Facts, Refused
+from tests.model.books import Call, Facts, Refused
 from tests.model.comparison import SideBySide, World, answer_of, assert_same, send
 from tests.model.configurations import CONFIGURATIONS
 from tests.model.plans import (
@@ -71,7 +71,9 @@ class LedgerMachine(SideBySide):
         """Choose a configuration, and create the first users."""
         self.configuration = CONFIGURATIONS[name]
         for user, (units, tier, seconds) in zip(USERS, opening, strict=False):
-            arguments = {"credits": units, "membership_tier": tier}
+            # Without tiers, a user with one could not be created, and nothing would follow.
+            known = tier if self.configuration.levels else None
+            arguments = {"credits": units, "membership_tier": known}
             expires_at = None if seconds is None else Seconds(seconds)
             plan = {**arguments, "membership_expires_at": expires_at}
             self.make_call(self.resolve(Plan("create_user", user, tuple(plan.items()), None, 0)))
@@ -96,6 +98,32 @@ class LedgerMachine(SideBySide):
     def follow_up(self, plan: Plan) -> None:
         """Settle what calls before have begun."""
         self.make_call(self.resolve(plan))
+
+    @rule(number=st.integers(0, 9), beyond=st.integers(1, 50))
+    @precondition(lambda self: self.too_much(1))
+    def ask_for_too_much(self, number: int, beyond: int) -> None:
+        """Refund, revoke or capture more than there was."""
+        calls = self.too_much(beyond)
+        self.make_call(calls[number % len(calls)])
+
+    def too_much(self, beyond: int) -> list[Call]:
+        """Return calls on charges, grants and holds, each for more than these were."""
+        calls = []
+        for hold in self.books.holds:
+            if hold.overage == "reject":
+                arguments: Facts = {"amount": hold.amount + beyond, "final": True}
+                calls.append(Call("capture_hold", hold.user_id, arguments, subject=hold.hold_id))
+        for row in self.books.transactions:
+            name, amount = row["transaction_id"], abs(row["amount"]) + beyond
+            if name is None or amount > 2**53 - 1:
+                continue
+            arguments = {"amount": amount, "action": "support"}
+            if row["operation"] == "charge":
+                arguments = {**arguments, "transaction_id": name}
+                calls.append(Call("refund", row["user_id"], arguments))
+            elif row["operation"] == "grant":
+                calls.append(Call("revoke", row["user_id"], arguments, subject=name))
+        return calls
 
     @rule(plan=plans())
     def operate(self, plan: Plan) -> None:

@@ -113,9 +113,11 @@ def test_the_ledger_does_what_the_model_does(
             ),
         )
         with capsys.disabled():
-            missing = sorted(missing_outcomes(world)) or "nothing"
+            missing = sorted(missing_outcomes(world)) or "none"
             calls = world.outcomes.total()
-            print(f"{world.histories} histories with {calls} calls agree, without {missing}")
+            print(
+                f"{world.histories} histories with {calls} calls agree; outcomes missing: {missing}"
+            )
         if missing_outcomes(world) == set() or HISTORIES < DEFAULT_HISTORIES:
             break
     assert world.histories >= HISTORIES
