@@ -25,7 +25,11 @@ LIGHT: Final = "light 0000"
 RARE: Final = "top-up"
 """An action of which each user has two rows, the oldest ones."""
 ACTIONS: Final = ("post", "image", "translate", "complete")
-CONFIG: Final = CreditConfig(costs={action: {"default": 1} for action in ACTIONS})
+CONFIG: Final = CreditConfig(
+    costs={action: {"default": 1} for action in ACTIONS},
+    # The server may be busy with tens of thousands of rows that were just inserted.
+    operation_timeout_seconds=120,
+)
 _ROWS_OF_LIGHT: Final = 25
 _FAILED_EVERY: Final = 10
 _random: Final = Random(14)

@@ -25,8 +25,8 @@ from credit_mongo import (
     TransactionAbortedError,
     UserMapping,
 )
-from credit_mongo import ledger as ledger_module
 from credit_mongo.core.values import to_milliseconds
+from credit_mongo.ledger import calls as ledger_module
 from credit_mongo.maintenance.verification.repair import repair
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Client, Database, check_promises, count, rows
