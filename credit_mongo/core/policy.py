@@ -63,7 +63,7 @@ class Policy:
         """
         tier = self.membership.tier_in_force(account, self.time_for(account, now))
         cost = self.price(account, action, tier, variables).cost
-        return Quote(action, tier, cost, account.available, cost <= account.available)
+        return Quote(action, tier, cost, account.available, not account.lacks(cost))
 
     def find_price(self, account: Account, action: str, tier: str | None) -> Price | None:
         """Return the action's price for the user, or None if the action has no prices.

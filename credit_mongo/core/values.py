@@ -184,6 +184,10 @@ class Account(NamedTuple):
             return self.credits
         return self.credits - self.extras.held + self.extras.overdraft
 
+    def lacks(self, units: int) -> bool:
+        """Return whether the user can't pay this. What costs nothing is free in any debt."""
+        return units > max(self.available, 0)
+
 
 class Unopened(NamedTuple):
     """What the ledger takes from a user document of the application that has no account yet."""

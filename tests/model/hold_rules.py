@@ -311,8 +311,8 @@ class HoldOperations:
 
 
 def refuse_lack(user: User, user_id: str, units: int) -> None:
-    """Refuse what is not available."""
-    if units > user.available:
+    """Refuse what is not available. What costs nothing is free in any debt."""
+    if units > max(user.available, 0):
         raise Refused(
             "InsufficientCreditsError",
             user_id=user_id,

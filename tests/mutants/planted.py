@@ -79,15 +79,22 @@ PLANTED: Final = (
     Bug(
         "a missing balance guard",
         "core/operations/charge.py",
-        "if priced.cost > account.available:",
+        "if account.lacks(priced.cost):",
         "if False:",
         (RULES,),
     ),
     Bug(
         "the last credit cannot be spent",
         "core/operations/charge.py",
-        "if priced.cost > account.available:",
-        "if priced.cost >= account.available:",
+        "if account.lacks(priced.cost):",
+        "if account.lacks(priced.cost + 1):",
+        (RULES,),
+    ),
+    Bug(
+        "a debt makes free actions cost",
+        "core/values.py",
+        "return units > max(self.available, 0)",
+        "return units > self.available",
         (RULES,),
     ),
     Bug("a seq is skipped", "core/decision.py", "account.seq + 1,", "account.seq + 2,", (RULES,)),
@@ -639,7 +646,7 @@ PLANTED: Final = (
     Bug(
         "a hold for more than is available",
         "core/operations/place_hold.py",
-        "if priced.cost > account.available:",
+        "if account.lacks(priced.cost):",
         "if False:",
         (RULES,),
     ),
@@ -653,7 +660,7 @@ PLANTED: Final = (
     Bug(
         "a hold grows beyond what is available",
         "core/operations/extend_hold.py",
-        "if more > breakdown.available:",
+        "if more > max(breakdown.available, 0):",
         "if False:",
         (RULES,),
     ),

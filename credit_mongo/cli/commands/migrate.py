@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 _LONGEST_WAIT_SECONDS: Final = 24 * 3600
 _COLUMNS: Final = ("state", "migration", "at", "by", "seconds")
 
-migrate = typer.Typer(
+migrate: Final[typer.Typer] = typer.Typer(
     name="migrate", help="Change the application's data by migrations, once and in order."
 )
 app.add_typer(migrate, rich_help_panel="Maintenance")

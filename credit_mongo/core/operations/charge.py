@@ -65,7 +65,7 @@ class Charge(Operation[ChargeRequest, ChargeResult]):
         else:
             policy.find_price(account, request.action, tier)
             priced = Priced(request.amount)
-        if priced.cost > account.available:
+        if account.lacks(priced.cost):
             raise InsufficientCreditsError(account.user_id, priced.cost, account.available)
         details: dict[str, Any] = {"tier": tier}
         if priced.formula is not None:

@@ -106,7 +106,7 @@ def _resized(breakdown: Breakdown, hold: ActiveHold, record: HoldRecord, amount:
     if amount < hold.captured:
         raise InvalidRequestError("amount", f"is less than the {hold.captured} captured before")
     more = amount - hold.captured - hold.held
-    if more > breakdown.available:
+    if more > max(breakdown.available, 0):
         raise InsufficientCreditsError(record.user_id, more, breakdown.available)
     if more >= 0:
         return hold._replace(pins=added_pins(hold.pins, breakdown.parts(more)))

@@ -56,7 +56,7 @@ class PlaceHold(Operation[PlaceHoldRequest, Hold]):
             priced = policy.price(account, request.action, tier, request.variables)
         else:
             priced = Priced(request.amount)
-        if priced.cost > account.available:
+        if account.lacks(priced.cost):
             raise InsufficientCreditsError(account.user_id, priced.cost, account.available)
         breakdown = Breakdown(account)
         if len(breakdown.holds) >= MAX_HOLDS:

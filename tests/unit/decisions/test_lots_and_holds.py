@@ -8,8 +8,10 @@ import pytest
 
 from credit_mongo import CreditConfig, MembershipConfig
 from credit_mongo.core.extras import Extras, Lot
+from credit_mongo.core.operations.charge import ChargeRequest
 from credit_mongo.core.values import LARGEST_BALANCE
-from credit_mongo.errors import InvalidRequestError
+from credit_mongo.errors import InsufficientCreditsError, InvalidRequestError
+from tests.unit.decisions.accounts import new_id
 from tests.unit.decisions.story import Story
 from tests.unit.decisions.test_figures import lot
 
@@ -124,3 +126,24 @@ def test_a_revocation_does_not_take_again_what_has_expired(
     assert sum(result.amount for result in results) == taken
     assert sum(result.uncollected for result in results) == uncollected
     assert story.credits == 460
+
+
+def test_what_costs_nothing_is_free_in_any_debt() -> None:
+    """A limit below the debt stops what costs something, and nothing else."""
+    policy = CreditConfig(costs={"free": {"default": 0}, "post": {"default": 1}}).policy
+    story = Story(0, overdraft=50, policy=policy)
+    hold = story.hold(5, 0)
+    story.charge(40, 1)
+    story.overdraft(10, 2)
+    assert story.available == -35
+    request: dict[str, Any] = {"user_id": "ann", "amount": None, "variables": None}
+    free = ChargeRequest(**request, transaction_id=new_id(), action="free")
+    assert story.do(free, 3).balance_after == -40
+    assert story.hold(None, 3, action="free").amount == 0
+    assert story.extend(hold.hold_id, 3, amount=5).amount == 5
+    assert story.extend(hold.hold_id, 3, amount=4).amount == 4
+    paid = ChargeRequest(**request, transaction_id=new_id(), action="post")
+    with pytest.raises(InsufficientCreditsError):
+        story.do(paid, 4)
+    with pytest.raises(InsufficientCreditsError):
+        story.extend(hold.hold_id, 4, amount=6)
