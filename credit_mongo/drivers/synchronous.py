@@ -127,7 +127,7 @@ class AdaptedClient(_Adapted):
 class AdaptedDatabase(_Adapted):
     """As an ``AsyncDatabase``."""
 
-    _awaited = frozenset({"command"})
+    _awaited = frozenset({"command", "list_collection_names"})
     _give_cursors = frozenset({"list_collections"})
 
     def __init__(self, delegate: Any, run: Run, client: AdaptedClient) -> None:

@@ -62,8 +62,10 @@ def files_of_the_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in sorted((ROOT / "docs").rglob("*.md")):
         for block in blocks_of(page.read_text(encoding="utf-8")):
             if block.language == "python" and block.title is not None:
-                assert not (directory / block.title).exists(), f"two pages have a {block.title}"
-                (directory / block.title).write_text(block.text, encoding="utf-8")
+                path = directory / block.title
+                assert not path.exists(), f"two pages have a {block.title}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
     return directory
 
 
@@ -93,7 +95,7 @@ def test_the_readme_passes_strict_mypy_without_plugins(application: Path) -> Non
 def test_the_files_of_the_pages_pass_strict_mypy_without_plugins(files_of_the_pages: Path) -> None:
     """An application on FastAPI, and its tests with the fixtures."""
     options = ["--strict", "--config-file=", f"--cache-dir={ROOT / '.mypy_cache' / 'readme'}"]
-    count = len(list(files_of_the_pages.iterdir()))
+    count = len(list(files_of_the_pages.rglob("*.py")))
     assert count >= 4
     assert _check(["mypy", *options, "."], files_of_the_pages) == (
         0,
