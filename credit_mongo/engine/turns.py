@@ -35,7 +35,7 @@ from typing import Final
 
 from bson import Int64
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
 from credit_mongo.core.values import Account
 from credit_mongo.engine.attempt import Attempt, Stage
@@ -148,6 +148,12 @@ class TurnTaker:
 
     async def wait(self, attempt: Attempt, ticket: Ticket) -> bool:
         """Wait until the batch with this ticket is next. Returns whether it is to take the turn."""
+        try:
+            return await self._wait(attempt, ticket)
+        except OperationFailure:
+            return True  # Only the place in the queue is lost: taking the turn shows what is wrong.
+
+    async def _wait(self, attempt: Attempt, ticket: Ticket) -> bool:
         turns, clock = self.turns, asyncio.get_running_loop().time
         if turns.are_needed(clock()):
             if attempt.lost_turn:
