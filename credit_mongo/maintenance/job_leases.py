@@ -87,11 +87,10 @@ class JobLease(ABC):
                 await self.collection.update_one(own, self._renewal())
 
     async def release(self) -> None:
-        """Let the next run begin."""
-        if self._beating is None:
-            return
-        self._beating.cancel()
-        await asyncio.gather(self._beating, return_exceptions=True)
+        """Let the next run begin. A run that was cancelled while it took the lease may have it."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
         # If the release fails, the lease expires by itself.
         with contextlib.suppress(PyMongoError, asyncio.TimeoutError):
             own = {"_id": _LEASE, "run": self._run}
