@@ -6,6 +6,7 @@ as a leg, and returns the changed account at the end. Only the base goes below z
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -64,8 +65,7 @@ class Breakdown:
 
     def pinned(self, lot_id: str | None) -> int:
         """Return the units that holds pin in a lot or (None) in the base."""
-        pins = [pin for hold in self.holds for pin in hold.pins]
-        return sum(pin.amount for pin in pins if pin.lot_id == lot_id)
+        return self._pinned()[lot_id]
 
     def lot(self, lot_id: str | None) -> Lot | None:
         """Return the lot with this id, or None if there is no such lot now."""
@@ -82,22 +82,24 @@ class Breakdown:
         What other holds pin is left out. ``amount`` is at most what is available.
         """
         found: list[Pin] = []
+        pinned = self._pinned()
         base_is_next = True
         for lot in self._lots:
             if base_is_next and is_used_after_base(lot):
                 base_is_next = False
-                amount -= _part(found, None, amount, self.base - self.pinned(None))
+                amount -= _part(found, None, amount, self.base - pinned[None])
             if amount == 0:
                 break
-            amount -= _part(found, lot.lot_id, amount, lot.amount - self.pinned(lot.lot_id))
+            amount -= _part(found, lot.lot_id, amount, lot.amount - pinned[lot.lot_id])
         # All that is left is the base's, below zero if need be.
         _part(found, None, amount, amount)
         return found
 
     def ended_lots(self, now: datetime) -> list[Leg]:
         """Return what must go from lots that have ended: all but what holds pin."""
+        pinned = self._pinned()
         ended = [lot for lot in self._lots if lot.has_ended(now)]
-        legs = [Leg(lot, self.pinned(lot.lot_id) - lot.amount) for lot in ended]
+        legs = [Leg(lot, pinned[lot.lot_id] - lot.amount) for lot in ended]
         return [leg for leg in legs if leg.amount < 0]
 
     # Changes
@@ -160,6 +162,14 @@ class Breakdown:
     def legs(self) -> tuple[Leg, ...] | None:
         """Return the moves so far; None if only the base has changed."""
         return tuple(self._legs) if any(leg.lot is not None for leg in self._legs) else None
+
+    def _pinned(self) -> Counter[str | None]:
+        """The units that holds pin, by lot. None stands for the base."""
+        pinned: Counter[str | None] = Counter()
+        for hold in self.holds:
+            for pin in hold.pins:
+                pinned[pin.lot_id] += pin.amount
+        return pinned
 
     def _held(self) -> int:
         return sum(hold.held for hold in self.holds)

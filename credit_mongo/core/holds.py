@@ -36,6 +36,7 @@ __all__ = [
     "check_ttl",
     "remove_hold",
     "replace_hold",
+    "split_pins",
     "take_for",
 ]
 
@@ -120,7 +121,7 @@ def take_for(breakdown: Breakdown, hold: ActiveHold, total: int) -> Taken:
     Returns the hold as it is afterwards, which also replaces it in the breakdown.
     """
     wanted = max(total - hold.claimed, 0)
-    taken, left = _split(hold.pins, wanted)
+    taken, left = split_pins(hold.pins, wanted)
     from_pins = sum(pin.amount for pin in taken)
     after = hold._replace(pins=left)
     # First, since what is taken is pinned no longer.
@@ -188,7 +189,7 @@ def added_pins(pins: tuple[Pin, ...], more: Iterable[Pin]) -> tuple[Pin, ...]:
     return tuple(found)
 
 
-def _split(pins: tuple[Pin, ...], amount: int) -> tuple[tuple[Pin, ...], tuple[Pin, ...]]:
+def split_pins(pins: tuple[Pin, ...], amount: int) -> tuple[tuple[Pin, ...], tuple[Pin, ...]]:
     """Split off the first ``amount`` units of the pins, or as many as there are."""
     first: list[Pin] = []
     rest: list[Pin] = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from credit_mongo.core.formula import Formula
 from credit_mongo.core.values import LARGEST_AMOUNT
@@ -31,6 +31,17 @@ class Priced(NamedTuple):
     cost: int
     formula: str | None = None
     variables: Mapping[str, int | Decimal] | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the audit log tells of the formula. Nothing if there was none."""
+        if self.formula is None:
+            return {}
+        used = self.variables or {}
+        return {
+            "formula": self.formula,
+            "variables": {name: str(value) for name, value in used.items()},
+        }
 
 
 @dataclass(frozen=True, slots=True)

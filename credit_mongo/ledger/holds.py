@@ -151,10 +151,9 @@ class HoldMethods(LedgerCalls):
         amount = None if amount is None else check_amount("amount", amount, least=0)
         used = None if used is None else check_amount("used", used, least=0)
         common = self._without_user(idempotency_key, idempotency_ttl, metadata)
-        hold_id, common["user_id"] = await self._owned_hold(hold_id, session)
+        common |= await self._owned_hold(hold_id, session)
         request = ExtendHoldRequest(
             **common,
-            hold_id=hold_id,
             ttl=longer,
             amount=amount,
             used=used,
@@ -192,10 +191,9 @@ class HoldMethods(LedgerCalls):
         exact = None if variables is None else exact_variables(variables)
         is_final = check_flag("final", final)
         common = self._without_user(idempotency_key, idempotency_ttl, metadata)
-        hold_id, common["user_id"] = await self._owned_hold(hold_id, session)
+        common |= await self._owned_hold(hold_id, session)
         request = CaptureHoldRequest(
             **common,
-            hold_id=hold_id,
             amount=amount,
             variables=exact,
             is_final=is_final,
@@ -217,8 +215,8 @@ class HoldMethods(LedgerCalls):
         IdempotencyConflictError.
         """
         common = self._without_user(idempotency_key, idempotency_ttl, metadata)
-        hold_id, common["user_id"] = await self._owned_hold(hold_id, session)
-        request = ReleaseHoldRequest(**common, hold_id=hold_id)
+        common |= await self._owned_hold(hold_id, session)
+        request = ReleaseHoldRequest(**common)
         return await self._submit(request, session)
 
     async def get_hold(self, hold_id: str, *, session: AnySession | None = None) -> Hold:
@@ -272,7 +270,7 @@ class HoldMethods(LedgerCalls):
             on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),
         )
 
-    async def _owned_hold(self, hold_id: object, session: AnySession | None) -> tuple[str, str]:
+    async def _owned_hold(self, hold_id: object, session: AnySession | None) -> dict[str, str]:
         """Return the id in the form that is stored, and the hold's user, who never changes."""
         hold_id = check_transaction_id("hold_id", hold_id)
         user_id = self._owners_of_holds.get(hold_id)
@@ -280,4 +278,4 @@ class HoldMethods(LedgerCalls):
             own = self._database.session(session)
             user_id = await self._read(own, self._history.owner_of_hold, hold_id, own)
             self._remember_owner(hold_id, user_id)
-        return hold_id, user_id
+        return {"hold_id": hold_id, "user_id": user_id}

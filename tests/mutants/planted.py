@@ -464,7 +464,7 @@ PLANTED: Final = (
     Bug(
         "an end takes what holds pin",
         "core/breakdown.py",
-        "Leg(lot, self.pinned(lot.lot_id) - lot.amount)",
+        "Leg(lot, pinned[lot.lot_id] - lot.amount)",
         "Leg(lot, -lot.amount)",
         (RULES,),
     ),
@@ -527,14 +527,14 @@ PLANTED: Final = (
     Bug(
         "charges take what holds pin in a lot",
         "core/breakdown.py",
-        "amount -= _part(found, lot.lot_id, amount, lot.amount - self.pinned(lot.lot_id))",
+        "amount -= _part(found, lot.lot_id, amount, lot.amount - pinned[lot.lot_id])",
         "amount -= _part(found, lot.lot_id, amount, lot.amount)",
         (RULES,),
     ),
     Bug(
         "charges take what holds pin in the base",
         "core/breakdown.py",
-        "amount -= _part(found, None, amount, self.base - self.pinned(None))",
+        "amount -= _part(found, None, amount, self.base - pinned[None])",
         "amount -= _part(found, None, amount, self.base)",
         (RULES,),
     ),

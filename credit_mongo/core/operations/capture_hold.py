@@ -172,10 +172,7 @@ def _decision(
     details: dict[str, Any] = {"holdId": record.hold_id, "uncollected": uncollected}
     if is_late:
         details["late"] = True
-    if priced.formula is not None:
-        used = priced.variables or {}
-        details["formula"] = priced.formula
-        details["variables"] = {name: str(value) for name, value in used.items()}
+    details |= priced.details
     changed = breakdown.account()
     postings = []
     if cost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from credit_mongo.core.breakdown import spend
 from credit_mongo.core.decision import Decision, Operation, Request, UsageKinds, post
@@ -67,11 +67,7 @@ class Charge(Operation[ChargeRequest, ChargeResult]):
             priced = Priced(request.amount)
         if account.lacks(priced.cost):
             raise InsufficientCreditsError(account.user_id, priced.cost, account.available)
-        details: dict[str, Any] = {"tier": tier}
-        if priced.formula is not None:
-            details["formula"] = priced.formula
-            used = priced.variables or {}
-            details["variables"] = {name: str(value) for name, value in used.items()}
+        details = {"tier": tier, **priced.details}
         changed, legs = spend(account, priced.cost)
         posting = post(request, account, -priced.cost, now, details, changed=changed, legs=legs)
         return Decision(

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from credit_mongo.core.advance import Advancing
 from credit_mongo.core.breakdown import Breakdown
 from credit_mongo.core.decision import Decision, Needs, Operation, Request
-from credit_mongo.core.extras import ActiveHold, Pin
+from credit_mongo.core.extras import ActiveHold
 from credit_mongo.core.holds import (
     HoldChanged,
     HoldRecord,
     active_part,
     added_pins,
     replace_hold,
+    split_pins,
 )
 from credit_mongo.core.operations.hold_results import Hold, hold_of
 from credit_mongo.core.policy import Policy
@@ -110,11 +111,5 @@ def _resized(breakdown: Breakdown, hold: ActiveHold, record: HoldRecord, amount:
         raise InsufficientCreditsError(record.user_id, more, breakdown.available)
     if more >= 0:
         return hold._replace(pins=added_pins(hold.pins, breakdown.parts(more)))
-    pins: list[Pin] = []
-    left = amount - hold.captured
-    for pin in hold.pins:
-        part = min(pin.amount, left)
-        left -= part
-        if part:
-            pins.append(Pin(pin.lot_id, part))
-    return hold._replace(pins=tuple(pins))
+    kept, _ = split_pins(hold.pins, amount - hold.captured)
+    return hold._replace(pins=kept)
