@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bson import ObjectId
-from pymongo.errors import PyMongoError
 
 from credit_mongo import CreditConfig, CreditLedger
 from tests.integration.promises import Client, Database, Row
@@ -101,7 +99,6 @@ def _examined(noted: Any) -> Examined:
 @asynccontextmanager
 async def grown_books(client: Client, size: int) -> AsyncIterator[Books]:
     """Books of ``size`` transactions: half of one user's, the others of users with few each."""
-    await _until_it_answers(client)
     database = client[f"test_{uuid4().hex[:12]}"]
     async with CreditLedger(database, CONFIG) as ledger:
         await ledger.ensure_indexes()
@@ -116,14 +113,6 @@ async def grown_books(client: Client, size: int) -> AsyncIterator[Books]:
                 await database[name].insert_many(some, ordered=False)
         yield Books(database, ledger)
     await client.drop_database(database.name)
-
-
-async def _until_it_answers(client: Client) -> None:
-    """Wait for a client whose event loop another test has kept busy for long."""
-    for _ in range(10):
-        with contextlib.suppress(PyMongoError):
-            await client.admin.command("ping")
-            return
 
 
 def _add_user(rows: dict[str, list[Row]], user_id: str, count: int) -> None:

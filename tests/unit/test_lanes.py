@@ -102,6 +102,11 @@ class Commits:
         return refusal if isinstance(refusal, InsufficientCreditsError) else result(of)
 
 
+# For tests that move the time of their event loop. On the shared loop, that would put off the
+# client's monitor, and later tests would find no server.
+on_a_loop_of_its_own = pytest.mark.asyncio(loop_scope="function")
+
+
 @pytest_asyncio.fixture
 async def commits() -> AsyncIterator[Commits]:
     """Commits, which are let go at the end of the test."""
@@ -509,6 +514,7 @@ async def test_requests_behind_a_long_backlog_wait_for_further_commits_in_order(
     assert commits.batches + commits.patient == [["1", "2"]] * 4
 
 
+@on_a_loop_of_its_own
 async def test_a_user_that_was_held_stays_apart_for_a_while(
     commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,6 +557,7 @@ async def test_a_user_that_was_held_never_meets_two_lanes(commits: Commits) -> N
     await asyncio.gather(*third)
 
 
+@on_a_loop_of_its_own
 async def test_the_ledger_forgets_users_that_were_held_long_ago(
     commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
