@@ -279,7 +279,8 @@ class HoldsConfig(Part):
 class MembershipConfig(Part):
     """The tiers, the actions that need one, and the balance that each tier sets.
 
-    ``tiers`` gives each tier its level, 0 to 1,000,000; a higher level is a better tier.
+    ``tiers`` gives each tier its level, 0 to 1,000,000; a higher level is a better tier. It may be
+    empty, as it is without a ``MembershipConfig``.
     ``requirements`` names the lowest tier that an action needs; None means no requirement.
     ``credits_caps`` gives each tier its cap: a change to it sets the base of the balance, that is
     the balance without lots. ``on_change`` says how: ``"cap"`` sets it to the cap, ``"raise"`` does
@@ -290,7 +291,7 @@ class MembershipConfig(Part):
     2000.
     """
 
-    tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]] = Field(min_length=1)
+    tiers: _Mapping[_Name, Annotated[int, _Number, Field(ge=0, le=1_000_000)]]
     requirements: _Mapping[_Name, _Name | None] = Field(default_factory=dict)
     credits_caps: _Mapping[_Name, _Credits] = Field(
         validation_alias=AliasChoices("credits_caps", "creditsCaps")

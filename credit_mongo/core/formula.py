@@ -2,14 +2,15 @@
 
 The language is the Credit SDK's, with JavaScript's precedence, tightest first::
 
-    ( )  number  {variable}  function( )     ! - +     * / %     + -     < <= > >=     == !=
-    &&     ||     ? :
+    ( )  number  {variable}  function( )     **     ! - +     * / %     + -     < <= > >=
+    == != === !==     &&     ||     ? :
 
 Every value is a number. Comparisons and ``!`` give 1 or 0. A condition holds if it isn't 0.
 ``&&`` and ``||`` give the operand that decided. ``&&``, ``||`` and ``?:`` evaluate only what they
-need. The functions are ``abs``, ``ceil``, ``floor``, ``max``, ``min`` and ``round`` (half up, to a
-whole number). ``%`` takes the sign of the dividend: ``-7 % 3`` is -1. Arithmetic is exact:
-``0.1 + 0.2`` is 0.3, and ``1 / 3 * 3`` is 1.
+need. The functions are ``abs``, ``ceil``, ``floor``, ``max``, ``min``, ``round`` (half up, to a
+whole number), ``sign`` and ``trunc``, also as ``Math.abs`` and so on. ``%`` takes the sign of the
+dividend: ``-7 % 3`` is -1. Exponents are whole numbers, and ``2 ** 3 ** 2`` is ``2 ** (3 ** 2)``.
+Arithmetic is exact: ``0.1 + 0.2`` is 0.3, and ``1 / 3 * 3`` is 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from credit_mongo.core.formula_nodes import MAX_INTERMEDIATE_BITS, Node
+from credit_mongo.core.formula_nodes import (
+    MAX_INTERMEDIATE_BITS,
+    FractionalExponentError,
+    Node,
+)
 from credit_mongo.core.formula_parser import FormulaSyntaxError, parse
 from credit_mongo.core.variables import MAX_MAGNITUDE, Unusable, Variables, readable_variables
 from credit_mongo.errors import FormulaEvaluationError, InvalidRequestError, MissingVariableError
@@ -62,15 +67,18 @@ class Formula:
 
         Raises MissingVariableError if any variable of the formula is missing, even in a branch not
         taken. Raises InvalidRequestError (field ``variables.NAME``) if one isn't a number. Raises
-        FormulaEvaluationError for a division by zero, a result beyond ±10**18, or an intermediate
-        result of more than 4,096 bits. That error's ``variables`` are those of the formula, each an
-        ``int`` if whole, otherwise a ``Decimal`` with up to 34 digits.
+        FormulaEvaluationError for a division by zero, an exponent that isn't whole, a result beyond
+        ±10**18, or an intermediate result of more than 4,096 bits. That error's ``variables`` are
+        those of the formula, each an ``int`` if whole, otherwise a ``Decimal`` with up to 34
+        digits.
         """
         used = self._used(variables)
         try:
             value = self._root.evaluate(used)
         except ZeroDivisionError:
             cause = "division by zero"
+        except FractionalExponentError:
+            cause = "an exponent of ** is not a whole number"
         except OverflowError:
             cause = f"an intermediate result needs more than {MAX_INTERMEDIATE_BITS:,} bits"
         else:

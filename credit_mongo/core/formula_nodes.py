@@ -14,16 +14,20 @@ __all__ = [
     "FUNCTIONS",
     "MAX_INTERMEDIATE_BITS",
     "ONE",
+    "STRICT",
     "ZERO",
     "Arithmetic",
     "Call",
     "Comparison",
     "Conditional",
+    "FractionalExponentError",
     "Function",
     "Logical",
     "Node",
     "Number",
     "Variable",
+    "kinds_of",
+    "value_without_variables",
 ]
 
 # Fractions grow with each operation. With this limit, the slowest formula takes about 20 ms.
@@ -36,6 +40,24 @@ _Binary: TypeAlias = Callable[[Any, Any], Any]
 def _remainder(dividend: Fraction, divisor: Fraction) -> Fraction:
     """The remainder as JavaScript's ``%`` defines it, with the sign of the dividend."""
     return dividend - divisor * trunc(dividend / divisor)
+
+
+class FractionalExponentError(ArithmeticError):
+    """An exponent isn't a whole number, so the power may have no exact value."""
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    """The base to a whole exponent. ``0 ** 0`` is 1, as in JavaScript.
+
+    Raises OverflowError before it computes a number with too many bits.
+    """
+    if exponent.denominator != 1:
+        raise FractionalExponentError
+    bits = max(abs(base.numerator), base.denominator).bit_length()
+    # The power has more than (bits - 1) times the exponent bits.
+    if (bits - 1) * abs(exponent.numerator) > MAX_INTERMEDIATE_BITS:
+        raise OverflowError
+    return Fraction(base**exponent.numerator)
 
 
 class Function(NamedTuple):
@@ -51,6 +73,7 @@ ARITHMETIC: Final[Mapping[str, _Binary]] = {
     "*": mul,
     "/": truediv,
     "%": _remainder,
+    "**": _power,
 }
 COMPARISONS: Final[Mapping[str, _Binary]] = {
     "<": lt,
@@ -59,7 +82,11 @@ COMPARISONS: Final[Mapping[str, _Binary]] = {
     ">=": ge,
     "==": eq,
     "!=": ne,
+    "===": eq,
+    "!==": ne,
 }
+STRICT: Final = ("===", "!==")
+"""The comparisons that, in JavaScript, never find a number equal to a condition."""
 FUNCTIONS: Final[Mapping[str, Function]] = {
     "abs": Function(abs),
     "ceil": Function(lambda number: Fraction(ceil(number))),
@@ -68,6 +95,8 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
     "min": Function(lambda *numbers: min(numbers), takes_many=True),
     # Half up, like the rounding of prices and like JavaScript's Math.round.
     "round": Function(lambda number: Fraction(floor(number + _HALF))),
+    "sign": Function(lambda number: Fraction((number > 0) - (number < 0))),
+    "trunc": Function(lambda number: Fraction(trunc(number))),
 }
 
 
@@ -100,7 +129,8 @@ class Arithmetic(NamedTuple):
     def evaluate(self, variables: Mapping[str, Fraction]) -> Fraction:
         """Evaluate from left to right.
 
-        Raises ZeroDivisionError, and OverflowError for a result with too many bits.
+        Raises ZeroDivisionError, FractionalExponentError, and OverflowError for a result with too
+        many bits.
         """
         value = self.first.evaluate(variables)
         for apply, operand in self.rest:
@@ -166,3 +196,22 @@ class Call(NamedTuple):
 Node: TypeAlias = Number | Variable | Arithmetic | Comparison | Logical | Conditional | Call
 ZERO: Final = Number(Fraction(0))
 ONE: Final = Number(Fraction(1))
+
+
+def kinds_of(node: Node) -> frozenset[str]:
+    """Return what a node's value is in JavaScript: a "number", a "condition", or maybe both."""
+    if isinstance(node, Comparison):
+        return frozenset({"condition"})
+    if isinstance(node, Logical):
+        return frozenset[str]().union(*map(kinds_of, node.operands))
+    if isinstance(node, Conditional):
+        return kinds_of(node.holds) | kinds_of(node.otherwise)
+    return frozenset({"number"})
+
+
+def value_without_variables(node: Node) -> Fraction | None:
+    """Return the value of a node that needs no variables; None if it needs some or has no value."""
+    try:
+        return node.evaluate({})
+    except (KeyError, ArithmeticError):
+        return None

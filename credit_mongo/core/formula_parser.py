@@ -1,7 +1,7 @@
 """Parses the text of a formula into a tree. Pure.
 
 The parser is written by hand because no text may make it hang or overflow the stack. pyparsing's
-``infix_notation`` with these eight levels takes minutes for ``((1))`` unless ``enable_packrat()``
+``infix_notation`` with these nine levels takes minutes for ``((1))`` unless ``enable_packrat()``
 is called, which affects every user of pyparsing in the process. A pyparsing grammar with one rule
 per level overflows Python's default stack at 16 nested parentheses.
 """
@@ -18,6 +18,7 @@ from credit_mongo.core.formula_nodes import (
     ARITHMETIC,
     COMPARISONS,
     FUNCTIONS,
+    STRICT,
     ZERO,
     Arithmetic,
     Call,
@@ -27,6 +28,8 @@ from credit_mongo.core.formula_nodes import (
     Node,
     Number,
     Variable,
+    kinds_of,
+    value_without_variables,
 )
 
 __all__ = ["NAME", "NAME_RULE", "FormulaSyntaxError", "parse"]
@@ -46,22 +49,32 @@ MAX_VARIABLES: Final = 50
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 NAME_RULE: Final = "1 to 64 letters, digits and underscores, not starting with a digit"
 _EXPONENT = r"(?:[eE][-+]?[0-9]+)?"
+# JavaScript's, which people paste from web pages.
+_SPACE = "[\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]"
 # Matches at every position, so that finditer never skips text.
 _TOKEN = re.compile(
-    rf"[ \t\r\n]*(?:(?P<number>(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+){_EXPONENT})"
+    rf"{_SPACE}*(?:(?P<number>(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+){_EXPONENT})"
     rf"|(?P<variable>\{{{NAME.pattern}\}})"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)"
-    r"|(?P<symbol>&&|\|\||[<>=!]=|[-+*/%<>!?:(),])|(?P<end>\Z)|(?P<unknown>.))"
+    r"|(?P<comment>//|/\*)"
+    r"|(?P<symbol>&&|\|\||[=!]==?|[<>]=|\*\*|[-+*/%<>!?:(),])|(?P<end>\Z)|(?P<unknown>.))",
+    re.DOTALL,
 )
-# Loosest first. Operators of the same level associate to the left.
+# Loosest first. Operators of the same level associate to the left. Only ``**`` is tighter, and
+# associates to the right: `_Parser.operand` parses it.
 _LEVELS: Final = (
     ("||",),
     ("&&",),
-    ("==", "!="),
+    ("==", "!=", "===", "!=="),
     ("<", "<=", ">", ">="),
     ("+", "-"),
     ("*", "/", "%"),
 )
+
+
+_SIGNS: Final = ("!", "-", "+")
+# What people write instead of these in other languages, or by a slip.
+_INSTEAD: Final = {"=": "compare with == or ===", "&": "write &&", "|": "write ||"}
 
 
 class FormulaSyntaxError(ValueError):
@@ -111,10 +124,13 @@ class _Parser:
         self.kind = match.lastgroup or ""
         self.word = match[self.kind]
         self.position = match.start(self.kind)
+        if self.kind == "comment":
+            raise self.refusal("comments are not supported: remove it")
         if self.kind == "unknown":
             if self.word == "{":
                 raise self.refusal(f"a variable is {{name}}, with a name of {NAME_RULE}")
-            raise self.refusal(f"unexpected {self.word!r}")
+            instead = _INSTEAD.get(self.word)
+            raise self.refusal(f"unexpected {self.word!r}{f': {instead}' if instead else ''}")
 
     def refusal(self, reason: str) -> FormulaSyntaxError:
         return FormulaSyntaxError(reason, self.position)
@@ -156,8 +172,11 @@ class _Parser:
             if rest and symbol in COMPARISONS:
                 # In JavaScript, 3 > 2 > 1 is false: 3 > 2 gives 1, and 1 > 1 is false.
                 raise self.refusal("comparisons cannot be chained: write {a} < {b} && {b} < {c}")
+            position = self.position
             self.advance()
             rest.append((symbol, self.chain(level + 1)))
+            if symbol in STRICT:
+                self.check_strict(symbol, position, first, rest[-1][1])
         if not rest:
             return first
         symbol, second = rest[0]
@@ -167,15 +186,49 @@ class _Parser:
             return Arithmetic(first, tuple((ARITHMETIC[name], node) for name, node in rest))
         return Logical(symbol == "||", (first, *(node for _, node in rest)))
 
+    def check_strict(self, symbol: str, position: int, left: Node, right: Node) -> None:
+        """Refuse ``===`` of a number and a condition.
+
+        Here a condition is 1 or 0, and 1 equals 1. In JavaScript, true is not 1.
+        """
+        kinds = kinds_of(left) | kinds_of(right)
+        if len(kinds) > 1:
+            raise FormulaSyntaxError(
+                f"{symbol} compares a number with a condition, which are never equal in "
+                f"JavaScript: write {symbol[:2]}",
+                position,
+            )
+
     def operand(self) -> Node:
-        """Parse a number, variable, function or parentheses, with any ``! - +`` before it."""
-        node: Node
+        """Parse an operand of ``* / %``: a power, or an operand with a sign before it."""
         if self.word == "!":
-            return Comparison(eq, self.nested(self.operand), ZERO)
+            return Comparison(eq, self.nested(self.signed), ZERO)
         if self.word == "-":
-            return Arithmetic(ZERO, ((sub, self.nested(self.operand)),))
+            return Arithmetic(ZERO, ((sub, self.nested(self.signed)),))
         if self.word == "+":
-            return self.nested(self.operand)
+            return self.nested(self.signed)
+        base = self.primary()
+        if self.word != "**":
+            return base
+        position = self.position
+        exponent = self.nested(self.operand)
+        value = value_without_variables(exponent)
+        if value is not None:
+            if value.denominator != 1:
+                raise FormulaSyntaxError("an exponent of ** must be a whole number", position)
+            exponent = Number(value)  # so that nested exponents are computed once
+        return Arithmetic(base, ((ARITHMETIC["**"], exponent),))
+
+    def signed(self) -> Node:
+        """Parse what follows a sign. Refuse ``-2 ** 2``, as JavaScript does."""
+        node = self.operand() if self.word in _SIGNS else self.primary()
+        if self.word == "**":
+            raise self.refusal("a sign before ** needs parentheses: (-{a}) ** 2 or -({a} ** 2)")
+        return node
+
+    def primary(self) -> Node:
+        """Parse a number, variable, function or parentheses."""
+        node: Node
         if self.kind == "number":
             node = self.number()
         elif self.kind == "variable":
@@ -207,11 +260,11 @@ class _Parser:
     def call(self) -> Node:
         """Parse a function and its arguments, up to the closing parenthesis."""
         name = self.word
-        function = FUNCTIONS.get(name)
+        function = FUNCTIONS.get(name.removeprefix("Math."))
         if function is None:
             raise self.refusal(
                 f"unknown name {name[:20]!r}: write variables in braces, such as {{token}}; "
-                f"the functions are {', '.join(FUNCTIONS)}"
+                f"the functions are {', '.join(FUNCTIONS)}, with Math. before them or without"
             )
         self.advance()
         if self.word != "(":

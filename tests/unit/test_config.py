@@ -48,7 +48,8 @@ SDK_JSON = """
   "costs": {
     "generate-post": {"default": 10, "premium": 8, "enterprise": 5},
     "ai-completion": {"default": "{token} * 0.001 + 10", "premium": "{token} * 0.0008 + 8"},
-    "lookup": {"default": 0.5}
+    "lookup": {"default": 0.5},
+    "render": {"default": "{hd} === 1 ? Math.ceil({size} / 2) ** 2 : Math.max({size}, 1)"}
   },
   "membership": {
     "tiers": {"free": 0, "premium": 1, "enterprise": 2},
@@ -127,6 +128,19 @@ def test_a_configuration_of_the_credit_sdk_loads_unchanged(
     assert config.costs["lookup"]["default"] == Fraction(1, 2)
     assert config.policy.tariff.prices["lookup"] == {"default": 1}
     assert config.policy.membership.requirements == {"generate-video": "premium"}
+    render = config.costs["render"]["default"]
+    for hd, size, price in ((1, 5, 9), (0, 5, 5), (0, 0, 1)):
+        assert render.evaluate({"hd": Fraction(hd), "size": Fraction(size)}) == price
+
+
+def test_a_configuration_of_the_credit_sdk_without_tiers_loads_unchanged() -> None:
+    """The SDK needs a membership even where there is none."""
+    text = """{
+      "costs": {"generate-post": {"default": 10}},
+      "membership": {"tiers": {}, "requirements": {}, "creditsCaps": {}}
+    }"""
+    config = CreditConfig.from_json(text)
+    assert config.policy.membership == CreditConfig(costs={}).policy.membership
 
 
 def test_both_spellings_of_every_key_are_the_same() -> None:
@@ -432,7 +446,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "membership that is a list": ({"costs": COSTS, "membership": [PRIVATE]}, "membership"),
     "membership that is true": ({"costs": COSTS, "membership": True}, "membership"),
     "no tiers": (part("membership", credits_caps={}), "membership.tiers"),
-    "empty tiers": (member(tiers={}), "membership.tiers"),
     "tiers that are a list": (member(tiers=["free"]), "membership.tiers"),
     "a tier without a level": (member(tiers={"free": None}), "membership.tiers.free"),
     "a level that is a bool": (member(tiers={"free": True}), "membership.tiers.free"),
@@ -717,7 +730,7 @@ def test_json_must_be_text_or_bytes(text: Any) -> None:
         (lambda: IdempotencyConfig(ttl_seconds=0), "ttl_seconds"),
         (lambda: AuditConfig(enabled="yes"), "enabled"),
         (lambda: CollectionNames(users=""), "users"),
-        (lambda: MembershipConfig(tiers={}, credits_caps={}), "tiers"),
+        (lambda: MembershipConfig(tiers={"free": -1}, credits_caps={"free": 1}), "tiers.free"),
     ],
     ids=["retry", "idempotency", "audit", "collections", "membership"],
 )

@@ -109,6 +109,34 @@ def value_of(text: str, **variables: object) -> Fraction:
         ("max({token} * 1e-6, 0.01)", "0.01"),
         ("max (1, 1 ? 2 : 3)", "2"),
         ("ceil(floor(2.5) / max(2, min(4, 9)))", "1"),
+        ("Math.ceil(1.2)", "2"),
+        ("Math.floor(-1.2)", "-2"),
+        ("Math.round(2.5) + Math.round(-2.5)", "1"),
+        ("Math.abs(-1) + Math.sign(-9) + Math.trunc(-1.9)", "-1"),
+        ("Math.max(Math.min(3, 2), 1)", "2"),
+        ("sign(0) + sign(0.1)", "1"),
+        ("trunc(-1.9) + trunc(1.9)", "0"),
+        ("{token} === 1500 ? 5 : 7", "5"),
+        ("{token} === 1 ? 5 : 7", "7"),
+        ("{token} !== 1 ? 5 : 7", "5"),
+        ("{token} !== 1500", "0"),
+        ("0.1 + 0.2 === 0.3", "1"),
+        ("({token} > 1) === ({token} > 2)", "1"),
+        ("!{token} !== ({token} < 2)", "0"),
+        ("({token} > 1 ? 3 : 4) === ({token} && 3)", "1"),
+        ("{token} ** 2", "2250000"),
+        ("2 ** 3 ** 2", "512"),
+        ("2 ** -2", "0.25"),
+        ("0.1 ** 3", "0.001"),
+        ("(-2) ** 3", "-8"),
+        ("0 ** 0", "1"),
+        ("0 ** 5", "0"),
+        ("2 ** (1 / 0.5)", "4"),
+        ("2 ** !0", "2"),
+        ("1 ** 1e300", "1"),
+        ("(-1) ** (1e300 + 1)", "-1"),
+        ("1.05 ** 24 > 3.225", "1"),
+        ("\u00a0{token}\ufeff+\u20091\u2028", "1501"),
     ],
 )
 def test_gives_the_value(text: str, expected: str) -> None:
@@ -132,6 +160,12 @@ def test_gives_the_value(text: str, expected: str) -> None:
         ("7 + 5 % 3", "7 + (5 % 3)", "(7 + 5) % 3"),
         ("2 * 7 % 4", "(2 * 7) % 4", "2 * (7 % 4)"),
         ("7 % 4 * 2", "(7 % 4) * 2", "7 % (4 * 2)"),
+        ("3 * 2 ** 2", "3 * (2 ** 2)", "(3 * 2) ** 2"),
+        ("2 ** 3 ** 2", "2 ** (3 ** 2)", "(2 ** 3) ** 2"),
+        ("2 ** -1 * 4", "(2 ** (-1)) * 4", "2 ** (-1 * 4)"),
+        ("2 ** 2 % 3", "(2 ** 2) % 3", "2 ** (2 % 3)"),
+        ("1 < 3 === 1 > 3", "(1 < 3) === (1 > 3)", "1"),
+        ("1 && 2 === 2", "1 && (2 === 2)", "2"),
         ("-7 % 4", "(-7) % 4", "1"),
         ("1 + 2 < 2", "(1 + 2) < 2", "1 + (2 < 2)"),
         ("5 - 1 > 3", "(5 - 1) > 3", "5 - (1 > 3)"),
@@ -160,13 +194,30 @@ def test_binds_as_in_javascript(text: str, same_as: str, not_as: str) -> None:
         ("1 +", 3, "but the formula ends"),
         ("+", 1, "but the formula ends"),
         ("* 2", 0, "found '*'"),
-        ("2 ** 3", 3, "found '*'"),
+        ("2 * * 3", 4, "found '*'"),
+        ("2 **", 4, "but the formula ends"),
+        ("2 *** 3", 4, "found '*'"),
+        ("-2 ** 2", 3, "a sign before ** needs parentheses: (-{a}) ** 2 or -({a} ** 2)"),
+        ("+2 ** 2", 3, "a sign before ** needs parentheses"),
+        ("!2 ** 2", 3, "a sign before ** needs parentheses"),
+        ("--{a} ** 2", 6, "a sign before ** needs parentheses"),
+        ("2 ** -1 ** 2", 8, "a sign before ** needs parentheses"),
+        ("-(2) ** 2", 5, "a sign before ** needs parentheses"),
+        ("{a} ** 0.5", 4, "an exponent of ** must be a whole number"),
+        ("2 ** (1 / 2)", 2, "an exponent of ** must be a whole number"),
         ("7 % % 2", 4, "found '%'"),
-        ("1 === 1", 4, "unexpected '='"),
-        ("1 !== 1", 4, "unexpected '='"),
-        ("{a} = 1", 4, "unexpected '='"),
-        ("1 & 1", 2, "unexpected '&'"),
-        ("1 | 1", 2, "unexpected '|'"),
+        ("1 ==== 1", 5, "unexpected '='"),
+        ("1 => 1", 2, "unexpected '=': compare with == or ==="),
+        ("({a} > 1) === 1", 10, "=== compares a number with a condition, which are never equal"),
+        ("2 !== !{a}", 2, "!== compares a number with a condition"),
+        ("({a} > 1 && 5) === 5", 15, "never equal in JavaScript: write =="),
+        ("({a} ? 1 : {a} > 2) !== 5", 20, "write !="),
+        ("1 === 1 === 1", 8, "comparisons cannot be chained"),
+        ("{a} = 1", 4, "unexpected '=': compare with == or ==="),
+        ("{a} // note", 4, "comments are not supported"),
+        ("{a} /* note */", 4, "comments are not supported"),
+        ("1 & 1", 2, "unexpected '&': write &&"),
+        ("1 | 1", 2, "unexpected '|': write ||"),
         ("1 ^ 1", 2, "unexpected '^'"),
         ("~1", 0, "unexpected '~'"),
         ("1 ?? 2", 3, "found '?'"),
@@ -176,13 +227,18 @@ def test_binds_as_in_javascript(text: str, same_as: str, not_as: str) -> None:
         ("'a'", 0, 'unexpected "\'"'),
         ("[1]", 0, "unexpected '['"),
         ("1\x00", 1, "unexpected '\\x00'"),
-        ("1\u00a0+ 1", 1, "unexpected '\\xa0'"),
+        ("1\u200b+ 1", 1, "unexpected '\\u200b'"),
         ("\u0663", 0, "unexpected '\u0663'"),
         ("token * 2", 0, "unknown name 'token': write variables in braces, such as {token}"),
         ("1 + _a", 4, "unknown name '_a'"),
-        ("sqrt(4)", 0, "the functions are abs, ceil, floor, max, min, round"),
+        ("sqrt(4)", 0, "the functions are abs, ceil, floor, max, min, round, sign, trunc"),
         ("Ceil(1)", 0, "unknown name 'Ceil'"),
-        ("Math.ceil(1)", 0, "unknown name 'Math.ceil'"),
+        ("Math.sqrt(4)", 0, "unknown name 'Math.sqrt'"),
+        ("Math.PI", 0, "unknown name 'Math.PI'"),
+        ("math.ceil(1)", 0, "unknown name 'math.ceil'"),
+        ("Math.Math.ceil(1)", 0, "unknown name 'Math.Math.ceil'"),
+        ("Math .ceil(1)", 0, "unknown name 'Math'"),
+        ("Math.ceil", 9, "expected '(' after Math.ceil, but the formula ends"),
         ("max.of(1)", 0, "unknown name 'max.of'"),
         ("inf", 0, "unknown name 'inf'"),
         ("nan", 0, "unknown name 'nan'"),
@@ -270,26 +326,34 @@ def test_lists_variables_once_in_order_of_appearance() -> None:
 
 Tree = tuple[Any, ...]
 VARIABLES: dict[str, int | Decimal] = {"a": 3, "b": Decimal("0.25"), "zero": 0, "long_name_2": -7}
-COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
-# How tightly the root of a tree binds; leaves bind tightest.
+COMPARISONS = {"<", "<=", ">", ">=", "==", "!=", "===", "!=="}
+STRICT = {"===", "!=="}
+FUNCTIONS = ["abs", "ceil", "floor", "round", "sign", "trunc", "max", "min", "Math.ceil"]
+# How tightly the root of a tree binds; leaves bind tightest. A sign can't be before a power, so
+# a power is looser.
 TIGHTNESS = {
-    "?": 0, "||": 1, "&&": 2, "==": 3, "!=": 3, "<": 4, "<=": 4, ">": 4, ">=": 4,
-    "+": 5, "-": 5, "*": 6, "/": 6, "%": 6, "negative": 7, "positive": 7, "!": 7, "leaf": 8,
-    "abs": 8, "ceil": 8, "floor": 8, "round": 8, "max": 8, "min": 8,
+    "?": 0, "||": 1, "&&": 2, "==": 3, "!=": 3, "===": 3, "!==": 3, "<": 4, "<=": 4, ">": 4,
+    ">=": 4, "+": 5, "-": 5, "*": 6, "/": 6, "%": 6, "**": 6.5, "negative": 7, "positive": 7,
+    "!": 7, "leaf": 8, **dict.fromkeys(FUNCTIONS, 8),
 }  # fmt: skip
 SIGNS = {"negative": "-", "positive": "+", "!": "!"}
-FUNCTIONS = ["abs", "ceil", "floor", "round", "max", "min"]
-BINARY = [name for name, tightness in TIGHTNESS.items() if 0 < tightness < 7]
+BINARY = [name for name, tightness in TIGHTNESS.items() if 0 < tightness < 6.5]
 
 leaves = st.one_of(
     st.sampled_from([f"{{{name}}}" for name in VARIABLES]),
     st.sampled_from(["0", "1", "0.1", ".5", "1000000000", "1.", "2.5e-07", "1E3"]),
     st.integers(0, 99).map(str),
 ).map(lambda text: ("leaf", text))
+exponents = st.one_of(
+    st.sampled_from(["0", "1", "2", "{a}", "{zero}", "{long_name_2}"]).map(lambda t: ("leaf", t)),
+    st.sampled_from(["1", "2"]).map(lambda text: ("negative", ("leaf", text))),
+    st.tuples(st.just("**"), st.just(("leaf", "2")), st.just(("leaf", "3"))),
+)
 trees = st.recursive(
     leaves,
     lambda inner: st.one_of(
         st.tuples(st.sampled_from(BINARY), inner, inner),
+        st.tuples(st.just("**"), inner, exponents),
         st.tuples(st.sampled_from([*SIGNS, *FUNCTIONS]), inner),
         st.tuples(st.sampled_from(["max", "min"]), inner, inner, inner),
         st.tuples(st.just("?"), inner, inner, inner),
@@ -298,12 +362,32 @@ trees = st.recursive(
 )
 
 
+def kinds(tree: Tree) -> set[str]:
+    """Return what the tree may be in JavaScript: a number, a condition, or both."""
+    kind, *parts = tree
+    if kind in COMPARISONS or kind == "!":
+        return {"condition"}
+    if kind in ("||", "&&", "?"):
+        return kinds(parts[-2]) | kinds(parts[-1])
+    return {"number"}
+
+
+def is_ever_unequal(tree: Tree) -> bool:
+    """Whether a strict comparison in the tree compares a number with a condition."""
+    kind, *parts = tree
+    if kind == "leaf":
+        return False
+    if kind in STRICT and len(kinds(parts[0]) | kinds(parts[1])) > 1:
+        return True
+    return any(map(is_ever_unequal, parts))
+
+
 def render(tree: Tree, space: str, *, fully: bool) -> str:
     """Write the tree as text, with all possible parentheses or only those it needs."""
     kind, *parts = tree
     own = TIGHTNESS[kind]
 
-    def part(index: int, least: int) -> str:
+    def part(index: int, least: float) -> str:
         text = render(parts[index], space, fully=fully)
         return f"({text})" if fully or TIGHTNESS[parts[index][0]] < least else text
 
@@ -316,8 +400,17 @@ def render(tree: Tree, space: str, *, fully: bool) -> str:
         return f"{SIGNS[kind]}{space}{part(0, own)}"
     if kind == "?":
         return space.join([part(0, own + 1), "?", part(1, own), ":", part(2, own)])
+    if kind == "**":
+        return space.join([part(0, TIGHTNESS["leaf"]), kind, part(1, own)])
     left_least = own + 1 if kind in COMPARISONS else own
-    return space.join([part(0, left_least), kind, part(1, own + 1)])
+    return space.join([part(0, left_least), kind, part(1, own + 0.5)])
+
+
+def bounded(value: Fraction) -> Fraction:
+    """Return the value. Raises OverflowError for too many bits."""
+    if max(abs(value.numerator), value.denominator).bit_length() > 4096:
+        raise OverflowError
+    return value
 
 
 def calculate(tree: Tree) -> Fraction:  # noqa: C901, PLR0911, PLR0912
@@ -338,34 +431,41 @@ def calculate(tree: Tree) -> Fraction:  # noqa: C901, PLR0911, PLR0912
         case "!":
             return Fraction(values[0] == 0)
         case "negative":
-            return -values[0]
+            return bounded(-values[0])
         case "positive":
             return values[0]
         case "abs":
             return max(values[0], -values[0])
         case "floor":
             return Fraction(values[0] // 1)
-        case "ceil":
+        case "ceil" | "Math.ceil":
             return Fraction(-(-values[0] // 1))
+        case "trunc":
+            return Fraction(int(values[0]))
+        case "sign":
+            return Fraction(0 if values[0] == 0 else values[0] / abs(values[0]))
         case "round":
             return Fraction((2 * values[0] + 1) // 2)
         case "max" | "min":
             return sorted(values)[-1 if kind == "max" else 0]
         case "+":
-            return values[0] + values[1]
+            return bounded(values[0] + values[1])
         case "-":
-            return values[0] - values[1]
+            return bounded(values[0] - values[1])
         case "*":
-            return values[0] * values[1]
+            return bounded(values[0] * values[1])
         case "/":
-            return values[0] / values[1]
+            return bounded(values[0] / values[1])
         case "%":
             # JavaScript's remainder: it has the dividend's sign.
             rest = abs(values[0]) % abs(values[1])
-            return rest if values[0] > 0 else -rest
+            return bounded(rest if values[0] > 0 else -rest)
+        case "**":
+            # Exponents are small here.
+            return bounded(Fraction(values[0] ** int(values[1])))
     order = (values[0] > values[1]) - (values[0] < values[1])
     holding = {"<": {-1}, "<=": {-1, 0}, ">": {1}, ">=": {0, 1}, "==": {0}, "!=": {-1, 1}}
-    return Fraction(order in holding[kind])
+    return Fraction(order in holding[kind.replace("===", "==").replace("!==", "!=")])
 
 
 @given(trees, st.sampled_from(["", " ", "\n\t "]), st.booleans())
@@ -373,6 +473,10 @@ def test_any_expression_means_what_its_tree_means(tree: Tree, space: str, fully:
     """Random expressions, with all or only the needed parentheses, equal their tree's value."""
     text = render(tree, space, fully=fully)
     assume(len(text) <= 1000)
+    if is_ever_unequal(tree):
+        with pytest.raises(FormulaSyntaxError, match="never equal in JavaScript"):
+            Formula.parse(text)
+        return
     formula = Formula.parse(text)
     variables = exact_variables(VARIABLES)
     try:
@@ -380,12 +484,15 @@ def test_any_expression_means_what_its_tree_means(tree: Tree, space: str, fully:
     except ZeroDivisionError:
         with pytest.raises(FormulaEvaluationError, match="division by zero"):
             formula.evaluate(variables)
+    except OverflowError:
+        with pytest.raises(FormulaEvaluationError, match="4,096 bits"):
+            formula.evaluate(variables)
     else:
         assume(abs(expected) <= 10**18)
         assert formula.evaluate(variables) == expected
 
 
-@given(st.text(alphabet="(){}abc019.e +-*/<>=!&|?:%,maxil", max_size=60) | st.text(max_size=20))
+@given(st.text(alphabet="(){}abc019.e +-*/<>=!&|?:%,maxilMth", max_size=60) | st.text(max_size=20))
 def test_any_text_is_a_formula_or_a_syntax_error(text: str) -> None:
     """No text raises anything but FormulaSyntaxError, with a position in or just after it."""
     refused_at = None
@@ -491,6 +598,7 @@ FIFTY = "+".join(f"{{v{index}}}" for index in range(50))
         ("-(" * 16 + "1" + ")" * 16, "-(" * 16 + "!1" + ")" * 16),
         ("+" * 32 + "1", "+" * 33 + "1"),
         ("abs(" * 32 + "1" + ")" * 32, "abs(" * 33 + "1" + ")" * 33),
+        ("2**" * 32 + "0", "2**" * 33 + "0"),
         ("max(1," * 32 + "1" + ")" * 32, "max(1," * 33 + "1" + ")" * 33),
         ("1e400", "1e401"),
         ("1e-400", "1e-401"),
@@ -582,8 +690,15 @@ PRODUCTS = [f"{{{first}}}*{{{second}}}" for first, second in pairwise("abcdefgh"
         "+".join(PRODUCTS[:124]),
         "/".join(["{a}", "{b}"] * 125),
         "%".join(["{a}", "{b}"] * 125),
+        "+".join(["{a}**2**{c}"] * 80),
+        "+".join(["2**2**2**2**2"] * 70),
+        "+".join(["1**(9**1290)"] * 70),
+        "(" * 28 + "2" + "**(1+0*0.1**400))" * 28,
     ],
-    ids=["power", "sum of products", "quotients", "remainders"],
+    ids=[
+        *("product", "sum of products", "quotients", "remainders"),
+        *("powers", "towers", "huge exponents", "nested exponents"),
+    ],
 )
 def test_the_longest_numbers_evaluate_soon(text: str) -> None:
     """Full-length formulas of the longest variables end soon, with a value or an error."""
@@ -606,11 +721,25 @@ def test_results_are_bounded(sign: str) -> None:
     assert str(10**18) not in str(caught.value)
 
 
+@pytest.mark.parametrize("exponent", ["{half}", "{whole} / 2", "{half} * 3"])
+def test_an_exponent_must_be_whole(exponent: str) -> None:
+    """Other powers may have no exact value."""
+    with pytest.raises(FormulaEvaluationError, match="an exponent of \\*\\* is not a whole number"):
+        value_of(f"4 ** ({exponent})", half=0.5, whole=3)
+    assert value_of(f"4 ** (2 * {exponent})", half=1.5, whole=3) in (64, 4**9)
+
+
 def test_intermediate_results_are_bounded_by_size_not_value() -> None:
     """Intermediate values may exceed the limit for results. Only absurd precision is refused."""
     assert value_of("{a} * {a} * {a} / {a} / {a}", a=10**18) == 10**18
+    assert value_of("2 ** 4095 / 2 ** 4094") == 2
     for text in (
         "*".join(["{a}"] * 100) + "* 0",
+        "2 ** 4096 * 0",
+        "2 ** -4096 * 0",
+        "3 ** 2600 * 0",
+        "2 ** {a} * 0",
+        "{b} ** -{a} * 0",
         "{b} * {b} * {b} * {b}",
         "-{b} * {b} * {b} * {b}",
     ):
