@@ -1,7 +1,7 @@
 """Parses the text of a formula into a tree. Pure.
 
 The parser is written by hand because no text may make it hang or overflow the stack. pyparsing's
-``infix_notation`` with these nine levels takes minutes for ``((1))`` unless ``enable_packrat()``
+``infix_notation`` with so many levels takes minutes for ``((1))`` unless ``enable_packrat()``
 is called, which affects every user of pyparsing in the process. A pyparsing grammar with one rule
 per level overflows Python's default stack at 16 nested parentheses.
 """
@@ -163,9 +163,8 @@ class _Parser:
 
     def chain(self, level: int) -> Node:
         """Parse operators of this level and their operands, which are of tighter levels."""
-        if level == len(_LEVELS):
-            return self.operand()
-        first = self.chain(level + 1)
+        is_tightest = level + 1 == len(_LEVELS)
+        first = self.operand() if is_tightest else self.chain(level + 1)
         rest: list[tuple[str, Node]] = []
         while self.word in _LEVELS[level]:
             symbol = self.word
@@ -174,7 +173,7 @@ class _Parser:
                 raise self.refusal("comparisons cannot be chained: write {a} < {b} && {b} < {c}")
             position = self.position
             self.advance()
-            rest.append((symbol, self.chain(level + 1)))
+            rest.append((symbol, self.operand() if is_tightest else self.chain(level + 1)))
             if symbol in STRICT:
                 self.check_strict(symbol, position, first, rest[-1][1])
         if not rest:
