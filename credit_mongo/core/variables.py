@@ -14,15 +14,18 @@ from numbers import Integral, Rational, Real
 from typing import Final, NamedTuple, TypeAlias
 
 from credit_mongo.core.formula_parser import NAME
+from credit_mongo.core.values import check_amount
 from credit_mongo.errors import InvalidRequestError
 
 __all__ = [
     "MAX_MAGNITUDE",
     "Unusable",
     "Variables",
+    "check_price",
     "exact_variables",
     "numbers_of",
     "readable_variables",
+    "refuse_both",
 ]
 
 # More names than any usage object has, yet few enough to check in each call.
@@ -41,6 +44,23 @@ class Unusable(NamedTuple):
 
 
 Variables: TypeAlias = Mapping[str, Fraction | Unusable]
+
+
+def check_price(
+    amount: object, variables: object, *, least: int = 1
+) -> tuple[int | None, Variables | None]:
+    """Check what a call says of its price: nothing, an amount of ``least`` units, or variables."""
+    refuse_both(amount, variables)
+    return (
+        None if amount is None else check_amount("amount", amount, least=least),
+        None if variables is None else exact_variables(variables),
+    )
+
+
+def refuse_both(amount: object, variables: object) -> None:
+    """Raise InvalidRequestError if both are given. The two are ways to say one price."""
+    if amount is not None and variables is not None:
+        raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
 
 
 def exact_variables(variables: object) -> dict[str, Fraction | Unusable]:

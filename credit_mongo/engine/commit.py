@@ -38,7 +38,7 @@ from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error, caused_by, is_conflict
 from credit_mongo.engine.observer import AttemptRetried, OutcomeUnknown, Tell, error_name
-from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError, reason_of
+from credit_mongo.engine.retries import RefusedError, Retries, UserContendedError, reason_of
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.tickets import Ticket
 from credit_mongo.engine.transactions import Transactions, begin
@@ -49,7 +49,7 @@ from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.unit_of_work import Store, Witness
 from credit_mongo.storage.unreachable import not_in_time
 
-__all__ = ["HELD", "Committer", "Held", "More", "TakeMore"]
+__all__ = ["CONTENDED", "Committer", "Contended", "More", "TakeMore"]
 
 
 class More(NamedTuple):
@@ -69,18 +69,18 @@ def _nothing_more() -> More:
 # One repeated request suggests a wave of retries, and a batch is too expensive to fail often.
 _KEYS_SECONDS: Final = 10.0
 # How long a batch that has the turn meets conflicts before it is parted. Commits of ledgers that
-# take no turns yet end sooner; an application's transaction can hold a user as long as it likes.
+# take no turns yet end sooner; an application's transaction can keep a user as long as it likes.
 _PATIENCE_SECONDS: Final = 0.2
 
 
-class Held(Enum):
-    """The type of ``HELD``."""
+class Contended(Enum):
+    """The type of ``CONTENDED``."""
 
-    HELD = "HELD"
+    CONTENDED = "CONTENDED"
 
 
-HELD: Final = Held.HELD
-"""Instead of an outcome: nothing happened, for another transaction holds the user."""
+CONTENDED: Final = Contended.CONTENDED
+"""Instead of an outcome: nothing happened, because another transaction has written the user."""
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class Committer:
 
     async def commit(
         self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
-    ) -> list[Outcome | Held]:
+    ) -> list[Outcome | Contended]:
         """Outcomes in the order of the requests, by ``deadline`` (of the loop's clock).
 
         Requests that were queued while this batch waited for its turn join it: they are added to
@@ -155,14 +155,14 @@ class Committer:
 
         A failure of the database is an outcome too. What cannot be written is found by parting the
         batch until it is alone: a request that the server refuses fails, and those of a user whom
-        another transaction holds come back as ``HELD``, for ``commit_patiently``.
+        another transaction has written come back as ``CONTENDED``, for ``commit_patiently``.
         """
         return await self._commit(requests, deadline, take_more, _PATIENCE_SECONDS, Ticket())
 
     async def commit_patiently(
         self, requests: list[AnyRequest], deadline: float, take_more: TakeMore = _nothing_more
-    ) -> list[Outcome | Held]:
-        """The same for requests of one user, waiting for whoever holds it until the deadline."""
+    ) -> list[Outcome | Contended]:
+        """The same for requests of one user. Waits for the other transaction until the deadline."""
         return await self._commit(requests, deadline, take_more, None, Ticket())
 
     async def _commit(
@@ -172,7 +172,7 @@ class Committer:
         take_more: TakeMore,
         patience: float | None,
         ticket: Ticket,
-    ) -> list[Outcome | Held]:
+    ) -> list[Outcome | Contended]:
         failed: CreditError
         clock = asyncio.get_running_loop().time
         try:
@@ -183,10 +183,10 @@ class Committer:
         batch = _Batch(requests, take_more, now, deadline, retries, clock, began, ticket)
         try:
             return list(await self._commit_together(batch))
-        except UserHeldError:
+        except UserContendedError:
             users = list(dict.fromkeys(request.user_id for request in requests))
             if len(users) == 1:
-                return [HELD] * len(requests)
+                return [CONTENDED] * len(requests)
             first = set(users[: len(users) // 2])
             parts = [request.user_id in first for request in requests]
             patience = 0.0
@@ -208,8 +208,8 @@ class Committer:
         deadline: float,
         patience: float | None,
         ticket: Ticket,
-    ) -> list[Outcome | Held]:
-        outcomes: dict[int, Outcome | Held] = {}
+    ) -> list[Outcome | Contended]:
+        outcomes: dict[int, Outcome | Contended] = {}
         for part in (True, False):
             numbers = [n for n, first in enumerate(is_first) if first is part]
             committed = await self._commit(

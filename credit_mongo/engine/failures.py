@@ -27,7 +27,7 @@ _LABELS: Final = (_TRANSIENT, _RETRYABLE, "UnknownTransactionCommitResult")
 _KEPT: Final = frozenset({"code", "codeName", "errorLabels"})
 _WRITE_CONFLICT: Final = 112
 _ILLEGAL_OPERATION: Final = 20
-_HELD: Final = (
+_CONTENDED: Final = (
     "another transaction was writing the same user until this call ended; nothing was written. "
     "Repeat the call, and keep transactions with session= short"
 )
@@ -82,7 +82,7 @@ def _as_ours(error: BaseException) -> StorageError:
         # The server's text can quote documents; its code cannot.
         name = (error.details or {}).get("codeName") or type(error).__name__
         refused = f"the server refused the operation: {name} (code {error.code})"
-        return StorageError(_HELD if is_conflict(error) else refused, error_labels=labels)
+        return StorageError(_CONTENDED if is_conflict(error) else refused, error_labels=labels)
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, ServerSelectionTimeoutError):
         text = no_usable_server(str(error))

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from credit_mongo.core.batch import Later, Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
-from credit_mongo.engine.commit import Held, More, TakeMore
+from credit_mongo.engine.commit import Contended, More, TakeMore
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.lane_count import MOST_LANES, LaneCount
 from credit_mongo.engine.observer import BatchEnded, Tell
@@ -29,7 +29,9 @@ from credit_mongo.errors import (
 
 __all__ = ["LARGEST_BATCH", "Commit", "Lanes"]
 
-Commit: TypeAlias = Callable[[list[AnyRequest], float, TakeMore], Awaitable[list[Outcome | Held]]]
+Commit: TypeAlias = Callable[
+    [list[AnyRequest], float, TakeMore], Awaitable[list[Outcome | Contended]]
+]
 """Requests, a deadline (of the loop's clock) and a way to more → outcomes in the same order."""
 
 # Up to 2,048 documents, where MongoDB advises some 1,000 a transaction: they are small, and the
@@ -40,7 +42,7 @@ LONGEST_QUEUE: Final = 20_000
 # How many requests are under way at most if their callers wait for room: for every lane a full
 # batch in its commit and another behind it. More would not be faster, and would be late sooner.
 ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
-# A user that an application's transactions hold again and again delays a batch this seldom.
+# A user that application transactions write again and again delays a batch this seldom.
 _SHORTEST_APART_SECONDS: Final = 5.0
 _LONGEST_APART_SECONDS: Final = 60.0
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
@@ -82,14 +84,14 @@ class _Lane:
         commit: Commit,
         spare_seconds: float,
         *,
-        when_held: Callable[[_Waiting], None],
+        when_contended: Callable[[_Waiting], None],
         when_through: Callable[[str], None],
         when_empty: Callable[[], None],
         tell: Tell | None = None,
     ) -> None:
         self._commit = commit
         self._spare_seconds = spare_seconds
-        self._when_held = when_held
+        self._when_contended = when_contended
         self._when_through = when_through
         self._when_empty = when_empty
         self._tell = tell
@@ -193,9 +195,9 @@ class _Lane:
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 # What is left to post for a user is posted in a lane of its own as well.
-                if isinstance(outcome, Held | Later):
+                if isinstance(outcome, Contended | Later):
                     waiting.in_flight = False
-                    self._when_held(waiting)
+                    self._when_contended(waiting)
                 else:
                     waiting.tell(outcome)
         finally:
@@ -207,9 +209,9 @@ class Lanes:
     """All queues of a ledger.
 
     Most users share one lane, or a few if there is work for them. A user stays in its lane as long
-    as it has requests there, so that two lanes never meet on a user. A user whom another
-    transaction holds (for example an application's own) gets a lane of its own until its requests
-    are through, and for some seconds more: nobody waits for somebody else's user.
+    as it has requests there, so that two lanes never meet on a user. A contended user, whom another
+    transaction has (say the application's own), gets a lane of its own until its requests are
+    through, and for some seconds more: nobody waits for somebody else's user.
     """
 
     def __init__(
@@ -233,7 +235,7 @@ class Lanes:
             _Lane(
                 commit,
                 self._spare_seconds,
-                when_held=self._set_apart,
+                when_contended=self._set_apart,
                 when_through=self._through,
                 when_empty=self._count.shrink,
                 tell=tell,
@@ -243,8 +245,8 @@ class Lanes:
         # By user with requests in a shared lane: that lane, and how many requests there are.
         self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
-        # Each time that a user is found to be held, the users of a whole batch have waited.
-        self._held_lately: dict[str, Cooldown] = {}
+        # Each time that a user is found to be contended, the users of a whole batch have waited.
+        self._contended_lately: dict[str, Cooldown] = {}
         self._room = asyncio.Semaphore(ROOM)
         self._closed = False
 
@@ -322,22 +324,24 @@ class Lanes:
             await asyncio.wait(running)
 
     def _is_apart(self, user_id: str, now: float) -> bool:
-        """Whether a user stays out of the shared lanes, for it was held lately."""
+        """Whether a user stays out of the shared lanes, because it was contended lately."""
         if user_id in self._staying:
             return False  # it meets one lane at a time
-        held = self._held_lately.get(user_id)
-        return held is not None and held.is_on(now)
+        contended = self._contended_lately.get(user_id)
+        return contended is not None and contended.is_on(now)
 
     def _set_apart(self, waiting: _Waiting) -> None:
         user_id, now = waiting.request.user_id, asyncio.get_running_loop().time()
-        if user_id not in self._held_lately:
-            self._held_lately = {
-                user: held for user, held in self._held_lately.items() if held.was_on_lately(now)
+        if user_id not in self._contended_lately:
+            self._contended_lately = {
+                user: cooldown
+                for user, cooldown in self._contended_lately.items()
+                if cooldown.was_on_lately(now)
             }
-            self._held_lately[user_id] = Cooldown(
+            self._contended_lately[user_id] = Cooldown(
                 shortest_seconds=_SHORTEST_APART_SECONDS, longest_seconds=_LONGEST_APART_SECONDS
             )
-        self._held_lately[user_id].begin(now)
+        self._contended_lately[user_id].begin(now)
         self._lane_apart(user_id).add(waiting)
 
     def _lane_apart(self, user_id: str) -> _Lane:
@@ -351,7 +355,7 @@ class Lanes:
             lane = self._apart[user_id] = _Lane(
                 self._commit_patiently,
                 self._spare_seconds,
-                when_held=self._set_apart,
+                when_contended=self._set_apart,
                 when_through=_nothing,
                 when_empty=when_empty,
                 tell=self._tell,

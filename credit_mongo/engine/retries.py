@@ -11,7 +11,7 @@ from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.failures import is_conflict, may_pass
 from credit_mongo.engine.turns import Turns, seconds_to_wait
 
-__all__ = ["RefusedError", "Retries", "UserHeldError", "reason_of"]
+__all__ = ["RefusedError", "Retries", "UserContendedError", "reason_of"]
 
 # A key or an id that another process commits between our reads and our writes shows itself as a
 # duplicate once. One that stays is a document that is not found by its id (a collation's doing).
@@ -26,8 +26,8 @@ class RefusedError(Exception):
         self.error = error
 
 
-class UserHeldError(Exception):
-    """Another transaction holds a user of the batch, for longer than the batch can wait."""
+class UserContendedError(Exception):
+    """Another transaction has a user of the batch, for longer than the batch can wait."""
 
 
 def reason_of(
@@ -43,14 +43,14 @@ class Retries:
     """The failures of one batch.
 
     ``patience`` is how many seconds a batch meets conflicts that its turn did not prevent, before
-    UserHeldError. None: until the deadline.
+    UserContendedError. None: until the deadline.
     """
 
     def __init__(self, config: RetryConfig, turns: Turns, patience: float | None) -> None:
         self._config = config
         self._turns = turns
         self._patience = patience
-        self._held_since: float | None = None
+        self._contended_since: float | None = None
         self._failures = 0
         self._conflicts = 0
         self._duplicates = 0
@@ -63,7 +63,7 @@ class Retries:
         ``is_unknown``: a commit of the batch was sent and not answered. Only another attempt can
         tell what became of it, so neither the number of failures nor the patience ends these.
 
-        Raises RefusedError and UserHeldError.
+        Raises RefusedError and UserContendedError.
         """
         if isinstance(error, DuplicateKeyError) and self._duplicates < _MOST_DUPLICATES:
             self._duplicates += 1
@@ -85,15 +85,15 @@ class Retries:
         if not attempt.has_turn and not self._turns.are_stuck(now):
             self._turns.met_conflict(self._conflicts, now)
         elif self._patience_is_over(now) and not is_unknown:
-            raise UserHeldError
+            raise UserContendedError
         # A batch that keeps its turn keeps all others waiting, so it tries again soon.
         keeps_turn = attempt.has_turn and not self.leaves_turn(now)
         return seconds_to_wait(1 if keeps_turn else self._conflicts)
 
     def _patience_is_over(self, now: float) -> bool:
-        """Whether a user is held for too long by somebody who takes no turns."""
-        self._held_since = self._held_since or now
-        return self._patience is not None and now - self._held_since >= self._patience
+        """Whether a user is contended for too long, by somebody who takes no turns."""
+        self._contended_since = self._contended_since or now
+        return self._patience is not None and now - self._contended_since >= self._patience
 
     def leaves_turn(self, now: float) -> bool:
         """Whether a batch that has met a conflict in its turn lets others go first."""

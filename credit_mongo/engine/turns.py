@@ -58,7 +58,7 @@ _SHORTEST_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
 _CONFLICTS_IN_A_ROW: Final = 2
 # Far longer than the largest batch has the turn, and a small part of the deadline.
-_LONGEST_HELD_SECONDS: Final = 1.0
+_LONGEST_KEPT_SECONDS: Final = 1.0
 _SHORTEST_WAIT_SECONDS: Final = 0.001
 _LONGEST_WAIT_SECONDS: Final = 0.004
 _MOST_GROWTH: Final = 10
@@ -67,10 +67,10 @@ _MOST_GROWTH: Final = 10
 class Turns:
     """Whether this ledger takes turns. ``now`` is the event loop's clock, in seconds."""
 
-    def __init__(self, *, timeout_seconds: float = 10 * _LONGEST_HELD_SECONDS) -> None:
+    def __init__(self, *, timeout_seconds: float = 10 * _LONGEST_KEPT_SECONDS) -> None:
         self._conflicts = _cooldown()
         self._stuck = _cooldown()
-        self._longest_held_seconds = min(_LONGEST_HELD_SECONDS, timeout_seconds / 10)
+        self._longest_kept_seconds = min(_LONGEST_KEPT_SECONDS, timeout_seconds / 10)
         self._served_when_stuck: int | None = None
         self._met_at = float("-inf")
         self._written: Mapping[str, Account] = {}
@@ -87,9 +87,9 @@ class Turns:
         """Whether somebody has kept the turn for too long lately."""
         return self._stuck.is_on(now)
 
-    def seen_held(self, seconds: float, now: float) -> None:
+    def seen_kept(self, seconds: float, now: float) -> None:
         """Somebody has the turn, and nobody has been served for so many seconds."""
-        if seconds >= self._longest_held_seconds or self.is_served_as_when_stuck:
+        if seconds >= self._longest_kept_seconds or self.is_served_as_when_stuck:
             self._served_when_stuck = self.served
             self._stuck.begin(now)
 
@@ -212,7 +212,7 @@ class TurnTaker:
         turns, clock = self.turns, asyncio.get_running_loop().time
         ticket.see(await self._served(), clock())
         ticket.lose(clock())
-        turns.seen_held(ticket.seconds_still(clock()), clock())
+        turns.seen_kept(ticket.seconds_still(clock()), clock())
         if self._tell is not None and turns.are_stuck(clock()):
             self._tell(TurnStuck())
 

@@ -21,11 +21,8 @@ from credit_mongo.core.values import (
     check_optional,
     check_whole_number,
 )
-from credit_mongo.core.variables import exact_variables
+from credit_mongo.core.variables import check_price
 from credit_mongo.drivers import AnySession
-from credit_mongo.errors import (
-    InvalidRequestError,
-)
 from credit_mongo.maintenance.ledger_methods import erase
 
 if TYPE_CHECKING:
@@ -143,13 +140,12 @@ class AccountMethods(LedgerCalls):
         MissingVariableError, FormulaEvaluationError, InsufficientCreditsError and
         IdempotencyConflictError.
         """
-        if amount is not None and variables is not None:
-            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
+        units, exact = check_price(amount, variables)
         request = ChargeRequest(
             **self._common(user_id, idempotency_key, idempotency_ttl, metadata),
             action=check_identifier("action", action),
-            amount=None if amount is None else check_amount("amount", amount),
-            variables=None if variables is None else exact_variables(variables),
+            amount=units,
+            variables=exact,
         )
         return await self._submit(request, session)
 

@@ -18,12 +18,9 @@ from credit_mongo.core.values import (
     check_one_of,
     check_whole_number,
 )
-from credit_mongo.core.variables import exact_variables
+from credit_mongo.core.variables import check_price
 from credit_mongo.drivers import AnySession
 from credit_mongo.engine.open_holds import OpenHold
-from credit_mongo.errors import (
-    InvalidRequestError,
-)
 from credit_mongo.storage.holds import HOLD_STATUSES
 from credit_mongo.storage.reads import MAX_HOLDS_READ
 
@@ -185,16 +182,13 @@ class HoldMethods(LedgerCalls):
         ``"reject"`` and it holds less, InvalidRequestError, the errors of a formula, and
         IdempotencyConflictError.
         """
-        if amount is not None and variables is not None:
-            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
-        amount = None if amount is None else check_amount("amount", amount, least=0)
-        exact = None if variables is None else exact_variables(variables)
+        units, exact = check_price(amount, variables, least=0)
         is_final = check_flag("final", final)
         common = self._without_user(idempotency_key, idempotency_ttl, metadata)
         common |= await self._owned_hold(hold_id, session)
         request = CaptureHoldRequest(
             **common,
-            amount=amount,
+            amount=units,
             variables=exact,
             is_final=is_final,
         )
@@ -258,13 +252,12 @@ class HoldMethods(LedgerCalls):
         on_timeout: object,
         common: Mapping[str, Any],
     ) -> PlaceHoldRequest:
-        if amount is not None and variables is not None:
-            raise InvalidRequestError("amount", "cannot be combined with variables: give only one")
+        units, exact = check_price(amount, variables)
         return PlaceHoldRequest(
             **common,
             action=check_identifier("action", action),
-            amount=None if amount is None else check_amount("amount", amount),
-            variables=None if variables is None else exact_variables(variables),
+            amount=units,
+            variables=exact,
             ttl=check_ttl(ttl),
             overage=check_one_of("overage", overage, OVERAGES),
             on_timeout=check_one_of("on_timeout", on_timeout, TIMEOUTS),

@@ -219,12 +219,16 @@ class HoldOperations:
 
     def _capture(self, call: Call, user: User, hold: Held, at: tuple[datetime, int]) -> Done:
         total, how = self._total(call, hold)
+        is_late = hold.status == "expired" and at[0] <= hold.ends + LATE
+        if (hold.status == "active" or is_late) and total < hold.claimed:
+            reason = f"is a total, and less than the {hold.claimed} captured before"
+            raise Refused("InvalidRequestError", field="amount", reason=reason)
         if hold.status == "active":
             return self._capture_in_time(call, hold, at, (total, how))
-        if hold.status == "expired" and at[0] <= hold.ends + LATE:
+        if is_late:
             if hold.overage == "reject" and total > hold.amount:
                 raise self._exceeded(hold, hold.amount, total)
-            before, wanted = user.credits, max(total - hold.claimed, 0)
+            before, wanted = user.credits, total - hold.claimed
             overage = "available" if hold.overage == "reject" else hold.overage
             taken, legs = user.take_beyond(overage, wanted)
             hold.captured += taken
@@ -256,9 +260,6 @@ class HoldOperations:
         priced: tuple[int, Facts],
     ) -> Done:
         user, (total, how) = self.books.users[call.user_id], priced
-        if total < hold.claimed:
-            reason = f"is a total, and less than the {hold.claimed} captured before"
-            raise Refused("InvalidRequestError", field="amount", reason=reason)
         if hold.overage == "reject" and total > hold.claimed + hold.held:
             raise self._exceeded(hold, hold.claimed + hold.held, total)
         before, uncollected = user.credits, hold.uncollected
@@ -268,8 +269,9 @@ class HoldOperations:
             hold.status, hold.pins = "captured", []
         lack = hold.uncollected - uncollected
         done = self._captured(call, hold, at, (before, legs, lack), how)
-        self._end_lots(call.user_id, at[0], at[0])
-        return done
+        expired = self._end_lots(call.user_id, at[0], at[0])
+        told = {"expired_amount": expired, "balance_after": user.credits}
+        return replace(done, facts={**done.facts, **told})
 
     @staticmethod
     def _exceeded(hold: Held, held: int, total: int) -> Refused:
@@ -306,6 +308,7 @@ class HoldOperations:
                 "balance_after": after,
                 "created_at": at[0],
                 "metadata": call.metadata,
+                "expired_amount": 0,
             },
         )
 

@@ -730,14 +730,21 @@ PLANTED: Final = (
     Bug(
         "a smaller total is accepted",
         "core/operations/capture_hold.py",
-        "if priced.cost < hold.claimed:",
-        "if False:",
+        "    if total < claimed:\n",
+        "    if False:\n",
+        (RULES,),
+    ),
+    Bug(
+        "a late capture of a smaller total is taken for one that changes nothing",
+        "core/operations/capture_hold.py",
+        "    _refuse_smaller(priced.cost, record.claimed)\n",
+        "",
         (RULES,),
     ),
     Bug(
         "a late capture is charged whole",
         "core/operations/capture_hold.py",
-        "wanted = max(priced.cost - record.claimed, 0)",
+        "wanted = priced.cost - record.claimed",
         "wanted = priced.cost",
         (RULES,),
     ),
@@ -849,8 +856,15 @@ PLANTED: Final = (
     Bug(
         "a capture leaves credits of ended lots",
         "core/operations/capture_hold.py",
-        "    after.end_lots(now)\n",
-        "",
+        "    expired = after.end_lots(now)\n",
+        "    expired = 0\n",
+        (RULES,),
+    ),
+    Bug(
+        "a capture tells a balance with credits that ended in it",
+        "core/operations/capture_hold.py",
+        "        account,\n        after.account,\n",
+        "        account,\n        changed,\n",
         (RULES,),
     ),
     Bug(
@@ -933,8 +947,8 @@ PLANTED: Final = (
     Bug(
         "a request behind a backlog gets no answer of its own",
         "engine/lanes.py",
-        "if isinstance(outcome, Held | Later):",
-        "if isinstance(outcome, Held):",
+        "if isinstance(outcome, Contended | Later):",
+        "if isinstance(outcome, Contended):",
         (LANES,),
     ),
     Bug(
@@ -1676,7 +1690,7 @@ PLANTED: Final = (
         (UNIT_TURNS, TURNS),
     ),
     Bug(
-        "a batch that waits for a held user keeps the turn from others",
+        "a batch that waits for a contended user keeps the turn from others",
         "engine/commit.py",
         "                await self._turn_taker.pass_on(batch.ticket)\n",
         "                pass\n",
@@ -1690,9 +1704,9 @@ PLANTED: Final = (
         (UNIT_TURNS,),
     ),
     Bug(
-        "a user that is held again and again delays all others each time",
+        "a user that is contended again and again delays all others each time",
         "engine/lanes.py",
-        "        return held is not None and held.is_on(now)\n",
+        "        return contended is not None and contended.is_on(now)\n",
         "        return False\n",
         (LANES,),
     ),

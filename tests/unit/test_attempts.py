@@ -9,7 +9,7 @@ from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure
 
 from credit_mongo import RetryConfig
 from credit_mongo.engine.attempt import AbandonedError, Attempt, Stage
-from credit_mongo.engine.retries import RefusedError, Retries, UserHeldError
+from credit_mongo.engine.retries import RefusedError, Retries, UserContendedError
 from credit_mongo.engine.turns import Turns
 
 CONFLICT = OperationFailure("x", 112, {"errorLabels": ["TransientTransactionError"]})
@@ -137,18 +137,19 @@ def test_a_conflict_over_the_turn_is_none_over_a_user() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patience", "is_held"), [(0.2, lambda held: held >= 0.2), (None, lambda _held: False)]
+    ("patience", "is_contended"),
+    [(0.2, lambda seconds: seconds >= 0.2), (None, lambda _seconds: False)],
 )
-def test_a_user_that_is_held_in_spite_of_the_turn_is_waited_for_with_patience(
-    patience: float | None, is_held: Callable[[float], bool]
+def test_a_user_that_is_contended_in_spite_of_the_turn_is_waited_for_with_patience(
+    patience: float | None, is_contended: Callable[[float], bool]
 ) -> None:
-    """Whoever holds it takes no turns: an application's transaction, say."""
+    """Whoever has it takes no turns: an application's transaction, say."""
     for seconds in (0.0, 0.1, 0.3, 9.0):
         retries = retries_of(patience=patience)
         in_turn = attempt_at(Stage.TAKING_TURN, Stage.WRITING)
         after(retries, CONFLICT, in_turn)
-        if is_held(seconds):
-            with pytest.raises(UserHeldError):
+        if is_contended(seconds):
+            with pytest.raises(UserContendedError):
                 after(retries, CONFLICT, in_turn, now=100 + seconds)
         else:
             assert after(retries, CONFLICT, in_turn, now=100 + seconds) is not None

@@ -19,7 +19,7 @@ import pytest_asyncio
 from credit_mongo.core.batch import LATER, Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
-from credit_mongo.engine.commit import HELD, Held, TakeMore
+from credit_mongo.engine.commit import CONTENDED, Contended, TakeMore
 from credit_mongo.engine.lane_count import LaneCount
 from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, ROOM, Lanes
 from credit_mongo.engine.turns import Turns
@@ -52,7 +52,7 @@ class Commits:
         self.patient: list[list[str]] = []
         self.gate = asyncio.Event()
         self.begun = asyncio.Event()
-        self.held: set[str] = set()
+        self.contended: set[str] = set()
         self.released = asyncio.Event()
         self.takes_more = False
         self.deadlines = (0.0, 0.0)
@@ -62,7 +62,7 @@ class Commits:
 
     async def commit(
         self, requests: list[Request[Any]], deadline: float, take_more: TakeMore
-    ) -> list[Outcome | Held]:
+    ) -> list[Outcome | Contended]:
         """Return the outcomes once the gate is open."""
         assert deadline > asyncio.get_running_loop().time()
         self.batches.append([r.transaction_id for r in requests])
@@ -76,21 +76,23 @@ class Commits:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        if self.held:
-            return [HELD if r.user_id in self.held else self._outcome(r) for r in requests]
+        if self.contended:
+            return [
+                CONTENDED if r.user_id in self.contended else self._outcome(r) for r in requests
+            ]
         return self._later_or(requests)
 
     async def commit_patiently(
         self, requests: list[Request[Any]], deadline: float, _take_more: TakeMore
-    ) -> list[Outcome | Held]:
+    ) -> list[Outcome | Contended]:
         """Do the same for a user who travels alone."""
         assert deadline > asyncio.get_running_loop().time()
         self.patient.append([r.transaction_id for r in requests])
-        if self.held & {r.user_id for r in requests}:
+        if self.contended & {r.user_id for r in requests}:
             await self.released.wait()
         return self._later_or(requests)
 
-    def _later_or(self, requests: list[Request[Any]]) -> list[Outcome | Held]:
+    def _later_or(self, requests: list[Request[Any]]) -> list[Outcome | Contended]:
         """Return LATER for all as often as the test says, then the outcomes."""
         if self.later:
             self.later -= 1
@@ -485,17 +487,17 @@ async def test_a_user_with_a_conflict_travels_alone(
     commits.gate.set()
     # While the ledger takes turns, all users share one lane, so these two do.
     lanes._turns.met_conflict(2, asyncio.get_running_loop().time())
-    commits.held.add("held")
-    held = submit(lanes, request(1, "held"))
+    commits.contended.add("contended")
+    contended = submit(lanes, request(1, "contended"))
     assert await lanes.submit(request(2, "free")) == result(request(2, "free"))
     await settle()
-    held += submit(lanes, request(3, "held"))
+    contended += submit(lanes, request(3, "contended"))
     assert await lanes.submit(request(4, "free")) == result(request(4, "free"))
     await settle()
-    assert not any(caller.done() for caller in held)
-    commits.held.clear()
+    assert not any(caller.done() for caller in contended)
+    commits.contended.clear()
     commits.released.set()
-    await asyncio.gather(*held)
+    await asyncio.gather(*contended)
     assert commits.patient == [["1"], ["3"]]
 
 
@@ -515,42 +517,42 @@ async def test_requests_behind_a_long_backlog_wait_for_further_commits_in_order(
 
 
 @on_a_loop_of_its_own
-async def test_a_user_that_was_held_stays_apart_for_a_while(
+async def test_a_user_that_was_contended_stays_apart_for_a_while(
     commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Application transactions that hold it again delay nobody else. Then it is back."""
+    """Application transactions that write it again delay nobody else. Then it is back."""
     lanes = lanes_on(commits)
     commits.gate.set()
-    commits.held.add("held")
+    commits.contended.add("contended")
     commits.released.set()
-    await lanes.submit(request(1, "held"))
+    await lanes.submit(request(1, "contended"))
     for number in (2, 3):
-        await asyncio.gather(*submit(lanes, request(number, "held"), request(9, "free")))
+        await asyncio.gather(*submit(lanes, request(number, "contended"), request(9, "free")))
     assert commits.batches == [["1"], ["9"], ["9"]]
     assert commits.patient == [["1"], ["2"], ["3"]]
-    commits.held.clear()
+    commits.contended.clear()
     clock = asyncio.get_running_loop().time
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock() + 60)
-    await lanes.submit(request(4, "held"))
+    await lanes.submit(request(4, "contended"))
     assert commits.batches[-1] == ["4"]
 
 
-async def test_a_user_that_was_held_never_meets_two_lanes(commits: Commits) -> None:
+async def test_a_user_that_was_contended_never_meets_two_lanes(commits: Commits) -> None:
     """While it has a request in a shared lane, its next ones go there too."""
     lanes = lanes_on(commits)
-    commits.held.add("held")
+    commits.contended.add("contended")
     commits.released.set()
-    first, second = submit(lanes, request(1, "held")), []
+    first, second = submit(lanes, request(1, "contended")), []
     await commits.begun.wait()
-    second += submit(lanes, request(2, "held"))
+    second += submit(lanes, request(2, "contended"))
     await settle()
     commits.gate.set()
     await settle()
     commits.gate.clear()
     await asyncio.gather(*first, *second)
-    # As when a request was still queued there as the user was held.
-    lanes._staying["held"] = (lanes._shared[0], 1)
-    third = submit(lanes, request(3, "held"))
+    # As when a request was still queued there as the user was contended.
+    lanes._staying["contended"] = (lanes._shared[0], 1)
+    third = submit(lanes, request(3, "contended"))
     await settle()
     assert commits.batches[-1] == ["3"]
     commits.gate.set()
@@ -558,20 +560,20 @@ async def test_a_user_that_was_held_never_meets_two_lanes(commits: Commits) -> N
 
 
 @on_a_loop_of_its_own
-async def test_the_ledger_forgets_users_that_were_held_long_ago(
+async def test_the_ledger_forgets_users_that_were_contended_long_ago(
     commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it remembers does not grow with the number of users."""
     lanes = lanes_on(commits)
     commits.gate.set()
     commits.released.set()
-    commits.held |= {f"held-{number}" for number in range(20)}
+    commits.contended |= {f"contended-{number}" for number in range(20)}
     clock = asyncio.get_running_loop().time
     for number in range(20):
         now = clock() + 100 * number
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda now=now: now)
-        await lanes.submit(request(number, f"held-{number}"))
-    assert list(lanes._held_lately) == ["held-19"]
+        await lanes.submit(request(number, f"contended-{number}"))
+    assert list(lanes._contended_lately) == ["contended-19"]
 
 
 async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> None:
@@ -581,7 +583,7 @@ async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> 
 
     async def look(
         requests: list[Request[Any]], _deadline: float, _take_more: TakeMore
-    ) -> list[Outcome | Held]:
+    ) -> list[Outcome | Contended]:
         seen.append(mine.get())
         return [result(r) for r in requests]
 

@@ -86,20 +86,20 @@ def test_turns_are_given_up_for_a_while_when_one_holder_keeps_the_turn() -> None
     """This does not happen while the turn changes hands. At the next try, one look is enough."""
     turns = Turns(timeout_seconds=5)
     turns.met_conflict(2, 100.0)
-    turns.seen_held(0.4, 100.4)
+    turns.seen_kept(0.4, 100.4)
     assert turns.are_needed(100.4)
-    turns.seen_held(0.6, 101.0)
+    turns.seen_kept(0.6, 101.0)
     assert turns.are_stuck(101.0)
     assert not turns.are_needed(101.0)
 
     turns.met_conflict(2, 110.0)
     assert turns.are_needed(110.0)
-    turns.seen_held(0.0, 110.1)
+    turns.seen_kept(0.0, 110.1)
     assert not turns.are_needed(110.1)
 
     turns.had_turn(drawn(1, served=0), 0.1, 130.0)
     turns.met_conflict(2, 130.0)
-    turns.seen_held(0.0, 130.1)
+    turns.seen_kept(0.0, 130.1)
     assert turns.are_needed(130.1)
 
 

@@ -35,7 +35,8 @@ class CaptureResult:
 
     ``transaction_id`` is None if it took nothing. ``captured`` is what all captures of the hold
     took. ``uncollected`` is what this one was to take but could not. ``late`` says whether the hold
-    had ended before.
+    had ended before. ``expired_amount`` is what the hold had kept in lots beyond their end and no
+    longer keeps, so it ended at once. ``balance_after`` no longer contains it.
     """
 
     hold_id: str
@@ -50,6 +51,7 @@ class CaptureResult:
     balance_after: int
     created_at: datetime
     metadata: Metadata | None = field(repr=False)
+    expired_amount: int = 0
     replayed: bool = field(default=False, compare=False)
 
 
@@ -103,6 +105,13 @@ def _priced(request: CaptureHoldRequest, record: HoldRecord, policy: Policy) -> 
     return cost_at_hold_s_price(policy, record.action, record.price, request.variables)
 
 
+def _refuse_smaller(total: int, claimed: int) -> None:
+    """Refuse a total that is smaller than the one before."""
+    if total < claimed:
+        reason = f"is a total, and less than the {claimed} captured before"
+        raise InvalidRequestError("amount", reason)
+
+
 def _capture(
     request: CaptureHoldRequest,
     account: Account,
@@ -112,9 +121,7 @@ def _capture(
 ) -> Decision[CaptureResult]:
     breakdown = Breakdown(account)
     hold = active_part(breakdown, record)
-    if priced.cost < hold.claimed:
-        reason = f"is a total, and less than the {hold.claimed} captured before"
-        raise InvalidRequestError("amount", reason)
+    _refuse_smaller(priced.cost, hold.claimed)
     if record.overage == "reject" and priced.cost > hold.claimed + hold.held:
         raise HoldExceededError(record.hold_id, hold.claimed + hold.held, priced.cost)
     taken = take_for(breakdown, hold, priced.cost)
@@ -138,9 +145,10 @@ def _capture_late(
     now: datetime,
 ) -> Decision[CaptureResult]:
     """Take what goes beyond that which the hold's end took."""
+    _refuse_smaller(priced.cost, record.claimed)
     if record.overage == "reject" and priced.cost > record.amount:
         raise HoldExceededError(record.hold_id, record.amount, priced.cost)
-    wanted = max(priced.cost - record.claimed, 0)
+    wanted = priced.cost - record.claimed
     breakdown = Breakdown(account)
     overage = "available" if record.overage == "reject" else record.overage
     cost = beyond_hold(breakdown, overage, wanted)
@@ -190,16 +198,17 @@ def _decision(
         postings.append(posting)
         changed = posting.account
     after = Advancing(changed, request.transaction_id, now)
-    after.end_lots(now)
+    expired = after.end_lots(now)
     result = _result(
         request,
         account,
-        changed,
+        after.account,
         record,
         captured=changes["captured"],
         now=now,
         cost=cost,
         uncollected=uncollected,
+        expired=expired,
         is_late=is_late,
     )
     return Decision(
@@ -223,6 +232,7 @@ def _result(
     now: datetime,
     cost: int = 0,
     uncollected: int = 0,
+    expired: int = 0,
     is_late: bool = False,
 ) -> CaptureResult:
     return CaptureResult(
@@ -238,4 +248,5 @@ def _result(
         balance_after=after.credits,
         created_at=now,
         metadata=request.metadata,
+        expired_amount=expired,
     )

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from credit_mongo.core.values import check_amount, check_identifier
-from credit_mongo.core.variables import exact_variables
-from credit_mongo.errors import InvalidRequestError
-from credit_mongo.integrations.fastapi.bodies import Body
-from credit_mongo.integrations.fastapi.fingerprints import fingerprint
-from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
 from credit_mongo.integrations.fastapi.lifespan import get_credits
 from credit_mongo.integrations.fastapi.middleware import Credits
+from credit_mongo.integrations.fastapi.ordering import order_from, with_fingerprint
 from credit_mongo.integrations.fastapi.orders import Order, Paid
 from credit_mongo.integrations.fastapi.routes import CHARGES
-from credit_mongo.integrations.fastapi.stored_requests import StoredRequests
 
-__all__ = ["Charge", "nothing", "with_fingerprint"]
+__all__ = ["Charge"]
 
 
 def Charge(  # noqa: N802 - used in place of FastAPI's Depends
@@ -72,54 +65,24 @@ def Charge(  # noqa: N802 - used in place of FastAPI's Depends
     A route can have one `Charge` or `Hold`. With two, the application does not start
     (ConfigurationError).
     """
-    check_identifier("action", action)
-    if variables is not None and amount is not None:
-        raise InvalidRequestError("amount", "cannot be combined with variables: give one of them")
-
-    of_user, of_variables = Depends(user), Depends(variables or nothing)
-    of_amount = Depends(amount or nothing)
-    of_key = Depends(required_idempotency_key if requires_key else idempotency_key)
+    of_order = order_from(
+        action,
+        user=user,
+        variables=variables,
+        amount=amount,
+        requires_key=requires_key,
+        answers_again=answers_again,
+    )
 
     async def charged(
         request: Request,
         credits_: Annotated[Credits, Depends(get_credits)],
-        *,
-        user_id: Any = of_user,
-        priced_by: Any = of_variables,
-        price: Any = of_amount,
-        key: Any = of_key,
+        order: Order = of_order,
     ) -> AsyncIterator[Paid]:
-        order = Order(
-            user_id=check_identifier("user_id", user_id),
-            action=action,
-            fingerprint="",
-            amount=None if price is None else check_amount("amount", price),
-            variables=None if priced_by is None else exact_variables(priced_by),
-            key=key,
-            answers_again=answers_again,
-        )
-        order = await with_fingerprint(order, request, credits_.paid_requests)
-        async with credits_.paid_requests.paid(order) as paid:
+        requests = credits_.paid_requests
+        async with requests.paid(await with_fingerprint(order, request, requests)) as paid:
             yield paid
 
     CHARGES.add(charged)
     # It ends before the response is sent, so no unpaid request is answered with success.
     return Depends(charged, scope="function")
-
-
-async def with_fingerprint(order: Order, request: Request, requests: StoredRequests) -> Order:
-    """Return the order with the request's fingerprint, if it has a key.
-
-    Raises what a charge for the order would raise, before it reads a large body.
-    """
-    body = Body.of(request.scope)
-    assert body is not None  # noqa: S101 - set by the middleware
-    body.begin_charge()
-    if order.key is None:
-        return order
-    digest = await body.read_ahead(lambda: requests.check(order))
-    return replace(order, fingerprint=fingerprint(request.scope, order.action, digest))
-
-
-async def nothing() -> None:
-    """A dependency that gives nothing."""

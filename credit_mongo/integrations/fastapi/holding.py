@@ -9,13 +9,10 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from credit_mongo.core.holds import OVERAGES, TIMEOUTS, Overage, Timeout, check_ttl
-from credit_mongo.core.values import check_amount, check_identifier, check_one_of
-from credit_mongo.core.variables import exact_variables
-from credit_mongo.errors import InvalidRequestError
-from credit_mongo.integrations.fastapi.charging import nothing, with_fingerprint
-from credit_mongo.integrations.fastapi.header import idempotency_key, required_idempotency_key
+from credit_mongo.core.values import check_one_of
 from credit_mongo.integrations.fastapi.lifespan import get_credits
 from credit_mongo.integrations.fastapi.middleware import Credits, is_cut_off
+from credit_mongo.integrations.fastapi.ordering import order_from, with_fingerprint
 from credit_mongo.integrations.fastapi.orders import Held, Order, Terms
 from credit_mongo.integrations.fastapi.routes import CHARGES
 
@@ -60,9 +57,14 @@ def Hold(  # noqa: N802 - used in place of FastAPI's Depends
     of its request. Bodies are read and limited as for `Charge`. A route can have one `Charge` or
     `Hold`. With two, the application does not start (ConfigurationError).
     """
-    check_identifier("action", action)
-    if variables is not None and amount is not None:
-        raise InvalidRequestError("amount", "cannot be combined with variables: give one of them")
+    of_order = order_from(
+        action,
+        user=user,
+        variables=variables,
+        amount=amount,
+        requires_key=requires_key,
+        answers_again=answers_again,
+    )
     check_ttl(ttl)
     terms = Terms(
         ttl,
@@ -70,28 +72,11 @@ def Hold(  # noqa: N802 - used in place of FastAPI's Depends
         check_one_of("on_timeout", on_timeout, TIMEOUTS),
     )
 
-    of_user, of_variables = Depends(user), Depends(variables or nothing)
-    of_amount = Depends(amount or nothing)
-    of_key = Depends(required_idempotency_key if requires_key else idempotency_key)
-
     async def held(
         request: Request,
         credits_: Annotated[Credits, Depends(get_credits)],
-        *,
-        user_id: Any = of_user,
-        priced_by: Any = of_variables,
-        most: Any = of_amount,
-        key: Any = of_key,
+        order: Order = of_order,
     ) -> AsyncIterator[Held]:
-        order = Order(
-            user_id=check_identifier("user_id", user_id),
-            action=action,
-            fingerprint="",
-            amount=None if most is None else check_amount("amount", most),
-            variables=None if priced_by is None else exact_variables(priced_by),
-            key=key,
-            answers_again=answers_again,
-        )
         requests, scope = credits_.held_requests, request.scope
         order = await with_fingerprint(order, request, requests)
         async with requests.held(order, terms, lambda: is_cut_off(scope)) as held:

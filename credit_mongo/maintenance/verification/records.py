@@ -211,7 +211,7 @@ def _tells(result: Raw, row: Raw) -> bool:
     if "cost" in result:
         cost = result["cost"]
         cost = -cost if isinstance(cost, int) else None
-        told = (result.get("balance_before"), cost, result.get("balance_after"))
+        told = (result.get("balance_before"), cost, _before_expiry(result))
     elif "amount" in result:
         given = result["amount"]
         if "grant_transaction_id" in result and isinstance(given, int):
@@ -227,6 +227,6 @@ def _tells(result: Raw, row: Raw) -> bool:
 
 
 def _before_expiry(result: Raw) -> Any:
-    """Return a refund's balance before the part of it that ended at once, in a row of its own."""
+    """Return the balance before what ended at once, in rows of its own: a refund's or capture's."""
     after, expired = result.get("balance_after"), result.get("expired_amount", 0)
     return after + expired if isinstance(after, int) and isinstance(expired, int) else after

@@ -174,6 +174,8 @@ class AnyStory(Story):
         before = next((each for each in holds if each.hold_id == hold.hold_id), None)
         result = self.capture(hold.hold_id, total, self.now, final=final)
         assert result.captured == self.holds[hold.hold_id].captured
+        taken = result.cost + result.expired_amount
+        assert result.balance_before - taken == result.balance_after == self.credits
         if before is not None and total <= before.claimed + before.held:
             assert (result.cost, result.uncollected) == (total - before.claimed, 0)
         again = self.capture(hold.hold_id, total, self.now, final=final)

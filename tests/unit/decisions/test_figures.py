@@ -119,7 +119,9 @@ def test_7_pinned_credits_outlive_their_lot_until_the_hold_is_settled() -> None:
     story.overdraft(0, 12)
     assert story.expiries() == [(-10, 10)]
     assert (story.credits, story.available) == (110, 20)
-    story.capture(hold.hold_id, 60, 12)
+    capture = story.capture(hold.hold_id, 60, 12)
+    told = (capture.balance_before, capture.cost, capture.expired_amount, capture.balance_after)
+    assert told == (110, 60, 30, 20)
     assert story.expiries() == [(-10, 10), (-30, 12)]
     assert (story.credits, story.lots()) == (20, {})
 
