@@ -181,7 +181,7 @@ async def test_a_charge_that_joins_a_batch_has_its_own_deadline(
         await ledger.create_user("ann", credits=1000)
         take_turns(ledger)
         await ledger.charge("ann", "post")  # Now there is a turn.
-        ledger._committer._turns._longest_held_seconds = 60
+        ledger._committer._turns._longest_kept_seconds = 60
         slow = {"blockConnection": True, "blockTimeMS": 800}
         users = {"failCommands": ["find"], "namespace": f"{database.name}.users"}
         async with failing(client, "joining", {"times": 1}, **users, **slow):

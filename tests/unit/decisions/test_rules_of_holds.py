@@ -173,7 +173,7 @@ def test_late_captures_are_taken_for_a_day() -> None:
     assert story.capture(hold.hold_id, 15, 60 + DAY).cost == 0
     with pytest.raises(InvalidRequestError) as smaller:
         story.capture(hold.hold_id, 14, 60 + DAY)
-    assert str(smaller.value) == "amount is a total, and less than the 15 captured before"
+    assert str(smaller.value) == "amount: is a total, and less than the 15 captured before"
     with pytest.raises(HoldClosedError) as error:
         story.capture(hold.hold_id, 20, 60.001 + DAY)
     assert error.value.status == "expired"
