@@ -34,6 +34,7 @@ __all__ = [
     "InvalidTierChangeError",
     "JobTimeoutError",
     "LedgerBusyError",
+    "LedgerImportError",
     "MembershipRequiredError",
     "MigrationError",
     "MissingIdempotencyKeyError",
@@ -504,6 +505,19 @@ class MigrationError(CreditError):
     def __init__(self, migration: str, reason: str) -> None:
         super().__init__(f"{migration}: {reason}" if migration else reason)
         self.migration = migration
+        self.reason = reason
+
+
+class LedgerImportError(CreditError):
+    """Another system's data can't be imported. ``reason`` says why, and never shows a password.
+
+    What was imported before stays imported, and the next run goes on from there.
+    """
+
+    code = "IMPORT"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
         self.reason = reason
 
 

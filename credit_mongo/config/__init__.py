@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from credit_mongo.config.configuration import (
+    IMPORTS_COLLECTION,
     LONGEST_CLOCK_SKEW_SECONDS,
     LONGEST_TTL_SECONDS,
     MAX_CLOCK_SKEW_SECONDS,
@@ -21,6 +22,7 @@ from credit_mongo.config.environment import Settings
 from credit_mongo.config.user_mapping import UserMapping
 
 __all__ = [
+    "IMPORTS_COLLECTION",
     "LONGEST_CLOCK_SKEW_SECONDS",
     "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",

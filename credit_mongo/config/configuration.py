@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IMPORTS_COLLECTION",
     "LONGEST_CLOCK_SKEW_SECONDS",
     "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",
@@ -80,6 +81,8 @@ SETTINGS_COLLECTION: Final = "ledger_settings"
 """The collection in which all ledgers of a database store their settings."""
 MIGRATIONS_COLLECTION: Final = "ledger_migrations"
 """The collection in which a database has the log and the lock of its migrations."""
+IMPORTS_COLLECTION: Final = "ledger_imports"
+"""The collection in which a database has its imports' progress and their lock."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """The default: clocks set by NTP differ by much less than a second, clocks of machines that have
@@ -384,6 +387,9 @@ class CollectionNames(Part):
                 raise invalid(reason, field)
             if name == MIGRATIONS_COLLECTION:
                 reason = f"{name!r} is reserved: the log of the migrations is there"
+                raise invalid(reason, field)
+            if name == IMPORTS_COLLECTION:
+                reason = f"{name!r} is reserved: imports keep their progress there"
                 raise invalid(reason, field)
             seen.add(name)
         return self

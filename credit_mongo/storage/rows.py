@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ __all__ = [
     "Raw",
     "audit_log_from",
     "copy_metadata",
+    "failed_row",
     "idempotency_row",
     "metadata_from",
     "note_row",
@@ -158,16 +159,39 @@ def _with_int64(details: Mapping[str, Any]) -> Raw:
 def refusal_row(refusal: Refusal) -> Raw:
     """The audit row of a refused attempt."""
     request, error = refusal.request, refusal.error
+    return failed_row(
+        ObjectId(request.transaction_id),
+        request.user_id,
+        (request.operation, request.action),
+        refusal.at,
+        details={"code": error.code},
+        metadata=request.metadata,
+        error=str(error),
+    )
+
+
+def failed_row(
+    row_id: ObjectId,
+    user_id: str,
+    tried: tuple[str, str],
+    at: datetime,
+    *,
+    details: Raw,
+    metadata: Mapping[str, Any] | None,
+    error: str | None,
+) -> Raw:
+    """The audit row of a failed attempt. ``tried`` are its operation and action."""
+    operation, action = tried
     return {
-        "_id": ObjectId(request.transaction_id),
-        "userId": request.user_id,
-        "operation": request.operation,
-        "action": request.action,
+        "_id": row_id,
+        "userId": user_id,
+        "operation": operation,
+        "action": action,
         "status": "failed",
-        "details": {"code": error.code},
-        "metadata": request.metadata,
-        "errorMessage": str(error),
-        "createdAt": to_moment(refusal.at),
+        "details": details,
+        "metadata": metadata,
+        "errorMessage": error,
+        "createdAt": to_moment(at),
     }
 
 
