@@ -332,7 +332,7 @@ class _Plans:
     __slots__ = ("plans",)
 
     def __init__(self, plans: list[Plan]) -> None:
-        self.plans = plans
+        self.plans: list[Plan] = plans
 
 
 def _now() -> datetime:

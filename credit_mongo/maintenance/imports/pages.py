@@ -38,8 +38,8 @@ class Page:
         rows: Sequence[SourceTransaction],
         audits: Sequence[SourceAudit],
     ) -> None:
-        self.users = users
-        self.size = len(rows)
+        self.users: Sequence[SourceUser] = users
+        self.size: int = len(rows)
         self.refused: list[Trouble] = []
         """Users whose ids the ledger can't have."""
         self._rows: dict[Any, list[SourceTransaction]] = defaultdict(list)

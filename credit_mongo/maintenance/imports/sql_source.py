@@ -28,8 +28,8 @@ try:
     import sqlalchemy as sa
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
     from sqlalchemy.sql.elements import ColumnElement
-except ModuleNotFoundError as error:
-    raise missing(error, "import-sql") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "import-sql") from None
 
 __all__ = ["SqlSource", "Statements"]
 

@@ -44,8 +44,8 @@ class Batch:
     __slots__ = ("batch_id", "pieces", "place")
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self.batch_id = ObjectId()
-        self.pieces = pieces
+        self.batch_id: ObjectId = ObjectId()
+        self.pieces: Sequence[Piece] = pieces
         self.place: Raw = {}
         """What to store in the job's document: how far the import is."""
 
