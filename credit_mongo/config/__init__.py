@@ -19,6 +19,7 @@ from credit_mongo.config.configuration import (
     RetryConfig,
 )
 from credit_mongo.config.environment import Settings
+from credit_mongo.config.pools import POOL_PROFILES, PoolProfile, PoolSize, check_pool
 from credit_mongo.config.user_mapping import UserMapping
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LONGEST_TTL_SECONDS",
     "MAX_CLOCK_SKEW_SECONDS",
     "MIGRATIONS_COLLECTION",
+    "POOL_PROFILES",
     "SETTINGS_COLLECTION",
     "AuditConfig",
     "CollectionNames",
@@ -35,7 +37,10 @@ __all__ = [
     "IdempotencyConfig",
     "LotsConfig",
     "MembershipConfig",
+    "PoolProfile",
+    "PoolSize",
     "RetryConfig",
     "Settings",
     "UserMapping",
+    "check_pool",
 ]

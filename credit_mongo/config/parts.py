@@ -13,7 +13,7 @@ from credit_mongo.errors import ConfigurationError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Part", "invalid"]
+__all__ = ["Part", "as_configuration_error", "invalid"]
 
 _MAX_SHOWN: Final = 10
 
@@ -38,7 +38,7 @@ else:
             try:
                 return super().__call__(*arguments, **values)
             except ValidationError as error:
-                raise _as_configuration_error(error) from None
+                raise as_configuration_error(error) from None
 
     class _Checked(BaseModel, metaclass=_RaisesConfigurationError):
         pass
@@ -94,7 +94,8 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _as_configuration_error(error: ValidationError) -> ConfigurationError:
+def as_configuration_error(error: ValidationError) -> ConfigurationError:
+    """The library's error for pydantic's. It names the wrong key, and quotes no value."""
     errors = error.errors(include_url=False, include_input=False)
     # A misspelt key also causes an error for the missing right one: report the misspelt key.
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")

@@ -315,6 +315,11 @@ class Lanes:
         else:
             self._staying[user_id] = (lane, requests - 1)
 
+    def load(self) -> tuple[int, int]:
+        """How many lanes have a batch under way, and how many requests wait. From any thread."""
+        lanes = (*self._shared, *tuple(self._apart.values()))
+        return sum(lane.task is not None for lane in lanes), sum(map(len, lanes))
+
     async def close(self) -> None:
         """Accept no more, and finish what was accepted."""
         self._closed = True

@@ -3,9 +3,9 @@
 An observer is a function that takes an event. It is called on the event loop, in the middle of the
 work: it should count, and return at once. What it raises disturbs nothing, and is logged once.
 
-Events hold numbers and names of this library's. They never hold user ids, idempotency keys, amounts
-or metadata. Later versions may tell further events, so an observer passes over those that it does
-not know.
+Events hold numbers and names of this library's, and `LedgerCreated` a function that returns
+numbers. They never hold user ids, idempotency keys, amounts or metadata. Later versions may tell
+further events, so an observer passes over those that it does not know.
 
     def observer(event: Event) -> None:
         if isinstance(event, OperationEnded):
@@ -30,6 +30,9 @@ __all__ = [
     "AttemptRetried",
     "BatchEnded",
     "Event",
+    "LedgerClosed",
+    "LedgerCreated",
+    "Load",
     "Observer",
     "OperationEnded",
     "OutcomeUnknown",
@@ -44,6 +47,32 @@ __all__ = [
 
 _LOG: Final = logging.getLogger("credit_mongo")
 _R = TypeVar("_R")
+
+
+class Load(NamedTuple):
+    """What a ledger has to do at this moment."""
+
+    lanes: int
+    """How many lanes have a batch under way."""
+    queued: int
+    """How many requests wait for a batch. Those in the batches don't count."""
+    open_holds: int
+    """How many blocks ``async with ledger.hold(…)`` run in this process."""
+
+
+class LedgerCreated(NamedTuple):
+    """A ledger has been created with this observer. It is the ledger's first event."""
+
+    load: Callable[[], Load | None]
+    """What the ledger has to do. It can be called at any time, from any thread. None if the ledger
+    is gone."""
+
+
+class LedgerClosed(NamedTuple):
+    """A ledger has been closed, and its operations have ended. Later calls are refused."""
+
+    load: Callable[[], Load | None]
+    """The function of its `LedgerCreated`."""
 
 
 class OperationEnded(NamedTuple):
@@ -117,7 +146,9 @@ class SessionReaped(NamedTuple):
 
 
 Event: TypeAlias = (
-    OperationEnded
+    LedgerCreated
+    | LedgerClosed
+    | OperationEnded
     | BatchEnded
     | AttemptRetried
     | TurnTaken

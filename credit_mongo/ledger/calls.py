@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
@@ -16,7 +17,7 @@ from bson.errors import BSONError
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
-from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
+from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig, PoolProfile
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.hold_results import Hold
 from credit_mongo.core.operations.place_hold import PlaceHoldRequest
@@ -32,7 +33,14 @@ from credit_mongo.engine.commit import Committer
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
-from credit_mongo.engine.observer import Observer, observed, tell_by
+from credit_mongo.engine.observer import (
+    LedgerClosed,
+    LedgerCreated,
+    Load,
+    Observer,
+    observed,
+    tell_by,
+)
 from credit_mongo.engine.open_holds import OpenHolds
 from credit_mongo.engine.opening import Opening
 from credit_mongo.engine.session_reaper import SessionReaper
@@ -46,7 +54,7 @@ from credit_mongo.errors import (
     StorageError,
 )
 from credit_mongo.storage.clocks import CheckedClock, Clock
-from credit_mongo.storage.connection import check_replica_set, connect
+from credit_mongo.storage.connection import EventListener, check_replica_set, connect
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.numbers import to_object_id
@@ -88,6 +96,19 @@ def _checked(clock: Clock) -> Clock:
             raise ConfigurationError("clock", f"raised {type(error).__name__}") from error
 
     return read
+
+
+def _load_of(lanes: Lanes, open_holds: OpenHolds) -> Callable[[], Load | None]:
+    """How to read what a ledger has to do, without keeping one in memory that nobody closed."""
+    its_lanes, its_holds = weakref.ref(lanes), weakref.ref(open_holds)
+
+    def load() -> Load | None:
+        lanes, open_holds = its_lanes(), its_holds()
+        if lanes is None or open_holds is None:
+            return None
+        return Load(*lanes.load(), len(open_holds.open))
+
+    return load
 
 
 def _check_config(config: object) -> None:
@@ -199,6 +220,9 @@ class LedgerCalls:
             timeout_seconds=config.operation_timeout_seconds,
             gives_keys=config.idempotency.enabled,
         )
+        self._load = _load_of(self._lanes, self._open_holds)
+        if self._tell is not None:
+            self._tell(LedgerCreated(self._load))
 
     @classmethod
     def connect(
@@ -207,6 +231,10 @@ class LedgerCalls:
         *,
         database: str,
         config: CreditConfig,
+        pool_profile: PoolProfile | None = None,
+        min_pool_size: int | None = None,
+        max_pool_size: int | None = None,
+        event_listeners: Iterable[EventListener] = (),
         clock: Clock | None = None,
         observer: Observer | None = None,
     ) -> Self:
@@ -215,12 +243,32 @@ class LedgerCalls:
         ``uri`` is a MongoDB connection string, ``database`` the name of the database. ``clock``
         (for tests) and ``observer`` are those of the constructor.
 
-        Raises ConfigurationError as the constructor does, and if the URI is invalid or contains an
-        option that MongoDB's driver would ignore.
+        ``min_pool_size`` (0 to 10,000) is how many connections to each server stay open,
+        ``max_pool_size`` (1 to 10,000) how many there are at most. ``pool_profile`` gives the
+        sizes that you don't: ``"development"`` 5 and 10, ``"production"`` 10 and 20,
+        ``"high-traffic"`` 20 and 50. Default: those of the URI, or the driver's, 0 and 100. A
+        ledger writes through few connections, because callers share commits; its reads need one
+        each. If calls wait for a connection, the logger ``credit_mongo`` warns at most once a
+        minute.
+
+        ``event_listeners`` are listeners of ``pymongo.monitoring`` for the client, such as
+        ``credit_mongo.observability.CommandLog``.
+
+        Raises ConfigurationError as the constructor does, for a size that is out of range or is
+        also in the URI, and if the URI is invalid or contains an option that MongoDB's driver would
+        ignore.
         """
         _check_config(config)
         tell_by(observer)  # before there is a client
-        own = connect(uri, database, config.operation_timeout_seconds)
+        own = connect(
+            uri,
+            database,
+            config.operation_timeout_seconds,
+            pool_profile=pool_profile,
+            min_pool_size=min_pool_size,
+            max_pool_size=max_pool_size,
+            event_listeners=event_listeners,
+        )
         ledger = cls(own, config, clock=clock, observer=observer)
         ledger._owns_client = True
         return ledger
@@ -268,13 +316,15 @@ class LedgerCalls:
         Finishes within three times ``operation_timeout_seconds``. A client that the application
         passed in stays open. Later calls raise LedgerBusyError.
         """
-        self._is_closed = True
+        was_open, self._is_closed = not self._is_closed, True
         seconds = self._config.operation_timeout_seconds
         await self._open_holds.close(seconds)
         await self._lanes.close()
         await self._committer.close(seconds)
         await self._close_client(seconds)
         await self._deadlines.close(min(seconds, _LATE_CALLS_SECONDS))
+        if was_open and self._tell is not None:
+            self._tell(LedgerClosed(self._load))
 
     async def _close_client(self, seconds: float) -> None:
         if self._owns_client:

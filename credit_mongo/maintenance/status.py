@@ -26,10 +26,14 @@ from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import MAX_TIME_EXPIRED, NAMESPACE_NOT_FOUND, UNAUTHORIZED
 from credit_mongo.storage.settings import stored_settings
 
-__all__ = ["CollectionState", "Member", "Status", "status_of"]
+__all__ = ["CollectionState", "Connections", "Member", "Status", "status_of"]
 
 # A status query must not keep a server busy.
 _MOST_MILLISECONDS: Final = 5000
+# Of serverStatus, those that cost most and that nobody reads here.
+_WITHOUT_OTHER_SECTIONS: Final = dict.fromkeys(
+    ("metrics", "wiredTiger", "repl", "locks", "tcmalloc", "opLatencies"), 0
+)
 _T = TypeVar("_T")
 
 
@@ -58,6 +62,18 @@ class CollectionState:
 
 
 @dataclass(frozen=True, slots=True)
+class Connections:
+    """The connections of all clients to the primary."""
+
+    open: int
+    """How many there are."""
+    active: int
+    """How many have a command under way."""
+    available: int
+    """How many more the server accepts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the database. Numbers of documents are the server's estimates."""
 
@@ -65,6 +81,8 @@ class Status:
     replica_set: str | None
     """The name of the replica set, or None for a sharded cluster."""
     members: tuple[Member, ...]
+    connections: Connections | None
+    """The primary's connections. None if the role may not see them: clusterMonitor may."""
     collections: tuple[CollectionState, ...]
     indexes: IndexReport | None
     """What ``ensure_indexes`` would do."""
@@ -120,6 +138,7 @@ async def status_of(
         server_version=server["version"],
         replica_set=hello.get("setName"),
         members=await _members(ledger, hello),
+        connections=await _if_allowed(_connections(ledger)),
         collections=tuple(
             [await _collection(ledger, name) for name in ledger.names.model_dump().values()]
         ),
@@ -154,6 +173,13 @@ async def _members(database: LedgerDatabase, hello: Raw) -> tuple[Member, ...]:
     return tuple(
         Member(each["name"], each["stateStr"], _lag(times, each)) for each in found["members"]
     )
+
+
+async def _connections(database: LedgerDatabase) -> Connections:
+    # The default sections take the server far longer than this one.
+    found = await database.ask_admin({"serverStatus": 1, **_WITHOUT_OTHER_SECTIONS})
+    counts = found["connections"]
+    return Connections(counts["current"], counts.get("active", 0), counts["available"])
 
 
 def _lag(of_primary: list[datetime | None], member: Raw) -> float | None:

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote_plus
 
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
+from pymongo.monitoring import (
+    CommandListener,
+    ConnectionPoolListener,
+    ServerHeartbeatListener,
+    ServerListener,
+    TopologyListener,
+)
 from pymongo.uri_parser import parse_uri
 
+from credit_mongo.config import PoolSize, check_pool
 from credit_mongo.errors import ConfigurationError, ReplicaSetRequiredError
+from credit_mongo.storage.connection_waits import ConnectionWaits
 from credit_mongo.storage.database import LedgerDatabase
 
-__all__ = ["check_database", "check_replica_set", "connect"]
+__all__ = ["EventListener", "check_database", "check_listeners", "check_replica_set", "connect"]
+
+EventListener: TypeAlias = (
+    CommandListener
+    | ConnectionPoolListener
+    | ServerHeartbeatListener
+    | ServerListener
+    | TopologyListener
+)
+"""What a client of the driver tells its events."""
 
 # The character set that MongoDB forbids in the names of databases, on any platform.
 _FORBIDDEN_IN_DATABASE: Final = re.compile('[/\\\\. "$*<>:|?\x00\ud800-\udfff]')
@@ -27,16 +46,28 @@ _LONG_PART: Final = 5
 _UNESCAPED: Final = re.compile(r"[:@\[\]]|%(?![0-9A-Fa-f]{2})")
 
 
-def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatabase[dict[str, Any]]:
-    """A database on a new client. Raises ConfigurationError.
+def connect(
+    uri: object,
+    database: object,
+    timeout_seconds: float,
+    *,
+    pool_profile: object = None,
+    min_pool_size: object = None,
+    max_pool_size: object = None,
+    event_listeners: object = (),
+) -> AsyncDatabase[dict[str, Any]]:
+    """A database on a new client, which warns when calls wait for a connection.
 
     The driver only warns of options that it does not know, and then ignores them: ``tls=True`` is
     plaintext. Here, what is not understood is refused.
+
+    Raises ConfigurationError.
     """
     if not isinstance(uri, str):
         raise ConfigurationError("uri", f"must be a str, not {type(uri).__name__}")
     check_database(database)
     _check_credentials(uri)
+    listeners = check_listeners(event_listeners)
     try:
         with warnings.catch_warnings():
             # An option that is repeated, or whose value is not known, gives no more than a warning.
@@ -44,7 +75,10 @@ def connect(uri: object, database: object, timeout_seconds: float) -> AsyncDatab
             # As if without "+srv": names are looked up when the client connects, not here.
             options = parse_uri(_SRV.sub("", uri), warn=False)["options"]
             _check_write_concern(options.get("w", "majority"))
-            client = _client(uri, {name.lower() for name in options}, timeout_seconds)
+            in_uri = PoolSize(options.get("minPoolSize"), options.get("maxPoolSize"))
+            pool = check_pool(pool_profile, min_pool_size, max_pool_size, in_uri)
+            given = {name.lower() for name in options}
+            client = _client(uri, given, timeout_seconds, pool, listeners)
     except (PyMongoError, ValueError, TypeError, OSError, Warning) as error:
         raise ConfigurationError("uri", _without_credentials(str(error), uri)) from None
     return client[str(database)]
@@ -81,16 +115,36 @@ def _check_write_concern(write_concern: object) -> None:
         raise ConfigurationError("uri", "w must be 'majority' or left out")
 
 
-def _client(uri: str, given: set[str], timeout_seconds: float) -> AsyncMongoClient[dict[str, Any]]:
+def check_listeners(listeners: object) -> list[EventListener]:
+    """What the driver calls with its events. Raises ConfigurationError for anything else."""
+    found: list[EventListener] = []
+    for each in listeners if isinstance(listeners, Iterable) else [listeners]:
+        if not isinstance(each, EventListener):
+            kind = type(each).__name__
+            raise ConfigurationError(
+                "event_listeners", f"must be listeners of pymongo.monitoring, not {kind}"
+            )
+        found.append(each)
+    return found
+
+
+def _client(
+    uri: str,
+    given: set[str],
+    timeout_seconds: float,
+    pool: PoolSize,
+    listeners: list[EventListener],
+) -> AsyncMongoClient[dict[str, Any]]:
+    sizes = {"minPoolSize": pool.least, "maxPoolSize": pool.most}
     defaults: dict[str, Any] = {
         "appname": "credit_mongo",
         # Before the deadline of the operation, by more than the driver's half second between two
         # looks: the error then says which servers did not answer.
         "serverSelectionTimeoutMS": int(max(timeout_seconds - 1, timeout_seconds / 2) * 1000),
     }
-    return AsyncMongoClient(
-        uri, **{name: value for name, value in defaults.items() if name.lower() not in given}
-    )
+    options = {name: value for name, value in defaults.items() if name.lower() not in given}
+    options |= {name: size for name, size in sizes.items() if size is not None}
+    return AsyncMongoClient(uri, event_listeners=[ConnectionWaits(), *listeners], **options)
 
 
 def _without_credentials(message: str, uri: str) -> str:

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"local"}),
     frozenset({"testing"}),
-    frozenset({"cli", "integrations"}),
+    frozenset({"cli", "integrations", "observability"}),
     frozenset({"__main__"}),
 )
 IMPORTED_BY_NOBODY = LAYERS[-2]

@@ -32,7 +32,7 @@ def status(
     database: DatabaseName = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    """Show the state of the database: replica set, sizes, indexes, oldest transaction, TTL lag.
+    """Show the state of the database: replica set, connections, sizes, indexes, TTL lag.
 
     It writes nothing. Exit code 1: a collection, an index or a validator is missing or different,
     or something is in its way. To learn more, run credit-mongo init. Values that the role may not
@@ -80,12 +80,20 @@ def _facts(found: Status, database: str) -> list[tuple[str, str | None]]:
         ("database", database),
         ("server", f"MongoDB {found.server_version}"),
         ("replica set", found.replica_set or "none: a sharded cluster"),
+        ("connections", _connections(found)),
         ("stored form", _stored_form(found)),
         ("indexes", indexes),
         ("users", _number(found.collections[0].documents)),
         ("oldest transaction", shown_moment(found.oldest_transaction_at)),
         ("TTL lag", _seconds(found.ttl_lag_seconds)),
     ]
+
+
+def _connections(found: Status) -> str:
+    counts = found.connections
+    if counts is None:
+        return "not known: the role clusterMonitor may see them"
+    return f"{counts.open:,} open, {counts.active:,} active, {counts.available:,} more possible"
 
 
 def _stored_form(found: Status) -> str:

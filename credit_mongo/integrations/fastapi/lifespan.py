@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeAlias
 
@@ -22,6 +22,7 @@ from credit_mongo.integrations.fastapi.paid_requests import PaidRequests
 from credit_mongo.integrations.fastapi.problems import share_credit_handlers
 from credit_mongo.integrations.fastapi.routes import charged_endpoints
 from credit_mongo.ledger import CreditLedger
+from credit_mongo.storage.connection import EventListener, check_listeners
 
 __all__ = ["credit_lifespan", "get_credits", "get_ledger"]
 
@@ -41,12 +42,14 @@ def credit_lifespan(
     lease_seconds: float = 30,
     indexes: bool = True,
     max_body_bytes: int = _DEFAULT_BODY_BYTES,
+    event_listeners: Iterable[EventListener] = (),
     observer: Observer | None = None,
 ) -> Lifespan:
     """Keep the ledger open while the application runs: ``FastAPI(lifespan=credit_lifespan(…))``.
 
     - ``database``: a database of the application's own client, which stays open. Default: the
-      MONGODB_URI and MONGODB_DATABASE of the environment.
+      environment says, as in `Settings`: MONGODB_URI, MONGODB_DATABASE, and the connections of
+      MONGODB_POOL_PROFILE, MONGODB_MIN_POOL_SIZE and MONGODB_MAX_POOL_SIZE.
     - ``lifespan``: the application's own lifespan. It runs while the ledger is open, so it may use
       `get_ledger`, and keeps its own state.
     - ``lease_seconds``: 1 to 3600. If a process dies, any other settles its paid requests after
@@ -57,6 +60,8 @@ def credit_lifespan(
       example), and run ``credit-mongo init`` first.
     - ``max_body_bytes``: 1 to 2**40, by default 16 MiB. A charged request with a larger body gets
       413 REQUEST_TOO_LARGE, and nothing is charged.
+    - ``event_listeners``: of ``pymongo.monitoring``, for the client, as in
+      ``CreditLedger.connect``. With ``database``, give them to your own client instead.
     - ``observer``: a function that the ledger calls with events, as in ``CreditLedger``.
 
     An application mounted in this one uses this ledger, unless it runs its own `credit_lifespan`.
@@ -72,12 +77,17 @@ def credit_lifespan(
     _check_lease(lease_seconds, config)
     _check_body_limit(max_body_bytes)
     tell_by(observer)  # before the application starts
+    listeners = check_listeners(event_listeners)
+    if listeners and database is not None:
+        raise ConfigurationError(
+            "event_listeners", "must be given to the client of the application's database instead"
+        )
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
         charged = charged_endpoints(app)
         async with AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(_ledger(config, database, observer))
+            ledger = await stack.enter_async_context(_ledger(config, database, listeners, observer))
             if indexes:
                 await ledger.ensure_indexes()
             paid_requests = PaidRequests(ledger, config, lease_seconds=lease_seconds)
@@ -143,13 +153,23 @@ def _check_lease(lease_seconds: object, config: CreditConfig) -> None:
 
 
 def _ledger(
-    config: CreditConfig, database: AnyDatabase | None, observer: Observer | None
+    config: CreditConfig,
+    database: AnyDatabase | None,
+    listeners: list[EventListener],
+    observer: Observer | None,
 ) -> CreditLedger:
     if database is not None:
         return CreditLedger(database, config, observer=observer)
     settings = Settings()
     return CreditLedger.connect(
-        settings.uri, database=settings.database, config=config, observer=observer
+        settings.uri,
+        database=settings.database,
+        config=config,
+        pool_profile=settings.pool_profile,
+        min_pool_size=settings.min_pool_size,
+        max_pool_size=settings.max_pool_size,
+        event_listeners=listeners,
+        observer=observer,
     )
 
 
