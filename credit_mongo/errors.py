@@ -19,6 +19,8 @@ __all__ = [
     "ArchiveLostError",
     "ArchiveManifestError",
     "ArchiveRunningError",
+    "BackupError",
+    "BackupRunningError",
     "ClockSkewError",
     "CommitOutcomeUnknownError",
     "ConfigurationError",
@@ -492,6 +494,35 @@ class ArchiveManifestError(StorageError):
         )
         self.manifest_id: str = str(manifest_id)
         self.field = field
+
+
+class BackupError(CreditError):
+    """A backup can't be made, read or restored. ``backup`` is its name, "" if it's not one's.
+
+    ``reason`` also says what to do.
+    """
+
+    code = "BACKUP"
+
+    def __init__(self, backup: str, reason: str) -> None:
+        super().__init__(f"{backup}: {reason}" if backup else reason)
+        self.backup = backup
+        self.reason = reason
+
+
+class BackupRunningError(StorageError):
+    """Another backup is being made, or was until ``alive_until`` (UTC); nothing was written."""
+
+    code = "BACKUP_RUNNING"
+
+    def __init__(self, alive_until: datetime) -> None:
+        until = alive_until.replace(tzinfo=None).isoformat(timespec="seconds")
+        super().__init__(
+            f"another backup of this database is being made. Its lease lasts until {until}Z, and "
+            "it renews the lease while it runs. If that run has crashed, start this one again "
+            "after that time"
+        )
+        self.alive_until = alive_until
 
 
 class MigrationError(CreditError):

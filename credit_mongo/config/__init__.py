@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from credit_mongo.config.configuration import (
+    BACKUPS_COLLECTION,
     IMPORTS_COLLECTION,
     LONGEST_CLOCK_SKEW_SECONDS,
     LONGEST_TTL_SECONDS,
@@ -23,6 +24,7 @@ from credit_mongo.config.pools import POOL_PROFILES, PoolProfile, PoolSize, chec
 from credit_mongo.config.user_mapping import UserMapping
 
 __all__ = [
+    "BACKUPS_COLLECTION",
     "IMPORTS_COLLECTION",
     "LONGEST_CLOCK_SKEW_SECONDS",
     "LONGEST_TTL_SECONDS",

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BACKUPS_COLLECTION",
     "IMPORTS_COLLECTION",
     "LONGEST_CLOCK_SKEW_SECONDS",
     "LONGEST_TTL_SECONDS",
@@ -83,6 +84,8 @@ MIGRATIONS_COLLECTION: Final = "ledger_migrations"
 """The collection in which a database has the log and the lock of its migrations."""
 IMPORTS_COLLECTION: Final = "ledger_imports"
 """The collection in which a database has its imports' progress and their lock."""
+BACKUPS_COLLECTION: Final = "ledger_backups"
+"""The collection in which a database has the marks and the lease of its backups."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
 """The default: clocks set by NTP differ by much less than a second, clocks of machines that have
@@ -390,6 +393,9 @@ class CollectionNames(Part):
                 raise invalid(reason, field)
             if name == IMPORTS_COLLECTION:
                 reason = f"{name!r} is reserved: imports keep their progress there"
+                raise invalid(reason, field)
+            if name == BACKUPS_COLLECTION:
+                reason = f"{name!r} is reserved: all ledgers mark their backups there"
                 raise invalid(reason, field)
             seen.add(name)
         return self

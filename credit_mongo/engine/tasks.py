@@ -7,12 +7,14 @@ shows both in the ``repr`` of a task or future. Its debug mode logs that when a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["result_of", "seen", "start"]
+__all__ = ["in_thread", "result_of", "seen", "start"]
 
 _T = TypeVar("_T")
+_Arguments = ParamSpec("_Arguments")
 
 
 def start(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
@@ -31,6 +33,20 @@ async def result_of(task: asyncio.Future[_T]) -> _T:
         task.add_done_callback(seen)
         raise
     return task.result()
+
+
+async def in_thread(
+    work: Callable[_Arguments, _T], *arguments: _Arguments.args, **options: _Arguments.kwargs
+) -> _T:
+    """Run file work in a thread. If cancelled, still wait: two must not write at once."""
+    working = start(asyncio.to_thread(work, *arguments, **options))
+    try:
+        return await result_of(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+        raise
 
 
 def seen(task: asyncio.Future[Any]) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Final, TypeAlias
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.raw_bson import RawBSONDocument
 
-__all__ = ["CODEC_OPTIONS", "FOR_METADATA", "FOR_USERS", "LENIENT", "NAIVE", "Raw"]
+__all__ = ["CODEC_OPTIONS", "FOR_METADATA", "FOR_USERS", "LENIENT", "NAIVE", "UNDECODED", "Raw"]
 
 Raw: TypeAlias = dict[str, Any]
 
@@ -39,3 +40,10 @@ NAIVE: Final[CodecOptions[Raw]] = CodecOptions(
 )
 """For rows in bulk. Naive datetimes, in UTC, take half the time; written back, they are the same.
 """
+
+UNDECODED: Final[CodecOptions[Any]] = CodecOptions(
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+"""For documents that are copied byte by byte."""

@@ -34,15 +34,19 @@ from credit_mongo.storage.rows import Raw
 __all__ = [
     "FORM",
     "LOWEST_WRITER",
+    "RESTORING",
     "SETTINGS_COLLECTION",
     "LedgerSettings",
     "SettingsChange",
+    "ensure_settings_index",
     "keep_settings",
     "stored_settings",
 ]
 
 _State: TypeAlias = Literal["created", "kept", "changed"]
 
+RESTORING: Final = "restoring"
+"""The field of the document that stands in place of a ledger's settings while it is restored."""
 _MOST_TRIES: Final = 5
 _UNIQUE_NAMES: Final = {"key": {"names": 1}, "name": "names_1", "unique": True, "sparse": True}
 
@@ -153,9 +157,15 @@ class LedgerSettings:
     def from_row(cls, row: Mapping[str, Any]) -> LedgerSettings:
         """Return the settings of a row. Settings that only a newer version knows are left out.
 
-        Raises ConfigurationError if the row can't be read, or if a newer version wrote it and
-        doesn't allow this one to use the ledger.
+        Raises ConfigurationError if the row can't be read, if a newer version wrote it and doesn't
+        allow this one to use the ledger, or if the ledger is only half restored.
         """
+        if RESTORING in row:
+            raise ConfigurationError(
+                "",
+                "the restore of this ledger has not ended: run the same credit-mongo restore again "
+                "to complete it",
+            )
         place = f"the document {row.get('_id')!r} in {SETTINGS_COLLECTION}"
         lowest = row.get("lowestWriter")
         if isinstance(lowest, int | float) and lowest > FORM:
@@ -259,11 +269,16 @@ async def keep_settings(
     )
 
 
+async def ensure_settings_index(database: LedgerDatabase) -> None:
+    """Create the index that keeps ledgers from sharing a collection. Raises PyMongoError."""
+    await database.ensure({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
+
+
 async def _write(
     database: LedgerDatabase, settings: LedgerSettings, row: Raw | None, missing: Mapping[str, Any]
 ) -> bool:
     """Return whether it is done. If not, another process was first: see whether it agrees."""
-    await database.ensure({"createIndexes": SETTINGS_COLLECTION, "indexes": [_UNIQUE_NAMES]})
+    await ensure_settings_index(database)
     try:
         if row is None:
             await _collection(database).insert_one(settings.to_row())

@@ -16,8 +16,8 @@ from credit_mongo.cli.application import app
 PAGE = (Path(__file__).parents[2] / "docs/reference/command-line.md").read_text(encoding="utf-8")
 OF_EVERY_COMMAND = {"--uri", "--database", "--config", "--timeout", "--json"}
 NEED_NO_DATABASE = {"migrate create"}
-# Migrations are the application's, whatever the ledger's configuration.
-TAKE_NO_CONFIG = {"migrate down", "migrate resolve"}
+# Migrations are the application's, whatever the ledger's configuration. Backups have it in them.
+TAKE_NO_CONFIG = {"migrate down", "migrate resolve", "backup verify", "restore"}
 OF_THOSE_THAT_WRITE = {"--idempotency-key", "--metadata", "--dry-run"}
 
 

@@ -23,6 +23,8 @@ from credit_mongo.errors import (
     ArchiveLostError,
     ArchiveManifestError,
     ArchiveRunningError,
+    BackupError,
+    BackupRunningError,
     ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -153,6 +155,12 @@ ERRORS: list[tuple[CreditError, str, dict[str, Any]]] = [
         "ARCHIVE_MANIFEST",
         {"manifest_id": "m", "field": "files.0.name"},
     ),
+    (
+        BackupError("20260101T000000Z-full-01", "was changed"),
+        "BACKUP",
+        {"backup": "20260101T000000Z-full-01", "reason": "was changed"},
+    ),
+    (BackupRunningError(MOMENT), "BACKUP_RUNNING", {"alive_until": MOMENT}),
     (
         MigrationError("20260101000000_plans", "was changed"),
         "MIGRATION",
@@ -365,6 +373,7 @@ def test_errors_of_the_database_are_of_one_kind() -> None:
         ArchiveLostError,
         ArchiveCopyError,
         ArchiveManifestError,
+        BackupRunningError,
     }
 
 

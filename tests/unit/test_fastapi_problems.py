@@ -19,6 +19,8 @@ from credit_mongo.errors import (
     ArchiveLostError,
     ArchiveManifestError,
     ArchiveRunningError,
+    BackupError,
+    BackupRunningError,
     ClockSkewError,
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -113,6 +115,7 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (FormulaEvaluationError(SECRET, {"a": SECRET}, SECRET), 422, {}),
     (ConfigurationError("costs", SECRET), 500, {}),
     (CreditError(SECRET), 500, {}),
+    (BackupError(SECRET, SECRET), 500, {}),
     (MigrationError(SECRET, SECRET), 500, {}),
     (LedgerImportError(SECRET), 500, {}),
     (AccountDataError("ann", "credits", SECRET), 500, {}),
@@ -127,6 +130,7 @@ SHOWN: tuple[tuple[CreditError, int, dict[str, Any]], ...] = (
     (ArchiveLostError(), 503, {}),
     (ArchiveCopyError(SECRET), 503, {}),
     (ArchiveManifestError(SECRET, SECRET, SECRET), 503, {}),
+    (BackupRunningError(datetime(2026, 1, 1, tzinfo=timezone.utc)), 503, {}),
 )
 
 

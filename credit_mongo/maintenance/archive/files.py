@@ -20,9 +20,9 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -48,8 +48,6 @@ __all__ = ["FILE_FORMATS", "FileFormat", "Files", "check_directory"]
 FileFormat: TypeAlias = Literal["bson", "parquet"]
 FILE_FORMATS: Final[tuple[FileFormat, ...]] = ("bson", "parquet")
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 _ROWS_PER_FILE: Final = 1_000_000
 _LEVEL: Final = 3
 _BLOCK: Final = 1 << 20
@@ -125,7 +123,7 @@ class Files:
 
     async def open(self) -> None:
         await self.check()
-        self._directory = await _in_thread(self._make)
+        self._directory = await tasks.in_thread(self._make)
         interrupted = self._manifests.find({"state": "interrupted", **self._here()})
         async for manifest in interrupted:
             await self._recover(manifest)
@@ -157,7 +155,7 @@ class Files:
         destination = manifest.get("destination", {})
         for number, file in enumerate(files):
             if not file.complete:
-                files[number] = await _in_thread(
+                files[number] = await tasks.in_thread(
                     self._complete, file, destination.get("format", "bson")
                 )
                 changed = {"files": [each.model_dump() for each in files]}
@@ -228,7 +226,7 @@ class Files:
     ) -> list[Raw]:
         data = b"".join(rows)
         async with self._lock:
-            grown = await _in_thread(self._append, lane, kind, data, len(rows))
+            grown = await tasks.in_thread(self._append, lane, kind, data, len(rows))
         if not session.in_transaction:
             # This attempt was abandoned. The next one overwrites these bytes.
             raise asyncio.CancelledError
@@ -257,10 +255,10 @@ class Files:
         assert self._open is not None  # noqa: S101 - copy() opened it
         self._open.confirm()
         if self._open.file.count >= self._rows_per_file:
-            await _in_thread(self._close_file)
+            await tasks.in_thread(self._close_file)
 
     async def finish(self, lane: Lane) -> list[Raw]:  # noqa: ARG002 - there is one lane
-        await _in_thread(self._close_file)
+        await tasks.in_thread(self._close_file)
         return [file.model_dump() for file in self._done]
 
     async def close(self) -> None:
@@ -269,7 +267,7 @@ class Files:
             if self._open is not None:
                 growing, self._open = self._open, None
                 with contextlib.suppress(OSError):
-                    await _in_thread(growing.leave)
+                    await tasks.in_thread(growing.leave)
             if self._directory is not None:
                 self._directory.close()
 
@@ -329,20 +327,6 @@ def _read(opened: BinaryIO, size: int) -> bytes:
     while len(parts) < size and (part := opened.read(size - len(parts))):
         parts += part
     return bytes(parts)
-
-
-async def _in_thread(
-    work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
-) -> _Result:
-    """Run file work in a thread. If cancelled, still wait: two must not write at once."""
-    working = tasks.start(asyncio.to_thread(work, *arguments, **options))
-    try:
-        return await tasks.result_of(working)
-    except asyncio.CancelledError:
-        while not working.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({working})
-        raise
 
 
 def _decompressed(member: bytes) -> bytes | None:
