@@ -91,7 +91,9 @@ class Change:
     def __init__(self, event: bytes | memoryview) -> None:
         """Take a change event, or what `to_bytes` made of one."""
         kept = self._KEPT
-        self.elements = {name: value for name, value in elements_of(event) if name in kept}
+        self.elements: dict[bytes, Value] = {
+            name: value for name, value in elements_of(event) if name in kept
+        }
         self.operation: str = _text(self.elements[b"operationType"])
         where = dict(elements_of(self.elements.get(b"ns", b"\x03" + _EMPTY)[1:]))
         self.collection: str = _text(where[b"coll"]) if b"coll" in where else ""
