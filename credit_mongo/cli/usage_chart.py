@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from credit_mongo.cli.usage_words import (
+from credit_mongo.maintenance.usage.periods import zone_of
+from credit_mongo.maintenance.usage.results import Sums, Usage
+from credit_mongo.maintenance.usage.words import (
     Listed,
     Scale,
     change,
@@ -25,8 +27,6 @@ from credit_mongo.cli.usage_words import (
     share,
     totals,
 )
-from credit_mongo.maintenance.usage.periods import zone_of
-from credit_mongo.maintenance.usage.results import Sums, Usage
 from credit_mongo.printing import printable
 
 __all__ = ["draw_over_time", "draw_report"]

@@ -9,7 +9,8 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from credit_mongo.cli.usage_words import (
+from credit_mongo.maintenance.usage.results import Usage
+from credit_mongo.maintenance.usage.words import (
     Listed,
     Scale,
     change,
@@ -19,7 +20,6 @@ from credit_mongo.cli.usage_words import (
     share,
     totals,
 )
-from credit_mongo.maintenance.usage.results import Usage
 from credit_mongo.printing import printable
 
 __all__ = ["write_page"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,9 +24,11 @@ from credit_mongo.storage.extras import ExtrasError, changed_extras, extras_from
 from credit_mongo.storage.fields import described
 from credit_mongo.storage.numbers import in_utc, to_int64, to_moment
 
-__all__ = ["StoredUsers"]
+__all__ = ["StoredUsers", "text_after"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST_SURROGATE: Final = 0xD800
+_LAST_SURROGATE: Final = 0xDFFF
 
 
 class StoredUsers:
@@ -90,6 +93,13 @@ class StoredUsers:
         if self._ids is None:
             return {"$gte": ""} if place is None else {"$gt": place}
         return self._ids.above(place)
+
+    def ids_beginning(self, text: str) -> Raw:
+        """The condition on the ids of this type that begin with a text, which need not be one."""
+        end = text_after(text)
+        if self._ids is not None:
+            return self._ids.between(text, end)
+        return {"$gte": text} if end is None else {"$gte": text, "$lt": end}
 
     # From the database
 
@@ -244,15 +254,28 @@ class _Ids:
 
     def above(self, place: str | None) -> Raw:
         """The condition on the ids after a string, which need not be one."""
-        low, end = 0, 1 << self.bits
-        high = end if place is not None else 0
-        while place is not None and low < high:
+        first = 0 if place is None else self._first(lambda text: text > place)
+        return self._range(first, 1 << self.bits)
+
+    def between(self, start: str, end: str | None) -> Raw:
+        """The condition on the ids from one string up to, but not including, another."""
+        first = self._first(lambda text: text >= start)
+        last = 1 << self.bits if end is None else self._first(lambda text: text >= end)
+        return self._range(first, last)
+
+    def _first(self, is_behind: Callable[[str], bool]) -> int:
+        """The first number whose text is behind a place in the order."""
+        low, high = 0, 1 << self.bits
+        while low < high:
             middle = (low + high) // 2
-            if self.numbered(middle) > place:
+            if is_behind(self.numbered(middle)):
                 high = middle
             else:
                 low = middle + 1
-        if low == end:
+        return low
+
+    def _range(self, low: int, end: int) -> Raw:
+        if low >= end:
             return {"$in": []}
         # From both sides: a server takes binary data of other lengths and kinds for smaller, or
         # for larger.
@@ -293,3 +316,15 @@ def _ids(mapping: UserMapping, representation: int) -> _Ids | None:
         stored=lambda text: Binary.from_uuid(UUID(text), representation),
         text=lambda stored: str(stored if isinstance(stored, UUID) else UUID(bytes=bytes(stored))),
     )
+
+
+def text_after(beginning: str) -> str | None:
+    """The first text after all that begin with this one. None if there is nothing after them."""
+    for length in range(len(beginning), 0, -1):
+        code = ord(beginning[length - 1]) + 1
+        if code == _FIRST_SURROGATE:
+            # UTF-8 has none of these, and orders texts as Python does.
+            code = _LAST_SURROGATE + 1
+        if code <= sys.maxunicode:
+            return beginning[: length - 1] + chr(code)
+    return None

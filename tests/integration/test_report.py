@@ -22,11 +22,11 @@ from bson import Int64, ObjectId
 from credit_mongo.cli import main
 from credit_mongo.cli.usage_chart import draw_over_time, draw_report
 from credit_mongo.cli.usage_page import write_page
-from credit_mongo.cli.usage_words import Scale, change, compact, fold
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.usage.measuring import usage_of
 from credit_mongo.maintenance.usage.periods import parts_of, period_before, width_for, zone_of
 from credit_mongo.maintenance.usage.results import Sums, Usage, UsageBefore, UsedBy, UsedIn
+from credit_mongo.maintenance.usage.words import Scale, change, compact, fold
 from tests.integration.commands import run_program
 from tests.integration.promises import Client, Database, Row, failing, with_options
 

@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"local"}),
     frozenset({"testing"}),
+    frozenset({"studio"}),
     frozenset({"cli", "integrations", "observability"}),
     frozenset({"__main__"}),
 )

@@ -21,7 +21,6 @@ from credit_mongo.cli.ledgers import (
 )
 from credit_mongo.cli.output import AsJson, note, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
-from credit_mongo.cli.usage_words import Scale, change, period, period_before, totals
 from credit_mongo.config import CreditConfig
 from credit_mongo.errors import StorageError
 from credit_mongo.maintenance.export.files import whole_file
@@ -29,6 +28,7 @@ from credit_mongo.maintenance.export.formats import Write
 from credit_mongo.maintenance.usage.measuring import usage_of
 from credit_mongo.maintenance.usage.periods import zone_of
 from credit_mongo.maintenance.usage.results import Usage
+from credit_mongo.maintenance.usage.words import Scale, change, period, period_before, totals
 
 _DEFAULT_DAYS: Final = 30
 _NEEDED: Final = ("jinja2", "markupsafe", "matplotlib")

@@ -46,7 +46,7 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.snapshots import in_one_snapshot
 
-__all__ = ["MOST_PLACES", "usage_of"]
+__all__ = ["MOST_PLACES", "usage_in", "usage_of"]
 
 
 MOST_PLACES: Final = 100
@@ -87,12 +87,25 @@ async def usage_of(
     - InvalidRequestError for an argument out of its limits.
     - PyMongoError if the database can't be read.
     """
+    ledger = LedgerDatabase.of(database, collections)
+    return await usage_in(ledger, start, end, places=places, zone=zone, on_progress=on_progress)
+
+
+async def usage_in(
+    ledger: LedgerDatabase,
+    start: datetime,
+    end: datetime,
+    *,
+    places: int = 10,
+    zone: tzinfo = timezone.utc,
+    on_progress: OnProgress | None = None,
+) -> Usage:
+    """The same of a ledger whose database is known already."""
     start, end = check_period(start, end)
     places = check_whole_number("places", places, 1, MOST_PLACES)
     if not isinstance(zone, tzinfo):
         raise InvalidRequestError("zone", f"must be a tzinfo, not {type(zone).__name__}")
     tell = progress_of(on_progress)
-    ledger = LedgerDatabase.of(database, collections)
     period = Period(period_before(start, end, zone), start, end, zone)
 
     async def look(session: AsyncClientSession) -> Usage:

@@ -1,0 +1,16 @@
+"""The pages, each in a module of its own. ``PAGES`` lists them in the order of the menu."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from credit_mongo.studio.pages import overview, user, users
+from credit_mongo.studio.visits import Page
+
+__all__ = ["PAGES"]
+
+PAGES: Final[tuple[Page, ...]] = (
+    *overview.PAGES,
+    *users.PAGES,
+    *user.PAGES,
+)

@@ -1,0 +1,119 @@
+"""What pages read: the ledger's own reads, lists across users, and figures that are kept a while.
+
+Each read ends by the ledger's ``operation_timeout_seconds``, and fails as the ledger's reads do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, Generic, ParamSpec, TypeVar
+
+from credit_mongo.engine import tasks
+from credit_mongo.ledger import CreditLedger
+from credit_mongo.maintenance.usage.activity import Activity, activity_of
+from credit_mongo.maintenance.usage.measuring import usage_in
+from credit_mongo.maintenance.usage.refusals import refusals_over_time
+from credit_mongo.maintenance.usage.results import Usage
+from credit_mongo.storage.listings import UserFilter, UserListing, UsersPage
+
+__all__ = ["Figures", "Reads"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_FIGURES_SECONDS: Final = 60.0
+_ACTIVITY_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The sums of a period, and how many attempts were refused in each part of it."""
+
+    usage: Usage
+    refused: tuple[int, ...]
+    refused_before: int
+    at: datetime
+
+
+class Reads:
+    """Reads of one ledger."""
+
+    def __init__(self, ledger: CreditLedger) -> None:
+        self.ledger = ledger
+        self._database = ledger._database
+        self._users = UserListing(self._database, ledger._policy)
+        self._figures = {days: _Kept[Figures](_FIGURES_SECONDS) for days in (1, 7, 30)}
+        self._activity = _Kept[Activity](_ACTIVITY_SECONDS)
+
+    def now(self) -> datetime:
+        """The ledger's time."""
+        return self.ledger._clock()
+
+    async def users(self, wanted: UserFilter, *, limit: int, cursor: str | None) -> UsersPage:
+        """A page of users, by id."""
+        return await self._in_time(
+            self._users.page, wanted, limit=limit, cursor=cursor, now=self.now()
+        )
+
+    async def users_by(self, field: str, text: str, *, limit: int) -> UsersPage:
+        """The first users whose field begins with a text."""
+        return await self._in_time(self._users.found_by, field, text, limit=limit, now=self.now())
+
+    async def indexed_fields(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the fields by which an index finds users."""
+        return await self._in_time(self._users.indexed_fields, wanted)
+
+    async def figures(self, days: int) -> Figures:
+        """The sums of the last 1, 7 or 30 days, at most a minute old."""
+        return await self._figures[days].get(lambda: self._in_time(self._sum_up, days))
+
+    async def activity(self) -> Activity:
+        """What happens right now, at most two seconds old, however many people look."""
+        return await self._activity.get(
+            lambda: self._in_time(activity_of, self._database, self.now())
+        )
+
+    async def _sum_up(self, days: int) -> Figures:
+        end = datetime.now(timezone.utc)
+        usage = await usage_in(self._database, end - timedelta(days=days), end)
+        starts = [each.start for each in usage.over_time]
+        refused = await refusals_over_time(self._database, [usage.before.start, *starts], end)
+        return Figures(usage, tuple(refused[1:]), refused[0], end)
+
+    async def _in_time(
+        self,
+        read: Callable[_P, Coroutine[Any, Any, _R]],
+        /,
+        *arguments: _P.args,
+        **options: _P.kwargs,
+    ) -> _R:
+        return await self.ledger._read(None, read, *arguments, **options)
+
+
+class _Kept(Generic[_R]):
+    """A result that is kept for some seconds. Requests that come meanwhile wait for one read."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._result: _R | None = None
+        self._until = 0.0
+        self._reading: asyncio.Task[_R] | None = None
+
+    async def get(self, read: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
+        if self._result is not None and time.monotonic() < self._until:
+            return self._result
+        if self._reading is None:
+            self._reading = tasks.start(self._read(read))
+        # One that gives up, say because its browser is gone, must not stop the others' read.
+        return await tasks.result_of(self._reading)
+
+    async def _read(self, read: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
+        try:
+            self._result = await read()
+            self._until = time.monotonic() + self._seconds
+            return self._result
+        finally:
+            self._reading = None

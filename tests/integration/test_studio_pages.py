@@ -1,0 +1,328 @@
+"""Each page of Studio: what it shows, of whatever is in the ledger and in the address."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from html import unescape
+from urllib.parse import quote_plus
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from credit_mongo import CreditConfig, CreditError, CreditLedger
+from tests.integration.promises import Database
+from tests.integration.studio_browser import HOSTILE_TEXTS, opened, text_of
+
+EVERYWHERE = ("/", "/overview/figures", "/overview/live", "/users")
+"""The pages without questions."""
+NOW = datetime.now(timezone.utc)
+
+
+def copied(page: str) -> set[str]:
+    """What the buttons of a page copy: ids, exactly as they are."""
+    return {unescape(text) for text in re.findall(r'data-copy="([^"]*)"', page)}
+
+
+async def fill(ledger: CreditLedger, user_id: str, action: str = "generate-post") -> str:
+    """A user with lots, a hold, refunds and refused attempts. Returns a charge's id."""
+    await ledger.create_user(user_id, credits=1000, membership_tier="premium")
+    await ledger.grant(
+        user_id, 70, action=action, expires_at=NOW + timedelta(days=9), source=action[:255]
+    )
+    charged = await ledger.charge(
+        user_id, action, amount=30, idempotency_key=f"k {user_id}"[:255], metadata={action: user_id}
+    )
+    await ledger.refund(user_id, 10, action=action, transaction_id=charged.transaction_id)
+    await ledger.place_hold(user_id, "generate-post", amount=20, ttl=600)
+    with pytest.raises(CreditError):
+        await ledger.charge(user_id, "generate-post", amount=10**6)
+    return charged.transaction_id
+
+
+@pytest.mark.parametrize("path", EVERYWHERE)
+async def test_a_ledger_without_users_has_all_pages(ledger: CreditLedger, path: str) -> None:
+    """They say that there is nothing yet."""
+    async with opened(ledger) as browser:
+        assert await browser.page(path)
+
+
+async def test_the_overview_sums_up_and_lists_what_is_new(ledger: CreditLedger) -> None:
+    """Granted, spent, refunded, held, refused; the figures come when the page's script asks."""
+    await fill(ledger, "ann")
+    async with opened(ledger) as browser:
+        page = await browser.page("/")
+        assert 'hx-get="/overview/figures?period=week"' in page
+        assert "Active holds 1 Held credits 20" in text_of(page)
+        assert "Newest transactions" in page
+        for text in (
+            text_of(await browser.page("/overview/figures", period="day")),
+            text_of(await browser.page("/", **{"with": "figures"})),
+        ):
+            assert "granted 1,070" in text
+            assert "spent 30 0 before refunded 10 0 before net spend 20" in text
+            assert "active users 1" in text
+            assert "refused attempts 1" in text
+            assert "Spent by action" in text
+        live = await browser.page("/overview/live")
+        assert 'hx-swap-oob="true"' in live
+
+
+async def test_many_who_look_at_once_cost_one_reading(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are kept for a minute, what happens now for two seconds."""
+    readings = 0
+
+    async def count(*arguments: object) -> object:
+        nonlocal readings
+        readings += 1
+        return await measured(*arguments)
+
+    from credit_mongo.studio import reads
+
+    measured = reads.activity_of
+    monkeypatch.setattr(reads, "activity_of", count)
+    async with opened(ledger) as browser:
+        for _ in range(5):
+            await browser.page("/overview/live")
+    assert readings == 1
+
+
+async def test_users_are_found_by_the_beginning_of_their_id(ledger: CreditLedger) -> None:
+    """In the order of ids, page by page, each user once."""
+    ids = [f"user {n:03}" for n in range(60)] + ["other", "user", "uses"]
+    for user_id in ids:
+        await ledger.create_user(user_id, credits=len(user_id))
+    async with opened(ledger) as browser:
+        page = await browser.page("/users", search="user")
+        found = re.findall(r'data-copy="([^"]*)"', page)
+        assert found == sorted(user for user in ids if user.startswith("user"))[:50]
+        link = re.findall(r'href="([^"]*)" rel="next"', page)[0]
+        rest = re.findall(r'data-copy="([^"]*)"', await browser.page(unescape(link)))
+        assert sorted(found + rest) == sorted(user for user in ids if user.startswith("user"))
+        assert "No user fits" in await browser.page("/users", search="nobody")
+        part = await browser.client.get("/users?search=uses", headers={"hx-request": "true"})
+        assert "<main" not in part.text
+        assert copied(part.text) == {"uses"}
+
+
+async def test_users_are_filtered_by_tier_balance_and_activity(ledger: CreditLedger) -> None:
+    """A balance is as of now: without lots that have ended."""
+    await ledger.create_user("free", credits=5, membership_tier="free")
+    await ledger.create_user("rich", credits=900, membership_tier="premium")
+    await ledger.create_user("debt", credits=0)
+    await ledger.set_overdraft("debt", 50)
+    await ledger.charge("debt", "generate-post", amount=50)
+    async with opened(ledger) as browser:
+        assert copied(await browser.page("/users", tier="free")) == {"free"}
+        assert copied(await browser.page("/users", least="5")) == {"free", "rich"}
+        assert copied(await browser.page("/users", most="5")) == {"free", "debt"}
+        assert copied(await browser.page("/users", active="1")) == {"free", "rich", "debt"}
+        assert copied(await browser.page("/users", tier="free", least="6")) == set()
+
+
+async def test_a_search_through_many_users_ends_and_goes_on(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that few users pass reads so many a page, and the next page reads on from there."""
+    monkeypatch.setattr("credit_mongo.storage.listings.MOST_EXAMINED", 10)
+    for n in range(25):
+        await ledger.create_user(f"u{n:02}", credits=n)
+    async with opened(ledger) as browser:
+        found, link = [], "/users?least=21"
+        pages = 0
+        while link:
+            page = await browser.page(link)
+            found += re.findall(r'data-copy="([^"]*)"', page)
+            links = re.findall(r'href="([^"]*)" rel="next"', page)
+            link = unescape(links[0]) if links else ""
+            pages += 1
+        assert (found, pages) == (["u21", "u22", "u23", "u24"], 3)
+
+
+async def test_users_are_found_by_a_field_that_has_an_index(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """Without an index, the page says so, and nothing is read."""
+    await ledger.create_user("7", credits=5)
+    await database["users"].update_one({"_id": "7"}, {"$set": {"email": "ann@x.org"}})
+    async with opened(ledger, search_fields=("email",)) as browser:
+        assert "no index that begins with it" in text_of(await browser.page("/users"))
+        refused = await browser.get("/users", by="email", search="ann")
+        assert refused.status_code == 400
+        await database["users"].create_index("email")
+        page = await browser.page("/users", by="email", search="ann@")
+        assert copied(page) == {"7"}
+        assert "ann@x.org" in page
+        assert copied(await browser.page("/users", by="email", search="bob")) == set()
+        await database["users"].drop_index("email_1")
+
+
+async def test_a_user_s_page_has_the_whole_account(ledger: CreditLedger) -> None:
+    """Balance, lots, holds, tier, chart, history, refused attempts."""
+    charge_id = await fill(ledger, "ann")
+    async with opened(ledger) as browser:
+        page = await browser.page("/user", id="ann")
+        text = text_of(page)
+        assert "Balance 1,050" in text
+        assert "Available 1,030" in text
+        assert "Held 20" in text
+        assert "Tier premium" in text
+        assert "Last refused attempts" in text
+        assert '<svg class="chart"' in page
+        assert charge_id in copied(page)
+
+
+async def test_a_history_is_filtered(ledger: CreditLedger) -> None:
+    """By operation, action, time, and metadata, as text or as JSON."""
+    await ledger.create_user("ann", credits=1000)
+    for n in range(3):
+        metadata = {"order": {"id": n}, "kind": "x" if n else "y z"}
+        await ledger.charge("ann", "generate-post", metadata=metadata)
+    await ledger.grant("ann", 5, action="gift")
+
+    async def amounts(**query: str) -> list[str]:
+        page = await browser.page("/user", id="ann", **query)
+        history = page.partition('id="history"')[2]
+        return re.findall(r'<td class="number (?:plus|minus|)">([^<]*)<', history)
+
+    async with opened(ledger) as browser:
+        assert len(await amounts()) == 5
+        assert await amounts(operation="grant") == ["+5"]
+        assert await amounts(action="gift") == ["+5"]
+        assert await amounts(metadata="order.id=2") == ["−10"]  # noqa: RUF001
+        assert len(await amounts(metadata="kind=x")) == 2
+        assert len(await amounts(metadata="kind=y z")) == 1
+        assert await amounts(metadata="order=x") == []
+        assert await amounts(to="2020-01-01") == []
+        assert len(await amounts(**{"from": "2020-01-01"})) == 5
+
+
+async def test_a_search_through_a_long_history_ends_and_goes_on(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter without an index reads so many rows a page."""
+    monkeypatch.setattr("credit_mongo.studio.history._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("credit_mongo.studio.history._MOST_ROWS", 10)
+    await ledger.create_user("ann", credits=1000)
+    for _ in range(14):
+        await ledger.charge("ann", "generate-post")
+    async with opened(ledger) as browser:
+        page = await browser.page("/user", id="ann", operation="create_user")
+        assert "Looked at 10 transactions" in text_of(page)
+        link = unescape(re.findall(r'href="([^"]*)" rel="next"', page)[0])
+        assert "+1,000" in await browser.page(link.partition("#")[0])
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+async def test_hostile_names_are_text_and_nothing_else(
+    credit_config: CreditConfig, database: Database, text: str
+) -> None:
+    """As an id, an action, a source, a key and metadata, on every page; and links still lead to
+    the right user."""
+    config = CreditConfig(
+        costs={text: {"default": 1}, "generate-post": {"default": 1}},
+        membership=credit_config.membership,
+    )
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await fill(ledger, text, text)
+        async with opened(ledger) as browser:
+            listed = await browser.page("/users", search=text[:3])
+            assert text in copied(listed)
+            assert f"/user?id={quote_plus(text)}" in unescape(listed)
+            page = await browser.page("/user", id=text)
+            assert text in copied(page)
+            for path in EVERYWHERE:
+                await browser.page(path)
+
+
+QUESTIONS = {
+    "/users?cursor=" + "x" * 3000: 400,
+    "/users?cursor=%00": 400,
+    "/users?search=%01": 400,
+    "/users?by=password": 400,
+    "/users?least=ten": 400,
+    "/users?least=0.001": 400,
+    "/users?least=1e999999999": 400,
+    "/users?most=NaN": 400,
+    "/users?active=forever": 400,
+    "/users?tier=%00": 400,
+    "/?period=century": 400,
+    "/user": 400,
+    "/user?id=": 400,
+    "/user?id=" + "x" * 256: 400,
+    "/user?id=nobody": 404,
+    "/user?id=ann&cursor=x": 400,
+    "/user?id=ann&cursor=%F0%9F": 400,
+    "/user?id=ann&operation=theft": 400,
+    "/user?id=ann&from=yesterday": 400,
+    "/user?id=ann&from=2030-01-01&to=2020-01-01": 400,
+    "/user?id=ann&from=0001-01-01": 200,
+    "/user?id=ann&metadata=x": 400,
+    "/user?id=ann&action=%7F": 400,
+    "/nothing": 404,
+    "/user/ann": 404,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_a_question_that_makes_no_sense_gets_a_page_that_says_so(
+    ledger: CreditLedger, question: str
+) -> None:
+    """With the status code for it, what is wrong and what to do."""
+    await ledger.create_user("ann", credits=1)
+    async with opened(ledger) as browser:
+        found = await browser.get(question)
+        assert found.status_code == QUESTIONS[question], text_of(found.text)
+        if found.status_code != 200:
+            assert 'role="alert"' in found.text
+
+
+async def test_a_cursor_of_another_user_shows_nobody_else_s_rows(ledger: CreditLedger) -> None:
+    """It is refused."""
+    for user_id in ("ann", "bob"):
+        await ledger.create_user(user_id, credits=1000)
+        for _ in range(3):
+            await ledger.charge(user_id, "generate-post")
+    cursor = (await ledger.get_history("bob", limit=1)).next_cursor
+    async with opened(ledger) as browser:
+        found = await browser.get("/user", id="ann", cursor=cursor or "")
+        assert found.status_code == 400
+        assert "belongs to another user" in text_of(found.text)
+
+
+async def test_a_database_that_goes_away_is_said_to_be_away(credit_config: CreditConfig) -> None:
+    """On every page, with 503 and no traceback; for the script's parts, as a part."""
+    config = credit_config.model_copy(update={"operation_timeout_seconds": 0.2})
+    nobody = "mongodb://127.0.0.1:9/?replicaSet=rs0&serverSelectionTimeoutMS=100"
+    async with AsyncMongoClient(nobody, tz_aware=True) as client:
+        ledger = CreditLedger(client["shop"], config)
+        async with opened(ledger) as browser:
+            for path in (*EVERYWHERE, "/user?id=ann"):
+                found = await browser.get(path)
+                assert found.status_code == 503, path
+                assert "doesn't answer" in text_of(found.text)
+            part = await browser.client.get("/overview/live", headers={"hx-request": "true"})
+            assert part.status_code == 503
+            assert "<html" not in part.text
+        await ledger.close()
+
+
+async def test_an_account_that_cannot_be_read_is_named(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """In the list beside the others, and on its own page."""
+    await ledger.create_user("ann", credits=5)
+    await ledger.create_user("bob", credits=5)
+    await database["users"].update_one(
+        {"_id": "bob"}, {"$set": {"seq": "seven"}}, bypass_document_validation=True
+    )
+    async with opened(ledger) as browser:
+        listed = await browser.page("/users")
+        assert copied(listed) == {"ann", "bob"}
+        assert "seq is not a whole number" in text_of(listed)
+        found = await browser.get("/user", id="bob")
+        assert found.status_code == 500
+        assert "credit-mongo verify" in text_of(found.text)
