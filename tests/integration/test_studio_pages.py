@@ -11,7 +11,9 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
-from tests.integration.promises import Database
+from credit_mongo.maintenance.usage.activity import Activity, activity_of
+from credit_mongo.storage.database import LedgerDatabase
+from tests.integration.promises import Client, Database
 from tests.integration.studio_browser import HOSTILE_TEXTS, opened, text_of
 
 EVERYWHERE = ("/", "/overview/figures", "/overview/live", "/users")
@@ -74,15 +76,12 @@ async def test_many_who_look_at_once_cost_one_reading(
     """Figures are kept for a minute, what happens now for two seconds."""
     readings = 0
 
-    async def count(*arguments: object) -> object:
+    async def count(database: LedgerDatabase, now: datetime) -> Activity:
         nonlocal readings
         readings += 1
-        return await measured(*arguments)
+        return await activity_of(database, now)
 
-    from credit_mongo.studio import reads
-
-    measured = reads.activity_of
-    monkeypatch.setattr(reads, "activity_of", count)
+    monkeypatch.setattr("credit_mongo.studio.reads.activity_of", count)
     async with opened(ledger) as browser:
         for _ in range(5):
             await browser.page("/overview/live")
@@ -297,7 +296,8 @@ async def test_a_database_that_goes_away_is_said_to_be_away(credit_config: Credi
     """On every page, with 503 and no traceback; for the script's parts, as a part."""
     config = credit_config.model_copy(update={"operation_timeout_seconds": 0.2})
     nobody = "mongodb://127.0.0.1:9/?replicaSet=rs0&serverSelectionTimeoutMS=100"
-    async with AsyncMongoClient(nobody, tz_aware=True) as client:
+    client: Client = AsyncMongoClient(nobody, tz_aware=True)
+    async with client:
         ledger = CreditLedger(client["shop"], config)
         async with opened(ledger) as browser:
             for path in (*EVERYWHERE, "/user?id=ann"):
