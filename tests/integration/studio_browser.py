@@ -75,7 +75,8 @@ class Browser:
     async def form_token(self, path: str = "/") -> str:
         """The token in the forms of a page."""
         page = (await self.get(path)).text
-        return re.findall(r'name="form_token" value="([0-9a-f]+)"', page)[0]
+        token: str = re.findall(r'name="form_token" value="([0-9a-f]+)"', page)[0]
+        return token
 
 
 def check(found: Response) -> Response:
