@@ -45,7 +45,7 @@ class Refused(Exception):  # noqa: N818 - it is no error of the program's
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.title)
-        self.failure = failure
+        self.failure: Failure = failure
 
 
 NO_SUCH_PAGE: Final = Failure(

@@ -75,8 +75,8 @@ class Gate(Protocol):
 class ApplicationGate:
     """The application knows its operators."""
 
-    has_sessions = False
-    asks_for_password = False
+    has_sessions: bool = False
+    asks_for_password: bool = False
 
     def __init__(self, authorize: Authorize) -> None:
         if not callable(authorize):
@@ -109,8 +109,8 @@ class ApplicationGate:
 class LinkGate:
     """The command prints a link with a token, which works once."""
 
-    has_sessions = True
-    asks_for_password = False
+    has_sessions: bool = True
+    asks_for_password: bool = False
 
     def __init__(self, operator: str) -> None:
         self._operator = operator
@@ -156,8 +156,8 @@ _USED_LINK: Final = Failure(
 class PasswordGate:
     """Everybody who knows the password may come in."""
 
-    has_sessions = True
-    asks_for_password = True
+    has_sessions: bool = True
+    asks_for_password: bool = True
 
     def __init__(self, password: str) -> None:
         self._password = check_password(password)

@@ -42,7 +42,7 @@ class Reads:
     """Reads of one ledger."""
 
     def __init__(self, ledger: CreditLedger) -> None:
-        self.ledger = ledger
+        self.ledger: CreditLedger = ledger
         self._database = ledger._database
         self._users = UserListing(self._database, ledger._policy)
         self._figures = {days: _Kept[Figures](_FIGURES_SECONDS) for days in (1, 7, 30)}

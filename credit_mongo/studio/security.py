@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from itsdangerous import BadData, URLSafeTimedSerializer
@@ -104,11 +104,11 @@ class Sessions:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
-        self._cookies = URLSafeTimedSerializer(
+        self._cookies: Any = URLSafeTimedSerializer(
             secret, salt="credit_mongo.studio", signer_kwargs={"digest_method": hashlib.sha256}
         )
         # Cookies don't tell ports apart: two Studios on one machine need two names.
-        self.cookie_name = f"credit_studio_{self._digest('name')[:8]}"
+        self.cookie_name: str = f"credit_studio_{self._digest('name')[:8]}"
 
     def read(self, request: HTTPConnection) -> Session | None:
         """The session of a request. None without one, and if it is over or forged."""

@@ -46,9 +46,9 @@ class Visit:
     """One request of one operator."""
 
     def __init__(self, studio: Studio, request: Request, pages: tuple[Page, ...] = ()) -> None:
-        self.studio = studio
-        self.request = request
-        self.reads = studio.reads
+        self.studio: Studio = studio
+        self.request: Request = request
+        self.reads: Reads = studio.reads
         self._pages = pages
         self._visitor = Visitor.of(request)
 
