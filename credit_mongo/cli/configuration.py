@@ -25,7 +25,7 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.settings import LedgerSettings, stored_settings
 
-__all__ = ["ConfigFile", "load_config", "settings_of"]
+__all__ = ["ConfigFile", "load_config", "settings_in", "settings_of"]
 
 ConfigFile = Annotated[
     str | None,
@@ -52,10 +52,11 @@ def settings_of(where: Connecting, config: str | None, *, reads_users: bool = Tr
     """
     if config is not None:
         return load_config(config)
-    return where.run(lambda database: _kept_in(database, reads_users=reads_users))
+    return where.run(lambda database: settings_in(database, reads_users=reads_users))
 
 
-async def _kept_in(database: Database, *, reads_users: bool) -> CreditConfig:
+async def settings_in(database: Database, *, reads_users: bool) -> CreditConfig:
+    """The configuration that the database keeps. Raises ConfigurationError as `settings_of`."""
     rows = await stored_settings(LedgerDatabase.of(database))
     if not rows:
         if reads_users:

@@ -89,6 +89,11 @@ class Connecting:
         with _sigterm_as_ctrl_c():
             return asyncio.run(self._run(work))
 
+    def run_anyway(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
+        """The same without the check: whatever the server is, and if there is none."""
+        with _sigterm_as_ctrl_c():
+            return asyncio.run(self._run(work, checks=False))
+
     def run_on_ledger(self, config: CreditConfig, work: Callable[[Database], Awaitable[_T]]) -> _T:
         """As `run`, but only on a database that has a ledger with these settings.
 
@@ -110,13 +115,14 @@ class Connecting:
 
         return self.run(checked)
 
-    async def _run(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
+    async def _run(self, work: Callable[[Database], Awaitable[_T]], *, checks: bool = True) -> _T:
         database = connect(self.uri, self.database, self.timeout_seconds)
         try:
-            # A second more, so that the driver can say which servers did not answer in time.
-            await asyncio.wait_for(
-                check_replica_set(LedgerDatabase.of(database)), self.timeout_seconds + 1
-            )
+            if checks:
+                # A second more, so that the driver can say which servers did not answer in time.
+                await asyncio.wait_for(
+                    check_replica_set(LedgerDatabase.of(database)), self.timeout_seconds + 1
+                )
             return await work(database)
         finally:
             await database.client.close()

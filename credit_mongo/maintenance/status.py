@@ -26,7 +26,7 @@ from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import MAX_TIME_EXPIRED, NAMESPACE_NOT_FOUND, UNAUTHORIZED
 from credit_mongo.storage.settings import stored_settings
 
-__all__ = ["CollectionState", "Connections", "Member", "Status", "status_of"]
+__all__ = ["CollectionState", "Connections", "Member", "Status", "status_of", "ttl_lag_of"]
 
 # A status query must not keep a server busy.
 _MOST_MILLISECONDS: Final = 5000
@@ -146,7 +146,7 @@ async def status_of(
         missing_migrations=await _if_allowed(_missing_migrations(ledger)),
         deleting_indexes=await _if_allowed(_deleting_indexes(ledger)),
         oldest_transaction_at=await _if_allowed(_oldest(ledger)),
-        ttl_lag_seconds=await _if_allowed(_ttl_lag(ledger, hello["localTime"])),
+        ttl_lag_seconds=await _if_allowed(ttl_lag_of(ledger, hello["localTime"])),
     )
 
 
@@ -237,7 +237,8 @@ async def _missing_migrations(database: LedgerDatabase) -> tuple[str, ...]:
     return tuple(form.name for form in missing_forms(rows.get(database.names.transactions)))
 
 
-async def _ttl_lag(database: LedgerDatabase, now: datetime) -> float | None:
+async def ttl_lag_of(database: LedgerDatabase, now: datetime) -> float:
+    """How many seconds ago the oldest key that still exists has expired. 0 if none has."""
     row = await database[database.names.idempotency_records].find_one(
         {"expiresAt": {"$lt": now}}, {"expiresAt": 1}, sort=[("expiresAt", 1)]
     )

@@ -1,0 +1,138 @@
+"""What observing costs: ``python -m benchmarks.observability [--rounds 8]``.
+
+The same callers charge through a ledger with nothing beside it, through one with a `CommandLog` and
+`Telemetry` (whose metrics Prometheus reads once a second), and through one that also makes spans,
+of which a hundredth is sampled. They do so in turns, many short rounds in one run, and each round
+is compared with the plain one of the same round. At the end, verification looks at all accounts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from prometheus_client import generate_latest
+from pymongo import AsyncMongoClient
+
+from benchmarks.hand_written import ACTION
+from benchmarks.load import OPENING_CREDITS, Load, Outcome, drive, user_ids
+from benchmarks.peers.mongodb import CONFIG
+from credit_mongo import CreditLedger
+from credit_mongo.local import LocalReplicaSet
+from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.observability import CommandLog
+from credit_mongo.observability.telemetry import Telemetry
+
+__all__ = ["main"]
+
+_USERS: Final = 1000
+_DATABASE: Final = "observed"
+_PLAIN: Final = "nothing"
+# So that nothing fails on a busy machine.
+_CONFIG: Final = CONFIG.model_copy(update={"operation_timeout_seconds": 120.0})
+
+
+@contextlib.asynccontextmanager
+async def _ledgers(uri: str) -> AsyncIterator[dict[str, CreditLedger]]:
+    """One for each way to observe, on a client of its own."""
+    metrics = MeterProvider([PrometheusMetricReader()])
+    sampled = TracerProvider(sampler=ParentBased(TraceIdRatioBased(0.01)))
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def opened(**options: Any) -> CreditLedger:
+            ledger = CreditLedger.connect(uri, database=_DATABASE, config=_CONFIG, **options)
+            return await stack.enter_async_context(ledger)
+
+        yield {
+            _PLAIN: await opened(),
+            "log and metrics": await opened(
+                observer=Telemetry(meter_provider=metrics), event_listeners=[CommandLog()]
+            ),
+            "and spans": await opened(
+                observer=Telemetry(
+                    spans=True, meter_provider=MeterProvider(), tracer_provider=sampled
+                ),
+                event_listeners=[CommandLog()],
+            ),
+        }
+
+
+async def _scrape() -> None:
+    while True:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(generate_latest)
+
+
+async def _run(ledger: CreditLedger, name: str, load: Load) -> Outcome:
+    async def charge(user_id: str, cost: int, key: str) -> object:
+        return await ledger.charge(user_id, ACTION, amount=cost, idempotency_key=key)
+
+    scraping = None if name == _PLAIN else asyncio.create_task(_scrape())
+    try:
+        return await drive(charge, load)
+    finally:
+        if scraping is not None:
+            scraping.cancel()
+
+
+async def _measure(seconds: float, rounds: int, callers: int) -> int:
+    load = Load(callers, user_ids(_USERS), seconds, warm_up_seconds=0.5)
+    async with LocalReplicaSet(1) as replica_set, _ledgers(replica_set.uri) as ledgers:
+        first = ledgers[_PLAIN]
+        await first.ensure_indexes()
+        opening = (first.create_user(user, credits=OPENING_CREDITS) for user in load.users)
+        await asyncio.gather(*opening)
+        found: dict[str, list[Outcome]] = {name: [] for name in ledgers}
+        for number in range(rounds + 1):
+            # Whoever comes later in a round meets a larger database: they take turns.
+            names = list(ledgers)
+            for name in names if number % 2 else reversed(names):
+                outcome = await _run(ledgers[name], name, load)
+                if number:  # the first round warms up
+                    found[name].append(outcome)
+        async with AsyncMongoClient[Any](replica_set.uri, tz_aware=True) as client:
+            findings = (await verify(client[_DATABASE])).findings_total
+    _tell(callers, found)
+    errors = sum(sum(each.errors.values()) for outcomes in found.values() for each in outcomes)
+    print(f"{findings} findings of verification, {errors} errors")
+    return 1 if findings or errors else 0
+
+
+def _tell(callers: int, found: dict[str, list[Outcome]]) -> None:
+    plain = found[_PLAIN]
+    print(f"{callers} callers, median of {len(plain)} rounds")
+    for name, outcomes in found.items():
+        rate = statistics.median(each.rate for each in outcomes)
+        processor = statistics.median(each.cpu_microseconds for each in outcomes)
+        pairs = list(zip(outcomes, plain, strict=True))
+        beside = statistics.median(mine.rate / other.rate for mine, other in pairs)
+        of_processor = statistics.median(
+            mine.cpu_microseconds / other.cpu_microseconds for mine, other in pairs
+        )
+        print(
+            f"  {name:16} {rate:>7,.0f}/s, {beside:.3f} times those of nothing; "
+            f"processor {processor:.0f} us a charge, {of_processor:.3f} times"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m benchmarks.observability`` and return its exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.observability", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each run")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--callers", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    return asyncio.run(_measure(options.seconds, options.rounds, options.callers))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
