@@ -19,11 +19,19 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.users import text_after
 
-__all__ = ["MOST_EXAMINED", "ListedUser", "UserFilter", "UserListing", "UsersPage"]
+__all__ = [
+    "MOST_EXAMINED",
+    "MOST_MILLISECONDS",
+    "ListedUser",
+    "UserFilter",
+    "UserListing",
+    "UsersPage",
+]
 
 MOST_EXAMINED: Final = 20_000
 """How many documents one page of a filtered list looks at."""
-_MOST_MILLISECONDS: Final = 5000
+MOST_MILLISECONDS: Final = 5000
+"""How long the server may work on one page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class UserListing:
         if rest:
             pipeline += [{"$limit": MOST_EXAMINED}, {"$match": rest}]
         pipeline += [{"$limit": limit + 1}, {"$project": self._users.fields}]
-        found = await self._collection.aggregate(pipeline, maxTimeMS=_MOST_MILLISECONDS)
+        found = await self._collection.aggregate(pipeline, maxTimeMS=MOST_MILLISECONDS)
         documents = await found.to_list()
         listed = [self._listed(each, now) for each in documents[:limit]]
         # Time may have taken credits, and nobody has written that yet.

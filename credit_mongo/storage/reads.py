@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -183,6 +184,24 @@ class History:
                     return found
         return found
 
+    async def as_of_now(self, records: Sequence[HoldRecord]) -> list[HoldRecord]:
+        """Holds of any users as time has left them, whatever nobody has written yet."""
+        owners = {record.user_id for record in records if record.status == "active"}
+        if not owners:
+            return list(records)
+        users = self._users
+        query = {"_id": {"$in": users.stored_ids(owners)}}
+        ended: dict[str, Mapping[str, Any]] = {}
+        async with self._latest_write.seen_by(None) as session:
+            now = self._clock()
+            await self._clock.check(now, session)
+            collection = self._database[self._names.users]
+            async for document in collection.find(query, users.fields, session=session):
+                # Of an account that can't be read, the holds are shown as they are stored.
+                with contextlib.suppress(AccountDataError):
+                    ended |= self._ended_of(users.account_from(document), now)
+        return [replace(record, **ended.get(record.hold_id, {})) for record in records]
+
     async def _ended_holds(
         self, user_id: str, session: AsyncClientSession
     ) -> dict[str, Mapping[str, Any]]:
@@ -190,6 +209,9 @@ class History:
         account = await self._account(user_id, session)
         now = self._clock()
         await self._clock.check(now, session)
+        return self._ended_of(account, now)
+
+    def _ended_of(self, account: Account, now: datetime) -> dict[str, Mapping[str, Any]]:
         advanced = advance(account, self._policy.time_for(account, now), NO_REQUEST)
         changes = (change for change in advanced.changes if isinstance(change, HoldChanged))
         return {change.hold_id: change.changes for change in changes}

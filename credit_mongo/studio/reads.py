@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
+from credit_mongo.core.holds import HoldRecord
+from credit_mongo.core.results import AuditLog, Transaction
 from credit_mongo.engine import tasks
 from credit_mongo.ledger import CreditLedger
+from credit_mongo.maintenance.archive.past_runs import (
+    ArchiveRun,
+    Contents,
+    archive_runs,
+    contents_of,
+)
 from credit_mongo.maintenance.usage.activity import Activity, activity_of
 from credit_mongo.maintenance.usage.measuring import usage_in
 from credit_mongo.maintenance.usage.refusals import refusals_over_time
 from credit_mongo.maintenance.usage.results import Usage
+from credit_mongo.maintenance.verification.last_result import LastVerification, last_result
 from credit_mongo.storage.listings import UserFilter, UserListing, UsersPage
+from credit_mongo.storage.records import Records, RowFilter, RowsPage, TransactionRecord
 
 __all__ = ["Figures", "Reads"]
 
@@ -45,6 +55,7 @@ class Reads:
         self.ledger: CreditLedger = ledger
         self._database = ledger._database
         self._users = UserListing(self._database, ledger._policy)
+        self._records = Records(self._database, ledger._history)
         self._figures = {days: _Kept[Figures](_FIGURES_SECONDS) for days in (1, 7, 30)}
         self._activity = _Kept[Activity](_ACTIVITY_SECONDS)
 
@@ -65,6 +76,45 @@ class Reads:
     async def indexed_fields(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the fields by which an index finds users."""
         return await self._in_time(self._users.indexed_fields, wanted)
+
+    async def transaction(self, transaction_id: str) -> TransactionRecord:
+        """One transaction, archived or not, with all that belongs to it."""
+        return await self._in_time(self._records.transaction, transaction_id)
+
+    async def refused(
+        self, wanted: RowFilter, *, limit: int, cursor: str | None
+    ) -> RowsPage[AuditLog]:
+        """A page of the refused attempts of all users."""
+        return await self._in_time(self._records.refused, wanted, limit=limit, cursor=cursor)
+
+    async def attempts(
+        self, wanted: RowFilter, *, limit: int, cursor: str | None
+    ) -> RowsPage[AuditLog]:
+        """A page of the audit log of all users."""
+        return await self._in_time(self._records.attempts, wanted, limit=limit, cursor=cursor)
+
+    async def holds(
+        self, wanted: RowFilter, *, limit: int, cursor: str | None
+    ) -> RowsPage[HoldRecord]:
+        """A page of the holds of all users, as of now."""
+        return await self._in_time(self._records.holds, wanted, limit=limit, cursor=cursor)
+
+    async def hold(self, hold_id: str) -> tuple[HoldRecord, tuple[Transaction, ...]]:
+        """A hold, archived or not, and what was captured of it."""
+        record = await self._in_time(self.ledger._history.hold, hold_id, None)
+        return record, await self._in_time(self._records.captures, record)
+
+    async def archive_runs(self) -> tuple[ArchiveRun, ...]:
+        """The last runs of the archive."""
+        return await self._in_time(archive_runs, self._database)
+
+    async def contents(self) -> tuple[Contents, ...]:
+        """What the collections of transactions have."""
+        return await self._in_time(contents_of, self._database)
+
+    async def last_verification(self) -> LastVerification | None:
+        """The result of the last verification."""
+        return await self._in_time(last_result, self._database)
 
     async def figures(self, days: int) -> Figures:
         """The sums of the last 1, 7 or 30 days, at most a minute old."""

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from credit_mongo.core.pricing import in_credits
-from credit_mongo.printing import moment_to_milliseconds, printable
+from credit_mongo.printing import moment_to_milliseconds, printable, printable_lines
 
 __all__ = ["HTMX", "STATIC", "templates_for"]
 
@@ -95,19 +95,19 @@ def _moment(moment: datetime | None) -> Markup | str:
     return Markup('<time datetime="{}">{}</time>').format(moment_to_milliseconds(aware), text)
 
 
-def _json(value: Any) -> str:
+def _json(value: Any) -> _Exact:
     """A value as indented JSON. BSON types that JSON lacks become text."""
-    return json.dumps(_plain(value), ensure_ascii=False, indent=2, default=str)
+    return _Exact(printable_lines(json.dumps(_plain(value), ensure_ascii=False, indent=2)))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {printable(str(name)): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, datetime):
         return moment_to_milliseconds(value)
-    return printable(value) if isinstance(value, str) else value
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 @functools.cache

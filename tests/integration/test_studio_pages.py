@@ -11,12 +11,17 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
+from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.usage.activity import Activity, activity_of
 from credit_mongo.storage.database import LedgerDatabase
+from tests.integration.commands import run, where
 from tests.integration.promises import Client, Database
-from tests.integration.studio_browser import HOSTILE_TEXTS, opened, text_of
+from tests.integration.studio_browser import HOSTILE_TEXTS, Browser, opened, text_of
 
-EVERYWHERE = ("/", "/overview/figures", "/overview/live", "/users")
+EVERYWHERE = (
+    *("/", "/overview/figures", "/overview/live", "/users", "/refused", "/holds", "/audit-log"),
+    *("/archives", "/verification", "/settings"),
+)
 """The pages without questions."""
 NOW = datetime.now(timezone.utc)
 
@@ -226,7 +231,7 @@ async def test_hostile_names_are_text_and_nothing_else(
     )
     async with CreditLedger(database, config) as ledger:
         await ledger.ensure_indexes()
-        await fill(ledger, text, text)
+        charge_id = await fill(ledger, text, text)
         async with opened(ledger) as browser:
             listed = await browser.page("/users", search=text[:3])
             assert text in copied(listed)
@@ -235,6 +240,14 @@ async def test_hostile_names_are_text_and_nothing_else(
             assert text in copied(page)
             for path in EVERYWHERE:
                 await browser.page(path)
+            for show in ("key", "metadata"):
+                await browser.page("/transaction", id=charge_id, show=show)
+            assert text in copied(await browser.page("/transaction", id=charge_id, show="key"))
+            assert text in copied(await browser.page("/refused", user=text))
+            assert text in copied(await browser.page("/audit-log", action=text))
+            await browser.page("/settings", action=text)
+            [hold] = await ledger.get_holds(text)
+            assert text in copied(await browser.page("/hold", id=hold.hold_id))
 
 
 QUESTIONS = {
@@ -261,6 +274,28 @@ QUESTIONS = {
     "/user?id=ann&from=0001-01-01": 200,
     "/user?id=ann&metadata=x": 400,
     "/user?id=ann&action=%7F": 400,
+    "/transaction": 400,
+    "/transaction?id=%00": 400,
+    "/transaction?id=nothing": 404,
+    "/transaction?id=000000000000000000000000": 404,
+    "/hold": 400,
+    "/hold?id=000000000000000000000000": 404,
+    "/holds?status=stolen": 400,
+    "/holds?cursor=x": 400,
+    "/holds?cursor=bnVsbA": 400,
+    "/refused?cursor=WzEsMF0": 400,
+    "/refused?cursor=WzEwMDAwMDAwMDAwMDAwMDAwMCwxXQ": 400,
+    "/refused?cursor=W1tdLDFd": 400,
+    "/refused?code=%00": 400,
+    "/refused?user=%00": 400,
+    "/refused?user=nobody": 200,
+    "/audit-log?status=x": 400,
+    "/audit-log?user=nobody": 200,
+    "/audit-log?user=ann&cursor=x": 400,
+    "/settings?action=theft": 400,
+    "/settings?action=translate&tier=x": 400,
+    "/settings?action=ai-completion&v.token=ten": 200,
+    "/settings?action=ai-completion&v.token=1e999999999": 200,
     "/nothing": 404,
     "/user/ann": 404,
 }
@@ -300,7 +335,7 @@ async def test_a_database_that_goes_away_is_said_to_be_away(credit_config: Credi
     async with client:
         ledger = CreditLedger(client["shop"], config)
         async with opened(ledger) as browser:
-            for path in (*EVERYWHERE, "/user?id=ann"):
+            for path in (*EVERYWHERE[:-1], "/user?id=ann", "/transaction?id=x", "/hold?id=x"):
                 found = await browser.get(path)
                 assert found.status_code == 503, path
                 assert "doesn't answer" in text_of(found.text)
@@ -326,3 +361,257 @@ async def test_an_account_that_cannot_be_read_is_named(
         found = await browser.get("/user", id="bob")
         assert found.status_code == 500
         assert "credit-mongo verify" in text_of(found.text)
+
+
+# One transaction
+
+
+async def test_a_charge_says_why_it_cost_what_it_did(ledger: CreditLedger) -> None:
+    """Tier, formula, variables, what the formula gives, and what was taken."""
+    await ledger.create_user("ann", credits=1000, membership_tier="premium")
+    charged = await ledger.charge(
+        "ann", "ai-completion", variables={"token": 1234, "other": 7}, idempotency_key="secret key"
+    )
+    fixed = await ledger.charge("ann", "generate-post")
+    given = await ledger.charge("ann", "generate-post", amount=77)
+    async with opened(ledger) as browser:
+        page = await browser.page("/transaction", id=charged.transaction_id)
+        text = text_of(page)
+        assert "Tier in force premium" in text
+        assert "Formula {token} * 0.0008 + 8" in text
+        assert "token 1234 It gives 8.9872 credits Taken 9 credits" in text
+        assert "still the same" in text
+        assert "secret key" not in page
+        shown = await browser.page("/transaction", id=charged.transaction_id, show="key")
+        assert "secret key" in copied(shown)
+        text = text_of(await browser.page("/transaction", id=fixed.transaction_id))
+        assert "This is the fixed price" in text
+        text = text_of(await browser.page("/transaction", id=given.transaction_id))
+        assert "The call gave this amount itself" in text
+        assert "The price today: 8" in text
+
+
+async def test_a_transaction_leads_to_all_that_belongs_to_it(
+    ledger: CreditLedger, database: Database
+) -> None:
+    """The ones before and after it, refunds and what they refund, revocations; archived or not."""
+    charge_id = await fill(ledger, "ann")
+    granted = await ledger.grant("ann", 40, action="gift")
+    await ledger.revoke(granted.transaction_id, 30, action="chargeback")
+    rows = list(await ledger.get_history("ann"))
+    ids = {row.operation: row.transaction_id for row in rows}
+    async with opened(ledger) as browser:
+        page = await browser.page("/transaction", id=charge_id)
+        assert "Refunds: 10 of 30" in text_of(page)
+        assert "Where the credits came from" in text_of(page)
+        around = {row.transaction_id for row in rows if row.seq in (2, 3, 4)}
+        assert around <= copied(page)
+        refund = await browser.page("/transaction", id=ids["refund"])
+        assert charge_id in copied(refund)
+        assert "It refunds" in text_of(refund)
+        grant = await browser.page("/transaction", id=granted.transaction_id)
+        assert "Revoked: 30 of 40" in text_of(grant)
+        # As the archive moves it.
+        for live, archive in (("transactions", "transactions_archive"),):
+            [row] = await database[live].find({"refundOf": {"$exists": True}}).to_list()
+            await database[archive].insert_one(row)
+            await database[live].delete_one({"_id": row["_id"]})
+        assert "archived" in text_of(await browser.page("/transaction", id=ids["refund"]))
+        assert "Refunds: 10 of 30" in text_of(await browser.page("/transaction", id=charge_id))
+        await database["transactions_archive"].drop()
+
+
+async def test_metadata_and_keys_are_shown_only_when_asked_for(ledger: CreditLedger) -> None:
+    """Not in lists, and on no page that somebody only passes by."""
+    await ledger.create_user("ann", credits=100, idempotency_key="key-7f3")
+    secret = {"card": "4242-secret"}
+    charged = await ledger.charge("ann", "translate", metadata=secret, idempotency_key="key-7f4")
+    hold = await ledger.place_hold("ann", "translate", amount=3, metadata=secret)
+    async with opened(ledger) as browser:
+        pages = [
+            *EVERYWHERE,
+            "/user?id=ann",
+            f"/transaction?id={charged.transaction_id}",
+            f"/hold?id={hold.hold_id}",
+            "/audit-log?user=ann",
+        ]
+        for path in pages:
+            page = await browser.page(path)
+            assert "4242-secret" not in page, path
+            assert "key-7f" not in page, path
+        shown = await browser.page("/transaction", id=charged.transaction_id, show="metadata")
+        assert '"card": "4242-secret"' in text_of(shown)
+        assert "4242-secret" in await browser.page("/hold", id=hold.hold_id, show="metadata")
+
+
+# Lists
+
+
+async def all_pages(browser: Browser, link: str) -> list[list[str]]:
+    """What each page of a list copies, from the first to the last."""
+    found = []
+    while link:
+        page = await browser.page(link)
+        found.append(re.findall(r'data-copy="([^"]*)"', page))
+        links = re.findall(r'href="([^"]*)" rel="next"', page)
+        link = unescape(links[0]) if links else ""
+    return found
+
+
+def joined(pages: list[list[str]]) -> list[str]:
+    """All pages as one."""
+    return [each for page in pages for each in page]
+
+
+async def test_lists_have_each_row_once(
+    ledger: CreditLedger, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page by page, also where many rows have the same moment."""
+    for module in ("attempts.LIMIT", "pages.refused.LIMIT", "pages.audit_log.LIMIT"):
+        monkeypatch.setattr(f"credit_mongo.studio.{module}", 4)
+    monkeypatch.setattr("credit_mongo.studio.pages.holds._LIMIT", 4)
+    await ledger.create_user("rich", credits=1000)
+    for n in range(11):
+        with pytest.raises(CreditError):
+            await ledger.charge(f"nobody {n:02}", "translate")
+        await ledger.place_hold("rich", "translate", amount=1, ttl=600)
+    moment = NOW.replace(microsecond=0)
+    await database["audit_logs"].update_many(
+        {"userId": {"$in": [f"nobody {n:02}" for n in range(3, 9)]}},
+        {"$set": {"createdAt": moment}},
+    )
+    async with opened(ledger) as browser:
+        refused = await all_pages(browser, "/refused")
+        assert sorted(joined(refused)) == [f"nobody {n:02}" for n in range(11)]
+        assert [len(page) for page in refused] == [4, 4, 3]
+        audits = joined(await all_pages(browser, "/audit-log"))
+        assert len([each for each in audits if each.startswith("nobody")]) == 11
+        holds = joined(await all_pages(browser, "/holds"))
+        assert len({each for each in holds if each != "rich"}) == 11
+        mine = joined(await all_pages(browser, "/audit-log?user=rich&operation=place_hold"))
+        assert mine.count("rich") == 11
+
+
+async def test_a_list_with_a_filter_ends_and_goes_on(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that few rows pass reads so many a page."""
+    for module in ("listings", "records"):
+        monkeypatch.setattr(f"credit_mongo.storage.{module}.MOST_EXAMINED", 5)
+    with pytest.raises(CreditError):
+        await ledger.charge("first", "translate")
+    await ledger.create_user("ann", credits=10**6)
+    for n in range(12):
+        with pytest.raises(CreditError):
+            await ledger.charge(f"nobody {n}", "generate-post")
+    async with opened(ledger) as browser:
+        refused = await all_pages(browser, "/refused?action=translate")
+        assert (joined(refused), len(refused)) == (["first"], 3)
+        audits = await all_pages(browser, "/audit-log?action=translate")
+        assert (joined(audits), len(audits)) == (["first"], 3)
+
+
+async def test_refused_attempts_are_filtered(ledger: CreditLedger) -> None:
+    """By code, operation, action, user and time."""
+    await fill(ledger, "ann")
+    with pytest.raises(CreditError):
+        await ledger.charge("nobody", "translate")
+    with pytest.raises(CreditError):
+        await ledger.grant("nobody", 5, action="gift")
+
+    async with opened(ledger) as browser:
+
+        async def users(**query: str) -> list[str]:
+            page = await browser.page("/refused", **query)
+            return re.findall(r'data-copy="([^"]*)"', page)
+
+        assert await users() == ["nobody", "nobody", "ann"]
+        assert await users(code="INSUFFICIENT_CREDITS") == ["ann"]
+        assert await users(operation="grant") == ["nobody"]
+        assert await users(action="gift") == ["nobody"]
+        assert await users(user="ann") == ["ann"]
+        assert await users(user="ann", code="USER_NOT_FOUND") == []
+        assert await users(to="2020-01-01") == []
+        assert len(await users(**{"from": "2020-01-01"})) == 3
+
+
+async def test_holds_are_listed_as_of_now(database: Database, credit_config: CreditConfig) -> None:
+    """A hold that has ended is no longer active, though nobody has written that yet."""
+    now = [NOW]
+    async with CreditLedger(database, credit_config, clock=lambda: now[0]) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        short = await ledger.place_hold("ann", "translate", amount=5, ttl=60)
+        long = await ledger.place_hold("ann", "translate", amount=6, ttl=6000)
+        captured = await ledger.place_hold("ann", "translate", amount=7, ttl=6000)
+        await ledger.capture_hold(captured.hold_id, amount=4)
+        now[0] += timedelta(seconds=90)
+        async with opened(ledger) as browser:
+
+            async def holds(**query: str) -> set[str]:
+                return copied(await browser.page("/holds", **query)) - {"ann"}
+
+            assert await holds() == {short.hold_id, long.hold_id, captured.hold_id}
+            assert await holds(status="active") == {long.hold_id}
+            assert await holds(status="expired") == {short.hold_id}
+            assert await holds(status="captured") == {captured.hold_id}
+            assert await holds(action="none") == set()
+            page = text_of(await browser.page("/hold", id=captured.hold_id))
+            assert "Captured 4 of 7" in page
+            assert "captured" in page
+            assert "expired" in text_of(await browser.page("/hold", id=short.hold_id))
+
+
+# Maintenance
+
+
+async def test_archives_and_verifications_show_their_last_runs(
+    ledger: CreditLedger, database: Database, replica_set_uri: str
+) -> None:
+    """After each command; before it, the pages say which command to run."""
+    await fill(ledger, "ann")
+    async with opened(ledger) as browser:
+        assert "Nothing was archived yet" in text_of(await browser.page("/archives"))
+        assert "No result was kept yet" in text_of(await browser.page("/verification"))
+        await archive(database, older_than=datetime.now(timezone.utc), full_speed=True)
+        assert (await run("verify", *where(replica_set_uri, database)))[0] == 0
+        text = text_of(await browser.page("/archives"))
+        assert "done" in text
+        assert "collection" in text
+        text = text_of(await browser.page("/verification"))
+        assert "The books were right" in text
+        await database["users"].update_one({"_id": "ann"}, {"$inc": {"credits": 5}})
+        assert (await run("verify", *where(replica_set_uri, database)))[0] == 1
+        text = text_of(await browser.page("/verification"))
+        assert "1 findings of 1 users" in text
+        assert "balance-differs" in text
+        assert "ann" not in text.replace("balance", "")
+
+
+# Prices
+
+
+async def test_the_calculator_gives_what_a_charge_would_cost(ledger: CreditLedger) -> None:
+    """By the same code."""
+    async with opened(ledger) as browser:
+
+        async def cost(**query: str) -> str:
+            page = await browser.page("/settings", **query)
+            return text_of(re.findall(r"<output>(.*?)</output>", page, re.DOTALL)[0])
+
+        assert (await cost(action="generate-post")).startswith("10 credits")
+        assert (await cost(action="generate-post", tier="enterprise")).startswith("5 credits")
+        priced = {"action": "ai-completion", "tier": "premium", "v.token": "5000"}
+        assert (await cost(**priced)).startswith("12 credits")
+        assert "Give a number for token" in await cost(action="ai-completion")
+        assert "needs the tier 'premium'" in await cost(action="generate-image")
+        part = await browser.client.get(
+            "/settings?action=translate", headers={"hx-request": "true"}
+        )
+        assert "<main" not in part.text
+
+
+async def test_without_prices_the_page_says_where_they_come_from(database: Database) -> None:
+    """A ledger without prices, as the command has it without --config."""
+    async with CreditLedger(database, CreditConfig(costs={})) as ledger, opened(ledger) as browser:
+        assert "--config" in text_of(await browser.page("/settings"))

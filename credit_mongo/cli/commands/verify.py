@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +23,10 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.config import LONGEST_TTL_SECONDS, CreditConfig
 from credit_mongo.maintenance.verification.findings import Finding, Verification
+from credit_mongo.maintenance.verification.last_result import keep_result
 from credit_mongo.maintenance.verification.repair import Repair, repair
 from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.database import LedgerDatabase
 
 _FINDINGS = ("user", "finding", "seq", "transaction", "detail")
 _CORRECTIONS = ("user", "correction", "amount", "settles", "reason")
@@ -86,8 +89,14 @@ def verify_books(
         options |= {"operator": operator, "reason": reason, "dry_run": dry_run}
 
     async def work(found: Database) -> Verification | Repair:
+        began_at = datetime.now(timezone.utc)
         with progress("Verifying", "transactions") as advance:
-            return await _work(found, {**options, "on_progress": advance}, do_repair=do_repair)
+            outcome = await _work(found, {**options, "on_progress": advance}, do_repair=do_repair)
+        if isinstance(outcome, Verification) and not user:
+            ledger = LedgerDatabase.of(found, settings.collections, settings.users)
+            # A role that only reads verifies just as well.
+            await keep_result(ledger, outcome, began_at=began_at)
+        return outcome
 
     outcome = where.run_on_ledger(settings, work)
     if as_json:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from credit_mongo.studio.pages import overview, user, users
+from credit_mongo.studio.pages import (
+    archives,
+    audit_log,
+    holds,
+    overview,
+    refused,
+    settings,
+    transaction,
+    user,
+    users,
+    verification,
+)
 from credit_mongo.studio.visits import Page
 
 __all__ = ["PAGES"]
@@ -13,4 +24,11 @@ PAGES: Final[tuple[Page, ...]] = (
     *overview.PAGES,
     *users.PAGES,
     *user.PAGES,
+    *transaction.PAGES,
+    *refused.PAGES,
+    *holds.PAGES,
+    *audit_log.PAGES,
+    *archives.PAGES,
+    *verification.PAGES,
+    *settings.PAGES,
 )
