@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from benchmarks.delay import Delay
 from benchmarks.options import Options
+from benchmarks.peers import PeerUnavailableError
 from benchmarks.peers.postgresql_server import PostgresServer
 from benchmarks.results import Network
 from credit_mongo.local import LocalReplicaSet
@@ -62,6 +63,7 @@ class Servers:
     async def postgresql(self, delay_ms: float) -> dict[str, Any]:
         """How to connect to PostgreSQL, so far away. Raises PeerUnavailableError."""
         if self._postgresql is None:
+            _check_asyncpg()
             server = PostgresServer(self._options.cache_gigabytes, max(self._options.pools))
             self._postgresql = await self._postgresql_stack.enter_async_context(server)
         connection = self._postgresql.connection
@@ -79,6 +81,13 @@ class Servers:
             await self._postgresql_stack.aclose()
         finally:
             await self._replica_set.aclose()
+
+
+def _check_asyncpg() -> None:
+    try:
+        import asyncpg  # noqa: F401, PLC0415
+    except ImportError:
+        raise PeerUnavailableError("install asyncpg (the extra `bench`)") from None
 
 
 async def _advertise(replica_set: LocalReplicaSet, ports: list[int]) -> None:

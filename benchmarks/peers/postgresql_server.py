@@ -6,37 +6,33 @@ so that root runs it as ``postgres`` or ``nobody``.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import pwd
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from typing_extensions import Self
-
+from benchmarks.own_server import OwnServer
 from benchmarks.peers import PeerUnavailableError
 
 __all__ = ["PostgresServer"]
 
-_START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 30.0
-_USER: Final = "benchmark"
 _REMEDY: Final = "install Debian's package: apt-get install postgresql"
 
 
-class PostgresServer:
+class PostgresServer(OwnServer):
     """``async with PostgresServer(…) as server``. Raises PeerUnavailableError."""
+
+    kind: ClassVar[str] = "postgresql"
+    accounts: ClassVar[tuple[str, ...]] = ("postgres", "nobody")
+    stops_by: ClassVar[signal.Signals] = signal.SIGINT  # PostgreSQL's fast shutdown
+    dies_by: ClassVar[signal.Signals] = signal.SIGQUIT  # at once, with all its processes
 
     def __init__(self, cache_gigabytes: float, connections: int) -> None:
         """The cache is ``shared_buffers``; ``connections`` is how many clients it takes at once."""
-        self.version = ""
+        super().__init__()
+        self._binaries = _find_binaries()
         self._settings: dict[str, object] = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -51,134 +47,45 @@ class PostgresServer:
             "jit": "off",
             "max_connections": connections + 10,
         }
-        self._directory = Path()
-        self._port = 0
-        self._password = secrets.token_hex(16)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._account = _account()
-
-    @property
-    def _log(self) -> Path:
-        return self._directory / "log"
 
     @property
     def connection(self) -> dict[str, Any]:
         """The arguments for ``asyncpg.connect``."""
         return {
             "host": "127.0.0.1",
-            "port": self._port,
-            "user": _USER,
-            "password": self._password,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
             "database": "postgres",
         }
 
-    async def __aenter__(self) -> Self:
-        binaries = _find_binaries()
-        self._directory = Path(tempfile.mkdtemp(prefix="benchmark-postgresql-"))
-        try:
-            await asyncio.to_thread(self._initialize, binaries)
-            self._port = _free_port()
-            self._process = self._start(binaries)
-            await self._wait_until_ready(self._process)
-        except BaseException:
-            await self.__aexit__()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._stop)
-
-    def _stop(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGQUIT)  # at once, with all its processes
-                process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _options(self) -> dict[str, Any]:
-        """How its programs are run: by its own account, and where that may be."""
-        options: dict[str, Any] = {
-            "stdin": subprocess.DEVNULL,
-            "stderr": subprocess.STDOUT,
-            "cwd": self._directory,
-            "start_new_session": True,  # Ctrl-C in a terminal is ours to handle
-        }
-        if self._account is not None:
-            options |= {
-                "user": self._account.pw_uid,
-                "group": self._account.pw_gid,
-                "extra_groups": [],
-            }
-        return options
-
-    def _initialize(self, binaries: Path) -> None:
-        secret = self._directory / "password"
+    def initialize(self) -> None:
+        secret = self.directory / "password"
         secret.touch(mode=0o600)
-        secret.write_text(self._password)
-        for path in (self._directory, secret):
-            if self._account is not None:
-                os.chown(path, self._account.pw_uid, self._account.pw_gid)
+        secret.write_text(self.password)
+        self.own(secret)
         options = ["--encoding", "UTF8", "--locale", "C", "--auth", "scram-sha-256", "--no-sync"]
-        place = ("--pgdata", self._directory / "data")
-        login = ("--username", _USER, "--pwfile", secret)
-        done = subprocess.run(
-            [binaries / "initdb", *place, *login, *options],
-            stdout=subprocess.PIPE,
-            check=False,
-            **self._options(),
-        )
+        place = ("--pgdata", self.directory / "data")
+        login = ("--username", self.user, "--pwfile", secret)
+        self.run(self._binaries / "initdb", *place, *login, *options)
         secret.unlink()
-        if done.returncode != 0:
-            said = done.stdout.decode(errors="replace")[-300:]
-            raise PeerUnavailableError(f"initdb failed: {said}")
+        said = self.run(self._binaries / "postgres", "--version")
+        # "postgres (PostgreSQL) 15.9 (Debian 15.9-0+deb12u1)"
+        self.version = said.partition(") ")[2].strip()
 
-    def _start(self, binaries: Path) -> subprocess.Popen[bytes]:
+    def command(self) -> Sequence[str]:
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
-        data = str(self._directory / "data")
-        command = [str(binaries / "postgres"), "-D", data, "-p", str(self._port)]
-        with self._log.open("wb") as log:
-            options: dict[str, Any] = {"stdout": log, **self._options()}
-            process: subprocess.Popen[bytes] = subprocess.Popen([*command, *settings], **options)
-            return process
+        data = str(self.directory / "data")
+        return [str(self._binaries / "postgres"), "-D", data, "-p", str(self.port), *settings]
 
-    async def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        import asyncpg  # noqa: PLC0415 - optional: it is there, or we were not here
-
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _START_SECONDS
-        connection: Any = None
-        while connection is None:
-            try:
-                connection = await asyncpg.connect(**self.connection)
-            except (OSError, asyncpg.PostgresError) as error:
-                if process.poll() is not None or loop.time() > deadline:
-                    said = self._log.read_text(errors="replace")[-300:]
-                    raise PeerUnavailableError(f"it does not start: {said}") from error
-                await asyncio.sleep(0.1)
-        self.version = str(await connection.fetchval("SHOW server_version"))
-        await connection.close()
-
-
-def _account() -> pwd.struct_passwd | None:
-    """The account to run it as; None for one's own."""
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
-    raise PeerUnavailableError("it refuses to run as root, and there is no other account")
+    def is_ready(self) -> bool:
+        asked = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        done = subprocess.run(asked, check=False, stdout=subprocess.DEVNULL, **self.options())
+        return done.returncode == 0
 
 
 def _find_binaries() -> Path:
     """The directory of PostgreSQL's programs: the newest of Debian's, else what is on the PATH."""
-    try:
-        import asyncpg  # noqa: F401, PLC0415
-    except ImportError:
-        raise PeerUnavailableError("install asyncpg (the extra `bench`)") from None
     found = [
         path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()
     ]
@@ -188,10 +95,3 @@ def _find_binaries() -> Path:
     if on_path is None or shutil.which("postgres") is None:
         raise PeerUnavailableError(f"there is no PostgreSQL here; {_REMEDY}")
     return Path(on_path).parent
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -27,6 +27,7 @@ __all__ = [
     "CODEC_OPTIONS",
     "Raw",
     "audit_log_from",
+    "checked_metadata",
     "copy_metadata",
     "failed_row",
     "idempotency_row",
@@ -73,6 +74,33 @@ def copy_metadata(metadata: object) -> Raw | None:
         )
     copied: Raw = _plain(decoded, DEEPEST_METADATA)
     return copied
+
+
+def checked_metadata(metadata: Raw) -> Raw:
+    """Metadata that came from JSON, if the ledger can have them. They are not copied.
+
+    BSON gives back what JSON has. Raises InvalidRequestError as `copy_metadata` does.
+    """
+    try:
+        size = len(encode(metadata, codec_options=FOR_METADATA))
+    except RecursionError:
+        raise InvalidRequestError("metadata", "is nested too deeply") from None
+    except Exception:
+        raise InvalidRequestError("metadata", "cannot be stored as BSON") from None
+    if size > LARGEST_METADATA_BYTES:
+        raise InvalidRequestError(
+            "metadata", f"takes {size} bytes of at most {LARGEST_METADATA_BYTES}"
+        )
+    _check_depth(metadata, DEEPEST_METADATA)
+    return metadata
+
+
+def _check_depth(value: Raw | list[Any], depth_left: int) -> None:
+    if depth_left == 0:
+        raise InvalidRequestError("metadata", "is nested too deeply or contains itself")
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            _check_depth(item, depth_left - 1)
 
 
 def metadata_from(document: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.cli.tables import show_rows
 from credit_mongo.config import CreditConfig
 from credit_mongo.maintenance.imports.importing import import_credit_sdk
-from credit_mongo.maintenance.imports.report import ImportReport
+from credit_mongo.maintenance.imports.report import ImportReport, plain_number
 from credit_mongo.maintenance.imports.rules import (
     AmountsIn,
     Balances,
@@ -234,7 +234,8 @@ def _show(report: ImportReport, database: str, settings: CreditConfig) -> None:
         show(f"left: {report.left:,} users, as they are")
     for each in report.compared:
         sign = "=" if each.agrees else "≠"
-        show(f"{each.what}: {each.source} {sign} {each.ledger}")
+        sides = f"{plain_number(each.source)} {sign} {plain_number(each.ledger)}"
+        show(f"{each.what}: {sides}")
     since = "" if report.since is None else f" of changes since {moment_to_seconds(report.since)}"
     would = "would be " if report.dry_run else ""
     show(

@@ -74,11 +74,14 @@ class Movement(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """An audit row. ``transaction_id`` is that of a success, in the deployment."""
+    """An audit row.
 
-    row_id: ObjectId
+    Of a success, only the operation and the transaction count, by its id in the deployment.
+    """
+
+    row_id: ObjectId | None
     source_id: str
-    created_at: datetime
+    created_at: datetime | None
     operation: str
     action: str
     has_failed: bool
@@ -158,29 +161,28 @@ def _numbers(row: SourceTransaction, rules: ImportRules) -> tuple[int, int, int]
 def attempt_of(row: SourceAudit, rules: ImportRules) -> Attempt:
     """Check an audit row. Raises ValueRefusedError."""
     source_id = _name("id", id_text("id", row.id))
-    status = _name("status", row.status)
     named = _name("action", row.action)
     operation = _OPERATIONS.get(named, named)
-    # The decoded metadata: those of a success are not stored again, whatever their size.
     found = parsed("metadata", row.metadata)
     given: Mapping[str, Any] = found if isinstance(found, dict) else {}
-    transaction_id = given.get("transactionId")
-    has_failed = status != "success"
-    own = None
-    if has_failed:
-        own = {name: value for name, value in given.items() if name not in _OF_THE_AUDIT}
+    if row.status == "success":
+        # All that counts is in the transaction.
+        transaction_id = given.get("transactionId")
+        named_id = None if transaction_id is None else str(transaction_id)
+        return Attempt(None, source_id, None, operation, operation, False, named_id, None, None)
+    _name("status", row.status)
+    own = {name: value for name, value in given.items() if name not in _OF_THE_AUDIT}
     action = given.get("operation") if operation not in _TIER_CHANGES else operation
-    error = row.error_message if row.error_message is None else str(row.error_message)
     return Attempt(
         row_id_of("audit", row.id),
         source_id,
         moment_of("createdAt", row.created_at, rules.time_zone),
         operation,
         _name("action", action) if isinstance(action, str) and action else operation,
-        has_failed,
-        None if transaction_id is None or has_failed else str(transaction_id),
+        True,
+        None,
         metadata_of("metadata", own),
-        error,
+        None if row.error_message is None else str(row.error_message),
     )
 
 

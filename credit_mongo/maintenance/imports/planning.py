@@ -285,6 +285,8 @@ def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _failed_row(user_id: str, attempt: Attempt) -> Raw:
+    assert attempt.row_id is not None  # noqa: S101 - it is no success
+    assert attempt.created_at is not None  # noqa: S101
     row = failed_row(
         attempt.row_id,
         user_id,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from credit_mongo.maintenance.imports.history import Trouble
 from credit_mongo.printing import moment_to_milliseconds
 
-__all__ = ["Compared", "ImportReport"]
+__all__ = ["Compared", "ImportReport", "plain_number"]
 
 _MOST_NAMED: Final = 1000
 
@@ -32,7 +32,7 @@ class Compared:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON. Amounts are in smallest units."""
-        source, ledger = (_plain(each) for each in (self.source, self.ledger))
+        source, ledger = (plain_number(each) for each in (self.source, self.ledger))
         return {"what": self.what, "source": source, "ledger": ledger, "agrees": self.agrees}
 
 
@@ -110,7 +110,8 @@ class ImportReport:
         }
 
 
-def _plain(value: int | Decimal) -> int | str:
+def plain_number(value: int | Decimal) -> int | str:
+    """Return a number without an exponent, or as text if it is not whole."""
     if isinstance(value, int):
         return value
-    return int(value) if value == value.to_integral_value() else str(value)
+    return int(value) if value == value.to_integral_value() else f"{value:f}"

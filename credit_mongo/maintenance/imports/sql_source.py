@@ -210,7 +210,7 @@ class SqlSource:
             first = self._value(self._made.amounts().limit(1))
             is_exact = not isinstance(first, float | str)
         if is_exact:
-            return Decimal(self._value(self._made.sum_of_amounts()) or 0)
+            return Decimal(self._value(self._made.sum_of_amounts()) or 0).normalize()
         total = Decimal(0)
         for (amount,) in self._streamed(self._made.amounts()):
             total += number_of("amount", amount) if amount is not None else 0

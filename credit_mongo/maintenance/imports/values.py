@@ -15,7 +15,7 @@ from bson import Decimal128, ObjectId
 from credit_mongo.core.values import LARGEST_BALANCE, to_milliseconds
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.maintenance.moments import read_moment
-from credit_mongo.storage.rows import Raw, copy_metadata
+from credit_mongo.storage.rows import Raw, checked_metadata
 
 __all__ = [
     "ValueRefusedError",
@@ -154,12 +154,12 @@ def metadata_of(field: str, value: object) -> Raw | None:
     Drivers give JSON as text or as the values that it stands for.
     """
     value = parsed(field, value)
-    if value is None or value == {}:
+    if not value and (value is None or isinstance(value, dict)):
         return None
     if not isinstance(value, dict):
         raise ValueRefusedError(field, "is not a JSON object")
     try:
-        return copy_metadata(value)
+        return checked_metadata(value)
     except InvalidRequestError as error:
         raise ValueRefusedError(field, error.reason) from None
 
@@ -171,13 +171,16 @@ def parsed(field: str, value: object) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=_no_constant)
+        return _DECODER.decode(value)
     except (ValueError, RecursionError):
         raise ValueRefusedError(field, "is not JSON") from None
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _refused(field: str, value: object, wanted: str) -> ValueRefusedError:
