@@ -11,7 +11,26 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["BEGIN", "Deployment", "SqliteFile"]
+from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo.maintenance.imports.importing import import_credit_sdk
+from credit_mongo.maintenance.imports.report import ImportReport
+from credit_mongo.maintenance.imports.rules import ImportRules
+from credit_mongo.maintenance.imports.sources import source_of
+from credit_mongo.maintenance.imports.tables import Names
+from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.storage.database import LedgerDatabase
+from tests.integration.promises import Database, check_promises
+
+__all__ = [
+    "BEGIN",
+    "COLUMNS",
+    "CONFIG",
+    "Deployment",
+    "SqliteFile",
+    "check_books",
+    "filled",
+    "imported",
+]
 
 BEGIN: Final = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _SECOND: Final = timedelta(seconds=1)
@@ -208,3 +227,42 @@ def _type(name: str, amounts: str) -> str:
     if name in ("credits", "amount", "balanceBefore", "balanceAfter"):
         return amounts
     return "DATETIME" if name.endswith("At") else "TEXT"
+
+
+CONFIG = CreditConfig(
+    costs={"post": {"default": 10}},
+    membership={"tiers": {"free": 0, "pro": 1}, "credits_caps": {"free": 100, "pro": 500}},
+)
+
+
+def filled() -> Deployment:
+    """Users with all that the SDK does."""
+    deployment = Deployment()
+    deployment.sign_up("ann", 100, "free")
+    deployment.sign_up("bob")
+    deployment.sign_up("cat", 7)
+    deployment.move("ann", "charge", -10, key="k-charge", metadata={"job": 1})
+    deployment.move("bob", "grant", 30, action="welcome")
+    deployment.move("ann", "refund", 4, action="sorry", key="k-refund")
+    deployment.fail("bob", "render")
+    deployment.upgrade("ann", "pro", 500, key="k-upgrade")
+    deployment.move("ann", "charge", -10)
+    return deployment
+
+
+async def imported(
+    database: Database, url: str, rules: ImportRules | None = None, **options: Any
+) -> ImportReport:
+    """Import into a ledger, which is set up first."""
+    async with CreditLedger(database, CONFIG) as ledger:
+        assert not (await ledger.ensure_indexes()).conflicts
+    source = source_of(url, Names.of(options.pop("names", {}), options.pop("without", ())))
+    return await import_credit_sdk(
+        source, LedgerDatabase.of(database), rules or ImportRules(), **options
+    )
+
+
+async def check_books(database: Database) -> None:
+    """All promises hold, and a verification finds nothing."""
+    await check_promises(database)
+    assert (await verify(database)).findings == ()

@@ -6,59 +6,25 @@ import asyncio
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from credit_mongo import CreditConfig, CreditLedger, IdempotencyConflictError
+from credit_mongo import CreditLedger, IdempotencyConflictError
 from credit_mongo.maintenance.imports.importing import import_credit_sdk
-from credit_mongo.maintenance.imports.report import ImportReport
 from credit_mongo.maintenance.imports.rules import ImportRules
 from credit_mongo.maintenance.imports.sources import source_of
 from credit_mongo.maintenance.imports.tables import Names
-from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.commands import run, where
-from tests.integration.deployments import Deployment, SqliteFile
-from tests.integration.promises import Database, check_promises, rows
-
-CONFIG = CreditConfig(
-    costs={"post": {"default": 10}},
-    membership={"tiers": {"free": 0, "pro": 1}, "credits_caps": {"free": 100, "pro": 500}},
+from tests.integration.deployments import (
+    CONFIG,
+    Deployment,
+    SqliteFile,
+    check_books,
+    filled,
+    imported,
 )
-
-
-def filled() -> Deployment:
-    """Users with all that the SDK does."""
-    deployment = Deployment()
-    deployment.sign_up("ann", 100, "free")
-    deployment.sign_up("bob")
-    deployment.sign_up("cat", 7)
-    deployment.move("ann", "charge", -10, key="k-charge", metadata={"job": 1})
-    deployment.move("bob", "grant", 30, action="welcome")
-    deployment.move("ann", "refund", 4, action="sorry", key="k-refund")
-    deployment.fail("bob", "render")
-    deployment.upgrade("ann", "pro", 500, key="k-upgrade")
-    deployment.move("ann", "charge", -10)
-    return deployment
-
-
-async def imported(
-    database: Database, url: str, rules: ImportRules | None = None, **options: Any
-) -> ImportReport:
-    """Import into a ledger, which is set up first."""
-    async with CreditLedger(database, CONFIG) as ledger:
-        assert not (await ledger.ensure_indexes()).conflicts
-    source = source_of(url, Names.of({}))
-    return await import_credit_sdk(
-        source, LedgerDatabase.of(database), rules or ImportRules(), **options
-    )
-
-
-async def check_books(database: Database) -> None:
-    """All promises hold, and a verification finds nothing."""
-    await check_promises(database)
-    assert (await verify(database)).findings == ()
+from tests.integration.promises import Database, rows
 
 
 @pytest.mark.parametrize("dates", ["milliseconds", "text"])

@@ -26,14 +26,15 @@ from credit_mongo.maintenance.imports.comparing import Comparison
 from credit_mongo.maintenance.imports.history import Trouble
 from credit_mongo.maintenance.imports.jobs import Job, moment_from, place_from, stored_place
 from credit_mongo.maintenance.imports.keys import KeyImporter
+from credit_mongo.maintenance.imports.long_histories import LongHistory
 from credit_mongo.maintenance.imports.pages import Page, PageReader
-from credit_mongo.maintenance.imports.planning import Plan, Planner, Target
+from credit_mongo.maintenance.imports.planning import Piece, Plan, Planner, Target
 from credit_mongo.maintenance.imports.report import ImportReport
 from credit_mongo.maintenance.imports.rules import ImportRules
 from credit_mongo.maintenance.imports.source import Source
 from credit_mongo.maintenance.imports.tables import Kind, Table
 from credit_mongo.maintenance.imports.values import ValueRefusedError, id_text, moment_of
-from credit_mongo.maintenance.imports.writing import Writer, batches_of
+from credit_mongo.maintenance.imports.writing import Batch, Writer, batches_of
 from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.database import LedgerDatabase
@@ -211,8 +212,12 @@ class _Import:
         try:
             while (found := await planned) is not None:
                 page, plans = found
-                planned = tasks.start(self._next(pages))
+                if not page.is_long:
+                    planned = tasks.start(self._next(pages))
                 await self._write(page, plans, keeps_place=keeps_place)
+                if page.is_long:
+                    # It was read while it was written.
+                    planned = tasks.start(self._next(pages))
         finally:
             planned.cancel()
             await asyncio.gather(planned, return_exceptions=True)
@@ -223,8 +228,18 @@ class _Import:
             return None
         names = self._names(page)
         targets = await self._writer.targets(names.values())
-        plans = await asyncio.to_thread(self._plan, page, names, targets)
-        return page, plans.plans
+        if page.is_long:
+            # Its rows are read when it is written: the page before must be written first.
+            return page, []
+        plans = (await asyncio.to_thread(self._plan, page, names, targets)).plans
+        again = [plan.user_id for plan in plans if plan.needs_keys]
+        if again:
+            keys = await self._writer.keys_of(again)
+            targets = {name: targets[name]._replace(keys=keys[name]) for name in again}
+            names = {row_id: name for row_id, name in names.items() if name in targets}
+            replanned = (await asyncio.to_thread(self._plan, page, names, targets)).plans
+            plans = [plan for plan in plans if not plan.needs_keys] + replanned
+        return page, plans
 
     def _names(self, page: Page) -> dict[Any, str]:
         """Return the users' ids as the ledger has them, by those of the deployment."""
@@ -258,6 +273,9 @@ class _Import:
     async def _write(self, page: Page, plans: Sequence[Plan], *, keeps_place: bool) -> None:
         for trouble in page.refused:
             self._report.leave([trouble])
+        if page.is_long and not page.refused:
+            plans = [await self._write_long(page)]
+            page.size = plans[0].transactions
         good = [plan for plan in plans if not plan.troubles]
         place = {"place": stored_place(page.users[-1].id)} if keeps_place else {}
         left = await self._write_batches(good, place)
@@ -268,6 +286,43 @@ class _Import:
                 self._count(plan)
         self._read += page.size
         self._on_progress(self._read, self._total)
+
+    async def _write_long(self, page: Page) -> Plan:
+        """Write a user with many rows, and return what was done."""
+        [user_id] = self._names(page).values()
+        target = (await self._writer.targets([user_id])).get(user_id, Target())
+        await asyncio.to_thread(self._source.begin)
+        # In the snapshot in which its rows are read.
+        [row] = await asyncio.to_thread(self._source.users_by_ids, [page.users[0].id])
+        try:
+            user = user_of(row, user_id, self._rules)
+        except ValueRefusedError as error:
+            return Plan(user_id, troubles=[Trouble(user_id, "users", None, str(error))])
+        history = LongHistory(
+            self._source,
+            user,
+            target,
+            self._rules,
+            now=_now(),
+            has_audits=self._reader.has_audits,
+        )
+        plan = await asyncio.to_thread(history.check)
+        if plan.troubles or self._job is None:
+            return plan
+        pieces, attempts = history.pieces(), history.attempts()
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            plan.troubles = await self._writer.write(Batch([piece]), self._job, self._steps)
+            if plan.troubles:
+                return plan
+        while (part := await asyncio.to_thread(next, attempts, None)) is not None:
+            account, rows = part
+            known = await self._writer.known_attempts([row["_id"] for row in rows])
+            new = [row for row in rows if row["_id"] not in known]
+            if new:
+                piece = Piece(user_id, account, None, [], new, erases=False)
+                await self._writer.write(Batch([piece]), self._job, self._steps)
+                plan.audit_logs += len(new)
+        return plan
 
     async def _write_batches(
         self, plans: Sequence[Plan], place: dict[str, Any]
@@ -286,7 +341,7 @@ class _Import:
 
     def _count(self, plan: Plan) -> None:
         report = self._report
-        report.users += bool(plan.pieces)
+        report.users += plan.changes
         report.transactions += plan.transactions
         report.audit_logs += plan.audit_logs
         report.settled += plan.settled

@@ -152,6 +152,7 @@ class KeyImporter:
                 self._tell(row, key, "its transaction has another key already", done)
             elif (new := _record(key, row)) is not None:
                 made.append(new)
+                row["idempotencyKey"] = key.key
                 change = {"idempotencyKey": key.key, "keyExpiresAt": to_moment(key.expires_at)}
                 updates.append({"q": {"_id": row["_id"]}, "u": {"$set": change}})
                 done.imported += 1

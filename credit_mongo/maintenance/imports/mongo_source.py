@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from pymongo import MongoClient
-from pymongo.errors import InvalidName, OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from credit_mongo.errors import LedgerImportError
@@ -21,7 +21,7 @@ from credit_mongo.maintenance.imports.source import (
 )
 from credit_mongo.maintenance.imports.source_urls import SourceUrl
 from credit_mongo.maintenance.imports.tables import Kind, Names, Table, find_tables
-from credit_mongo.maintenance.imports.values import number_of
+from credit_mongo.maintenance.imports.values import ValueRefusedError, number_of
 from credit_mongo.storage.codecs import LENIENT, Raw
 from credit_mongo.storage.redaction import Unlogged
 
@@ -39,18 +39,17 @@ class MongoSource:
         self._names = names
         try:
             self._client: MongoClient[Raw] = MongoClient(
-                url.url, serverSelectionTimeoutMS=_TIMEOUT_MS, tz_aware=True
+                url.url, serverSelectionTimeoutMS=_TIMEOUT_MS, tz_aware=True, connect=False
             )
+        except (PyMongoError, ValueError) as error:
+            raise _malformed(error) from None
+        try:
             self._database = self._client.get_default_database(
                 codec_options=LENIENT, read_concern=ReadConcern("majority")
             )
-        except (PyMongoError, InvalidName, ValueError) as error:
-            # PyMongo's text may quote the address.
-            kind = type(error).__name__
-            raise LedgerImportError(
-                f"the address is malformed, or names no database ({kind}): "
-                "mongodb://USER:PASSWORD@HOST/DATABASE"
-            ) from None
+        except PyMongoError as error:
+            self._client.close()
+            raise _malformed(error) from None
         self._tables: dict[Kind, Table] = {}
 
     @property
@@ -188,7 +187,8 @@ class MongoSource:
         # Each amount once, as the server would add floats up inexactly.
         pipeline = [{"$group": {"_id": f"${name}", "count": {"$sum": 1}}}]
         for row in self._aggregate("transactions", pipeline):
-            if row["_id"] is not None:
+            # What is no number was told when its document was read.
+            with contextlib.suppress(ValueRefusedError):
                 total += number_of("amount", row["_id"]) * row["count"]
         return total
 
@@ -235,6 +235,14 @@ class MongoSource:
 class _AnyName(list[str]):
     def __contains__(self, name: object) -> bool:
         return True
+
+
+def _malformed(error: Exception) -> LedgerImportError:
+    # PyMongo's text may quote the address.
+    return LedgerImportError(
+        f"the address is malformed, or names no database ({type(error).__name__}): "
+        "mongodb://USER:PASSWORD@HOST/DATABASE"
+    )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from credit_mongo.errors import LedgerImportError
 from credit_mongo.maintenance.imports.history import Trouble
 from credit_mongo.maintenance.imports.source import (
     Source,
@@ -23,21 +22,23 @@ _LARGEST_PAGE: Final = 1000
 # Rows of each of the two kinds.
 _ROWS_WANTED: Final = 3000
 _MOST_ROWS: Final = 6000
-# Rows of one user, who can't be split. A row takes about a kilobyte.
-_MOST_OF_A_USER: Final = 50_000
 
 
 class Page:
     """Users and their rows. Without a ``repr``, which asyncio could log."""
 
-    __slots__ = ("_audits", "_others", "_rows", "refused", "size", "users")
+    __slots__ = ("_audits", "_others", "_rows", "is_long", "refused", "size", "users")
 
     def __init__(
         self,
         users: Sequence[SourceUser],
         rows: Sequence[SourceTransaction],
         audits: Sequence[SourceAudit],
+        *,
+        is_long: bool = False,
     ) -> None:
+        self.is_long: bool = is_long
+        """Whether this is one user with more rows than fit in a page. They must be read apart."""
         self.users: Sequence[SourceUser] = users
         self.size: int = len(rows)
         self.refused: list[Trouble] = []
@@ -65,7 +66,7 @@ class PageReader:
 
     def __init__(self, source: Source, *, has_audits: bool) -> None:
         self._source = source
-        self._has_audits = has_audits
+        self.has_audits: bool = has_audits
         self._users_wanted = _FIRST_PAGE
 
     async def all_from(self, place: Any) -> AsyncIterator[Page]:
@@ -99,12 +100,12 @@ class PageReader:
         if not users:
             return []
         ids = [user.id for user in users]
-        most = _MOST_ROWS if len(users) > 1 else _MOST_OF_A_USER
+        most = _MOST_ROWS
         rows = self._source.transactions(ids, most + 1)
-        audits = self._source.audit_logs(ids, most + 1) if self._has_audits else []
+        audits = self._source.audit_logs(ids, most + 1) if self.has_audits else []
         if max(len(rows), len(audits)) > most:
             if len(users) == 1:
-                raise LedgerImportError(f"the user {ids[0]!r:.80} has more than {most} rows")
+                return [Page(users, (), (), is_long=True)]
             self._users_wanted = max(1, self._users_wanted // 2)
             half = len(users) // 2
             del rows, audits

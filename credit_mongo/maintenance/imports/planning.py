@@ -26,11 +26,26 @@ from credit_mongo.maintenance.imports.source import SourceAudit, SourceTransacti
 from credit_mongo.maintenance.imports.values import ValueRefusedError, id_text
 from credit_mongo.storage.rows import Raw, failed_row, posting_rows
 
-__all__ = ["IMPORTED_ID", "Piece", "Plan", "Planner", "Target"]
+__all__ = [
+    "IMPORTED_ID",
+    "ROWS_PER_PIECE",
+    "Found",
+    "Piece",
+    "Plan",
+    "Planner",
+    "Target",
+    "failed_row_of",
+    "told_by",
+]
 
 IMPORTED_ID: Final = "importedId"
 """The field of an imported row with its id in the deployment. None: the import added the row."""
-ROWS_PER_PIECE: Final = 1000
+ROWS_PER_PIECE: Final = 2000
+
+CHANGED_ON_BOTH_SIDES: Final = (
+    "the ledger has changed the account since it was imported, and the deployment has gone on with "
+    "it, too"
+)
 
 Found: TypeAlias = Account | Unopened | None
 _IN_ORDER: Final = attrgetter("created_at", "source_id")
@@ -49,8 +64,8 @@ class Target(NamedTuple):
     """The last one's id in the deployment."""
     others: int = 0
     """How many transactions are neither imported nor added by an import."""
-    keys: Mapping[ObjectId, Mapping[str, Any]] = {}
-    """The keys of imported transactions, for when these are written again."""
+    keys: Mapping[ObjectId, Mapping[str, Any]] | None = None
+    """The keys of imported transactions. None: not read, as only writing them again needs them."""
     failed: frozenset[ObjectId] = frozenset()
     """The failed attempts that were imported."""
 
@@ -78,6 +93,10 @@ class Plan:
 
     user_id: str
     pieces: list[Piece] = field(default_factory=list)
+    changes: bool = False
+    """Whether there is anything to write for the account."""
+    needs_keys: bool = False
+    """Whether the user must be planned for once more, with the keys."""
     troubles: list[Trouble] = field(default_factory=list)
     settled: Counter[str] = field(default_factory=Counter)
     opening: int | None = None
@@ -120,12 +139,14 @@ class Planner:
         if new is None:
             return plan
         begins, erases = new
+        if erases and target.keys is None:
+            plan.needs_keys = True
+            return plan
         account = None if erases else target.account
         successes = self._by_transaction(attempts, movements, plan)
         history = History(user, account, self._rules, self._now)
         for movement in movements[begins:]:
-            attempt = successes.get(movement.source_id)
-            history.add(movement if attempt is None else _told_by(movement, attempt))
+            history.add(told_by(movement, successes.get(movement.source_id)))
         after = history.end()
         plan.troubles += history.troubles
         plan.settled, plan.opening = history.settled, history.opening
@@ -201,11 +222,7 @@ class Planner:
         )
         if target.others:
             if not is_prefix or done < len(movements):
-                self._tell(
-                    plan,
-                    "the ledger has changed the account since it was imported, and the deployment "
-                    "has gone on with it, too",
-                )
+                self._tell(plan, CHANGED_ON_BOTH_SIDES)
             return None
         if is_prefix and (
             done == len(movements) or movements[done].created_at >= account.updated_at
@@ -236,9 +253,9 @@ class Planner:
         count = max(len(parts), len(attempts), 1 if before != after else 0)
         for number in range(count):
             own = parts[number] if number < len(parts) else ()
-            rows, audit_logs = self._rows(own, audits.successes, target.keys if erases else {})
+            rows, audit_logs = self.rows(own, audits.successes, (erases and target.keys) or {})
             some = attempts[number] if number < len(attempts) else ()
-            audit_logs += [_failed_row(plan.user_id, each) for each in some]
+            audit_logs += [failed_row_of(plan.user_id, each) for each in some]
             account: Account | None = own[-1].posting.account if own else None
             if number == max(len(parts) - 1, 0) and (own or before != after):
                 account = after
@@ -246,16 +263,18 @@ class Planner:
                 Piece(plan.user_id, before, account, rows, audit_logs, erases and number == 0)
             )
             before = before if account is None else account
+        plan.changes = bool(plan.pieces)
         plan.transactions = sum(each.source_id is not None for each in posted)
         told = sum(each.source_id in audits.successes for each in posted)
         plan.audit_logs = len(audits.failed) + told
 
-    def _rows(
+    def rows(
         self,
         posted: Sequence[Posted],
         successes: Mapping[str | None, Attempt],
         keys: Mapping[ObjectId, Mapping[str, Any]],
     ) -> tuple[list[Raw], list[Raw]]:
+        """Return the transactions and audit rows of what was posted."""
         transactions: list[Raw] = []
         audits: list[Raw] = []
         for posting, source_id in posted:
@@ -271,8 +290,10 @@ class Planner:
         return transactions, audits
 
 
-def _told_by(movement: Movement, attempt: Attempt) -> Movement:
+def told_by(movement: Movement, attempt: Attempt | None) -> Movement:
     """Return the movement with the operation that its audit row names."""
+    if attempt is None:
+        return movement
     operation = attempt.operation
     if operation not in OPERATIONS or operation == movement.operation:
         return movement
@@ -284,7 +305,8 @@ def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[begin : begin + ROWS_PER_PIECE]
 
 
-def _failed_row(user_id: str, attempt: Attempt) -> Raw:
+def failed_row_of(user_id: str, attempt: Attempt) -> Raw:
+    """Return the audit row of a failed attempt."""
     assert attempt.row_id is not None  # noqa: S101 - it is no success
     assert attempt.created_at is not None  # noqa: S101
     row = failed_row(

@@ -22,7 +22,7 @@ from credit_mongo.maintenance.imports.source import (
 )
 from credit_mongo.maintenance.imports.source_urls import SourceUrl
 from credit_mongo.maintenance.imports.tables import Kind, Names, Table, find_tables
-from credit_mongo.maintenance.imports.values import number_of
+from credit_mongo.maintenance.imports.values import ValueRefusedError, number_of
 
 try:
     import sqlalchemy as sa
@@ -213,7 +213,9 @@ class SqlSource:
             return Decimal(self._value(self._made.sum_of_amounts()) or 0).normalize()
         total = Decimal(0)
         for (amount,) in self._streamed(self._made.amounts()):
-            total += number_of("amount", amount) if amount is not None else 0
+            # What is no number was told when its row was read.
+            with contextlib.suppress(ValueRefusedError):
+                total += number_of("amount", amount)
         return total
 
     # Running statements

@@ -88,7 +88,6 @@ class Writer:
             histories = {row["_id"]: row for row in await self._histories(opened)}
             for user_id in opened:
                 targets[user_id] = _with_history(targets[user_id], histories.get(user_id))
-            await self._add_keys(opened, targets)
             await self._add_failed(opened, targets)
         return targets
 
@@ -132,16 +131,21 @@ class Writer:
         )
         return await found.to_list()
 
-    async def _add_keys(self, user_ids: Sequence[str], targets: dict[str, Target]) -> None:
+    async def keys_of(self, user_ids: Sequence[str]) -> dict[str, dict[ObjectId, Raw]]:
+        """Return the keys of imported transactions, by user and transaction."""
         query = {"userId": {"$in": list(user_ids)}, "idempotencyKey": {"$type": "string"}}
         fields = dict.fromkeys(("userId", *_KEPT), 1)
-        keys: dict[str, dict[ObjectId, Raw]] = {}
-        rows = self._database[self._names.transactions].find(query, fields)
-        async for row in rows:
+        keys: dict[str, dict[ObjectId, Raw]] = {user_id: {} for user_id in user_ids}
+        async for row in self._database[self._names.transactions].find(query, fields):
             kept = {name: row[name] for name in _KEPT if name in row}
-            keys.setdefault(row["userId"], {})[row["_id"]] = kept
-        for user_id, own in keys.items():
-            targets[user_id] = targets[user_id]._replace(keys=own)
+            keys[row["userId"]][row["_id"]] = kept
+        return keys
+
+    async def known_attempts(self, row_ids: Sequence[ObjectId]) -> set[ObjectId]:
+        """Return which of these audit rows there are."""
+        query = {"_id": {"$in": list(row_ids)}}
+        rows = self._database[self._names.audit_logs].find(query, {"_id": 1})
+        return {row["_id"] async for row in rows}
 
     async def _add_failed(self, user_ids: Sequence[str], targets: dict[str, Target]) -> None:
         query = {
