@@ -87,7 +87,7 @@ def _moments(account: Account, now: datetime) -> Iterator[tuple[datetime, Active
     """
     extras = account.extras
     assert extras is not None  # noqa: S101 - the caller has looked
-    lots = {lot.expires_at for lot in extras.lots if lot.expires_at is not None}
+    lots = {lot.expires_at for lot in extras.all_lots if lot.expires_at is not None}
     ends: list[tuple[datetime, int, ActiveHold | None]] = [(at, 0, None) for at in lots]
     ends += [(hold.expires_at, number, hold) for number, hold in enumerate(extras.holds, start=1)]
     for at, _, hold in sorted(ends, key=lambda end: end[:2]):

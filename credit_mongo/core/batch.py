@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from credit_mongo.core.advance import EXPIRE, MAX_DUE_ROWS, advance
 from credit_mongo.core.decision import Decision, Posting, Request
+from credit_mongo.core.extras import LotsUnreadError
 from credit_mongo.core.operations import OPERATIONS
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import Loaded, Remembered, State
@@ -81,6 +82,8 @@ class DecidedBatch:
     notes: list[Note] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
     """Users on whose accounts more is due than this batch writes."""
+    unread: set[str] = field(default_factory=set)
+    """Users with lots that were not read, and decide. The batch must be decided again with them."""
 
 
 def decide_batch(
@@ -92,6 +95,8 @@ def decide_batch(
     most_due_rows: int | None = MAX_DUE_ROWS,
 ) -> DecidedBatch:
     """Decide all requests at one moment, in their order.
+
+    If ``unread`` of the result is not empty, nothing of it may be written.
 
     If more than ``most_due_rows`` rows are due on an account, the outcome of its requests is
     ``LATER``. With None, all are posted at once.
@@ -129,6 +134,9 @@ def _decide(
         decision = OPERATIONS[request.operation].decide(request, state, policy, now)
     except CreditError as error:
         return _refuse(batch, request, error, now)
+    except LotsUnreadError:
+        batch.unread.add(request.user_id)
+        return LATER
     return _accept(batch, request, decision, now)
 
 
@@ -143,6 +151,8 @@ def _advance(
     if account.user_id in batch.unfinished:
         return False
     advanced = advance(account, now, request.transaction_id, most_rows=most_rows)
+    if advanced.account is account:
+        return True
     for posting in advanced.postings:
         _apply(batch, posting)
     batch.state.accounts[account.user_id] = advanced.account

@@ -35,14 +35,14 @@ def is_used_after_base(lot: Lot) -> bool:
 
 
 class Breakdown:
-    """A working copy of an account's parts."""
+    """A working copy of an account's parts. Raises LotsUnreadError if they were not all read."""
 
     def __init__(self, account: Account) -> None:
         extras = account.extras or NO_EXTRAS
         self._account = account
-        self._lots = list(extras.lots)
+        self._lots = list(extras.all_lots)
         self._legs: list[Leg] = []
-        self.base: int = account.credits - sum(lot.amount for lot in extras.lots)
+        self.base: int = account.credits - sum(lot.amount for lot in self._lots)
         self.holds: list[ActiveHold] = list(extras.holds)
         self.overdraft: int = extras.overdraft
 
@@ -190,9 +190,38 @@ def spend(account: Account, amount: int) -> tuple[Account | None, tuple[Leg, ...
     """Take credits in the order of use. Returns the changed account and the legs.
 
     None and None: the account has only the base. ``amount`` is at most what is available.
+
+    Raises LotsUnreadError if lots that were not read decide where the credits come from.
     """
-    if account.extras is None:
+    extras = account.extras
+    if extras is None:
         return None, None
+    if amount and not extras.holds and (spent := _from_first_lots(extras, amount)) is not None:
+        lots, legs = spent
+        changed = Extras(lots, (), extras.overdraft, extras.unread)
+        return account._replace(credits=account.credits - amount, extras=changed), legs
     breakdown = Breakdown(account)
     breakdown.take(breakdown.parts(amount))
     return breakdown.account(), breakdown.legs()
+
+
+def _from_first_lots(extras: Extras, amount: int) -> tuple[tuple[Lot, ...], tuple[Leg, ...]] | None:
+    """Take all credits from the lots that are used first. Returns the lots left, and the legs.
+
+    None if the base is among what is used, or if no lot would be left that was read. Without holds
+    a lot gives all that it has, so this is what ``Breakdown`` comes to, without a look at the rest.
+    """
+    legs: list[Leg] = []
+    for number, lot in enumerate(extras.lots):
+        if is_used_after_base(lot):
+            return None
+        lot_id, there, end, priority, source = lot
+        part = min(there, amount)
+        legs.append(Leg(Lot(lot_id, 0, end, priority, source), -part))
+        amount -= part
+        if amount == 0:
+            lots = extras.lots[number + 1 :]
+            if there > part:
+                lots = (Lot(lot_id, there - part, end, priority, source), *lots)
+            return (lots, tuple(legs)) if lots else None
+    return None

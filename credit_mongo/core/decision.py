@@ -176,6 +176,8 @@ class Operation(Generic[Q, R]):
     """Whether a refund may name a transaction of this operation."""
     opens_account: ClassVar[bool] = False
     """Whether the transaction is the user's first. Such a result has no ``transaction_id``."""
+    needs_all_lots: ClassVar[bool] = True
+    """Whether the first lots of a user who has many are too few for most requests."""
     moves_credits: ClassVar[bool] = True
     """Whether it is a transaction. What only changes holds is none, and has no ``transaction_id``.
 

@@ -18,7 +18,9 @@ __all__ = [
     "Extras",
     "Leg",
     "Lot",
+    "LotsUnreadError",
     "Pin",
+    "UnreadLots",
     "order_of_use",
 ]
 
@@ -111,25 +113,48 @@ class ActiveHold(NamedTuple):
         return self.captured + self.uncollected
 
 
+class UnreadLots(NamedTuple):
+    """There are more lots than were read. No lot of the account ends before ``next_end``."""
+
+    next_end: datetime | None
+
+
+class LotsUnreadError(Exception):
+    """A decision depends on lots that were not read: read them all, and decide again."""
+
+
 class Extras(NamedTuple):
     """Lots in the order of their use, active holds in the order of their beginning, overdraft.
 
-    ``overdraft`` is how many units the balance may go below zero.
+    ``overdraft`` is how many units the balance may go below zero. Most charges need only the first
+    of many lots. If ``unread`` is not None, ``lots`` are these alone.
     """
 
     lots: tuple[Lot, ...] = ()
     holds: tuple[ActiveHold, ...] = ()
     overdraft: int = 0
+    unread: UnreadLots | None = None
+
+    @property
+    def all_lots(self) -> tuple[Lot, ...]:
+        """All lots. Raises LotsUnreadError if they were not all read."""
+        if self.unread is not None:
+            raise LotsUnreadError
+        return self.lots
 
     @property
     def held(self) -> int:
         """The units that active holds keep."""
-        return sum(hold.held for hold in self.holds)
+        return sum(hold.held for hold in self.holds) if self.holds else 0
 
     def next_due(self) -> datetime | None:
         """Return the earliest end of a lot or hold, or None if nothing ends."""
-        ends = [hold.expires_at for hold in self.holds]
-        ends += [lot.expires_at for lot in self.lots if lot.expires_at is not None]
+        if self.unread is not None and not self.holds:
+            return self.unread.next_end
+        ends = [lot.expires_at for lot in self.lots if lot.expires_at is not None]
+        ends += [hold.expires_at for hold in self.holds]
+        if self.unread is not None and self.unread.next_end is not None:
+            ends.append(self.unread.next_end)
         return min(ends, default=None)
 
 

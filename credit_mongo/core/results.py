@@ -76,7 +76,7 @@ def user_of(account: Account) -> User:
     return User(
         held=extras.held,
         overdraft=extras.overdraft,
-        lots=tuple(CreditLot(*lot) for lot in extras.lots),
+        lots=tuple(CreditLot(*lot) for lot in extras.all_lots),
         user_id=account.user_id,
         credits=account.credits,
         membership_tier=account.membership_tier,

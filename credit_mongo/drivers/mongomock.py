@@ -193,7 +193,9 @@ class _Database:
         return {}
 
     def _find(self, collection: str, command: Raw, session: _Session | None) -> Raw:
-        found = self[collection].find(command["filter"], command["projection"], session=session)
+        # Expressions would only make a value smaller.
+        fields = dict.fromkeys(command["projection"], 1)
+        found = self[collection].find(command["filter"], fields, session=session)
         return {"cursor": {"firstBatch": found.to_list()}}
 
     def _insert(self, collection: str, command: Raw, session: _Session | None) -> Raw:

@@ -309,14 +309,26 @@ class Committer:
         # have succeeded. After a conflict they are not: it is lost time in which users can change.
         lately = len(batch.requests) > 1 and self._repeats.is_on(batch.clock())
         with_keys = batch.has_met_duplicate or batch.sent is not None or lately
-        loaded = await self._store.load(batch.requests, batch.now, session, with_keys=with_keys)
+        loaded = await self._store.load(
+            batch.requests, batch.now, session, with_keys=with_keys, in_part=True
+        )
         await self._clock.check(batch.now, session, read_at=batch.began)
-        decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
+        loaded, decided = await self._decide_loaded(batch, loaded, session)
         if decided.refusals and not with_keys:
             refused = [refusal.request for refusal in decided.refusals]
             loaded = await self._store.load_keys(loaded, refused, batch.now, session)
             if loaded.remembered:
-                decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
+                loaded, decided = await self._decide_loaded(batch, loaded, session)
+        return loaded, decided
+
+    async def _decide_loaded(
+        self, batch: _Batch, loaded: Loaded, session: AsyncClientSession
+    ) -> tuple[Loaded, DecidedBatch]:
+        """Decide, and if the first lots of some users are too few, once more with all of theirs."""
+        decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
+        while decided.unread:  # once, or for each user at most
+            loaded = await self._store.load_lots(loaded, decided.unread, session)
+            decided = decide_batch(self._policy, loaded, batch.requests, batch.now)
         return loaded, decided
 
     def _seconds_after(self, batch: _Batch, attempt: Attempt, error: Exception) -> float:

@@ -7,28 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from bson import Int64, ObjectId
 
-from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin
+from credit_mongo.core.extras import BASE_PRIORITY, ActiveHold, Extras, Leg, Lot, Pin, UnreadLots
 from credit_mongo.core.holds import OVERAGES
 from credit_mongo.storage.codecs import Raw
 from credit_mongo.storage.fields import described, exact_whole
 from credit_mongo.storage.numbers import in_utc, to_int64, to_moment, to_object_id
 
 __all__ = [
+    "ExtrasChanges",
     "ExtrasError",
     "changed_extras",
     "extras_from",
+    "first_lots",
+    "first_lots_from",
+    "has_many_lots",
     "legs_from",
     "stored_extras",
     "stored_legs",
 ]
 
 
+_MANY_LOTS: Final = 16
+_FIRST_LOTS: Final = 4
+_PARTS: Final = 3  # of what first_lots reads
+
+
 class ExtrasError(Exception):
     """What is stored is not what the ledger writes. The message says where and what."""
+
+
+class ExtrasChanges(NamedTuple):
+    """How to change a user's extras: so many lots go from the front, then the fields are set."""
+
+    used_up: int
+    fields: Raw
 
 
 # To the database
@@ -37,24 +53,29 @@ class ExtrasError(Exception):
 def stored_extras(extras: Extras) -> Raw:
     """The subdocument of a user."""
     return {
-        "lots": [_stored_lot(lot) for lot in extras.lots],
+        "lots": [_stored_lot(lot) for lot in extras.all_lots],
         "holds": [_stored_hold(hold) for hold in extras.holds],
         "overdraft": to_int64(extras.overdraft),
     }
 
 
-def changed_extras(name: str, before: Extras | None, after: Extras) -> Raw:
-    """What to ``$set`` for the changes, by path. A charge changes one or two of many lots."""
-    if before is None or before[1:] != after[1:] or len(before.lots) != len(after.lots):
-        return {name: stored_extras(after)}
+def changed_extras(name: str, before: Extras | None, after: Extras) -> ExtrasChanges:
+    """How to change what is stored, by path if that will do.
+
+    A charge uses up the first lots and changes the amount of the next. All others stay as they
+    are, whether they were read or not.
+    """
+    used_up = -1 if before is None else len(before.lots) - len(after.lots)
+    if before is None or not 0 <= used_up <= _FIRST_LOTS or before[1:] != after[1:]:
+        return ExtrasChanges(0, {name: stored_extras(after)})
     changes: Raw = {}
-    for number, (old, new) in enumerate(zip(before.lots, after.lots, strict=True)):
+    for number, (old, new) in enumerate(zip(before.lots[used_up:], after.lots, strict=True)):
         if old is new:
             continue
         if old._replace(amount=new.amount) != new:
-            return {name: stored_extras(after)}
+            return ExtrasChanges(0, {name: stored_extras(after)})
         changes[f"{name}.lots.{number}.amount"] = to_int64(new.amount)
-    return changes
+    return ExtrasChanges(used_up, changes)
 
 
 def stored_legs(legs: Sequence[Leg]) -> list[Raw]:
@@ -100,6 +121,41 @@ def _stored_hold(hold: ActiveHold) -> Raw:
 
 
 # From the database
+
+
+def first_lots(name: str) -> Raw:
+    """The value of the field in a projection: if a user has many lots, only the first of them.
+
+    Then it is an array: these lots, the first end of any lot, and the overdraft. Users with holds,
+    and those with whatever the ledger does not write, come as they are stored.
+    """
+    lots = f"${name}.lots"
+    is_array = {"$isArray": lots}
+    has_many = {"$gt": [{"$size": {"$cond": [is_array, lots, []]}}, _MANY_LOTS]}
+    in_part = [
+        {"$slice": [lots, _FIRST_LOTS]},
+        {"$min": f"{lots}.expiresAt"},
+        f"${name}.overdraft",
+    ]
+    without_holds = {"$eq": [f"${name}.holds", []]}
+    return {"$cond": [{"$and": [has_many, without_holds]}, in_part, f"${name}"]}
+
+
+def has_many_lots(extras: Extras | None) -> bool:
+    """Whether there are so many lots that ``first_lots`` does not read all."""
+    return extras is not None and (extras.unread is not None or len(extras.lots) > _MANY_LOTS)
+
+
+def first_lots_from(stored: object) -> Extras:
+    """What ``first_lots`` read. Raises ExtrasError, which may not say what is wrong."""
+    if type(stored) is not list:
+        return extras_from(stored)
+    if len(stored) == _PARTS and (lots := _lots(stored[0])) is not None:
+        _, next_end, overdraft = stored
+        is_end = next_end is None or type(next_end) is datetime
+        if is_end and type(overdraft) is Int64 and overdraft >= 0:
+            return Extras(lots, (), int(overdraft), UnreadLots(in_utc(next_end)))
+    raise ExtrasError("is not what the ledger writes")
 
 
 def extras_from(stored: object) -> Extras:

@@ -6,10 +6,11 @@ already. Nothing here starts, ends or repeats a transaction.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
@@ -26,6 +27,7 @@ from credit_mongo.errors import AccountDataError, InvalidRequestError, StorageEr
 from credit_mongo.storage.codecs import FOR_USERS
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.erasures import erased_until, is_erased
+from credit_mongo.storage.extras import has_many_lots
 from credit_mongo.storage.holds import hold_from, hold_rows, hold_updates
 from credit_mongo.storage.numbers import to_object_id
 from credit_mongo.storage.rows import (
@@ -49,6 +51,7 @@ _IN_THE_WAY: Final = (
     "missing counts as null); nothing was written"
 )
 _LARGEST_REPLY: Final = 100_000
+_BATCHES_IN_PART: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,14 @@ class Witness:
 
     places: tuple[str, ...]
     query: Raw
+
+
+class _Accounts(NamedTuple):
+    """Users by id: those with an account, those that can't be read, and of these the unopened."""
+
+    accounts: dict[str, Account]
+    unreadable: dict[str, AccountDataError]
+    unopened: dict[str, Unopened]
 
 
 class Store:
@@ -79,6 +90,8 @@ class Store:
         self._users = database.users
         self._audits = audits
         self._remembers_for = remembers_for
+        # How many more batches read users in part. Where nobody has many lots, it would not pay.
+        self._batches_in_part = 0
 
     # What a batch reads
 
@@ -89,12 +102,14 @@ class Store:
         session: AsyncClientSession,
         *,
         with_keys: bool,
+        in_part: bool = False,
     ) -> Loaded:
         """What a batch needs, as the session's transaction sees it; ``with_keys``, those too.
 
-        Without, a key that was used shows itself as a duplicate when it is written.
+        Without, a key that was used shows itself as a duplicate when it is written. ``in_part``: of
+        users with many lots, the first ones will do for a start.
         """
-        accounts, unreadable, unopened = await self._load_accounts(requests, session)
+        found = await self._load_accounts(requests, session, in_part=in_part)
         needs = [OPERATIONS[request.operation].needs(request) for request in requests]
         charge_ids = {charge_id for needed in needs for charge_id in needed.charges}
         charges = await self._load_charges(charge_ids, session) if charge_ids else {}
@@ -103,14 +118,14 @@ class Store:
         hold_ids = {hold_id for needed in needs for hold_id in needed.holds}
         holds = await self._load_holds(hold_ids, session) if hold_ids else {}
         created = {request.user_id for request in requests if request.operation in OPENING}
-        erased = await self._erased_until(created - accounts.keys(), session)
+        erased = await self._erased_until(created - found.accounts.keys(), session)
         loaded = Loaded(
-            accounts,
-            unreadable,
+            found.accounts,
+            found.unreadable,
             charges,
             {},
             frozenset(),
-            unopened=unopened,
+            unopened=found.unopened,
             erased_until=erased,
             grants=grants,
             holds=holds,
@@ -155,25 +170,66 @@ class Store:
         return [row for row in rows if not is_erased(row, erased.get(str(row.get("userId"))))]
 
     async def _load_accounts(
-        self, requests: Sequence[AnyRequest], session: AsyncClientSession
-    ) -> tuple[dict[str, Account], dict[str, AccountDataError], dict[str, Unopened]]:
+        self, requests: Sequence[AnyRequest], session: AsyncClientSession, *, in_part: bool
+    ) -> _Accounts:
+        user_ids = {request.user_id for request in requests}
+        first: dict[str, Account] = {}
+        if in_part and self._batches_in_part:
+            self._batches_in_part -= 1
+            whole = {r.user_id for r in requests if OPERATIONS[r.operation].needs_all_lots}
+            first = await self._load_in_part(user_ids - whole, session)
+        found = await self._load_whole(user_ids - first.keys(), session)
+        found.accounts.update(first)
+        if any(has_many_lots(account.extras) for account in found.accounts.values()):
+            self._batches_in_part = _BATCHES_IN_PART
+        return found
+
+    async def _load_in_part(
+        self, user_ids: Collection[str], session: AsyncClientSession
+    ) -> dict[str, Account]:
+        """The accounts with their first lots, without those that cannot be read in this way."""
         users = self._users
-        ids = [users.id_of(user_id) for user_id in {request.user_id for request in requests}]
-        documents = await self._find(
-            self._names.users, {"_id": {"$in": ids}}, users.fields, session, self._users_database
-        )
         accounts: dict[str, Account] = {}
-        unreadable: dict[str, AccountDataError] = {}
-        unopened: dict[str, Unopened] = {}
-        for document in documents:
+        for document in await self._find_users(user_ids, users.fields_in_part, session):
+            with contextlib.suppress(AccountDataError):  # the whole document shows what is wrong
+                account = users.account_from(document, in_part=True)
+                accounts[account.user_id] = account
+        return accounts
+
+    async def load_lots(
+        self, loaded: Loaded, user_ids: Collection[str], session: AsyncClientSession
+    ) -> Loaded:
+        """The same with all lots of these users."""
+        whole = await self._load_whole(user_ids, session)
+        others = {u: account for u, account in loaded.accounts.items() if u not in user_ids}
+        return replace(
+            loaded,
+            accounts={**others, **whole.accounts},
+            unreadable={**loaded.unreadable, **whole.unreadable},
+        )
+
+    async def _load_whole(
+        self, user_ids: Collection[str], session: AsyncClientSession
+    ) -> _Accounts:
+        users, found = self._users, _Accounts({}, {}, {})
+        for document in await self._find_users(user_ids, users.fields, session):
             try:
                 account = users.account_from(document)
-                accounts[account.user_id] = account
+                found.accounts[account.user_id] = account
             except AccountDataError as error:
-                unreadable[error.user_id] = error
-                if error.field == users.names.credits and (found := users.unopened_from(document)):
-                    unopened[error.user_id] = found
-        return accounts, unreadable, unopened
+                found.unreadable[error.user_id] = error
+                if error.field == users.names.credits and (new := users.unopened_from(document)):
+                    found.unopened[error.user_id] = new
+        return found
+
+    async def _find_users(
+        self, user_ids: Iterable[str], fields: Mapping[str, Any], session: AsyncClientSession
+    ) -> list[Raw]:
+        ids = [self._users.id_of(user_id) for user_id in user_ids]
+        if not ids:
+            return []
+        query = {"_id": {"$in": ids}}
+        return await self._find(self._names.users, query, fields, session, self._users_database)
 
     async def _load_charges(
         self, charge_ids: Iterable[str], session: AsyncClientSession
@@ -292,7 +348,7 @@ class Store:
         self,
         collection: str,
         query: Mapping[str, Any],
-        fields: Mapping[str, int],
+        fields: Mapping[str, Any],
         session: AsyncClientSession,
         database: LedgerDatabase | None = None,
     ) -> list[Raw]:
@@ -327,6 +383,7 @@ class Store:
 
         The users come first: whoever else writes them is met before any other work is done.
         """
+        assert not decided.unread  # noqa: S101 - it must be decided again, see load_lots
         names = self._names
         await self._write_accounts(decided, loaded, session)
         transactions: list[Raw] = []
@@ -403,7 +460,7 @@ class Store:
             if found is None:
                 inserts.append(self._users.row(after))
             else:
-                updates.append(self._users.update(found, after))
+                updates += self._users.updates(found, after)
         await self._update(self._names.users, updates, session)
         await self._insert(self._names.users, inserts, session)
 

@@ -20,7 +20,14 @@ from credit_mongo.core.extras import Extras
 from credit_mongo.core.values import Account, Unopened, check_identifier
 from credit_mongo.errors import AccountDataError, ConfigurationError, InvalidRequestError
 from credit_mongo.storage.codecs import Raw
-from credit_mongo.storage.extras import ExtrasError, changed_extras, extras_from, stored_extras
+from credit_mongo.storage.extras import (
+    ExtrasError,
+    changed_extras,
+    extras_from,
+    first_lots,
+    first_lots_from,
+    stored_extras,
+)
 from credit_mongo.storage.fields import described
 from credit_mongo.storage.numbers import in_utc, to_int64, to_moment
 
@@ -41,6 +48,8 @@ class StoredUsers:
         self.names: UserMapping = names
         self.fields: Final = dict.fromkeys(names.model_dump(exclude={"id_type"}).values(), 1)
         """For a projection."""
+        self.fields_in_part: Final = {**self.fields, names.extras: first_lots(names.extras)}
+        """The same, but of users with many lots only the first ones."""
         self.book_fields: Final = dict.fromkeys(
             (names.credits, names.seq, names.updated_at, names.extras), 1
         )
@@ -103,8 +112,11 @@ class StoredUsers:
 
     # From the database
 
-    def account_from(self, document: Mapping[str, Any]) -> Account:
-        """A user's account. Raises AccountDataError if a field is not what the ledger writes."""
+    def account_from(self, document: Mapping[str, Any], *, in_part: bool = False) -> Account:
+        """A user's account. Raises AccountDataError if a field is not what the ledger writes.
+
+        ``in_part``: it was read by ``fields_in_part``.
+        """
         # First, as these can also be in the way of opening an account.
         tier, expires_at = self._membership(document)
         created_at = in_utc(document.get(self._created_at))
@@ -119,12 +131,15 @@ class StoredUsers:
             membership_expires_at=expires_at,
             created_at=created_at,
             updated_at=updated_at if isinstance(updated_at, datetime) else created_at,
-            extras=None if document.get(self._extras) is None else self._extras_of(document),
+            extras=None
+            if document.get(self._extras) is None
+            else self._extras_of(document, in_part=in_part),
         )
 
-    def _extras_of(self, document: Mapping[str, Any]) -> Extras:
+    def _extras_of(self, document: Mapping[str, Any], *, in_part: bool) -> Extras:
+        stored = document[self._extras]
         try:
-            return extras_from(document[self._extras])
+            return first_lots_from(stored) if in_part else extras_from(stored)
         except ExtrasError as error:
             raise self._wrong(document, self._extras, str(error)) from None
 
@@ -202,8 +217,8 @@ class StoredUsers:
             **({} if account.extras is None else {self._extras: stored_extras(account.extras)}),
         }
 
-    def update(self, before: Account | Unopened, after: Account) -> Raw:
-        """One update statement: the fields that changed, and none of the application's own."""
+    def updates(self, before: Account | Unopened, after: Account) -> list[Raw]:
+        """The update statements: the fields that changed, and none of the application's own."""
         changed: Raw = {
             self._credits: to_int64(after.credits),
             self._seq: to_int64(after.seq),
@@ -216,14 +231,19 @@ class StoredUsers:
         if before.created_at is None:
             changed[self._created_at] = after.created_at
         changes: Raw = {"$set": changed}
+        query = {"_id": self.id_of(after.user_id)}
+        used_up = 0
         # Whatever a document has without an account, a new account begins without extras.
         extras = before.extras if isinstance(before, Account) else None
         if after.extras != extras or not isinstance(before, Account):
             if after.extras is None:
                 changes["$unset"] = {self._extras: ""}
             else:
-                changed |= changed_extras(self._extras, extras, after.extras)
-        return {"q": {"_id": self.id_of(after.user_id)}, "u": changes}
+                used_up, fields = changed_extras(self._extras, extras, after.extras)
+                changed |= fields
+        # One statement can't both remove elements of an array and set others.
+        removals = [{"q": query, "u": {"$pop": {f"{self._extras}.lots": -1}}}] * used_up
+        return [*removals, {"q": query, "u": changes}]
 
     @property
     def opened(self) -> Raw:

@@ -15,6 +15,7 @@ RULES: Final = "tests/unit/decisions"
 ADVANCE: Final = "tests/unit/test_advance.py"
 STORED_HOLDS: Final = "tests/unit/test_stored_holds.py"
 LOTS_AND_HOLDS: Final = "tests/integration/operations/test_lots_and_holds.py"
+MANY_LOTS: Final = "tests/integration/operations/test_many_lots.py"
 REQUESTS: Final = "tests/unit/test_requests.py"
 FORMULA: Final = "tests/unit/test_formula.py"
 CONFIG: Final = "tests/unit/test_config.py"
@@ -1021,12 +1022,61 @@ PLANTED: Final = (
         "return replace(known.result, replayed=True)",
         (RULES, CONCURRENCY),
     ),
+    Bug(
+        "the first lots are taken for all",
+        "core/extras.py",
+        "        if self.unread is not None:\n            raise LotsUnreadError\n",
+        "",
+        (RULES,),
+    ),
+    Bug(
+        "the end of a lot that was not read is passed over",
+        "core/extras.py",
+        "            return self.unread.next_end\n",
+        "            return None\n",
+        (RULES,),
+    ),
+    Bug(
+        "a charge takes what holds keep in the first lots",
+        "core/breakdown.py",
+        "if amount and not extras.holds and (spent",
+        "if amount and (spent",
+        (RULES,),
+    ),
+    Bug(
+        "a charge takes lots before the base though they come after it",
+        "core/breakdown.py",
+        "        if is_used_after_base(lot):\n            return None\n",
+        "",
+        (RULES,),
+    ),
+    Bug(
+        "lots that are used up stay stored",
+        "storage/users.py",
+        "] * used_up",
+        "] * 0",
+        (MANY_LOTS,),
+    ),
+    Bug(
+        "what is left of a lot is stored in the one before",
+        "storage/users.py",
+        'return [*removals, {"q": query, "u": changes}]',
+        'return [{"q": query, "u": changes}, *removals]',
+        (MANY_LOTS,),
+    ),
+    Bug(
+        "a batch that needs all lots is written without",
+        "engine/commit.py",
+        "        while decided.unread:  #",
+        "        decided.unread.clear()\n        while decided.unread:  #",
+        (MANY_LOTS,),
+    ),
     # Rows
     Bug(
         "an update overwrites the application's fields",
         "storage/users.py",
-        'return {"q": {"_id": self.id_of(after.user_id)}, "u": changes}',
-        'return {"q": {"_id": self.id_of(after.user_id)}, "u": self.row(after)}',
+        'return [*removals, {"q": query, "u": changes}]',
+        'return [{"q": query, "u": self.row(after)}]',
         (OPERATIONS,),
     ),
     Bug(

@@ -54,6 +54,7 @@ class Charge(Operation[ChargeRequest, ChargeResult]):
     result_type: ClassVar[type[ChargeResult]] = ChargeResult
     usage: ClassVar[UsageKinds] = UsageKinds(taken="spent")
     is_refundable: ClassVar[bool] = True
+    needs_all_lots: ClassVar[bool] = False
 
     def decide(
         self, request: ChargeRequest, state: State, policy: Policy, now: datetime

@@ -11,7 +11,7 @@ from credit_mongo import CreditConfig
 from credit_mongo.core.advance import advance
 from credit_mongo.core.batch import decide_batch
 from credit_mongo.core.decision import Posting, Request
-from credit_mongo.core.extras import Extras, Lot
+from credit_mongo.core.extras import Extras, Lot, UnreadLots
 from credit_mongo.core.holds import HoldRecord
 from credit_mongo.core.operations.capture_hold import CaptureHoldRequest, CaptureResult
 from credit_mongo.core.operations.charge import ChargeRequest, ChargeResult
@@ -49,6 +49,15 @@ def at(seconds: float) -> datetime:
 def seconds(moment: datetime | None) -> float | None:
     """The moment as the story counts."""
     return None if moment is None else (moment - START).total_seconds()
+
+
+def in_part(account: Account, first: int) -> Account:
+    """The account as it is read with its first lots alone."""
+    extras = account.extras
+    assert extras is not None
+    ends = [lot.expires_at for lot in extras.lots if lot.expires_at is not None]
+    unread = UnreadLots(min(ends, default=None))
+    return account._replace(extras=extras._replace(lots=extras.lots[:first], unread=unread))
 
 
 class Story:

@@ -18,8 +18,8 @@ from credit_mongo import CreditConfig, MembershipConfig
 from credit_mongo.core.advance import advance
 from credit_mongo.core.batch import decide_batch
 from credit_mongo.core.breakdown import Breakdown
-from credit_mongo.core.decision import Request
-from credit_mongo.core.extras import NO_EXTRAS, Extras, order_of_use
+from credit_mongo.core.decision import Posting, Request
+from credit_mongo.core.extras import NO_EXTRAS, Extras, Lot, order_of_use
 from credit_mongo.core.holds import HoldRecord
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import HoldChanges
@@ -28,7 +28,7 @@ from credit_mongo.errors import CreditError, InsufficientCreditsError
 from credit_mongo.storage.codecs import CODEC_OPTIONS
 from credit_mongo.storage.extras import changed_extras, extras_from
 from credit_mongo.storage.holds import hold_from, hold_rows
-from tests.unit.decisions.story import Story, at
+from tests.unit.decisions.story import Story, at, in_part
 
 _R = TypeVar("_R")
 _T = TypeVar("_T")
@@ -81,7 +81,29 @@ class AnyStory(Story):
 
     def do(self, request: Request[_R], now: float) -> _R:
         self._last_moment = at(now)
+        if len(self.extras.lots) > 1:
+            self._check_in_part(request, self.one_of(range(1, len(self.extras.lots))))
         return super().do(request, now)
+
+    def _check_in_part(self, request: Request[Any], first: int) -> None:
+        """Whoever reads only the first lots decides and stores the same, or asks for the rest."""
+        account, now, loaded = self.account, self._last_moment, self.loaded()
+        account_in_part = in_part(account, first)
+        part = replace(loaded, accounts={"ann": account_in_part})
+        batch = decide_batch(self.policy, part, [request], now)
+        if batch.unread:
+            assert batch.unread == {"ann"}
+            return
+        whole = decide_batch(self.policy, loaded, [request], now)
+        assert [*map(repr, batch.outcomes)] == [*map(repr, whole.outcomes)]
+        after, after_whole = batch.state.accounts["ann"], whole.state.accounts["ann"]
+        rest = self.extras.lots[first:]
+        assert [with_lots(row, rest) for row in batch.postings] == whole.postings
+        if after_whole != account:
+            assert after.extras is not None
+            assert after_whole.extras is not None
+            changes = changed_extras("extras", self.extras, after_whole.extras)
+            assert changed_extras("extras", account_in_part.extras, after.extras) == changes
 
     def as_read(self) -> Account:
         return advance(self.account, at(self.now), NO_ROW).account
@@ -239,7 +261,10 @@ class AnyStory(Story):
         before, stored = self._stored
         after = self.account.extras
         if after is not None:
-            for path, value in changed_extras("extras", before, after).items():
+            used_up, fields = changed_extras("extras", before, after)
+            if used_up:
+                del stored["extras"]["lots"][:used_up]
+            for path, value in fields.items():
                 _set(stored, path.split("."), value)
             assert extras_from(_sent_and_read(stored)["extras"]) == after
         self._stored = (after, stored)
@@ -248,6 +273,14 @@ class AnyStory(Story):
                 self._stored_holds[name] = hold
                 [row] = hold_rows(HoldChanges(placed={name: hold}))
                 assert hold_from(_sent_and_read(row)) == hold
+
+
+def with_lots(row: Posting, rest: tuple[Lot, ...]) -> Posting:
+    """The row with an account that has these lots, too, where it was decided without."""
+    extras = row.account.extras
+    assert extras is not None
+    whole = extras._replace(lots=extras.lots + rest, unread=None)
+    return row._replace(account=row.account._replace(extras=whole))
 
 
 def _set(document: Any, path: list[str], value: Any) -> None:
