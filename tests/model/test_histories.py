@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from pymongo import AsyncMongoClient
 
+from credit_mongo.storage import extras as stored_extras
 from tests.model.configurations import CONFIGURATIONS
 from tests.model.machine import LedgerMachine, World
 
@@ -70,8 +71,11 @@ EXPECTED_OUTCOMES = {
 
 
 @pytest.fixture
-def world(replica_set_uri: str) -> Iterator[World]:
+def world(replica_set_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Empty databases, on an event loop that no test runs in."""
+    # Two lots are many here, so that charges read users in part.
+    monkeypatch.setattr(stored_extras, "_MANY_LOTS", 1)
+    monkeypatch.setattr(stored_extras, "_FIRST_LOTS", 1)
     loop = asyncio.new_event_loop()
     client = AsyncMongoClient[dict[str, Any]](replica_set_uri, tz_aware=True)
     names = {places: f"test_{uuid4().hex[:12]}" for places in DECIMAL_PLACES}

@@ -218,9 +218,10 @@ class Writer:
             if piece.before is None and piece.after is not None
         ]
         updates = [
-            self._users.update(piece.before, piece.after)
+            update
             for piece in pieces
             if piece.before is not None and piece.after is not None
+            for update in self._users.updates(piece.before, piece.after)
         ]
         if updates:
             await command_in(self._database, {"update": users, "updates": updates}, session)
