@@ -22,17 +22,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from credit_mongo.config import RetryConfig
+from credit_mongo.core.advance import as_of
 from credit_mongo.core.batch import DecidedBatch, Outcome, decide_batch
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.state import Loaded
+from credit_mongo.core.values import Account
 from credit_mongo.engine.attempt import Attempt, Stage
 from credit_mongo.engine.cooldown import Cooldown
 from credit_mongo.engine.deadlines import Deadlines
@@ -49,7 +51,7 @@ from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.unit_of_work import Store, Witness
 from credit_mongo.storage.unreachable import not_in_time
 
-__all__ = ["CONTENDED", "Committer", "Contended", "More", "TakeMore"]
+__all__ = ["CONTENDED", "Committer", "Contended", "Foreseen", "More", "TakeMore"]
 
 
 class More(NamedTuple):
@@ -71,6 +73,18 @@ _KEYS_SECONDS: Final = 10.0
 # How long a batch that has the turn meets conflicts before it is parted. Commits of ledgers that
 # take no turns yet end sooner; an application's transaction can keep a user as long as it likes.
 _PATIENCE_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen(Generic[R]):
+    """What a request would come to, and the account before and after it.
+
+    ``before`` is None if there is no account yet.
+    """
+
+    outcome: R | CreditError
+    before: Account | None
+    after: Account | None
 
 
 class Contended(Enum):
@@ -240,6 +254,39 @@ class Committer:
         except Exception as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause
         return outcome
+
+    async def foresee(self, request: Request[R], deadline: float) -> Foreseen[R]:
+        """What the request would come to now, by ``deadline``. Writes nothing, and audits nothing.
+
+        It reads in a transaction of its own, which is aborted and is in nobody's way.
+        """
+        clock = asyncio.get_running_loop().time
+        retries = Retries(self._retry, self._turns, None)
+        now, began = self._clock(), clock()
+        batch = _Batch([request], _nothing_more, now, deadline, retries, clock, began, Ticket())
+        try:
+            return await self._transactions.run(
+                lambda _, session: self._foresee(batch, request, session),
+                seconds_left=batch.seconds_left,
+                after_failure=lambda attempt, error: self._seconds_after(batch, attempt, error),
+            )
+        except RefusedError as refused:
+            raise as_storage_error(refused.error)  # noqa: B904 - with its cause
+
+    async def _foresee(
+        self, batch: _Batch, request: Request[R], session: AsyncClientSession
+    ) -> Foreseen[R]:
+        now, began = batch.now, batch.began
+        await begin(session)
+        loaded = await self._store.load([request], now, session, with_keys=True)
+        await self._clock.check(now, session, read_at=began)
+        await session.abort_transaction()
+        decided = decide_batch(self._policy, loaded, [request], now, most_due_rows=None)
+        account = loaded.accounts.get(request.user_id)
+        if account is not None:
+            account = as_of(account, self._policy.time_for(account, now))
+        after = decided.state.accounts.get(request.user_id)
+        return Foreseen(decided.outcomes[0], account, after)
 
     async def close(self, seconds: float) -> None:
         """See to it that no transaction stays open on the server."""

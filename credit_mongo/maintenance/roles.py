@@ -21,7 +21,15 @@ from credit_mongo.storage.connection import check_database
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["Privilege", "Role", "RoleChange", "RoleReport", "credit_roles", "ensure_roles"]
+__all__ = [
+    "Privilege",
+    "Role",
+    "RoleChange",
+    "RoleReport",
+    "credit_roles",
+    "ensure_roles",
+    "missing_rights",
+]
 
 RoleState: TypeAlias = Literal["created", "kept", "changed"]
 
@@ -143,6 +151,35 @@ def credit_roles(
         Role(name, database, purpose, tuple(Privilege(database, *item) for item in granted.items()))
         for name, purpose, granted in kinds
     )
+
+
+async def missing_rights(ledger: LedgerDatabase) -> tuple[str, ...]:
+    """Return what the connected user lacks to charge, refund and grant, as ``action on place``.
+
+    Empty if the user has all rights of ``creditRuntime``, or if the server has no access control.
+    Raises PyMongoError.
+    """
+    status = await ledger.ask({"connectionStatus": 1, "showPrivileges": True})
+    found = status["authInfo"]
+    if not found["authenticatedUsers"]:
+        return ()
+    privileges = found["authenticatedUserPrivileges"]
+    return tuple(
+        f"{action} on {ledger.name}.{collection}"
+        for collection, actions in _work(ledger.names).items()
+        for action in actions
+        if not any(_grants(each, action, ledger.name, collection) for each in privileges)
+    )
+
+
+def _grants(privilege: Mapping[str, Any], action: str, database: str, collection: str) -> bool:
+    resource = privilege["resource"]
+    if action not in privilege["actions"] and "anyAction" not in privilege["actions"]:
+        return False
+    if resource.get("anyResource"):
+        return True
+    # "" stands for any. Without these names, the resource is of another kind.
+    return resource.get("db") in (database, "") and resource.get("collection") in (collection, "")
 
 
 async def ensure_roles(

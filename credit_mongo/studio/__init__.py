@@ -5,16 +5,17 @@ to mount:
 
     app.mount("/credits", studio(ledger, authorize=operator_of))
 
-Each module in ``pages/`` is a page. ``security.py`` lets operators in and checks every form.
-``gates.py`` says who is an operator.
+Each module in ``pages/`` is a page; ``actions/`` has what operators can do. ``security.py`` lets
+operators in and checks every form. ``gates.py`` says who is an operator, ``rights.py`` which
+operator may change something.
 """
 
 from credit_mongo.extras import missing
 
 try:
     from credit_mongo.studio.application import studio
-    from credit_mongo.studio.gates import Authorize
+    from credit_mongo.studio.gates import Authorize, Operator
 except ModuleNotFoundError as _error:
     raise missing(_error, "studio") from None
 
-__all__ = ["Authorize", "studio"]
+__all__ = ["Authorize", "Operator", "studio"]

@@ -16,12 +16,14 @@ from starlette.types import Scope
 from credit_mongo.core.values import check_flag, check_identifier
 from credit_mongo.errors import ConfigurationError
 from credit_mongo.ledger import CreditLedger
+from credit_mongo.studio.actions import ACTION_PAGES
 from credit_mongo.studio.entrance import entrance_of
 from credit_mongo.studio.failures import NO_SUCH_PAGE, Failure, failure_of
 from credit_mongo.studio.gates import ApplicationGate, Authorize, Gate
 from credit_mongo.studio.pages import PAGES
 from credit_mongo.studio.reads import Reads
 from credit_mongo.studio.rendering import STATIC, templates_for
+from credit_mongo.studio.rights import offers_changes
 from credit_mongo.studio.security import Guard, HostNames, Sessions
 from credit_mongo.studio.visits import Page, Studio, Visit
 
@@ -41,9 +43,11 @@ def studio(
     The application opens and closes the ledger, and decides who may see it.
 
     - ``authorize``: called with each request (Starlette's). It returns the operator's name, 1 to
-      255 characters, or None to refuse. It may be a coroutine function, and may raise
-      HTTPException, say to redirect to a login.
-    - ``read_only``: leave out everything that changes an account.
+      255 characters, or None to refuse. ``Operator(name, read_only=True)`` is somebody who may
+      look and change nothing. It may be a coroutine function, and may raise HTTPException, say to
+      redirect to a login.
+    - ``read_only``: leave out everything that changes an account, for everybody. So does a
+      configuration without idempotency keys.
     - ``search_fields``: fields of the users' documents by which people look for users, such as
       ``("email",)``. A field needs an index of its own, or a compound one that begins with it.
     - ``secret``: what the tokens in forms are signed with. Processes that answer the same browser
@@ -75,12 +79,14 @@ def application(
 ) -> Starlette:
     """The same with any gate. ``hosts``: None if the application checks the Host header."""
     config = ledger._config
+    has_keys = config.idempotency.enabled
+    offered = offers_changes(read_only=check_flag("read_only", read_only), has_keys=has_keys)
     shared = Studio(
         config=config,
         reads=Reads(ledger),
         templates=templates_for(config.decimal_places),
         name=ledger._database.name,
-        read_only=check_flag("read_only", read_only),
+        offers_changes=offered,
         search_fields=tuple(check_identifier("search_fields", each) for each in search_fields),
         has_sessions=gate.has_sessions,
         asks_for_password=gate.asks_for_password,
@@ -93,9 +99,10 @@ def application(
     def no_such_page(request: Request, _error: Exception) -> Response:
         return explain(request, NO_SUCH_PAGE)
 
+    actions = ACTION_PAGES if offered else ()
     pages = Starlette(
         routes=[
-            *(_route(shared, page) for page in (*PAGES, *entrance_of(gate))),
+            *(_route(shared, page) for page in (*PAGES, *actions, *entrance_of(gate))),
             Mount("/static", _StaticFiles(directory=STATIC), name="static"),
         ],
         middleware=[Middleware(Guard, gate=gate, sessions=sessions, hosts=hosts, explain=explain)],

@@ -24,7 +24,7 @@ from credit_mongo.errors import (
 )
 from credit_mongo.storage.server_errors import BAD_HINT, MAX_TIME_EXPIRED, UNAUTHORIZED
 
-__all__ = ["NO_SUCH_PAGE", "Failure", "Refused", "failure_of"]
+__all__ = ["NO_SUCH_PAGE", "Failure", "Refused", "failure_of", "lacks_privilege"]
 
 _log: Final = logging.getLogger("credit_mongo.studio")
 
@@ -81,6 +81,12 @@ def failure_of(error: Exception) -> Failure:
     )
 
 
+def lacks_privilege(error: CreditError) -> bool:
+    """Whether the server has refused it to the database user."""
+    cause = error.__cause__
+    return isinstance(cause, OperationFailure) and cause.code == UNAUTHORIZED
+
+
 def _failure_of_http(error: HTTPException) -> Failure:
     if error.status_code == NO_SUCH_PAGE.status:
         return NO_SUCH_PAGE
@@ -131,8 +137,8 @@ _OUT_OF_REACH: Final = Failure(
 _BY_CODE: Final[Mapping[int | None, Failure]] = {
     UNAUTHORIZED: Failure(
         403,
-        "The database role may not read this",
-        "The server refused the query, because the database user lacks a privilege.",
+        "The database role may not do this",
+        "The server refused it, because the database user lacks a privilege. Nothing was changed.",
         "Give it a role that allows it: credit-mongo roles shows them.",
     ),
     MAX_TIME_EXPIRED: Failure(

@@ -13,11 +13,12 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from starlette.requests import Request
 
-from credit_mongo.core.values import check_identifier
+from credit_mongo.core.values import check_flag, check_identifier
 from credit_mongo.errors import ConfigurationError, InvalidRequestError
 from credit_mongo.studio.failures import Failure, Refused
 
@@ -27,13 +28,28 @@ __all__ = [
     "Authorize",
     "Gate",
     "LinkGate",
+    "Operator",
     "PasswordGate",
     "check_password",
 ]
 
-Authorize: TypeAlias = Callable[[Request], str | Awaitable[str | None] | None]
-"""An application's function that returns an operator's name, or None to refuse.
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who looks at Studio, by the name that the audit log gets: 1 to 255 characters.
+
+    With ``read_only``, everything that changes an account is left out.
+    """
+
+    name: str
+    read_only: bool = False
+
+
+_Answer: TypeAlias = str | Operator | None
+Authorize: TypeAlias = Callable[[Request], _Answer | Awaitable[_Answer]]
+"""An application's function that returns an operator, or None to refuse.
+
+A name alone stands for an operator who may do everything that Studio can.
 It may be a coroutine function. It may raise Starlette's (or FastAPI's) HTTPException, say to
 redirect to the application's own login.
 """
@@ -59,7 +75,7 @@ class Gate(Protocol):
         """Whether there is a form to come in by."""
         ...
 
-    async def operator_of(self, request: Request) -> str | None:
+    async def operator_of(self, request: Request) -> Operator | None:
         """Who asks, if the request itself says so."""
         ...
 
@@ -83,16 +99,19 @@ class ApplicationGate:
             raise ConfigurationError("authorize", "must be a function of the request")
         self._authorize = authorize
 
-    async def operator_of(self, request: Request) -> str | None:
+    async def operator_of(self, request: Request) -> Operator | None:
         found = self._authorize(request)
-        operator = await found if inspect.isawaitable(found) else found
-        if operator is None:
+        answer = await found if inspect.isawaitable(found) else found
+        if answer is None:
             return None
+        operator = answer if isinstance(answer, Operator) else Operator(answer)
         try:
-            return check_identifier("operator", operator)
+            check_identifier("operator", operator.name)
+            check_flag("read_only", operator.read_only)
         except InvalidRequestError as error:
-            reason = f"must return an operator's name or None: {error.reason}"
+            reason = f"must return an operator or None: {error}"
             raise ConfigurationError("authorize", reason) from None
+        return operator
 
     def admit(self, request: Request, proof: str) -> str:  # noqa: ARG002 - as of every gate
         raise Refused(self.turned_away())
@@ -123,7 +142,7 @@ class LinkGate:
         """The token for the link. Empty if it was used."""
         return self._token or ""
 
-    async def operator_of(self, request: Request) -> str | None:  # noqa: ARG002 - as of every gate
+    async def operator_of(self, request: Request) -> Operator | None:  # noqa: ARG002 - as of every gate
         return None
 
     def admit(self, request: Request, proof: str) -> str:
@@ -163,7 +182,7 @@ class PasswordGate:
         self._password = check_password(password)
         self._attempts = _Attempts()
 
-    async def operator_of(self, request: Request) -> str | None:  # noqa: ARG002 - as of every gate
+    async def operator_of(self, request: Request) -> Operator | None:  # noqa: ARG002 - as of every gate
         return None
 
     def admit(self, request: Request, proof: str) -> str:

@@ -22,6 +22,7 @@ from credit_mongo.maintenance.archive.past_runs import (
     archive_runs,
     contents_of,
 )
+from credit_mongo.maintenance.roles import missing_rights
 from credit_mongo.maintenance.usage.activity import Activity, activity_of
 from credit_mongo.maintenance.usage.measuring import usage_in
 from credit_mongo.maintenance.usage.refusals import refusals_over_time
@@ -36,6 +37,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _FIGURES_SECONDS: Final = 60.0
 _ACTIVITY_SECONDS: Final = 2.0
+_RIGHTS_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Reads:
         self._records = Records(self._database, ledger._history)
         self._figures = {days: _Kept[Figures](_FIGURES_SECONDS) for days in (1, 7, 30)}
         self._activity = _Kept[Activity](_ACTIVITY_SECONDS)
+        self._rights = _Kept[tuple[str, ...]](_RIGHTS_SECONDS)
 
     def now(self) -> datetime:
         """The ledger's time."""
@@ -125,6 +128,10 @@ class Reads:
         return await self._activity.get(
             lambda: self._in_time(activity_of, self._database, self.now())
         )
+
+    async def missing_rights(self) -> tuple[str, ...]:
+        """What the database user lacks to change accounts, at most half a minute old."""
+        return await self._rights.get(lambda: self._in_time(missing_rights, self._database))
 
     async def _sum_up(self, days: int) -> Figures:
         end = datetime.now(timezone.utc)

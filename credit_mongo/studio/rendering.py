@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from credit_mongo.core.operations import GRANTING, REFUNDABLE
 from credit_mongo.core.pricing import in_credits
 from credit_mongo.printing import moment_to_milliseconds, printable, printable_lines
 
@@ -55,7 +56,7 @@ def templates_for(decimal_places: int) -> Environment:
         count=_count,
         words=_words,
     )
-    environment.globals.update(asset=_asset, htmx=HTMX)
+    environment.globals.update(asset=_asset, htmx=HTMX, refundable=REFUNDABLE, granting=GRANTING)
     return environment
 
 

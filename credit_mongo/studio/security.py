@@ -14,12 +14,12 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from itsdangerous import BadData, URLSafeTimedSerializer
+from itsdangerous import BadData, SignatureExpired, URLSafeTimedSerializer
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
@@ -137,6 +137,26 @@ class Sessions:
         """The token of this session's forms, for this operator alone."""
         return self._digest(f"form\0{session.session_id}\0{operator}")
 
+    def seal(self, session: Session, operator: str, facts: object) -> str:
+        """Return facts for a form as text that only this session's operator can send back."""
+        return str(self._seals(session, operator).dumps(facts))
+
+    def unseal(self, session: Session, operator: str, text: str, seconds: int) -> Any:
+        """Return the facts of a seal that is at most so old. Raises Refused."""
+        try:
+            return self._seals(session, operator).loads(text, max_age=seconds)
+        except SignatureExpired:
+            raise Refused(_OLD_FORM) from None
+        except (BadData, ValueError):
+            raise Refused(_CHANGED_FORM) from None
+
+    def _seals(self, session: Session, operator: str) -> URLSafeTimedSerializer:
+        return URLSafeTimedSerializer(
+            self._digest(f"seal\0{session.session_id}\0{operator}"),
+            salt="credit_mongo.studio.seal",
+            signer_kwargs={"digest_method": hashlib.sha256},
+        )
+
     def _digest(self, text: str) -> str:
         return hmac.new(self._secret, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
@@ -145,10 +165,24 @@ class Sessions:
 class Visitor:
     """Who asks, and the form that was sent."""
 
+    sessions: Sessions
     session: Session
     operator: str
-    form_token: str
+    is_read_only: bool = False
     form: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def form_token(self) -> str:
+        """The token that this visitor's forms have."""
+        return self.sessions.form_token(self.session, self.operator)
+
+    def seal(self, facts: object) -> str:
+        """Return facts for a form as text that only this visitor can send back."""
+        return self.sessions.seal(self.session, self.operator, facts)
+
+    def unseal(self, text: str, seconds: int) -> Any:
+        """Return the facts of a seal that is at most so old. Raises Refused."""
+        return self.sessions.unseal(self.session, self.operator, text, seconds)
 
     @classmethod
     def of(cls, request: HTTPConnection) -> Visitor | None:
@@ -224,17 +258,25 @@ class Guard:
         if path.startswith(_STATIC) and request.method in _SAFE_METHODS:
             return
         session = self._sessions.read(request) or Session.new()
-        named = session.operator if self._gate.has_sessions else None
-        operator = named or await self._gate.operator_of(request) or ""
-        token = self._sessions.form_token(session, operator)
-        request.scope[_VISITOR] = visitor = Visitor(session, operator, token)
+        operator, is_read_only = session.operator if self._gate.has_sessions else "", False
+        if not operator and (found := await self._gate.operator_of(request)) is not None:
+            operator, is_read_only = found.name, found.read_only
+        visitor = Visitor(self._sessions, session, operator, is_read_only)
+        request.scope[_VISITOR] = visitor
         if not operator and path not in _OPEN_PATHS:
-            raise Refused(self._gate.turned_away())
+            raise Refused(self._turned_away(request))
         if request.method not in _SAFE_METHODS:
             _check_origin(request)
             visitor.form = await _read_form(request)
-            if not hmac.compare_digest(visitor.form.get(FORM_TOKEN, "").encode(), token.encode()):
+            token = visitor.form.get(FORM_TOKEN, "").encode()
+            if not hmac.compare_digest(token, visitor.form_token.encode()):
                 raise Refused(_FOREIGN_FORM)
+
+    def _turned_away(self, request: Request) -> Failure:
+        failure = self._gate.turned_away()
+        if request.method in _SAFE_METHODS:
+            return failure
+        return replace(failure, text=f"{failure.text} The form that you sent has changed nothing.")
 
     def _add_headers(self, headers: MutableHeaders, request: Request) -> None:
         for name, value in _HEADERS.items():
@@ -295,4 +337,17 @@ _FOREIGN_FORM: Final = Failure(
     "This form is not valid any more",
     "It was opened before you signed in, or another site has sent it. Nothing was changed.",
     "Go back, reload the page, and send it again.",
+)
+_CHANGED_FORM: Final = Failure(
+    400,
+    "This form can't be used",
+    "It is not as Studio made it for you: it was changed, it is from another session, or Studio "
+    "was started anew since. Nothing was changed.",
+    "Open the form again.",
+)
+_OLD_FORM: Final = Failure(
+    400,
+    "This form is too old",
+    "A form can be sent for an hour. Nothing was changed by sending it now.",
+    "Open the form again.",
 )

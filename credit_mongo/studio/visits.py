@@ -35,7 +35,8 @@ class Studio:
     templates: Environment
     name: str
     """Of the database."""
-    read_only: bool
+    offers_changes: bool
+    """Whether there are pages that change an account."""
     search_fields: tuple[str, ...]
     """The fields of users' documents by which users can be found, such as an e-mail address."""
     has_sessions: bool
@@ -61,6 +62,21 @@ class Visit:
     def form(self) -> Mapping[str, str]:
         """The fields of the form that was sent."""
         return self._visitor.form if self._visitor else {}
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the operator may only look."""
+        return self._visitor is None or self._visitor.is_read_only
+
+    def seal(self, facts: object) -> str:
+        """Return facts for a form as text that only this operator's session can send back."""
+        assert self._visitor is not None  # noqa: S101 - pages are behind the guard
+        return self._visitor.seal(facts)
+
+    def unseal(self, text: str, seconds: int) -> Any:
+        """Return the facts of a seal that is at most so old. Raises Refused."""
+        assert self._visitor is not None  # noqa: S101 - pages are behind the guard
+        return self._visitor.unseal(text, seconds)
 
     @property
     def is_fragment(self) -> bool:

@@ -15,6 +15,7 @@ from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.maintenance.usage.words import Scale
 from credit_mongo.studio.charts import steps
 from credit_mongo.studio.history import Wanted, search
+from credit_mongo.studio.rights import may_change
 from credit_mongo.studio.visits import Page, Visit
 
 __all__ = ["PAGES"]
@@ -51,6 +52,8 @@ async def _show(visit: Visit) -> Response:
         wanted=wanted,
         is_filtered=wanted != Wanted(),
         operations=_WITH_ROWS,
+        may_change=await may_change(visit),
+        has_tiers=visit.studio.config.membership is not None,
     )
 
 

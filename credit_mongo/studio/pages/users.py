@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any, Final
 
 from starlette.responses import Response
 
-from credit_mongo.core.values import LARGEST_BALANCE, check_identifier, check_optional
+from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
 from credit_mongo.storage.listings import UserFilter, UsersPage
+from credit_mongo.studio.amounts import units_of
 from credit_mongo.studio.visits import Page, Visit
 
 __all__ = ["PAGES"]
@@ -69,17 +69,7 @@ async def _find(visit: Visit, by: str, text: str | None) -> UsersPage:
 def _units(visit: Visit, name: str) -> int | None:
     """An amount that was typed in credits, as smallest units."""
     text = visit.asked(name)
-    if text is None:
-        return None
-    places = visit.studio.config.decimal_places
-    try:
-        units = Decimal(text.replace(",", "")).scaleb(places)
-    except ArithmeticError:
-        raise InvalidRequestError(name, "must be a number of credits") from None
-    if not units.is_finite() or abs(units) > LARGEST_BALANCE or units != units.to_integral_value():
-        reason = f"must be a number of credits with at most {places} decimal places"
-        raise InvalidRequestError(name, reason)
-    return int(units)
+    return None if text is None else units_of(name, text, visit.studio.config.decimal_places)
 
 
 def _tiers_of(visit: Visit) -> list[str]:
