@@ -319,4 +319,9 @@ def _setup(names: CollectionNames) -> dict[str, tuple[str, ...]]:
 
 def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     kept = (*names.model_dump().values(), SETTINGS_COLLECTION)
-    return dict.fromkeys(kept, (*_READ, "listIndexes"))
+    # To watch what is charged and refused.
+    followed = (names.transactions, names.audit_logs)
+    return {
+        **dict.fromkeys(kept, (*_READ, "listIndexes")),
+        **dict.fromkeys(followed, ("changeStream", *_READ, "listIndexes")),
+    }

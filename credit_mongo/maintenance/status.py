@@ -26,7 +26,15 @@ from credit_mongo.storage.rows import Raw
 from credit_mongo.storage.server_errors import MAX_TIME_EXPIRED, NAMESPACE_NOT_FOUND, UNAUTHORIZED
 from credit_mongo.storage.settings import stored_settings
 
-__all__ = ["CollectionState", "Connections", "Member", "Status", "status_of", "ttl_lag_of"]
+__all__ = [
+    "CollectionState",
+    "Connections",
+    "Member",
+    "Status",
+    "members_of",
+    "status_of",
+    "ttl_lag_of",
+]
 
 # A status query must not keep a server busy.
 _MOST_MILLISECONDS: Final = 5000
@@ -137,7 +145,7 @@ async def status_of(
     return Status(
         server_version=server["version"],
         replica_set=hello.get("setName"),
-        members=await _members(ledger, hello),
+        members=await members_of(ledger, hello),
         connections=await _if_allowed(_connections(ledger)),
         collections=tuple(
             [await _collection(ledger, name) for name in ledger.names.model_dump().values()]
@@ -159,7 +167,8 @@ async def _if_allowed(asking: Awaitable[_T]) -> _T | None:
         return None
 
 
-async def _members(database: LedgerDatabase, hello: Raw) -> tuple[Member, ...]:
+async def members_of(database: LedgerDatabase, hello: Raw) -> tuple[Member, ...]:
+    """The members of the replica set; without lag if the role may not see it."""
     if "setName" not in hello:
         return ()
     found = await _if_allowed(database.ask_admin({"replSetGetStatus": 1}))

@@ -81,12 +81,19 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         SETTINGS: {"createCollection", "createIndex", "find", "insert", "listIndexes", "update"},
     },
     "creditReader": {
-        name: {"find", "listIndexes"}
-        for name in (
-            *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
-            *("transactions_archive", "audit_logs_archive", "archive_manifests"),
-            *("archive_borders", "erasures", "paid_requests", "holds", "holds_archive", SETTINGS),
-        )
+        **{
+            name: {"find", "listIndexes"}
+            for name in (
+                *("users", "idempotency_records", "turns"),
+                *("transactions_archive", "audit_logs_archive", "archive_manifests"),
+                *("archive_borders", "erasures", "paid_requests", "holds", "holds_archive"),
+                SETTINGS,
+            )
+        },
+        # The command watch follows both.
+        **{
+            name: {"changeStream", "find", "listIndexes"} for name in ("transactions", "audit_logs")
+        },
     },
 }
 ROLES = list(WORK)

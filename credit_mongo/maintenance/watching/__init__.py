@@ -1,0 +1,1 @@
+"""Watch a ledger from outside: what is charged and refused, by whom, and how the servers do."""
