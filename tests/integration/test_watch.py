@@ -115,7 +115,9 @@ async def test_it_sees_transactions_that_stay_open(
     assert look.open_transactions[0].client.startswith("127.0.0.1:")
 
 
-async def test_nothing_is_scanned(ledger: CreditLedger, client: Client, database: Database) -> None:
+async def test_nothing_is_scanned(
+    ledger: CreditLedger, database: Database, replica_set_uri: str
+) -> None:
     """The server's profile of what it was asked has no scan of a collection."""
     await ledger.create_user("ann", credits=100)
     await ledger.place_hold("ann", "generate-post", ttl=60)
@@ -132,7 +134,7 @@ async def test_nothing_is_scanned(ledger: CreditLedger, client: Client, database
             await until(watcher, lambda look: look.active_holds == 1)
         asked = await database["system.profile"].find({"appName": app}).to_list()
     finally:
-        await database.command({"profile": 0})
+        await database.command({"profile": 0, "filter": "unset"})
         await database["system.profile"].drop()
     of_ledger = [each for each in asked if "$changeStream" not in str(each["command"])]
     assert {each["ns"].partition(".")[2] for each in of_ledger} >= {"holds", "idempotency_records"}
