@@ -1,0 +1,1 @@
+"""The import from real database servers of Debian's packages: ``.ci/imports`` runs it."""
