@@ -7,8 +7,7 @@ import contextlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -23,14 +22,10 @@ from credit_mongo.core.operations.hold_results import Hold
 from credit_mongo.core.operations.place_hold import PlaceHoldRequest
 from credit_mongo.core.values import (
     check_identifier,
-    check_moment,
     check_optional,
     check_seconds,
-    to_milliseconds,
 )
 from credit_mongo.drivers import AnyDatabase, AnySession
-from credit_mongo.engine.commit import Committer
-from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.observer import (
@@ -43,9 +38,8 @@ from credit_mongo.engine.observer import (
 )
 from credit_mongo.engine.open_holds import OpenHolds
 from credit_mongo.engine.opening import Opening
-from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.engine.sessions import ApplicationSessions
-from credit_mongo.engine.turns import Turns, TurnTaker
+from credit_mongo.engine.writing import Writing
 from credit_mongo.errors import (
     ConfigurationError,
     CreditError,
@@ -53,16 +47,14 @@ from credit_mongo.errors import (
     LedgerBusyError,
     StorageError,
 )
-from credit_mongo.storage.clocks import CheckedClock, Clock
+from credit_mongo.storage.clocks import Clock
 from credit_mongo.storage.connection import EventListener, check_replica_set, connect
 from credit_mongo.storage.database import LedgerDatabase
-from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.numbers import to_object_id
 from credit_mongo.storage.reads import History
 from credit_mongo.storage.round_trip import shortest_round_trip
 from credit_mongo.storage.rows import copy_metadata
 from credit_mongo.storage.settings import LedgerSettings
-from credit_mongo.storage.unit_of_work import Store
 from credit_mongo.storage.unreachable import not_in_time
 
 if TYPE_CHECKING:
@@ -80,22 +72,6 @@ _LATE_CALLS_SECONDS = 1.0
 _MOST_OWNERS = 10_000
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
-
-
-def _now() -> datetime:
-    return to_milliseconds(datetime.now(timezone.utc))
-
-
-def _checked(clock: Clock) -> Clock:
-    def read() -> datetime:
-        try:
-            return check_moment("clock", clock())
-        except InvalidRequestError as error:
-            raise ConfigurationError("clock", error.reason) from None
-        except Exception as error:
-            raise ConfigurationError("clock", f"raised {type(error).__name__}") from error
-
-    return read
 
 
 def _load_of(lanes: Lanes, open_holds: OpenHolds) -> Callable[[], Load | None]:
@@ -155,55 +131,33 @@ class LedgerCalls:
         self._tell = tell_by(observer)
         self._config = config
         self._database = own = LedgerDatabase.of(database, config.collections, config.users)
-        skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
-        # The clocks of two processes may be wrong by ``skew`` in opposite directions.
-        gap = None if skew is None else 2 * skew
-        # By which keys live longer, so that a process with a fast clock forgets none too early.
-        self._key_gap = gap or timedelta()
-        self._policy = replace(config.policy, max_lead=gap)
+        writing = Writing.of(own, config, clock=clock, tell=self._tell)
+        self._key_gap = writing.key_gap
+        self._policy = writing.policy
         self._owners_of_holds: OrderedDict[str, str] = OrderedDict()
-        self._clock = CheckedClock(own, _checked(_now if clock is None else clock), skew)
+        self._clock = writing.clock
         self._owns_client = False
         self._users = own.users
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        store = Store(
-            own,
-            audits=config.audit.enabled,
-            remembers_for=timedelta(seconds=config.idempotency.ttl_seconds) + self._key_gap,
-        )
-        turns = Turns(timeout_seconds=config.operation_timeout_seconds)
-        latest_write = LatestWrite(own.client)
-        self._deadlines = Deadlines(own.client)
-        reaper = SessionReaper(own.client, self._deadlines, self._tell)
-        self._committer = Committer(
-            own.client,
-            store,
-            self._policy,
-            retry=config.retry,
-            turn_taker=TurnTaker(turns, own, tell=self._tell),
-            latest_write=latest_write,
-            deadlines=self._deadlines,
-            reaper=reaper,
-            clock=self._clock,
-            tell=self._tell,
-        )
+        self._deadlines = writing.deadlines
+        self._committer = writing.committer
         self._lanes = Lanes(
             self._committer.commit,
             self._committer.commit_patiently,
-            turns,
+            writing.turns,
             timeout_seconds=config.operation_timeout_seconds,
             round_trip_seconds=lambda: shortest_round_trip(own.client),
             tell=self._tell,
         )
         waits = config.on_busy == "wait"
         self._enqueue = self._lanes.submit_when_there_is_room if waits else self._lanes.submit
-        self._history = History(own, self._policy, latest_write, self._clock)
+        self._history = History(own, self._policy, writing.latest_write, self._clock)
         self._sessions = ApplicationSessions(
             own.client,
             deadlines=self._deadlines,
-            reaper=reaper,
-            latest_write=latest_write,
+            reaper=writing.reaper,
+            latest_write=writing.latest_write,
             timeout_seconds=config.operation_timeout_seconds,
         )
         self._opening = Opening(

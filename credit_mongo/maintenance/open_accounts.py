@@ -2,66 +2,50 @@
 
 That a document has an account is stored in the document itself, by the transaction that opens it.
 So a run can be killed and repeated, and the application can sign users up meanwhile.
+
+Lanes take pages of documents in turns, and open the accounts of each page in one transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from pymongo.asynchronous.client_session import AsyncClientSession
+from bson import ObjectId
 
-from credit_mongo.core.results import User
-from credit_mongo.core.values import check_amount
-from credit_mongo.drivers import AnySession
+from credit_mongo.config import CreditConfig
+from credit_mongo.core.decision import AnyRequest
+from credit_mongo.core.operations.charge import ChargeRequest
+from credit_mongo.core.operations.create_user import CreateUserRequest
+from credit_mongo.core.operations.set_overdraft import SetOverdraftRequest
+from credit_mongo.core.values import check_amount, check_identifier, check_optional
+from credit_mongo.engine import tasks
+from credit_mongo.engine.writing import BatchWriter
 from credit_mongo.errors import (
     AccountDataError,
-    CommitOutcomeUnknownError,
+    CreditError,
     InvalidRequestError,
     UndefinedTierError,
     UserExistsError,
 )
 from credit_mongo.maintenance.old_balances import OldBalance, Rules
+from credit_mongo.maintenance.pace import Pace
 from credit_mongo.maintenance.progress import OnProgress, progress_of
-from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.database import BY_ID, LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["AccountOpener", "OpenedAccounts", "open_accounts"]
+__all__ = ["OpenedAccounts", "open_accounts"]
 
+# Each account is three documents, and MongoDB advises some 1,000 for a transaction.
 _PAGE: Final = 500
+_LANES: Final = 3
 _SHOWN: Final = 20
-_MOST_TRIES: Final = 5
 _STEP_SECONDS: Final = 30.0
 _DEBT: Final = "opening-balance"
 _TYPES: Final = {"string": "string", "objectId": "objectId", "uuid": "binData"}
-
-
-class AccountOpener(Protocol):
-    """What this job needs of a ledger."""
-
-    async def create_user(
-        self,
-        user_id: str,
-        *,
-        credits: int = ...,  # noqa: A002 - the ledger's word
-        membership_tier: str | None = ...,
-        session: AnySession | None = ...,
-    ) -> User:
-        """Open an account."""
-
-    async def set_overdraft(
-        self, user_id: str, limit: int, *, session: AnySession | None = ...
-    ) -> object:
-        """Allow a debt."""
-
-    async def charge(
-        self, user_id: str, action: str, *, amount: int | None, session: AnySession | None = ...
-    ) -> object:
-        """Make the debt."""
 
 
 @dataclass(slots=True)
@@ -87,13 +71,14 @@ class OpenedAccounts:
 
 async def open_accounts(
     database: LedgerDatabase,
-    ledger: AccountOpener,
+    config: CreditConfig,
     units: int,
     *,
     where: Mapping[str, Any] | None = None,
     tier: str | None = None,
     rules: Rules,
     dry_run: bool = False,
+    full_speed: bool = False,
     on_progress: OnProgress | None = None,
 ) -> OpenedAccounts:
     """Open an account with ``units`` smallest units for each document of a user without one.
@@ -101,45 +86,45 @@ async def open_accounts(
     A document that has a balance gets no units. If ``rules`` allow it, its balance becomes the
     account's first transaction. A whole balance is an account already, and stays.
 
-    Raises InvalidRequestError, StorageError and PyMongoError. Call it again to complete it.
+    While users are being charged, it works in small batches with pauses, unless ``full_speed``.
+
+    Raises InvalidRequestError, UndefinedTierError, StorageError and PyMongoError. Call it again to
+    complete it.
     """
-    job = _Opening(database, ledger, check_amount("credits", units, least=0), tier, rules)
-    job.dry_run = dry_run
-    return await job.run(dict(where or {}), progress_of(on_progress))
+    check_amount("credits", units, least=0)
+    if check_optional(check_identifier, "membership_tier", tier) is not None:
+        config.policy.membership.level(str(tier))
+    if rules.negative == "debt" and _DEBT in config.policy.membership.requirements:
+        reason = f"can't be debt: the configuration requires a tier for the action {_DEBT!r}"
+        raise InvalidRequestError("negative", reason)
+    pace = Pace(
+        database[database.names.transactions],
+        lanes=_LANES,
+        full_speed=full_speed,
+        full_rows=_PAGE,
+        own_operation=CreateUserRequest.operation,
+    )
+    job = _Opening(database, config, units, tier, rules)
+    found = _Found(database, dict(where or {}), rules)
+    on_progress = progress_of(on_progress)
+    if dry_run:
+        await job.plan(found, on_progress)
+    else:
+        await job.run(found, pace, on_progress)
+    await found.name_what_is_left(job.done.left)
+    return job.done
 
 
-class _Opening:
-    def __init__(
-        self,
-        database: LedgerDatabase,
-        ledger: AccountOpener,
-        units: int,
-        tier: str | None,
-        rules: Rules,
-    ) -> None:
+class _Found:
+    """The documents without an account, by their ids."""
+
+    def __init__(self, database: LedgerDatabase, where: Raw, rules: Rules) -> None:
         self._users = database.users
         self._collection = database[database.names.users]
-        self._client = database.client
-        self._ledger = ledger
-        self._units = units
-        self._tier = tier
+        self._where = where
         self._rules = rules
-        self._found = OpenedAccounts()
-        self.dry_run = False
-
-    async def run(self, where: Raw, on_progress: OnProgress) -> OpenedAccounts:
-        """Go through the documents by their ids."""
-        total = await self._collection.count_documents({"$and": [where, self._without_account()]})
-        place: str | None = None
-        done = 0
-        async with Steps(self._client, _STEP_SECONDS) as steps:
-            while page := await self._page(where, place):
-                place = self._users.user_id_of(page[-1])
-                await self._open(page, steps)
-                done += len(page)
-                on_progress(done, total)
-        await self._name_what_is_left(where)
-        return self._found
+        self._place: str | None = None
+        self._turn = asyncio.Lock()
 
     def _without_account(self) -> Raw:
         names = self._users.names
@@ -149,117 +134,193 @@ class _Opening:
         is_whole = {names.credits: {"$type": ["int", "long"], "$gte": 0}}
         return {names.seq: None, "$nor": [is_whole]}
 
-    async def _page(self, where: Raw, place: str | None) -> list[Raw]:
-        query = {"$and": [{"_id": self._users.ids_above(place)}, where, self._without_account()]}
-        return await self._collection.find(
-            query, self._users.fields, sort=BY_ID, hint=BY_ID, limit=_PAGE
-        ).to_list()
+    async def count(self) -> int:
+        """Return how many there are."""
+        query = {"$and": [self._where, self._without_account()]}
+        return await self._collection.count_documents(query)
 
-    async def _open(self, page: Sequence[Raw], steps: Steps) -> None:
-        field_name = self._users.names.credits
-        new = [row for row in page if row.get(field_name) is None]
-        # The ledger commits them in batches.
-        await asyncio.gather(*(self._open_new(row) for row in new))
-        for row in page:
-            if row.get(field_name) is not None:
-                await self._convert(row, field_name, steps)
+    async def next_page(self, most: int) -> list[Raw]:
+        """Return the next documents, none at the end. Several may call it at once."""
+        async with self._turn:
+            above = {"_id": self._users.ids_above(self._place)}
+            query = {"$and": [above, self._where, self._without_account()]}
+            page = await self._collection.find(
+                query, self._users.fields, sort=BY_ID, hint=BY_ID, limit=most
+            ).to_list()
+            if page:
+                self._place = self._users.user_id_of(page[-1])
+            return page
 
-    async def _open_new(self, row: Raw) -> None:
-        user_id = self._users.user_id_of(row)
-        opening = self._check(user_id, row) if self.dry_run else self._create(user_id)
-        if await self._is_done(opening):
-            self._found.opened += 1
+    async def pages(self) -> AsyncGenerator[list[Raw], None]:
+        """Yield all pages."""
+        while page := await self.next_page(_PAGE):
+            yield page
 
-    async def _check(self, user_id: str, row: Raw) -> None:
-        self._users.check_id("user_id", user_id)
-        self._users.unopened_from(row)
-
-    async def _create(self, user_id: str) -> None:
-        for number in range(1, _MOST_TRIES + 1):
-            try:
-                await self._ledger.create_user(
-                    user_id, credits=self._units, membership_tier=self._tier
-                )
-            except CommitOutcomeUnknownError:
-                if number == _MOST_TRIES:
-                    raise
-            except UserExistsError:
-                if number == 1:
-                    raise
-                return  # the try whose outcome was unknown has opened it
-            else:
-                return
-
-    async def _is_done(self, opening: Awaitable[None]) -> bool:
-        """Wait for an account to be opened. If it can't be, count the reason."""
-        try:
-            await opening
-        except UserExistsError:
-            self._found.signed_up += 1
-        except (AccountDataError, InvalidRequestError, UndefinedTierError) as error:
-            self._found.left[self._why(error)] += 1
-        else:
-            return True
-        return False
-
-    def _why(self, error: AccountDataError | InvalidRequestError | UndefinedTierError) -> str:
-        """Return why a document is left as it is. Raises the error if it's not the document's."""
-        if isinstance(error, AccountDataError):
-            return f"the stored {error.field} {error.reason}"
-        if isinstance(error, UndefinedTierError) and error.tier != self._tier:
-            return f"the stored tier {error.tier!r} is not configured"
-        if isinstance(error, InvalidRequestError) and error.field == "user_id":
-            return f"the id {error.reason}"
-        raise error
-
-    async def _convert(self, row: Raw, field_name: str, steps: Steps) -> None:
-        old = OldBalance.of(self._users.user_id_of(row), row[field_name], self._rules)
-        if len(self._found.examples) < _SHOWN:
-            self._found.examples.append(old.to_dict(self._rules))
-        lacks = old.lacks(self._rules)
-        if lacks:
-            sign = "a negative " if old.units is not None and old.units < 0 else "a "
-            self._found.left[f"{sign}balance ({old.kind}) {lacks}"] += 1
-            return
-        if self.dry_run:
-            self._found.converted += 1
-            return
-
-        async def step(session: AsyncClientSession) -> None:
-            # Only as it was read: the application may have changed it.
-            as_read = {"_id": row["_id"], field_name: row[field_name], self._users.names.seq: None}
-            gone = await self._collection.update_one(
-                as_read, {"$unset": {field_name: ""}}, session=session
-            )
-            if not gone.matched_count:
-                raise UserExistsError(old.user_id)
-            await self._open_with(old, session)
-
-        if await self._is_done(steps.take(step)):
-            self._found.converted += 1
-
-    async def _open_with(self, old: OldBalance, session: AsyncClientSession) -> None:
-        units, user_id = old.units or 0, old.user_id
-        await self._ledger.create_user(
-            user_id, credits=max(units, 0), membership_tier=self._tier, session=session
-        )
-        if units < 0 and self._rules.negative == "debt":
-            await self._ledger.set_overdraft(user_id, -units, session=session)
-            await self._ledger.charge(user_id, _DEBT, amount=-units, session=session)
-
-    async def _name_what_is_left(self, where: Raw) -> None:
+    async def name_what_is_left(self, left: Counter[str]) -> None:
+        """Count the documents that no page has."""
         names = self._users.names
         id_type = _TYPES[names.id_type]
         others = await self._collection.aggregate(
             [
-                {"$match": {"$and": [{"_id": {"$not": {"$type": id_type}}}, where]}},
+                {"$match": {"$and": [{"_id": {"$not": {"$type": id_type}}}, self._where]}},
                 {"$group": {"_id": {"$type": "$_id"}, "count": {"$sum": 1}}},
             ]
         )
         for row in await others.to_list():
             reason = f"ids of the type {row['_id']} are not supported: the mapping says"
-            self._found.left[f"{reason} {names.id_type}"] += row["count"]
+            left[f"{reason} {names.id_type}"] += row["count"]
         broken = {names.seq: {"$ne": None}, names.credits: {"$not": {"$type": ["int", "long"]}}}
-        count = await self._collection.count_documents({"$and": [where, broken]})
+        count = await self._collection.count_documents({"$and": [self._where, broken]})
         if count:
-            self._found.left["an account's balance is damaged: credit-mongo verify"] += count
+            left["an account's balance is damaged: credit-mongo verify"] += count
+
+
+class _Opening:
+    """One run."""
+
+    def __init__(
+        self,
+        database: LedgerDatabase,
+        config: CreditConfig,
+        units: int,
+        tier: str | None,
+        rules: Rules,
+    ) -> None:
+        self._users = database.users
+        self._balance = database.users.names.credits
+        self._units = units
+        self._tier = tier
+        self._rules = rules
+        self._policy = config.policy
+        self._old_balances: dict[str, Any] = {}
+        self._writer = BatchWriter(database, config, self._old_balances)
+        self.done = OpenedAccounts()
+
+    async def plan(self, found: _Found, on_progress: OnProgress) -> None:
+        """Count what would be done, and write nothing."""
+        total, seen = await found.count(), 0
+        async for page in found.pages():
+            for document in page:
+                user_id = self._users.user_id_of(document)
+                if requests := self._requests(user_id, document):
+                    self._count(requests[0], self._problem(user_id, document))
+                self._old_balances.clear()
+            seen += len(page)
+            on_progress(seen, total)
+
+    def _problem(self, user_id: str, document: Raw) -> CreditError | None:
+        """Return why no account can be opened on a document."""
+        try:
+            self._users.check_id("user_id", user_id)
+            without = self._users.without_balance(document, self._old_balances)
+            unopened = self._users.unopened_from(without)
+            tier = None if unopened is None else unopened.membership_tier
+            if self._tier is None and tier is not None and self._policy.membership.levels:
+                self._policy.membership.level(tier)
+        except CreditError as error:
+            return error
+        return None
+
+    async def run(self, found: _Found, pace: Pace, on_progress: OnProgress) -> None:
+        """Open all accounts, with all lanes. If one fails, the others stop."""
+        total, seen = await found.count(), 0
+
+        async def work() -> None:
+            nonlocal seen
+            clock = asyncio.get_running_loop().time
+            while page := await found.next_page(pace.rows):
+                began = clock()
+                await self._open(page)
+                seen += len(page)
+                on_progress(seen, total)
+                await pace.rest(clock() - began)
+
+        lanes = [tasks.start(work()) for _ in range(_LANES)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+            await self._writer.close()
+
+    async def _open(self, page: Sequence[Raw]) -> None:
+        requests: list[AnyRequest] = []
+        for document in page:
+            user_id = self._users.user_id_of(document)
+            try:
+                self._users.check_id("user_id", user_id)
+            except InvalidRequestError as error:
+                self.done.left[self._why(error)] += 1
+            else:
+                requests += self._requests(user_id, document)
+        if requests:
+            for request, outcome in await self._writer.commit(requests, _STEP_SECONDS):
+                self._count(request, outcome if isinstance(outcome, CreditError) else None)
+        for document in page:
+            self._old_balances.pop(self._users.user_id_of(document), None)
+
+    def _requests(self, user_id: str, document: Raw) -> list[AnyRequest]:
+        """Return what opens an account on a document: nothing if its balance has no rule."""
+        balance = document.get(self._balance)
+        if balance is None:
+            return [self._create(user_id, self._units)]
+        old = OldBalance.of(user_id, balance, self._rules)
+        if len(self.done.examples) < _SHOWN:
+            self.done.examples.append(old.to_dict(self._rules))
+        units, lacks = old.units, old.lacks(self._rules)
+        if units is None or lacks:
+            sign = "a negative " if units is not None and units < 0 else "a "
+            self.done.left[f"{sign}balance ({old.kind}) {lacks}"] += 1
+            return []
+        self._old_balances[user_id] = balance
+        requests: list[AnyRequest] = [self._create(user_id, max(units, 0))]
+        if units < 0 and self._rules.negative == "debt":
+            limit, ids = -units, (_new_id(), _new_id())
+            requests += [
+                SetOverdraftRequest(user_id=user_id, transaction_id=ids[0], limit=limit),
+                ChargeRequest(
+                    user_id=user_id,
+                    transaction_id=ids[1],
+                    action=_DEBT,
+                    amount=limit,
+                    variables=None,
+                ),
+            ]
+        return requests
+
+    def _create(self, user_id: str, units: int) -> CreateUserRequest:
+        return CreateUserRequest(
+            user_id=user_id,
+            transaction_id=_new_id(),
+            credits=units,
+            membership_tier=self._tier,
+            membership_expires_at=None,
+        )
+
+    def _count(self, request: AnyRequest, error: CreditError | None) -> None:
+        """Count what came of a request. Raises an error that isn't the document's."""
+        if not isinstance(request, CreateUserRequest):
+            return  # a debt, which is decided in the transaction that opens the account
+        if isinstance(error, UserExistsError):
+            self.done.signed_up += 1
+        elif error is not None:
+            self.done.left[self._why(error)] += 1
+        elif request.user_id in self._old_balances:
+            self.done.converted += 1
+        else:
+            self.done.opened += 1
+
+    def _why(self, error: CreditError) -> str:
+        """Return why a document is left as it is. Raises the error if it's not the document's."""
+        if isinstance(error, AccountDataError):
+            return f"the stored {error.field} {error.reason}"
+        if isinstance(error, UndefinedTierError):
+            return f"the stored tier {error.tier!r} is not configured"
+        if isinstance(error, InvalidRequestError) and error.field == "user_id":
+            return f"the id {error.reason}"
+        raise error
+
+
+def _new_id() -> str:
+    return str(ObjectId())

@@ -83,7 +83,9 @@ class Store:
         *,
         audits: bool,
         remembers_for: timedelta,
+        old_balances: Mapping[str, Any] | None = None,
     ) -> None:
+        """``old_balances``: by user, a balance of the application's own that counts as none."""
         self._database = database
         self._users_database = database.read_as(FOR_USERS)
         self._names = database.names
@@ -92,6 +94,8 @@ class Store:
         self._remembers_for = remembers_for
         # How many more batches read users in part. Where nobody has many lots, it would not pay.
         self._batches_in_part = 0
+        # The job that gives them changes them.
+        self._old_balances = {} if old_balances is None else old_balances
 
     # What a batch reads
 
@@ -178,7 +182,8 @@ class Store:
             self._batches_in_part -= 1
             whole = {r.user_id for r in requests if OPERATIONS[r.operation].needs_all_lots}
             first = await self._load_in_part(user_ids - whole, session)
-        found = await self._load_whole(user_ids - first.keys(), session)
+        opens_all = all(request.operation in OPENING for request in requests)
+        found = await self._load_whole(user_ids - first.keys(), session, opens_all=opens_all)
         found.accounts.update(first)
         if any(has_many_lots(account.extras) for account in found.accounts.values()):
             self._batches_in_part = _BATCHES_IN_PART
@@ -209,11 +214,19 @@ class Store:
         )
 
     async def _load_whole(
-        self, user_ids: Collection[str], session: AsyncClientSession
+        self, user_ids: Collection[str], session: AsyncClientSession, *, opens_all: bool = False
     ) -> _Accounts:
+        """The accounts. ``opens_all``: all requests open some."""
         users, found = self._users, _Accounts({}, {}, {})
-        for document in await self._find_users(user_ids, users.fields, session):
+        documents = await self._find_users(user_ids, users.fields, session)
+        if self._old_balances:
+            documents = [users.without_balance(each, self._old_balances) for each in documents]
+        for document in documents:
             try:
+                if opens_all and (new := users.unopened_from(document)) is not None:
+                    # What to tell a charge of it is not needed, and takes longer than all else.
+                    found.unopened[users.user_id_of(document)] = new
+                    continue
                 account = users.account_from(document)
                 found.accounts[account.user_id] = account
             except AccountDataError as error:
@@ -452,16 +465,20 @@ class Store:
     ) -> None:
         updates: list[Raw] = []
         inserts: list[Raw] = []
+        opened: dict[object, list[tuple[Unopened, Account]]] = {}
         for user_id, after in decided.state.accounts.items():
             before = loaded.accounts.get(user_id)
             if after is before:
                 continue
-            found = before or loaded.unopened.get(user_id)
-            if found is None:
-                inserts.append(self._users.row(after))
+            if before is not None:
+                updates += self._users.updates(before, after)
+            elif (found := loaded.unopened.get(user_id)) is not None:
+                opened.setdefault(self._users.same_update(found, after), []).append((found, after))
             else:
-                updates += self._users.updates(found, after)
-        await self._update(self._names.users, updates, session)
+                inserts.append(self._users.row(after))
+        to_update = len(updates) + sum(map(len, opened.values()))
+        updates += [self._users.update_of_many(alike) for alike in opened.values()]
+        await self._update(self._names.users, updates, session, at_least=to_update)
         await self._insert(self._names.users, inserts, session)
 
     async def _update(
@@ -470,14 +487,14 @@ class Store:
         updates: list[Raw],
         session: AsyncClientSession,
         *,
-        at_least: int | None = None,
+        at_least: int,
     ) -> None:
-        """Update one document a statement. All, or ``at_least`` so many, must be there."""
+        """Update documents, of which ``at_least`` so many must be there."""
         if updates:
             reply = await self._command({"update": collection, "updates": updates}, session)
-            if reply["n"] < (len(updates) if at_least is None else at_least):
+            if reply["n"] < at_least:
                 # They were read in this very transaction.
-                found = f"{reply['n']} of {len(updates)} documents"
+                found = f"{reply['n']} of {at_least} documents"
                 raise OperationFailure(f"{found} were there to update in {collection}")
 
     async def _write_keys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -157,6 +157,17 @@ class StoredUsers:
         """Whether it has neither credits nor a count of transactions. Null is nothing."""
         return document.get(self._credits) is None and document.get(self._seq) is None
 
+    def without_balance(self, document: Raw, balances: Mapping[str, Any]) -> Raw:
+        """The document without its balance, if it has just the one in ``balances`` and no count."""
+        stored = document.get(self._credits)
+        if stored is None or document.get(self._seq) is not None:
+            return document
+        old = balances.get(self.user_id_of(document))
+        # True equals 1, and 1.0 too.
+        if type(old) is not type(stored) or old != stored:
+            return document
+        return {**document, self._credits: None}
+
     def by_own_names(self, document: Raw) -> Raw:
         """Id and ``book_fields`` by the names that the ledger's own documents have."""
         found = {"_id": self.user_id_of(document)}
@@ -244,6 +255,26 @@ class StoredUsers:
         # One statement can't both remove elements of an array and set others.
         removals = [{"q": query, "u": {"$pop": {f"{self._extras}.lots": -1}}}] * used_up
         return [*removals, {"q": query, "u": changes}]
+
+    def same_update(self, before: Unopened, after: Account) -> object:
+        """A value that is equal for accounts that are opened by the same changes."""
+        if after.extras is not None:
+            return after.user_id
+        return (
+            after[1:5],
+            after.updated_at,
+            before.membership_tier,
+            before.membership_expires_at,
+            after.created_at if before.created_at is None else None,
+        )
+
+    def update_of_many(self, opened: Sequence[tuple[Unopened, Account]]) -> Raw:
+        """One update statement for accounts that are opened in the same way."""
+        [statement] = self.updates(*opened[0])
+        if len(opened) > 1:
+            ids = [self.id_of(after.user_id) for _, after in opened]
+            return {**statement, "q": {"_id": {"$in": ids}}, "multi": True}
+        return statement
 
     @property
     def opened(self) -> Raw:

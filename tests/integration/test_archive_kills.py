@@ -21,10 +21,10 @@ from credit_mongo import (
 from credit_mongo.errors import ArchiveLostError, ArchiveRunningError
 from credit_mongo.maintenance.archive.archiving import Archive, archive
 from credit_mongo.maintenance.archive.moves import Mover
-from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import Collections
 from credit_mongo.maintenance.archive.runs import Lane
 from credit_mongo.maintenance.archive.spans import Span
+from credit_mongo.maintenance.pace import Pace
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.archives import (
     LEASE_SECONDS,

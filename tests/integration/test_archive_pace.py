@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bson import ObjectId
 
-from credit_mongo.maintenance.archive.pace import Pace, _rest_after
+from credit_mongo.maintenance.pace import Pace, _rest_after
 from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.promises import Database
 
@@ -15,8 +15,8 @@ EARLY, MIDDLE, LATE = ObjectId("5" * 24), ObjectId("6" * 24), ObjectId("7" * 24)
 @pytest.fixture
 def at_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check the pace after each batch, without rests."""
-    monkeypatch.setattr("credit_mongo.maintenance.archive.pace._LOOK_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr("credit_mongo.maintenance.archive.pace._rest_after", lambda *_: 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.pace._LOOK_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("credit_mongo.maintenance.pace._rest_after", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize("full_speed", [False, True])

@@ -13,10 +13,11 @@ from pymongo import AsyncMongoClient
 from credit_mongo import MigrationError
 from credit_mongo.maintenance.migrations.log import Operator
 from credit_mongo.maintenance.migrations.runner import MigrationRun, Migrations, Options
-from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
+from tests.integration.killed_process import MOMENTS, CommandCounter, Job, run_until_killed
 from tests.integration.promises import Database, Row, end_all_transactions, rows
 
-KILLS: Final = int(os.environ.get("MIGRATION_KILLS", "12"))
+# How many runs in each direction are killed, spread over all commands.
+KILLS: Final = int(os.environ.get("MIGRATION_KILLS", "8"))
 AT_ONCE: Final = 4
 LOG = "ledger_migrations"
 ANN = Operator("ann", "laptop")
@@ -271,42 +272,79 @@ async def apply_all(database: Database, directory: str) -> None:
     await Migrations(database, Path(directory), ANN, QUICK).up()
 
 
-async def commands_of_a_whole_run(
-    database: Database, directory: Path, replica_set_uri: str
-) -> list[str]:
-    """Count the commands of a run that nothing interrupts."""
-    counter = CommandCounter()
-    async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[counter]) as client:
-        await apply_all(client[database.name], str(directory))
-    return counter.sent
+async def roll_back(database: Database, directory: str) -> None:
+    """What it does on the way back: a migration without a transaction, then one in it."""
+    await Migrations(database, Path(directory), ANN, QUICK).down(to=FIRST)
 
 
+async def check_rolled_back(database: Database) -> None:
+    """Each has been undone once, and only the first is applied."""
+    members = [{"_id": each, "plan": "free"} for each in ("ann", "bob")]
+    assert await rows(database, "members") == members
+    assert sorted(row["by"] for row in await rows(database, "done")) == ["add_plan", "nobody"]
+    assert set(await database["members"].index_information()) == {"_id_"}
+    states = {row["_id"]: row["state"] for row in await rows(database, LOG) if "state" in row}
+    assert states == {FIRST: "applied", SECOND: "rolled back", THIRD: "rolled back"}
+
+
+async def prepare(database: Database, directory: Path, job: Job) -> None:
+    """The members, migrated if the job is to go back."""
+    await add_members(database)
+    if job is roll_back:
+        await apply_all(database, str(directory))
+
+
+DIRECTIONS: Final = {
+    "up": (apply_all, check_migrated, {"insert", "update", "createIndexes"}),
+    "down": (roll_back, check_rolled_back, {"delete", "update", "dropIndexes"}),
+}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
 async def test_killed_at_any_command_and_run_again_it_comes_to_the_same_end(
-    client: AsyncMongoClient[Row], database: Database, directory: Path, replica_set_uri: str
+    client: AsyncMongoClient[Row],
+    database: Database,
+    directory: Path,
+    replica_set_uri: str,
+    direction: str,
 ) -> None:
     """Each command of a run, at one of three moments: before, on its way, and answered."""
-    await add_members(database)
-    sent = await commands_of_a_whole_run(database, directory, replica_set_uri)
-    assert {"find", "insert", "update", "commitTransaction", "createIndexes"} <= set(sent)
+    job, check, kinds = DIRECTIONS[direction]
+    await prepare(database, directory, job)
+    counter = CommandCounter()
+    async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[counter]) as own:
+        await job(own[database.name], str(directory))
+    await check(database)
+    sent = counter.sent
+    assert {"find", "commitTransaction"} | kinds <= set(sent)
+    everywhere = [turn * len(sent) // KILLS for turn in range(KILLS)]
+    others = [client[f"{database.name}_{number}"] for number in range(AT_ONCE)]
 
-    everywhere = range(0, len(sent), max(1, len(sent) // KILLS))
-    others = {number: client[f"{database.name}_{number}"] for number in everywhere}
-
-    async def kill(number: int) -> None:
-        await add_members(others[number])
-        name, moment = others[number].name, MOMENTS[number % len(MOMENTS)]
-        await run_until_killed(
-            replica_set_uri, name, apply_all, str(directory), command=number, moment=moment
+    async def kill(turn: int) -> bool:
+        other = others[turn % AT_ONCE]
+        await client.drop_database(other.name)
+        await prepare(other, directory, job)
+        return await run_until_killed(
+            replica_set_uri,
+            other.name,
+            job,
+            str(directory),
+            command=everywhere[turn],
+            moment=MOMENTS[turn % len(MOMENTS)],
         )
 
-    async def complete(number: int) -> None:
-        await apply_all(others[number], str(directory))
-        await check_migrated(others[number])
-        await client.drop_database(others[number].name)
+    async def complete(turn: int) -> None:
+        other = others[turn % AT_ONCE]
+        await job(other, str(directory))
+        await check(other)
 
-    for first in range(0, len(everywhere), AT_ONCE):
-        some = everywhere[first : first + AT_ONCE]
-        await asyncio.gather(*map(kill, some))
+    killed = 0
+    for first in range(0, KILLS, AT_ONCE):
+        turns = range(first, min(first + AT_ONCE, KILLS))
+        killed += sum(await asyncio.gather(*map(kill, turns)))
         # The server would end them within a minute.
         await end_all_transactions(client)
-        await asyncio.gather(*map(complete, some))
+        await asyncio.gather(*map(complete, turns))
+    for other in others:
+        await client.drop_database(other.name)
+    assert killed >= KILLS * 9 // 10

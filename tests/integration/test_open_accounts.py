@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from unittest import mock
+from uuid import uuid4
 
 import pytest
 from bson.decimal128 import Decimal128
+from pymongo import AsyncMongoClient
 
-from credit_mongo import CollectionNames, CreditConfig, CreditLedger, UserExistsError, UserMapping
+from credit_mongo import (
+    CollectionNames,
+    CreditConfig,
+    CreditError,
+    CreditLedger,
+    UserExistsError,
+    UserMapping,
+)
 from credit_mongo.maintenance.old_balances import OldBalance, Rules
 from credit_mongo.maintenance.open_accounts import open_accounts
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.commands import run, where
-from tests.integration.killed_process import MOMENTS, run_until_killed
-from tests.integration.promises import Client, Database, end_all_transactions, rows
+from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_killed
+from tests.integration.promises import (
+    Client,
+    Database,
+    Row,
+    end_all_transactions,
+    failing,
+    rows,
+    with_options,
+)
 
 NAMES = CollectionNames(users="members")
 USERS = UserMapping(credits="balance", membership_tier="plan")
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, collections=NAMES, users=USERS)
 N = 50
+# How many runs are killed, spread over all commands.
+KILLS: Final = int(os.environ.get("OPEN_ACCOUNTS_KILLS", "6"))
+KILLS_AT_ONCE: Final = 3
 
 
 async def set_up(database: Database, documents: list[dict[str, Any]]) -> None:
@@ -34,10 +56,8 @@ async def set_up(database: Database, documents: list[dict[str, Any]]) -> None:
 
 async def open_all(database: Database, _word: str = "", **options: Any) -> Any:
     """Open the accounts of all documents."""
-    async with CreditLedger(database, CONFIG) as ledger:
-        at = LedgerDatabase.of(database, NAMES, USERS)
-        options = {"rules": Rules(), **options}
-        return await open_accounts(at, ledger, N, **options)
+    at = LedgerDatabase.of(database, NAMES, USERS)
+    return await open_accounts(at, CONFIG, N, **{"rules": Rules(), **options})
 
 
 async def check_opened_once(database: Database, users: int) -> None:
@@ -94,19 +114,127 @@ async def test_users_who_sign_up_meanwhile_get_one_account(database: Database) -
     await check_opened_once(database, 1000)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-async def test_killed_and_run_again_nobody_gets_the_credits_twice(
-    client: Client, database: Database, replica_set_uri: str, moment: str
+async def test_a_user_whom_another_transaction_holds_waits_alone(
+    client: Client, database: Database
 ) -> None:
-    """At its first commands and in the middle."""
-    await set_up(database, [{"_id": f"u{each}"} for each in range(1000)])
-    for command in (2, 6, 11):
-        await run_until_killed(
-            replica_set_uri, database.name, open_all, "", command=command, moment=moment
+    """The other users of its page have their accounts meanwhile."""
+    await set_up(database, [{"_id": f"u{each}"} for each in range(50)])
+    async with client.start_session() as session, await session.start_transaction():
+        await database["members"].update_one({"_id": "u7"}, {"$set": {"x": 1}}, session=session)
+        opening = asyncio.create_task(open_all(database))
+        while len(await rows(database, "transactions")) < 49:
+            assert not opening.done()
+            await asyncio.sleep(0.05)
+    assert (await opening).opened == 50
+    await check_opened_once(database, 50)
+
+
+async def test_a_failure_of_the_database_is_told_and_the_next_run_goes_on(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """The lanes that are not concerned stop, too."""
+    await set_up(database, MIXED)
+    app = f"open-{uuid4().hex[:8]}"
+    async with AsyncMongoClient[Row](with_options(replica_set_uri, appName=app)) as own:
+        refused: Row = {"failCommands": ["insert"], "errorCode": 13}
+        async with failing(client, app, "alwaysOn", **refused):
+            with pytest.raises(CreditError):
+                await open_mixed(own[database.name])
+    assert await rows(database, "transactions") == []
+    await check_that_none_is_half_open(database)
+    await open_mixed(database)
+    await check_mixed(database)
+
+
+# Killed
+
+MIXED: list[dict[str, Any]] = [
+    *({"_id": f"new {each:02}"} for each in range(40)),
+    *({"_id": f"float {each:02}", "balance": each + 0.5} for each in range(10)),
+    *({"_id": f"debt {each:02}", "balance": -each - 1} for each in range(10)),
+]
+MIXED_BALANCES = {
+    **{f"new {each:02}": N for each in range(40)},
+    **{f"float {each:02}": each + 1 for each in range(10)},
+    **{f"debt {each:02}": -each - 1 for each in range(10)},
+}
+
+
+async def open_mixed(database: Database, _word: str = "") -> Any:
+    """What the killed process does: several pages, and all kinds of balances."""
+    with mock.patch("credit_mongo.maintenance.open_accounts._PAGE", 9):
+        return await open_all(database, rules=Rules("round", "debt"))
+
+
+async def check_mixed(database: Database) -> None:
+    """Each user has one account with the balance that is due, and the books are right."""
+    found = {row["_id"]: row["balance"] for row in await rows(database, "members")}
+    assert found == MIXED_BALANCES
+    opened = await rows(database, "transactions", operation="create_user")
+    assert len(opened) == len({row["userId"] for row in opened}) == len(MIXED)
+    debts = await rows(database, "transactions", operation="charge")
+    assert len(debts) == 10
+    assert (await verify(database, collections=NAMES, users=USERS)).findings == ()
+
+
+async def test_killed_at_any_command_and_run_again_it_comes_to_the_same_end(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """Each command of a run, at one of three moments: before, on its way, and answered.
+
+    No account is half open at any time: it has its balance and its rows, or nothing.
+    """
+    await set_up(database, MIXED)
+    counter = CommandCounter()
+    async with AsyncMongoClient[Row](replica_set_uri, event_listeners=[counter]) as own:
+        await open_mixed(own[database.name])
+    await check_mixed(database)
+    sent = counter.sent
+    assert {"aggregate", "find", "update", "insert", "commitTransaction"} <= set(sent)
+    everywhere = [each * len(sent) // KILLS for each in range(KILLS)]
+    others = [client[f"{database.name}_{number}"] for number in range(KILLS_AT_ONCE)]
+    for other in others:
+        await set_up(other, MIXED)
+
+    async def kill(turn: int, again: int = 0) -> bool:
+        name, command = others[turn % KILLS_AT_ONCE].name, everywhere[turn]
+        moment = MOMENTS[(turn + again) % len(MOMENTS)]
+        return await run_until_killed(
+            replica_set_uri, name, open_mixed, "", command=command, moment=moment
         )
+
+    killed = 0
+    for first in range(0, KILLS, KILLS_AT_ONCE):
+        turns = range(first, min(first + KILLS_AT_ONCE, KILLS))
+        for other in others:
+            for name in ("members", "transactions", "audit_logs"):
+                await other[name].delete_many({})
+            await other["members"].insert_many(MIXED, bypass_document_validation=True)
+        killed += sum(await asyncio.gather(*map(kill, turns)))
+        # The server would end them within a minute.
         await end_all_transactions(client)
-    await open_all(database)
-    await check_opened_once(database, 1000)
+        for other in others:
+            await check_that_none_is_half_open(other)
+        if first % 2:
+            # The run that goes on may die, too.
+            await asyncio.gather(*(kill(turn, again=1) for turn in turns))
+            await end_all_transactions(client)
+        for other in others:
+            await open_mixed(other)
+            await check_mixed(other)
+    for other in others:
+        await client.drop_database(other.name)
+    assert killed >= KILLS * 9 // 10
+
+
+async def check_that_none_is_half_open(database: Database) -> None:
+    """Each document is as it was, or has the account that is due."""
+    before = {row["_id"]: row.get("balance") for row in MIXED}
+    with_rows = {row["userId"] for row in await rows(database, "transactions")}
+    for row in await rows(database, "members"):
+        is_open = row["_id"] in with_rows
+        due = (MIXED_BALANCES if is_open else before)[row["_id"]]
+        assert (row.get("balance"), "seq" in row) == (due, is_open), row
 
 
 # Old balances

@@ -297,13 +297,6 @@ PLANTED: Final = (
         (FORMULA,),
     ),
     Bug(
-        "a power has no bound",
-        "core/formula_nodes.py",
-        "if (bits - 1) * abs(exponent.numerator) > MAX_INTERMEDIATE_BITS:",
-        "if False:",
-        (FORMULA,),
-    ),
-    Bug(
         "an exponent that is not whole is cut off",
         "core/formula_nodes.py",
         "if exponent.denominator != 1:",

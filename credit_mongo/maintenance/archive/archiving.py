@@ -43,11 +43,11 @@ from credit_mongo.maintenance.archive.files import (
 )
 from credit_mongo.maintenance.archive.kinds import AuditLogs, Holds, Kind, Transactions
 from credit_mongo.maintenance.archive.moves import Left, Mover
-from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import ArchivePlace, Collections
 from credit_mongo.maintenance.archive.runs import Lane, Lease
 from credit_mongo.maintenance.archive.slices import Slice, slices_of
 from credit_mongo.maintenance.archive.spans import Span, Spans
+from credit_mongo.maintenance.pace import Pace
 from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.printing import moment_to_milliseconds

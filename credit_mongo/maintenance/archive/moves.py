@@ -16,11 +16,11 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.errors import JobTimeoutError, StorageError
 from credit_mongo.maintenance.archive.kinds import IS_BEING_ERASED, Batch, Kind
-from credit_mongo.maintenance.archive.pace import Pace
 from credit_mongo.maintenance.archive.places import ArchivePlace, in_session
 from credit_mongo.maintenance.archive.runs import Lane, Moved, Tally
 from credit_mongo.maintenance.archive.slices import Slice
 from credit_mongo.maintenance.archive.spans import Span
+from credit_mongo.maintenance.pace import Pace
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.storage.codecs import NAIVE
 from credit_mongo.storage.rows import Raw

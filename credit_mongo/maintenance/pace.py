@@ -11,6 +11,7 @@ from typing import Any, Final
 from bson import ObjectId
 
 from credit_mongo.storage.database import Collection
+from credit_mongo.storage.rows import Raw
 
 __all__ = ["Pace"]
 
@@ -29,21 +30,35 @@ _SHARE_OF_ALL: Final = 0.5
 
 
 class Pace:
-    """Watches for new transactions. Each look reads only the newest id."""
+    """Watches for new transactions. Each look reads only the newest id.
 
-    def __init__(self, transactions: Collection, *, lanes: int, full_speed: bool) -> None:
+    ``own_operation`` is that of the transactions that the job itself writes, if it writes any. Then
+    each look passes over those that are new.
+    """
+
+    def __init__(
+        self,
+        transactions: Collection,
+        *,
+        lanes: int,
+        full_speed: bool,
+        full_rows: int = _FULL_ROWS,
+        own_operation: str | None = None,
+    ) -> None:
         self._transactions = transactions
         self._lanes = lanes
         self._full_speed = full_speed
+        self._full_rows = full_rows
+        self._own_operation = own_operation
         self._newest: Any = None
         self._looked_at: float | None = None
         self._busy_until = 0.0
-        self._most_rows = _FULL_ROWS
+        self._most_rows = full_rows
 
     @property
     def rows(self) -> int:
         """How many rows a batch may have now."""
-        return min(_GENTLE_ROWS if self._is_gentle() else _FULL_ROWS, self._most_rows)
+        return min(_GENTLE_ROWS if self._is_gentle() else self._full_rows, self._most_rows)
 
     def slow_down(self) -> None:
         """Halve the batch size, because a batch took too long."""
@@ -58,7 +73,7 @@ class Pace:
         if seconds_of_work > _SLOW_SECONDS:
             self.slow_down()
         elif seconds_of_work < _QUICK_SECONDS:
-            self._most_rows = min(self._most_rows * 2, _FULL_ROWS)
+            self._most_rows = min(self._most_rows * 2, self._full_rows)
         loop = asyncio.get_running_loop()
         if self._full_speed:
             return
@@ -71,11 +86,22 @@ class Pace:
         loop = asyncio.get_running_loop()
         is_first = self._looked_at is None
         self._looked_at = loop.time()
-        newest = await self._transactions.find_one({}, {"_id": 1}, sort=[("_id", -1)])
-        newest_id = None if newest is None else newest["_id"]
-        if not is_first and _is_after(newest_id, self._newest):
+        newest = await self._find_newest({})
+        if not is_first and await self._is_foreign(newest):
             self._busy_until = loop.time() + _QUIET_AFTER_SECONDS
-        self._newest = newest_id
+        self._newest = newest
+
+    async def _is_foreign(self, newest: Any) -> bool:
+        """Whether somebody else has written since the look before. ``newest`` is the newest id."""
+        if self._own_operation is None or not _is_after(newest, self._newest):
+            return _is_after(newest, self._newest)
+        since = {} if self._newest is None else {"_id": {"$gt": self._newest}}
+        others = {**since, "operation": {"$ne": self._own_operation}}
+        return await self._find_newest(others) is not None
+
+    async def _find_newest(self, query: Raw) -> Any:
+        newest = await self._transactions.find_one(query, {"_id": 1}, sort=[("_id", -1)])
+        return None if newest is None else newest["_id"]
 
 
 def _rest_after(seconds_of_work: float, lanes: int) -> float:
