@@ -145,12 +145,15 @@ class Committer:
         reaper: SessionReaper,
         clock: CheckedClock,
         tell: Tell | None = None,
+        keeps_users_together: bool = False,
     ) -> None:
+        """``keeps_users_together``: no batch is parted between two requests of a user."""
         self._client = client
         self._store = store
         self._policy = policy
         self._retry = retry
         self._tell = tell
+        self._keeps_users_together = keeps_users_together
         self._turn_taker = turn_taker
         self._turns = turn_taker.turns
         self._latest_write = latest_write
@@ -198,14 +201,14 @@ class Committer:
         try:
             return list(await self._commit_together(batch))
         except UserContendedError:
-            users = list(dict.fromkeys(request.user_id for request in requests))
-            if len(users) == 1:
+            parts = _halves_by_user(requests)
+            if not parts:
                 return [CONTENDED] * len(requests)
-            first = set(users[: len(users) // 2])
-            parts = [request.user_id in first for request in requests]
             patience = 0.0
         except RefusedError as refused:
-            parts = [number < len(requests) // 2 for number in range(len(requests))]
+            parts = _halves_by_user(requests)
+            if not parts and not self._keeps_users_together:
+                parts = [number < len(requests) // 2 for number in range(len(requests))]
             failed = as_storage_error(refused.error)
         except CreditError as error:
             parts = []
@@ -406,6 +409,13 @@ class Committer:
             late = StorageError(f"{not_in_time(self._client)}; nothing was written")
             return caused_by(error, late)
         return as_storage_error(error)
+
+
+def _halves_by_user(requests: Sequence[AnyRequest]) -> list[bool]:
+    """Say of each request whether it is of the first half of the users. Empty for one user."""
+    users = list(dict.fromkeys(request.user_id for request in requests))
+    first = set(users[: len(users) // 2])
+    return [request.user_id in first for request in requests] if first else []
 
 
 _AnyError = TypeVar("_AnyError", bound=CreditError)

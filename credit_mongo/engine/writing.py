@@ -17,7 +17,7 @@ from credit_mongo.core.batch import Outcome
 from credit_mongo.core.decision import AnyRequest
 from credit_mongo.core.policy import Policy
 from credit_mongo.core.values import check_moment, to_milliseconds
-from credit_mongo.engine.commit import Committer, Held, More
+from credit_mongo.engine.commit import Committer, Contended, More
 from credit_mongo.engine.deadlines import Deadlines
 from credit_mongo.engine.observer import Tell
 from credit_mongo.engine.session_reaper import SessionReaper
@@ -56,10 +56,11 @@ class Writing:
         clock: Clock | None = None,
         tell: Tell | None = None,
         old_balances: Mapping[str, Any] | None = None,
+        keeps_users_together: bool = False,
     ) -> Writing:
         """Build all parts. ``clock`` is a test's own, which isn't compared with the server's.
 
-        ``old_balances`` are those of `BatchWriter`.
+        ``old_balances`` and ``keeps_users_together`` are for a `BatchWriter`.
         """
         skew = timedelta(seconds=config.max_clock_skew_seconds) if clock is None else None
         # The clocks of two processes may be wrong by ``skew`` in opposite directions.
@@ -88,6 +89,7 @@ class Writing:
             reaper=reaper,
             clock=checked,
             tell=tell,
+            keeps_users_together=keeps_users_together,
         )
         return cls(committer, policy, checked, turns, latest_write, deadlines, reaper, key_gap)
 
@@ -105,31 +107,33 @@ class BatchWriter:
         config: CreditConfig,
         old_balances: Mapping[str, Any] | None = None,
     ) -> None:
-        self._committer = Writing.of(database, config, old_balances=old_balances).committer
+        self._committer = Writing.of(
+            database, config, old_balances=old_balances, keeps_users_together=True
+        ).committer
 
     async def commit(
         self, requests: Sequence[AnyRequest], seconds: float
     ) -> list[tuple[AnyRequest, Outcome]]:
         """Return each request with its outcome: a result, or a CreditError.
 
-        The requests of a user whom another transaction holds are committed on their own, within
-        ``seconds`` more. All requests of a user share a transaction.
+        All requests of a user share a transaction. If another transaction has written the user,
+        they are committed on their own, within ``seconds`` more.
         """
         clock = asyncio.get_running_loop().time
         found = await self._committer.commit(list(requests), clock() + seconds, _no_more)
         outcomes: list[tuple[AnyRequest, Outcome]] = []
-        held: dict[str, list[AnyRequest]] = {}
+        contended: dict[str, list[AnyRequest]] = {}
         for request, outcome in zip(requests, found, strict=True):
-            if isinstance(outcome, Held):
-                held.setdefault(request.user_id, []).append(request)
+            if isinstance(outcome, Contended):
+                contended.setdefault(request.user_id, []).append(request)
             else:
                 outcomes.append((request, outcome))
-        for waiting in held.values():
+        for waiting in contended.values():
             late = await self._committer.commit_patiently(waiting, clock() + seconds)
             outcomes += [
                 (request, outcome)
                 for request, outcome in zip(waiting, late, strict=True)
-                if not isinstance(outcome, Held)  # never: its patience ends with the deadline
+                if not isinstance(outcome, Contended)  # never: its patience ends with the deadline
             ]
         return outcomes
 

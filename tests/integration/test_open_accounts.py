@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -22,6 +23,8 @@ from credit_mongo import (
     UserExistsError,
     UserMapping,
 )
+from credit_mongo.core.values import to_milliseconds
+from credit_mongo.engine.writing import BatchWriter
 from credit_mongo.maintenance.old_balances import OldBalance, Rules
 from credit_mongo.maintenance.open_accounts import open_accounts
 from credit_mongo.maintenance.verification.verify import verify
@@ -69,12 +72,19 @@ async def check_opened_once(database: Database, users: int) -> None:
 
 
 async def test_each_document_gets_an_account_once(database: Database) -> None:
-    """Its other fields and its tier stay. Who has spent all gets nothing again."""
-    await set_up(database, [{"_id": f"u{each}", "plan": "pro"} for each in range(1200)])
+    """Its other fields, its tier and its date stay. Who has spent all gets nothing again."""
+    joined = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    own: list[dict[str, Any]] = [{"plan": "pro"}, {"plan": "free", "createdAt": joined}, {}]
+    await set_up(database, [{"_id": f"u{each:04}", **own[each % 3]} for each in range(1200)])
+    began = to_milliseconds(datetime.now(timezone.utc))
     assert (await open_all(database)).opened == 1200
     await check_opened_once(database, 1200)
+    for number, row in enumerate(await rows(database, "members")):
+        before = own[number % 3]
+        assert row["plan" if "plan" in before else "_id"] == before.get("plan", row["_id"])
+        assert row["createdAt"] == joined if "createdAt" in before else row["createdAt"] >= began
     async with CreditLedger(database, CONFIG) as ledger:
-        await ledger.charge("u7", "post", amount=N)
+        await ledger.charge("u0007", "post", amount=N)
         assert (await open_all(database)).to_dict() == {
             "opened": 0,
             "converted": 0,
@@ -82,9 +92,7 @@ async def test_each_document_gets_an_account_once(database: Database) -> None:
             "left": {},
             "examples": [],
         }
-        assert await ledger.get_balance("u7") == 0
-    [row] = await rows(database, "members", _id="u7")
-    assert row["plan"] == "pro"
+        assert await ledger.get_balance("u0007") == 0
 
 
 async def test_only_documents_of_the_query_get_one(database: Database) -> None:
@@ -142,6 +150,46 @@ async def test_a_failure_of_the_database_is_told_and_the_next_run_goes_on(
                 await open_mixed(own[database.name])
     assert await rows(database, "transactions") == []
     await check_that_none_is_half_open(database)
+    await open_mixed(database)
+    await check_mixed(database)
+
+
+async def test_a_balance_that_has_changed_since_it_was_read_stays(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application may still write balances of its own. The next run converts it."""
+    await set_up(database, [{"_id": "ann", "balance": 1.5}, {"_id": "bob", "balance": 2.5}])
+    commit = BatchWriter.commit
+
+    async def commit_late(*arguments: Any) -> Any:
+        change = {"$set": {"balance": 7.5}}
+        await database["members"].update_one(
+            {"_id": "ann"}, change, bypass_document_validation=True
+        )
+        return await commit(*arguments)
+
+    rules = Rules(floats="round")
+    with monkeypatch.context() as patched:
+        patched.setattr(BatchWriter, "commit", commit_late)
+        found = await open_all(database, rules=rules)
+    assert (found.converted, sum(found.left.values())) == (1, 1)
+    assert [row["balance"] for row in await rows(database, "members")] == [7.5, 3]
+    assert (await open_all(database, rules=rules)).converted == 1
+    assert [row["balance"] for row in await rows(database, "members")] == [8, 3]
+
+
+async def test_what_the_server_refuses_of_a_user_leaves_nothing_of_that_user(
+    database: Database,
+) -> None:
+    """All others get their accounts."""
+    await set_up(database, MIXED)
+    # The third request of a debt is refused, not the two before it.
+    await database.command("collMod", "transactions", validator={"operation": {"$ne": "charge"}})
+    with pytest.raises(CreditError):
+        await open_mixed(database)
+    await check_that_none_is_half_open(database)
+    assert not [row for row in await rows(database, "transactions") if "debt" in row["userId"]]
+    await database.command("collMod", "transactions", validator={})
     await open_mixed(database)
     await check_mixed(database)
 

@@ -1264,8 +1264,8 @@ PLANTED: Final = (
     ),
     Bug(
         "a key lives for less where clocks differ",
-        "ledger/calls.py",
-        "config.idempotency.ttl_seconds) + self._key_gap,\n",
+        "engine/writing.py",
+        "config.idempotency.ttl_seconds) + key_gap,\n",
         "config.idempotency.ttl_seconds),\n",
         (SKEW,),
     ),
@@ -1552,6 +1552,27 @@ PLANTED: Final = (
         "maintenance/open_accounts.py",
         'return {names.seq: None, "$nor": [is_whole]}',
         'return {"$or": [{names.credits: 0}, {names.seq: None, "$nor": [is_whole]}]}',
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "a refused batch is parted within a user",
+        "engine/commit.py",
+        "if not parts and not self._keeps_users_together:",
+        "if not parts:",
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "an old balance is replaced whatever it is by then",
+        "storage/users.py",
+        "if type(old) is not type(stored) or old != stored:",
+        "if old is None:",
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "accounts that are opened alike all get the first one's date",
+        "storage/users.py",
+        "after.created_at if before.created_at is None else None,",
+        "",
         (OPEN_ACCOUNTS,),
     ),
     Bug(
