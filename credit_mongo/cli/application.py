@@ -92,6 +92,7 @@ def _names_of(program: Any, arguments: Sequence[str]) -> dict[str, str]:
     for each in arguments:
         # A group, such as migrate, has commands of its own.
         called = getattr(called, "commands", {}).get(each, called)
+    called = getattr(called, "default_command", called)
     return {
         each.name: each.opts[0] if each.param_type_name == "option" else str(each.metavar)
         for each in getattr(called, "params", ())

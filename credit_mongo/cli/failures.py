@@ -50,6 +50,7 @@ _PARAMETERS: Final = {
     "grant_transaction_id": "transaction",
     "hold_id": "hold",
     "key_ttl_seconds": "key_ttl",
+    "key_file": "encrypt_with",
     "grace_seconds": "grace",
     "places": "top",
     "kinds": "only",

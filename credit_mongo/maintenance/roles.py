@@ -1,7 +1,8 @@
 """Least-privilege roles for one database: each kind of work gets what it needs and nothing else.
 
 The module lists the granted actions for each collection, in MongoDB's own terms. A user with only
-one of these roles cannot access any other collection or database.
+one of these roles cannot access any other collection or database. The exception is the one for
+backups: it can read all collections of the database.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pymongo.errors import OperationFailure
 
-from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
+from credit_mongo.config import (
+    BACKUPS_COLLECTION,
+    IMPORTS_COLLECTION,
+    MIGRATIONS_COLLECTION,
+    SETTINGS_COLLECTION,
+    CollectionNames,
+)
 from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag, check_kind
 from credit_mongo.drivers import AnyDatabase
@@ -128,7 +135,7 @@ class RoleReport:
 def credit_roles(
     database: str, names: CollectionNames | None = None, users: UserMapping | None = None
 ) -> tuple[Role, ...]:
-    """Return a role for each kind of work: running, archiving, erasing, setting up, and reading.
+    """Return a role for each kind of work, from running the application to restoring a backup.
 
     ``names`` and ``users`` are those of the configuration, or None for the defaults. Raises
     ConfigurationError if MongoDB doesn't allow the database's name.
@@ -146,6 +153,16 @@ def credit_roles(
             _setup(names),
         ),
         ("creditReader", "for reports and checks: writes nothing", _reading(names)),
+        (
+            "creditBackup",
+            "for backups; it can read the whole database, as a change stream needs",
+            _backing_up(),
+        ),
+        (
+            "creditRestorer",
+            "for restores: it can drop and write all of the ledger's collections",
+            _restoring(names),
+        ),
     )
     return tuple(
         Role(name, database, purpose, tuple(Privilege(database, *item) for item in granted.items()))
@@ -324,4 +341,22 @@ def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     return {
         **dict.fromkeys(kept, (*_READ, "listIndexes")),
         **dict.fromkeys(followed, ("changeStream", *_READ, "listIndexes")),
+    }
+
+
+def _backing_up() -> dict[str, tuple[str, ...]]:
+    return {
+        _DATABASE: ("changeStream", "find", "listCollections", "listIndexes"),
+        BACKUPS_COLLECTION: ("find", "insert", "update"),
+    }
+
+
+def _restoring(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    filled = (*names.model_dump().values(), MIGRATIONS_COLLECTION, IMPORTS_COLLECTION)
+    made = ("createCollection", "createIndex", "find", "insert", "update")
+    actions = (*made, "collMod", "dropCollection", "listIndexes", "remove")
+    return {
+        **dict.fromkeys(filled, actions),
+        SETTINGS_COLLECTION: (*made, "listIndexes"),
+        BACKUPS_COLLECTION: ("find", "remove"),
     }

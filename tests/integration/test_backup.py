@@ -7,6 +7,7 @@ import gzip
 import json
 from datetime import datetime, timezone
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -240,3 +241,43 @@ async def test_the_commands_back_up_prove_and_restore(
     assert await contents(database) == before
     with pytest.raises(BackupError, match="restored or made anew: make a full backup"):
         await make_backup(database, tmp_path, incremental=True)
+
+
+async def test_changes_are_applied_as_the_server_applied_them(
+    client: Client, database: Database, tmp_path: Path
+) -> None:
+    """Random updates of random documents, of every kind that the update language has."""
+    await fill(database)
+    random = Random(11)
+    users = database["users"]
+    await make_backup(database, tmp_path)
+    for number in range(150):
+        name = f"user-{random.randrange(6)}"
+        await users.update_one({"_id": name}, random_update(random, number))
+    await make_backup(database, tmp_path, incremental=True)
+    async with empty_database(client) as other:
+        await restore(other, tmp_path)
+        found = await users.find().sort("_id", 1).to_list()
+        assert await other["users"].find().sort("_id", 1).to_list() == found
+        assert any("deep" in each for each in found)
+
+
+def random_update(random: Random, number: int) -> Any:
+    """Return an update operator, or a pipeline that the server turns into a difference."""
+    value: Any = random.choice(
+        [number, str(number), None, Int64(number), [1, 2, 3], {"a": number}, {}, [], 0.5]
+    )
+    name = random.choice(["x", "y", "z"])
+    return random.choice(
+        [
+            {"$set": {name: value}},
+            {"$unset": {name: 1}},
+            [{"$set": {f"deep.{name}": value}}],
+            [{"$set": {"deep.list": [number, {"n": number}, [number]]}}],
+            {"$unset": {f"deep.{name}": 1}},
+            [{"$set": {"list": {"$concatArrays": [{"$ifNull": ["$list", []]}, [value]]}}}],
+            [{"$set": {"list": {"$slice": [{"$ifNull": ["$list", []]}, 2]}}}],
+            [{"$set": {"list": {"$reverseArray": {"$ifNull": ["$list", []]}}}}],
+            [{"$replaceWith": {"$mergeObjects": ["$$ROOT", {name: {"n": number, "l": [value]}}]}}],
+        ]
+    )

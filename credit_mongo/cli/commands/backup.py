@@ -19,16 +19,30 @@ from credit_mongo.cli.output import AsJson, progress, show, show_facts
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.backup.checking import check_backup
 from credit_mongo.maintenance.backup.making import Backup, make_backup
+from credit_mongo.maintenance.backup.reconciling import missing_since
 from credit_mongo.maintenance.backup.restoring import Restored
 from credit_mongo.printing import moment_to_seconds
 
-__all__ = ["KeyFile", "NoAudit", "Place", "Until"]
+__all__ = [
+    "Acknowledged",
+    "KeyFile",
+    "NoAudit",
+    "Place",
+    "Until",
+    "read_acknowledged",
+    "show_missing",
+]
 
 _CREATE: Final = "create"
 
 
 class _CreatesByDefault(TyperGroup):
     """``credit-mongo backup DIR`` is short for ``credit-mongo backup create DIR``."""
+
+    @property
+    def default_command(self) -> Any:
+        """The command that runs if none is named."""
+        return self.commands[_CREATE]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the name of the command if there is none."""
@@ -68,6 +82,15 @@ Until = Annotated[
         metavar="MOMENT",
         show_default=False,
         help="Up to this second, in UTC. Default: all that the last backup has.",
+    ),
+]
+Acknowledged = Annotated[
+    Path | None,
+    typer.Option(
+        "--reconcile",
+        metavar="FILE",
+        show_default=False,
+        help="Then list what is missing of these: a transaction id or idempotency key a line.",
     ),
 ]
 NoAudit = Annotated[
@@ -179,6 +202,52 @@ def verify(
             f"{checked.findings_total} findings of {checked.users} users"
         )
     return FOUND if restored.verification.findings_total else DONE
+
+
+@backup.command("reconcile")
+def reconcile(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
+    *,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    uri: Uri = None,
+    database: DatabaseName = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    """List what an application has acknowledged and a restored ledger lacks.
+
+    The file has a transaction id or an idempotency key a line. Exit code 1: some are missing. A
+    request that is repeated with such a key happens again.
+    """
+    acknowledged = read_acknowledged(file)
+    where = Connecting.to(uri, database, timeout)
+    settings = settings_of(where, config, reads_users=False)
+    names, users = settings.collections, settings.users
+    missing = where.run_on_ledger(
+        settings, lambda found: missing_since(found, acknowledged, collections=names, users=users)
+    )
+    if as_json:
+        show_facts({"database": where.database, "missing": missing})
+    else:
+        show_missing(missing, where.database)
+    return FOUND if missing else DONE
+
+
+def read_acknowledged(file: Path) -> list[str]:
+    """Read the lines of a file. Raises OSError and BadParameter."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file} is not text in UTF-8") from None
+    # A key may have any character but a line end.
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line]
+
+
+def show_missing(missing: list[str], database: str) -> None:
+    """Print what is missing, a line each."""
+    for each in missing:
+        show(each)
+    show(f"{database}: {len(missing)} of what was acknowledged are missing")
 
 
 @contextlib.contextmanager

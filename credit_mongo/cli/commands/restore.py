@@ -8,10 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from credit_mongo.cli.application import app
-from credit_mongo.cli.commands.backup import KeyFile, NoAudit, Place, Until
+from credit_mongo.cli.commands.backup import (
+    Acknowledged,
+    KeyFile,
+    NoAudit,
+    Place,
+    Until,
+    read_acknowledged,
+    show_missing,
+)
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
 from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.maintenance.backup.reconciling import missing_since
 from credit_mongo.maintenance.backup.restoring import Restored
 from credit_mongo.maintenance.backup.restoring import restore as restore_ledger
 from credit_mongo.printing import moment_to_seconds
@@ -27,6 +36,7 @@ def restore(
         bool,
         typer.Option("--replace", help="Drop what is there. Stop the application first."),
     ] = False,
+    reconcile: Acknowledged = None,
     no_audit: NoAudit = False,
     as_json: AsJson = False,
     uri: Uri = None,
@@ -37,9 +47,11 @@ def restore(
 
     All files are checked before anything is written. Until the restore has ended, no ledger opens
     on the database. If it was killed, run it again: it goes on. Exit code 1: the books were wrong
-    when they were backed up. To see how, run credit-mongo verify.
+    when they were backed up, or --reconcile found something missing. To see what is wrong with the
+    books, run credit-mongo verify.
     """
     where = Connecting.to(uri, database, timeout)
+    acknowledged = None if reconcile is None else read_acknowledged(reconcile)
     options: dict[str, Any] = {
         "to": to,
         "key_file": encrypt_with,
@@ -52,11 +64,20 @@ def restore(
             return await restore_ledger(found, place, **options, on_progress=advance)
 
     done = where.run(work)
+    missing: list[str] = []
+    if acknowledged is not None:
+        names, users = done.collections, done.users
+        missing = where.run(
+            lambda found: missing_since(found, acknowledged, collections=names, users=users)
+        )
     if as_json:
-        show_facts({"database": where.database, **done.to_dict()})
+        lacks = {} if acknowledged is None else {"missing": missing}
+        show_facts({"database": where.database, **done.to_dict(), **lacks})
     else:
         _show(done, where.database)
-    return FOUND if done.verification.findings_total else DONE
+        if acknowledged is not None:
+            show_missing(missing, where.database)
+    return FOUND if done.verification.findings_total or missing else DONE
 
 
 def _show(done: Restored, database: str) -> None:

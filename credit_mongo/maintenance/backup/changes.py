@@ -9,7 +9,8 @@ with one cluster time. So no election adds or removes a change.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 from bson import ObjectId, Timestamp
@@ -79,24 +80,25 @@ async def changes_after(
     """
     stream = _Stream(database, collections, start)
     wanted = frozenset(collections)
-    async for events in stream.batches():
-        batch: list[Change] = []
-        for event in events:
-            change = Change(event.raw)
-            if change.operation in _ENDS:
-                raise BackupError(
-                    "",
-                    f"{change.collection or database.name} was dropped or renamed since the last "
-                    f"backup: {_FULL}",
-                )
-            if change.operation not in _OF_DOCUMENTS:
-                continue
-            if change.collection in wanted:
-                batch.append(change)
-            elif change.field(b"backup") == b"\x07" + backup.binary:
-                yield batch, change.time
-                return
-        yield batch, None
+    async with aclosing(stream.batches()) as batches:
+        async for events in batches:
+            batch: list[Change] = []
+            for event in events:
+                change = Change(event.raw)
+                if change.operation in _ENDS:
+                    raise BackupError(
+                        "",
+                        f"{change.collection or database.name} was dropped or renamed since the "
+                        f"last backup: {_FULL}",
+                    )
+                if change.operation not in _OF_DOCUMENTS:
+                    continue
+                if change.collection in wanted:
+                    batch.append(change)
+                elif change.field(b"backup") == b"\x07" + backup.binary:
+                    yield batch, change.time
+                    return
+            yield batch, None
 
 
 class _Stream:
@@ -116,14 +118,15 @@ class _Stream:
             }
         }
 
-    async def batches(self) -> AsyncIterator[Sequence[RawBSONDocument]]:
+    async def batches(self) -> AsyncGenerator[Sequence[RawBSONDocument], None]:
         options = await self._options()
         tries = 0
         while True:
             place = self._place
             try:
-                async for events in self._once(options):
-                    yield events
+                async with aclosing(self._once(options)) as read:
+                    async for events in read:
+                        yield events
             except (ConnectionFailure, OperationFailure) as error:
                 if isinstance(error, OperationFailure) and error.code == _HISTORY_LOST:
                     raise BackupError(
@@ -141,7 +144,7 @@ class _Stream:
         version = tuple(found["versionArray"])[:2]
         return {"showExpandedEvents": True} if version >= _TELLS_NAMES_WITH_DOTS else {}
 
-    async def _once(self, options: Raw) -> AsyncIterator[Sequence[RawBSONDocument]]:
+    async def _once(self, options: Raw) -> AsyncGenerator[Sequence[RawBSONDocument], None]:
         database = self._database
         command: Raw = {
             "aggregate": 1,

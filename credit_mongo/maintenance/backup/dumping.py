@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 from bson import Decimal128, Timestamp
@@ -66,9 +67,10 @@ class Reading:
         while True:
             before = last
             try:
-                async for batch in self._in_snapshot(collection, query or {}, last):
-                    yield batch
-                    last = _last_id(batch)
+                async with aclosing(self._in_snapshot(collection, query or {}, last)) as read:
+                    async for batch in read:
+                        yield batch
+                        last = _last_id(batch)
             except (ConnectionFailure, OperationFailure) as error:
                 tries = tries + 1 if last == before else 1
                 if not is_gone(error) or tries > _MOST_TRIES:
@@ -115,8 +117,9 @@ class Reading:
         # A cursor belongs to the session that has opened it. This one adds no concern of its own.
         async with database.client.start_session(causal_consistency=False) as session:
             reply = await database.command(find, session=session)
-            async for batch in _batches(database, collection, reply, session):
-                yield batch
+            async with aclosing(_batches(database, collection, reply, session)) as batches:
+                async for batch in batches:
+                    yield batch
 
 
 async def _batches(

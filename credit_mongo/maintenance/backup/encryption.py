@@ -67,9 +67,11 @@ class Key:
         return _aead()(self._derive(salt, b"credit_mongo backup file " + name.encode()))
 
     def _derive(self, salt: bytes, purpose: bytes) -> bytes:
-        # HKDF-SHA256 (RFC 5869) for 32 bytes: extract, and the first block of expand.
-        extracted = hmac.new(salt or bytes(32), self._secret, hashlib.sha256).digest()
-        return hmac.new(extracted, purpose + b"\x01", hashlib.sha256).digest()
+        from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415 - an extra
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+
+        derivation = HKDF(algorithm=SHA256(), length=32, salt=salt, info=purpose)
+        return derivation.derive(self._secret)
 
 
 def _aead() -> Callable[[bytes], Any]:

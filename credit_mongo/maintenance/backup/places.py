@@ -311,7 +311,8 @@ class _RemoteWriting(Writing):
             # Otherwise closing would complete the file.
             with contextlib.suppress(Exception):
                 file.discard()
-            file.closed = True
+            with contextlib.suppress(Exception):
+                file.closed = True
             raise
         with place._told():
             file.close()

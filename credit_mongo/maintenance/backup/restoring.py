@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from credit_mongo.config import SETTINGS_COLLECTION
+from credit_mongo.config import SETTINGS_COLLECTION, CollectionNames
+from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag, check_moment, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
@@ -71,12 +72,19 @@ class Restored:
     gap_seconds: float
     """How long ago the moment is. What was acknowledged since then is lost."""
     verification: Verification
+    collections: CollectionNames
+    """The names of the ledger's collections, as they were backed up."""
+    users: UserMapping | None
+    """The mapping of existing users."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""
         return {
-            **asdict(self),
+            "backups": list(self.backups),
             "moment": moment_to_milliseconds(self.moment),
+            "documents": self.documents,
+            "changes": self.changes,
+            "gap_seconds": round(self.gap_seconds, 3),
             "verification": self.verification.to_dict(),
         }
 
@@ -138,6 +146,8 @@ async def restore(
         changes=work.changes,
         gap_seconds=(datetime.now(timezone.utc) - moment).total_seconds(),
         verification=verification,
+        collections=last.names,
+        users=last.mapping,
     )
 
 
@@ -232,17 +242,18 @@ class _Restoring:
 
     async def _load(self, progress: Progress) -> None:
         full = self._chain[0]
-        self._counts = dict(full.counts)
         for number, name in enumerate((*self.target.collections, SETTINGS_COLLECTION)):
             path = bson_path(full.database, name)
-            if full.file(path) is None:
+            facts = full.file(path)
+            if facts is None:
                 continue
+            self._counts[name] = facts.documents
             if name == SETTINGS_COLLECTION:
                 await self._load_settings(full, path)
                 continue
-            self.documents += full.counts[name]
+            self.documents += facts.documents
             if number < progress.collections:
-                self._advance(full.counts[name])
+                self._advance(facts.documents)
                 continue
             done = progress.documents if number == progress.collections else 0
             await self._load_collection(full, path, name, done)

@@ -95,6 +95,28 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
             name: {"changeStream", "find", "listIndexes"} for name in ("transactions", "audit_logs")
         },
     },
+    "creditBackup": {"ledger_backups": {"find", "insert", "update"}},
+    "creditRestorer": {
+        **{
+            name: {
+                *("createCollection", "createIndex", "find", "insert", "update"),
+                *("collMod", "dropCollection", "listIndexes", "remove"),
+            }
+            for name in (
+                *("users", "transactions", "audit_logs", "idempotency_records", "turns"),
+                *("transactions_archive", "audit_logs_archive", "archive_manifests"),
+                *("archive_borders", "erasures", "paid_requests", "holds", "holds_archive"),
+                *("ledger_migrations", "ledger_imports"),
+            )
+        },
+        SETTINGS: {"createCollection", "createIndex", "find", "insert", "update", "listIndexes"},
+        "ledger_backups": {"find", "remove"},
+    },
+}
+# What a role may do in the whole database.
+EVERYWHERE: Final[Mapping[str, set[str]]] = {
+    "creditSetup": {"listCollections"},
+    "creditBackup": {"changeStream", "find", "listCollections", "listIndexes"},
 }
 ROLES = list(WORK)
 COLLECTIONS = list(WORK["creditReader"])
