@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,77 +19,25 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from benchmarks.commands import charge_beside, run_command
-from benchmarks.hand_written import charge_rows
-from benchmarks.load import COST, OPENING_CREDITS, Load, user_ids
+from benchmarks.load import Load, user_ids
+from benchmarks.old_books import fill
 from benchmarks.peers.mongodb import CONFIG
-from credit_mongo import CreditLedger
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.verification.verify import verify
 
 __all__ = ["main"]
 
-_ROOT: Final = Path(__file__).parents[1]
-_ROWS_AT_ONCE: Final = 5_000
-# All rows lie between these ages, and the cut-off after both.
-_OLDEST: Final = timedelta(days=700)
-_NEWEST: Final = timedelta(days=200)
+# All rows are older.
 _CUT_OFF: Final = ("--older-than", "6mo")
 _WARM_UP_SECONDS: Final = 3.0
 
 _Database = AsyncDatabase[dict[str, Any]]
 
 
-async def _fill(database: _Database, users: tuple[str, ...], rows: int) -> None:
-    """Chains of old charges, each after a grant; the users take turns."""
-    async with CreditLedger(database, CONFIG) as ledger:
-        await ledger.ensure_indexes()
-    begin = datetime.now(timezone.utc) - _OLDEST
-    step = (_OLDEST - _NEWEST) / rows
-    for first in range(0, rows, _ROWS_AT_ONCE):
-        made = [
-            _row(users, number, begin + step * number)
-            for number in range(first, min(first + _ROWS_AT_ONCE, rows))
-        ]
-        for name, documents in zip(
-            ("transactions", "audit_logs"), zip(*made, strict=True), strict=True
-        ):
-            await database.command(
-                {"insert": name, "documents": list(documents), "writeConcern": {"w": 1}}
-            )
-    now = datetime.now(timezone.utc)
-    accounts = []
-    for number, user_id in enumerate(users):
-        seq = rows // len(users) + (number < rows % len(users))
-        credits_left = OPENING_CREDITS - COST * (seq - 1)
-        accounts.append(
-            {"_id": user_id, "credits": credits_left, "seq": seq, "createdAt": begin}
-            | {"membershipTier": None, "membershipExpiresAt": None, "updatedAt": now - _NEWEST}
-        )
-    await database["users"].insert_many(accounts)
-    await database.client.admin.command("fsync")
-
-
-def _row(
-    users: tuple[str, ...], number: int, now: datetime
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    earlier, user = divmod(number, len(users))
-    balance = OPENING_CREDITS - COST * (earlier - 1) if earlier else 0
-    cost = COST if earlier else -OPENING_CREDITS
-    transaction, audit_log, _ = charge_rows(
-        users[user], earlier + 1, balance, cost=cost, key=f"{number:032x}", now=now
-    )
-    if not earlier:
-        transaction["operation"] = audit_log["operation"] = "grant"
-    audit_log["details"] = {
-        name: transaction[name] for name in ("amount", "balanceBefore", "balanceAfter")
-    }
-    return transaction, audit_log
-
-
 async def _charge_beside(uri: str, database: _Database, options: argparse.Namespace) -> None:
     """Windows of the same load, by turns without the archive and with it."""
     users = user_ids(options.users)
-    await _fill(database, users, options.rows // 2)
+    await fill(database, users, options.rows // 2)
     load = Load(options.callers, users, options.seconds, _WARM_UP_SECONDS)
     await charge_beside(
         *("archive", *_CUT_OFF),
@@ -117,7 +64,7 @@ async def _measure(options: argparse.Namespace) -> int:
         if options.only_beside:
             return 0
         database, users = client["archive"], user_ids(options.users)
-        await _fill(database, users, options.rows)
+        await fill(database, users, options.rows)
         with tempfile.TemporaryDirectory() as directory:
             for ending in ("csv", "jsonl", "parquet"):
                 output = Path(directory, f"all.{ending}")

@@ -118,7 +118,7 @@ async def _until_it_grows(database: _Database, collection: str) -> None:
 
 async def charge_beside(
     *command: str,
-    grows: str,
+    grows: str | None = None,
     database: _Database,
     uri: str,
     config: CreditConfig,
@@ -127,8 +127,8 @@ async def charge_beside(
 ) -> None:
     """Print what the same load meets in windows without the command and with it, by turns.
 
-    A window begins when the command has begun to fill the collection ``grows``. At its end the
-    command is interrupted, and it goes on in the next.
+    A window begins when the command has begun to fill the collection ``grows`` (None: at once). At
+    its end the command is interrupted, and it goes on in the next, or begins anew.
     """
     found: dict[bool, list[float]] = {False: [], True: []}
     async with CreditLedger(database, config) as ledger:
@@ -139,7 +139,8 @@ async def charge_beside(
         async def beside() -> Outcome:
             process = await _start(command, uri, database.name)
             try:
-                await asyncio.wait_for(_until_it_grows(database, grows), 60)
+                if grows is not None:
+                    await asyncio.wait_for(_until_it_grows(database, grows), 60)
                 outcome = await drive(charge, load)
                 assert process.returncode is None, "it came to its end: more rows are needed"
                 return outcome

@@ -12,6 +12,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from credit_mongo import CreditLedger, UserNotFoundError
 from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.backup.making import make_backup
+from credit_mongo.maintenance.backup.restoring import restore
 from credit_mongo.maintenance.verification.repair import repair
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet
@@ -140,12 +142,12 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
 async def test_only_the_setup_role_can_run_ensure_indexes(
     guarded: GuardedReplicaSet, administrator: Client, tmp_path: Path
 ) -> None:
-    """The fixture ran it, and it can run again. For the other roles it is a StorageError."""
+    """The fixture ran it, and it can run again. Roles that may look find all as it should be."""
     before = await dump(administrator)
     for role in ROLES:
         async with guarded.client_of(role, APP) as client:
             ledger = CreditLedger(client[APP], config())
-            if role == "creditSetup":
+            if role in ("creditSetup", "creditBackup", "creditRestorer"):
                 report = await ledger.ensure_indexes()
                 assert len(report.kept) == len(report.changes)
             else:
@@ -172,3 +174,24 @@ async def test_the_setup_role_can_change_a_ttl_and_add_a_validator(
         "expiresAt_1",
     ]
     assert not report.conflicts
+
+
+async def test_backups_and_restores_need_no_more_than_their_roles(
+    guarded: GuardedReplicaSet, administrator: Client, tmp_path: Path
+) -> None:
+    """Full and incremental; restored in place of what is there."""
+    async with (
+        guarded.client_of("creditRuntime", APP) as runtime,
+        CreditLedger(runtime[APP], config()) as ledger,
+    ):
+        await ledger.create_user("u", credits=50)
+        async with guarded.client_of("creditBackup", APP) as client:
+            await make_backup(client[APP], tmp_path)
+            await ledger.charge("u", "post")
+            await make_backup(client[APP], tmp_path, incremental=True)
+    before = await administrator[APP]["users"].find().to_list()
+    async with guarded.client_of("creditRestorer", APP) as client:
+        restored = await restore(client[APP], tmp_path, replace=True)
+    assert restored.verification.findings == ()
+    assert await administrator[APP]["users"].find().to_list() == before
+    assert await administrator[APP]["secrets"].count_documents({}) == 1
