@@ -84,6 +84,12 @@ async def import_credit_sdk(
     check_flag("dry_run", dry_run)
     try:
         tables = await asyncio.to_thread(source.open)
+        if shared := source.shared_with(database):
+            raise LedgerImportError(
+                f"{shared[0]!r} is the ledger's own collection, too: there is nothing to import "
+                "from it. Give the ledger collections of its own, or use the deployment's as they "
+                "are"
+            )
         async with Steps(database.client, _STEP_SECONDS) as steps:
             job = Job(database, lease_seconds)
             work = _Import(

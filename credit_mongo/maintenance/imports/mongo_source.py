@@ -23,6 +23,7 @@ from credit_mongo.maintenance.imports.source_urls import SourceUrl
 from credit_mongo.maintenance.imports.tables import Kind, Names, Table, find_tables
 from credit_mongo.maintenance.imports.values import ValueRefusedError, number_of
 from credit_mongo.storage.codecs import LENIENT, Raw
+from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.redaction import Unlogged
 
 __all__ = ["MongoSource"]
@@ -58,21 +59,20 @@ class MongoSource:
         hosts = ",".join(f"{host}:{port}" for host, port in sorted(self._client.nodes)) or "?"
         return f"mongodb://{hosts}/{self._database.name}"
 
-    @property
-    def database_name(self) -> str:
-        """The name of the database."""
-        return self._database.name
-
-    @property
-    def collections(self) -> Mapping[Kind, str]:
-        """The collections that were found."""
-        return {kind: table.name for kind, table in self._tables.items()}
+    def shared_with(self, database: LedgerDatabase) -> list[str]:
+        """Return the collections that are also the ledger's. Both clients must be connected."""
+        if database.name != self._database.name or not database.client.nodes & self._client.nodes:
+            return []
+        own = set(database.names.model_dump().values())
+        return [table.name for table in self._tables.values() if table.name in own]
 
     def open(self) -> dict[Kind, Table]:
         """Connect, and find the collections."""
         with _explained("connect to", self._database.name):
             there = set(self._database.list_collection_names())
-            self._tables = find_tables(self._names, there, self._fields_of, id_column="_id")
+            self._tables = find_tables(
+                self._names, there, self._fields_of, id_column="_id", are_made_when_needed=True
+            )
         return self._tables
 
     def _fields_of(self, collection: str) -> list[str]:

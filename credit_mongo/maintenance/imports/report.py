@@ -82,8 +82,12 @@ class ImportReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether both sides agree, and nothing was left out."""
-        return not self.troubles_total and all(each.agrees for each in self.compared)
+        """Whether both sides agree, and nothing was left out.
+
+        In a dry run: whether nothing would be left out.
+        """
+        is_same = self.dry_run or all(each.agrees for each in self.compared)
+        return is_same and not self.troubles_total
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""

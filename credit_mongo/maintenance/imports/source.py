@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from credit_mongo.maintenance.imports.tables import Kind, Table
+from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["Source", "SourceAudit", "SourceKey", "SourceTransaction", "SourceUser"]
 
@@ -67,6 +68,9 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """The database for people and for the job's document, without user name and password."""
+
+    def shared_with(self, database: LedgerDatabase) -> list[str]:
+        """Return the names of collections that are also the ledger's."""
 
     def open(self) -> dict[Kind, Table]:
         """Connect, and find the tables."""

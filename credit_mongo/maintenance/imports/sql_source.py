@@ -23,6 +23,7 @@ from credit_mongo.maintenance.imports.source import (
 from credit_mongo.maintenance.imports.source_urls import SourceUrl
 from credit_mongo.maintenance.imports.tables import Kind, Names, Table, find_tables
 from credit_mongo.maintenance.imports.values import ValueRefusedError, number_of
+from credit_mongo.storage.database import LedgerDatabase
 
 try:
     import sqlalchemy as sa
@@ -114,6 +115,10 @@ class SqlSource:
             tables = find_tables(self._names, there, columns_of)
         self._statements = Statements(tables, self._schema)
         return tables
+
+    def shared_with(self, database: LedgerDatabase) -> list[str]:  # noqa: ARG002
+        """Return nothing: a ledger is in MongoDB."""
+        return []
 
     def close(self) -> None:
         """Close the connection."""

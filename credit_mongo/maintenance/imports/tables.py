@@ -107,14 +107,20 @@ def find_tables(
     columns_of: Callable[[str], Collection[str]],
     *,
     id_column: str = "id",
+    are_made_when_needed: bool = False,
 ) -> dict[Kind, Table]:
     """Return the tables. ``there`` are the names of all, ``columns_of`` the columns of one.
+
+    ``are_made_when_needed``: whether a table may be missing because it has no row yet.
 
     Raises LedgerImportError, which says what is missing and what was looked for.
     """
     found: dict[Kind, Table] = {}
     for kind in KINDS:
         if kind in names.without:
+            continue
+        is_usual = kind in _MAY_BE_MISSING and kind not in names.tables
+        if are_made_when_needed and is_usual and not set(_TABLES[kind]) & set(there):
             continue
         name = _table(kind, names, there)
         columns = columns_of(name)
