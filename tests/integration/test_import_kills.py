@@ -89,9 +89,9 @@ async def import_all(database: Database, url: str) -> ImportReport:
 
 
 async def import_in_small_parts(database: Database, url: str) -> ImportReport:
-    """The same, for a child process."""
+    """The same, for a child process that may come after one that was killed."""
     make_small()
-    return await import_all(database, url)
+    return await import_to_the_end(database, url)
 
 
 async def import_to_the_end(database: Database, url: str) -> ImportReport:
@@ -302,4 +302,38 @@ async def test_a_cancelled_import_leaves_nothing_open(
         await check_that_no_transaction_stays_open(client)
         assert (await verify(database)).findings == ()
     assert (await import_to_the_end(database, file.url)).agrees
+    await check_books(database)
+
+
+async def until_begun(database: Database) -> None:
+    """Wait until an import has written a user."""
+    while True:
+        if await rows(database, "users"):
+            return
+        await asyncio.sleep(0)
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_stalled_import_writes_nothing_after_its_lease(
+    client: Client, database: Database, replica_set_uri: str, tmp_path: Path
+) -> None:
+    """After another run has taken over, the server refuses the stalled run's transactions."""
+    file = SqliteFile(tmp_path / "sdk.db")
+    file.save(busy())
+    await open_ledger(database)
+    app = f"import-{uuid4().hex[:8]}"
+    async with AsyncMongoClient[Row](
+        with_options(replica_set_uri, appName=app), tz_aware=True
+    ) as own:
+        slow = asyncio.create_task(import_all(own[database.name], file.url))
+        await until_begun(database)
+        block: Row = {"failCommands": ["update"], "blockConnection": True, "blockTimeMS": 3000}
+        async with failing(client, app, **block):
+            report = await import_to_the_end(database, file.url)
+            assert report.agrees, report.to_dict()
+        expected = await all_rows(database)
+        [result] = await asyncio.gather(slow, return_exceptions=True)
+    assert isinstance(result, LedgerImportError), result
+    assert "another import took over" in str(result)
+    assert await all_rows(database) == expected
     await check_books(database)

@@ -34,6 +34,8 @@ HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/bad_input"
 VERIFY: Final = "tests/integration/test_verify.py"
 VERIFY_LOTS: Final = "tests/integration/test_verify_lots.py"
+IMPORTS: Final = "tests/integration/test_import_credit_sdk.py"
+IMPORT_KILLS: Final = "tests/integration/test_import_kills.py"
 ARCHIVED_HOLDS: Final = "tests/integration/test_archive_holds.py"
 VERIFY_COST: Final = "tests/integration/test_verify_cost.py"
 REPORT_COST: Final = "tests/integration/test_report_cost.py"
@@ -2289,5 +2291,40 @@ PLANTED: Final = (
         "self.holds: tuple[str, str] = (names.holds, names.holds_archive)",
         "self.holds: tuple[str, str] = (names.holds,)",
         (ARCHIVED_HOLDS,),
+    ),
+    Bug(
+        "an import overwrites an account that the ledger has changed",
+        "maintenance/imports/writing.py",
+        "elif not _is_as_planned(piece.before, found.get(piece.user_id)):",
+        "elif False:",
+        (IMPORT_KILLS,),
+    ),
+    Bug(
+        "an import that has lost its lease goes on",
+        "maintenance/imports/jobs.py",
+        'return {"_id": self._job_id, "run": self._run}',
+        'return {"_id": self._job_id}',
+        (IMPORT_KILLS,),
+    ),
+    Bug(
+        "an import appends rows that were committed late",
+        "maintenance/imports/planning.py",
+        "done == len(movements) or movements[done].created_at >= account.updated_at",
+        "True",
+        (IMPORTS,),
+    ),
+    Bug(
+        "an import takes a float for its binary value",
+        "maintenance/imports/values.py",
+        "number = Decimal(repr(value))",
+        "number = Decimal(value)",
+        (IMPORTS,),
+    ),
+    Bug(
+        "an import forgets the keys of rows that it writes again",
+        "maintenance/imports/planning.py",
+        "(erases and target.keys) or {}",
+        "{}",
+        (IMPORTS,),
     ),
 )

@@ -45,8 +45,9 @@ _STEP_SECONDS: Final = 60.0
 _LEASE_SECONDS: Final = 30.0
 _KEYS_PER_PAGE: Final = 500
 _MOST_CHANGED: Final = 200_000
-# Rows are dated when a transaction begins, and seen when it is committed.
-_OVERLAP: Final = timedelta(minutes=10)
+# Rows are dated when a transaction begins, and seen when it is committed. What is later still, the
+# comparison finds.
+_OVERLAP: Final = timedelta(minutes=1)
 _DATES: Final[tuple[tuple[Kind, str], ...]] = (
     ("users", "updated_at"),
     ("transactions", "created_at"),
