@@ -339,3 +339,27 @@ async def test_another_deployment_is_refused(database: Database, tmp_path: Path)
     await imported(database, f"sqlite:///{tmp_path}/one.db")
     with pytest.raises(Exception, match=r"filled from sqlite:.*one\.db, not from .*two\.db"):
         await imported(database, f"sqlite:///{tmp_path}/two.db")
+
+
+async def test_a_late_row_before_a_correction_of_the_import_is_put_in_its_place(
+    database: Database, tmp_path: Path
+) -> None:
+    """The history is written again, so that no row is dated before the one before it."""
+    file = SqliteFile(tmp_path / "sdk.db")
+    deployment = Deployment()
+    deployment.sign_up("ann", 100)
+    deployment.move("ann", "charge", -10)
+    late_at = deployment.now + timedelta(seconds=1)
+    user = deployment.users["ann"]
+    user |= {"credits": 95, "updatedAt": late_at + timedelta(seconds=5)}
+    file.save(deployment)
+    rules = ImportRules(balances="adjust")
+    assert (await imported(database, file.url, rules)).agrees
+    deployment.add_transaction("ann", "post", -1, 90, 89, at=late_at)
+    user["credits"] = 94
+    file.save(deployment)
+    report = await imported(database, file.url, rules)
+    assert report.agrees, report.to_dict()
+    history = sorted(await rows(database, "transactions"), key=lambda row: int(row["seq"]))
+    assert [row["amount"] for row in history] == [100, -10, -1, 5]
+    await check_books(database)

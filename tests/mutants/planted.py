@@ -35,6 +35,7 @@ BAD_INPUT: Final = "tests/integration/bad_input"
 VERIFY: Final = "tests/integration/test_verify.py"
 VERIFY_LOTS: Final = "tests/integration/test_verify_lots.py"
 IMPORTS: Final = "tests/integration/test_import_credit_sdk.py"
+ODD_IMPORTS: Final = "tests/integration/test_import_odd_deployments.py"
 IMPORT_KILLS: Final = "tests/integration/test_import_kills.py"
 ARCHIVED_HOLDS: Final = "tests/integration/test_archive_holds.py"
 VERIFY_COST: Final = "tests/integration/test_verify_cost.py"
@@ -2311,7 +2312,7 @@ PLANTED: Final = (
         "maintenance/imports/planning.py",
         "done == len(movements) or movements[done].created_at >= account.updated_at",
         "True",
-        (IMPORTS,),
+        (ODD_IMPORTS,),
     ),
     Bug(
         "an import takes a float for its binary value",
