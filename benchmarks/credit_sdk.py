@@ -139,7 +139,7 @@ def _users(users: int, transactions: int) -> Iterator[dict[str, Any]]:
             "membershipTier": "pro",
             "membershipExpiresAt": None,
             "createdAt": _moment_of(0),
-            "updatedAt": _moment_of(transactions),
+            "updatedAt": _moment_of(users * (charges - 1) + number),
         }
 
 
