@@ -28,8 +28,9 @@ __all__ = [
     "UsersPage",
 ]
 
-MOST_EXAMINED: Final = 20_000
+MOST_EXAMINED: Final = 10_000
 """How many documents one page of a filtered list looks at."""
+_FEW: Final = 1000
 MOST_MILLISECONDS: Final = 5000
 """How long the server may work on one page."""
 
@@ -66,11 +67,6 @@ class UserFilter:
     most: int | None = None
     active_since: datetime | None = None
 
-    @property
-    def is_by_index(self) -> bool:
-        """Whether an index finds these users, and no others have to be looked at."""
-        return self.least is None and self.most is None and self.active_since is None
-
 
 class UserListing:
     """The users of a ledger."""
@@ -85,12 +81,15 @@ class UserListing:
         self, wanted: UserFilter, *, limit: int, cursor: str | None, now: datetime
     ) -> UsersPage:
         """Users by id. The cursor is the last id of the page before."""
-        ids = self._ids(wanted.beginning, cursor)
-        by_index: Raw = {"$and": ids}
+        by_index: Raw = {"$and": self._ids(wanted.beginning, cursor)}
+        rest, tier = self._conditions(wanted), {}
         if wanted.tier is not None:
-            by_index[self._users.names.membership_tier] = wanted.tier
+            tier = {self._users.names.membership_tier: wanted.tier}
+            if await self._has_few(tier):
+                # Few enough to be sorted by id.
+                by_index, tier = {**tier, **by_index}, {}
+        rest = {**tier, **rest}
         pipeline: list[Raw] = [{"$match": by_index}, {"$sort": {"_id": 1}}]
-        rest = self._conditions(wanted)
         if rest:
             pipeline += [{"$limit": MOST_EXAMINED}, {"$match": rest}]
         pipeline += [{"$limit": limit + 1}, {"$project": self._users.fields}]
@@ -151,6 +150,10 @@ class UserListing:
         if wanted.active_since is not None:
             conditions.append({names.updated_at: {"$gte": wanted.active_since}})
         return {"$and": conditions} if conditions else {}
+
+    async def _has_few(self, tier: Raw) -> bool:
+        """Whether so few users are in a tier that its index alone finds a page of them."""
+        return await self._collection.count_documents(tier, limit=_FEW + 1) <= _FEW
 
     async def _end(self, by_index: Raw) -> str | None:
         """The last id that a page has looked at, if it has not looked at all."""

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Generic, TypeVar
 
@@ -123,7 +123,7 @@ class Records:
             self._names.audit_logs,
             {"status": "failed", "createdAt": created_at},
             [("createdAt", -1)],
-            wanted.conditions(),
+            replace(wanted, status=None).conditions(),
             hint=FAILED_BY_TIME.document["key"],
             skip=skip,
         )

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
+from bson.errors import BSONError
+from pymongo.errors import PyMongoError
+
 from credit_mongo.core.holds import HoldRecord
 from credit_mongo.core.results import AuditLog, Transaction
 from credit_mongo.engine import tasks
+from credit_mongo.engine.failures import as_storage_error
+from credit_mongo.errors import StorageError
 from credit_mongo.ledger import CreditLedger
 from credit_mongo.maintenance.archive.past_runs import (
     ArchiveRun,
@@ -38,6 +43,8 @@ _R = TypeVar("_R")
 _FIGURES_SECONDS: Final = 60.0
 _ACTIVITY_SECONDS: Final = 2.0
 _RIGHTS_SECONDS: Final = 30.0
+_LONGEST_SUM_SECONDS: Final = 120.0
+_PARTS_OF_TIME: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,9 @@ class Reads:
         self._database = ledger._database
         self._users = UserListing(self._database, ledger._policy)
         self._records = Records(self._database, ledger._history)
-        self._figures = {days: _Kept[Figures](_FIGURES_SECONDS) for days in (1, 7, 30)}
+        self._figures = {
+            days: _Kept[Figures](_FIGURES_SECONDS, shows_old=True) for days in (1, 7, 30)
+        }
         self._activity = _Kept[Activity](_ACTIVITY_SECONDS)
         self._rights = _Kept[tuple[str, ...]](_RIGHTS_SECONDS)
 
@@ -120,8 +129,11 @@ class Reads:
         return await self._in_time(last_result, self._database)
 
     async def figures(self, days: int) -> Figures:
-        """The sums of the last 1, 7 or 30 days, at most a minute old."""
-        return await self._figures[days].get(lambda: self._in_time(self._sum_up, days))
+        """The sums of the last 1, 7 or 30 days, at least a minute apart.
+
+        Whoever asks later gets the last sums at once, while new ones are made.
+        """
+        return await self._figures[days].get(lambda: self._patiently(self._sum_up(days)))
 
     async def activity(self) -> Activity:
         """What happens right now, at most two seconds old, however many people look."""
@@ -140,6 +152,15 @@ class Reads:
         refused = await refusals_over_time(self._database, [usage.before.start, *starts], end)
         return Figures(usage, tuple(refused[1:]), refused[0], end)
 
+    async def _patiently(self, work: Coroutine[Any, Any, _R]) -> _R:
+        """Work that may take longer than an operation of the ledger's."""
+        try:
+            return await self.ledger._deadlines.keep(work, _LONGEST_SUM_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise StorageError("the sums took too long: ask for a shorter period") from error
+        except (PyMongoError, BSONError) as error:
+            raise as_storage_error(error)  # noqa: B904 - with its cause
+
     async def _in_time(
         self,
         read: Callable[_P, Coroutine[Any, Any, _R]],
@@ -151,10 +172,15 @@ class Reads:
 
 
 class _Kept(Generic[_R]):
-    """A result that is kept for some seconds. Requests that come meanwhile wait for one read."""
+    """A result that is kept for some seconds. Requests that come meanwhile wait for one read.
 
-    def __init__(self, seconds: float) -> None:
+    A result that took long is kept longer: reading takes at most a hundredth of the time. With
+    ``shows_old``, an old result is better than waiting.
+    """
+
+    def __init__(self, seconds: float, *, shows_old: bool = False) -> None:
         self._seconds = seconds
+        self._shows_old = shows_old
         self._result: _R | None = None
         self._until = 0.0
         self._reading: asyncio.Task[_R] | None = None
@@ -164,13 +190,19 @@ class _Kept(Generic[_R]):
             return self._result
         if self._reading is None:
             self._reading = tasks.start(self._read(read))
+            self._reading.add_done_callback(tasks.seen)
+        if self._result is not None and self._shows_old:
+            return self._result
         # One that gives up, say because its browser is gone, must not stop the others' read.
         return await tasks.result_of(self._reading)
 
     async def _read(self, read: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
+        began = time.monotonic()
         try:
-            self._result = await read()
-            self._until = time.monotonic() + self._seconds
-            return self._result
+            result = await read()
+            ended = time.monotonic()
+            self._until = ended + max(self._seconds, _PARTS_OF_TIME * (ended - began))
+            self._result = result
+            return result
         finally:
             self._reading = None

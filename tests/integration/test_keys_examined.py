@@ -7,9 +7,11 @@ same work is done in books of two sizes.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta, timezone
+from html import unescape
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -26,6 +28,7 @@ from credit_mongo.maintenance.usage.measuring import usage_of
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.grown_books import HEAVY, LIGHT, RARE, Books, Examined, grown_books
 from tests.integration.promises import Client
+from tests.integration.studio_browser import opened
 
 SMALL: Final = 500
 LARGE: Final = 20 * SMALL
@@ -139,6 +142,19 @@ async def in_a_transaction(books: Books) -> None:
         await ledger.get_audit_log(HEAVY, status="failed", limit=10, session=session)
 
 
+def studio_pages(*paths: str) -> Callable[[Books], Awaitable[None]]:
+    """Pages of Studio, each list with its second page."""
+
+    async def look(books: Books) -> None:
+        async with opened(books.ledger) as browser:
+            for path in paths:
+                page = await browser.page(path)
+                for link in re.findall(r'href="([^"]*)" rel="next"', page)[:1]:
+                    await browser.page(unescape(link).partition("#")[0])
+
+    return look
+
+
 LAST_DAYS: Final = {"start_date": datetime.now(timezone.utc) - 14 * DAYS}
 
 
@@ -185,6 +201,25 @@ WORK: Final[dict[str, Work]] = {
     "preview of an erasure": Work(preview),
     # By time alone, there is no index.
     "status": Work(looked_at, scans=TRANSACTIONS),
+    "studio, users": Work(
+        studio_pages("/users", "/users?search=light", "/users?tier=premium"),
+        # It sorts the users of a tier if they are at most a thousand.
+        sorts=frozenset({"aggregate users"}),
+    ),
+    "studio, users by balance": Work(
+        studio_pages("/users?least=5"),
+        # At most 10,000 users a page.
+        scans=frozenset({"aggregate users", "query users"}),
+    ),
+    "studio, a user": Work(studio_pages(f"/user?id={HEAVY}", f"/user?id={LIGHT}")),
+    "studio, refused attempts": Work(
+        studio_pages("/refused", f"/refused?user={HEAVY}", "/refused?to=2020-01-01")
+    ),
+    "studio, audit log": Work(studio_pages("/audit-log", f"/audit-log?user={LIGHT}")),
+    "studio, holds": Work(studio_pages("/holds")),
+    "studio, what happens now": Work(studio_pages("/overview/live")),
+    # Manifests have no index of their own; there is one for each run.
+    "studio, maintenance": Work(studio_pages("/archives", "/verification", "/settings")),
     # It sorts groups, of which there are few.
     "report": Work(reported, scans=TRANSACTIONS | AUDITS, sorts=TRANSACTIONS | AUDITS),
     "export": Work(exported),

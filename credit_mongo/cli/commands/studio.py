@@ -92,8 +92,7 @@ def studio(
     fields = [check_identifier("search_by", each) for each in search_by or ()]
     where = Connecting.to(uri, database, timeout)
     gate, hosts = _entrance(host, who)
-    listening = _listen(host, number)
-    with contextlib.closing(listening):
+    with _listen(host, number) as listening:
         settings = settings_of(where, config)
 
         async def work(found: Database) -> None:
@@ -166,9 +165,13 @@ def _listen(host: str, port: int) -> socket.socket:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        with contextlib.ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            # From here on browsers can connect, and wait for the first answer.
+            listening.listen()
+            stack.pop_all()
     except OSError as error:
         raise typer.BadParameter(
             f"can't listen on {host} port {port}: {error.strerror or error}. Try another --port"

@@ -12,6 +12,7 @@ from credit_mongo.cli import main
 from tests.integration.access_control import GuardedReplicaSet, create_user_with
 from tests.integration.promises import Client
 from tests.integration.roles.grants import APP, OTHER, config
+from tests.integration.studio_browser import opened
 
 
 async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
@@ -48,6 +49,8 @@ async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
         assert (await call("creditRuntime", APP, *writing))[0] == 0
         assert (await call("creditReader", APP, *writing))[0] == 2
     assert (await call("creditReader", APP, "verify"))[0] == 0
+    async with guarded.client_of("creditReader", APP) as client:
+        await look_at_all_pages(client, hold.hold_id, granted.transaction_id)
     assert (await call("creditArchiver", APP, "archive", "--older-than", "1d"))[0] == 0
     erasing = ("erase", "--user", "u", "--requested-by", "Eve", "--yes")
     for role, database, arguments in (
@@ -62,3 +65,14 @@ async def test_a_role_is_enough_and_a_user_without_it_gets_a_clear_error(
             "give the user a role that allows it: credit-mongo roles shows them\n"
         )
     assert (await call("creditEraser", APP, *erasing))[0] == 0
+
+
+async def look_at_all_pages(client: Client, hold_id: str, transaction_id: str) -> None:
+    """Studio reads nothing that the role for reading may not read."""
+    async with CreditLedger(client[APP], config()) as ledger, opened(ledger) as browser:
+        for path in (
+            *("/", "/overview/figures", "/users", "/users?by=id&search=u", "/user?id=u"),
+            *(f"/transaction?id={transaction_id}", f"/hold?id={hold_id}", "/holds"),
+            *("/refused", "/audit-log", "/archives", "/verification", "/settings"),
+        ):
+            await browser.page(path)
