@@ -37,7 +37,7 @@ from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.storage.database import BY_ID, LedgerDatabase
 from credit_mongo.storage.rows import Raw
 
-__all__ = ["OpenedAccounts", "open_accounts"]
+__all__ = ["OWN", "OpenedAccounts", "open_accounts"]
 
 # Each account is three documents, and MongoDB advises some 1,000 for a transaction.
 _PAGE: Final = 500
@@ -45,6 +45,12 @@ _LANES: Final = 3
 _SHOWN: Final = 20
 _STEP_SECONDS: Final = 30.0
 _DEBT: Final = "opening-balance"
+OWN: Final[Sequence[Raw]] = (
+    {"operation": CreateUserRequest.operation},
+    {"operation": SetOverdraftRequest.operation},
+    {"action": _DEBT},
+)
+"""Queries for the transactions that this job writes. All others mean that users are active."""
 _TYPES: Final = {"string": "string", "objectId": "objectId", "uuid": "binData"}
 
 
@@ -102,7 +108,7 @@ async def open_accounts(
         lanes=_LANES,
         full_speed=full_speed,
         full_rows=_PAGE,
-        own_operation=CreateUserRequest.operation,
+        own=OWN,
     )
     job = _Opening(database, config, units, tier, rules)
     found = _Found(database, dict(where or {}), rules)

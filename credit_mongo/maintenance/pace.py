@@ -6,6 +6,7 @@ On a slow server, batches get smaller.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 from bson import ObjectId
@@ -32,8 +33,8 @@ _SHARE_OF_ALL: Final = 0.5
 class Pace:
     """Watches for new transactions. Each look reads only the newest id.
 
-    ``own_operation`` is that of the transactions that the job itself writes, if it writes any. Then
-    each look passes over those that are new.
+    ``own`` are queries for the transactions that the job itself writes, if it writes any. Then each
+    look passes over those that are new.
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class Pace:
         lanes: int,
         full_speed: bool,
         full_rows: int = _FULL_ROWS,
-        own_operation: str | None = None,
+        own: Sequence[Raw] = (),
     ) -> None:
         self._transactions = transactions
         self._lanes = lanes
         self._full_speed = full_speed
         self._full_rows = full_rows
-        self._own_operation = own_operation
+        self._own = list(own)
         self._newest: Any = None
         self._looked_at: float | None = None
         self._busy_until = 0.0
@@ -93,11 +94,10 @@ class Pace:
 
     async def _is_foreign(self, newest: Any) -> bool:
         """Whether somebody else has written since the look before. ``newest`` is the newest id."""
-        if self._own_operation is None or not _is_after(newest, self._newest):
+        if not self._own or not _is_after(newest, self._newest):
             return _is_after(newest, self._newest)
-        since = {} if self._newest is None else {"_id": {"$gt": self._newest}}
-        others = {**since, "operation": {"$ne": self._own_operation}}
-        return await self._find_newest(others) is not None
+        since: Raw = {} if self._newest is None else {"_id": {"$gt": self._newest}}
+        return await self._find_newest({**since, "$nor": self._own}) is not None
 
     async def _find_newest(self, query: Raw) -> Any:
         newest = await self._transactions.find_one(query, {"_id": 1}, sort=[("_id", -1)])

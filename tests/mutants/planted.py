@@ -48,6 +48,7 @@ FOREIGN: Final = "tests/integration/test_foreign_rows.py"
 INDEXES: Final = "tests/integration/test_indexes.py"
 SETTINGS: Final = "tests/integration/test_ledger_settings.py"
 MIGRATIONS: Final = "tests/integration/test_migrations.py"
+PACE: Final = "tests/integration/test_pace.py"
 OPEN_ACCOUNTS: Final = "tests/integration/test_open_accounts.py"
 COMMAND_SETTINGS: Final = "tests/integration/test_command_settings.py"
 TTL_INDEXES: Final = "tests/integration/test_ttl_indexes.py"
@@ -1556,6 +1557,13 @@ PLANTED: Final = (
         'return {names.seq: None, "$nor": [is_whole]}',
         'return {"$or": [{names.credits: 0}, {names.seq: None, "$nor": [is_whole]}]}',
         (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "a job takes its own rows for those of users",
+        "maintenance/pace.py",
+        '{**since, "$nor": self._own}',
+        "since",
+        (PACE,),
     ),
     Bug(
         "a refused batch is parted within a user",

@@ -1,4 +1,4 @@
-"""The archive's pace: small steps while users are charged, large ones while nobody is."""
+"""The pace of jobs: small steps while users are charged, large ones while nobody is."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ async def test_rows_that_it_moves_do_not_slow_it_down(
         await pace.rest(1.0)
         assert pace.rows == large
     await transactions.insert_one({"_id": EARLY})
+    await pace.rest(1.0)
+    assert pace.rows < large
+
+
+async def test_rows_that_it_writes_do_not_slow_it_down(
+    database: Database, at_each_batch: None
+) -> None:
+    """Those of others do, also if a row of its own is the newest."""
+    transactions = database["transactions"]
+    pace = Pace(
+        LedgerDatabase.of(database)["transactions"],
+        lanes=3,
+        full_speed=False,
+        own=[{"operation": "create_user"}, {"action": "opening-balance"}],
+    )
+    large = pace.rows
+    for own in ({"operation": "create_user"}, {"operation": "charge", "action": "opening-balance"}):
+        await pace.rest(1.0)
+        await transactions.insert_one({"_id": ObjectId(), **own})
+        await pace.rest(1.0)
+        assert pace.rows == large
+    await transactions.insert_one({"_id": ObjectId(), "operation": "charge", "action": "post"})
+    await transactions.insert_one({"_id": ObjectId(), "operation": "create_user"})
     await pace.rest(1.0)
     assert pace.rows < large
 
