@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from credit_mongo.config.parts import Part, invalid
 
 __all__ = ["UserMapping"]
 
-_FieldName = Annotated[
+_FIELD_NAME: Final = re.compile(r"[^$.\x00-\x1f\x7f]{1,120}")
+
+
+def _field_name(name: str) -> str:
     # No operators and no paths: the fields are at the top level of the document.
-    str,
-    StringConstraints(pattern=r"^[^$.\x00-\x1f\x7f]+$", max_length=120),
-]
+    if not _FIELD_NAME.fullmatch(name):
+        raise invalid(
+            "must have 1 to 120 characters, without $, . or control characters: it names a field "
+            "of the document itself, and fields of embedded documents are not supported"
+        )
+    return name
+
+
+_FieldName = Annotated[str, AfterValidator(_field_name)]
 
 
 class UserMapping(Part):

@@ -48,7 +48,7 @@ async def test_a_migration_from_its_creation_to_its_end(
     assert output.endswith("2 pending; no ledger's settings are stored here\n")
     code, output, errors = await run("migrate", "up", *here, "--dry-run")
     assert (code, errors) == (0, "")
-    assert f"{FIRST}: would apply it in a transaction\n" in output
+    assert f"{FIRST}: would be applied in a transaction\n" in output
     assert await rows(database, "members") == []
     code, output, errors = await run("migrate", "up", *here, "--operator", "ann")
     assert (code, errors) == (0, "")
@@ -100,8 +100,10 @@ async def test_a_missing_file_is_told_unless_a_newer_version_applied_it(
     assert (await run("migrate", "up", *here))[0] == 0
     code, _, errors = await run("migrate", "down", *here)
     assert (code, "only that version's directory can roll it back" in errors) == (2, True)
-    second.write_text(ADD_PLAN, encoding="utf-8")
     (tmp_path / f"{FIRST}.py").unlink()
+    code, _, errors = await run("migrate", "up", *here)  # no file is left: the wrong directory
+    assert (code, "its file is missing" in errors) == (2, True)
+    second.write_text(ADD_PLAN, encoding="utf-8")
     code, output, errors = await run("migrate", "up", *here)
     assert (code, output) == (2, "")
     assert f"{FIRST}: " in errors
@@ -166,7 +168,9 @@ async def test_a_wrong_directory_or_name_is_told_in_one_line(
 
     gone = tmp_path / "nowhere"
     for command in ("up", "down", "status"):
-        assert f"{gone}: No such file or directory" in await refused(command, *at, str(gone))
+        errors = await refused(command, *at, str(gone))
+        assert f"{gone}: No such file or directory" in errors
+        assert "--directory, or create the first migration by credit-mongo migrate create" in errors
         assert f"{file}: Not a directory" in await refused(command, *at, str(file))
     assert "there is no such migration in" in await refused("up", *here, "--to", "nothing")
     assert "is not applied" in await refused("down", *here, "--to", "add_plan")
@@ -174,6 +178,7 @@ async def test_a_wrong_directory_or_name_is_told_in_one_line(
     assert "--applied or --rolled-back" in await refused("resolve", "add_plan", *here)
     assert "1 to 80 characters" in await refused("create", "../x", *here[-2:])
     assert "choose another" in await refused("create", "add_plan", *here[-2:])
+    assert f"{file}: Not a directory" in await refused("create", "x", *at[-1:], str(file))
     (tmp_path / "20260301000000_add_plan.py").write_text(ADD_PLAN, encoding="utf-8")
     errors = await refused("up", *here)
     assert "20260101000000_add_plan.py and " in errors

@@ -74,7 +74,7 @@ async def check_opened_once(database: Database, users: int) -> None:
 async def test_each_document_gets_an_account_once(database: Database) -> None:
     """Its other fields, its tier and its date stay. Who has spent all gets nothing again."""
     joined = datetime(2020, 1, 1, tzinfo=timezone.utc)
-    own: list[dict[str, Any]] = [{"plan": "pro"}, {"plan": "free", "createdAt": joined}, {}]
+    own: list[dict[str, Any]] = [{"plan": "pro"}, {"plan": "pro", "createdAt": joined}, {}]
     await set_up(database, [{"_id": f"u{each:04}", **own[each % 3]} for each in range(1200)])
     began = to_milliseconds(datetime.now(timezone.utc))
     assert (await open_all(database)).opened == 1200
@@ -395,6 +395,8 @@ async def test_wrong_options_are_told_in_one_line(
     await set_up(database, [{"_id": "ann"}])
     file = tmp_path / "config.json"
     file.write_text('{"costs": {}, "decimal_places": 2, "collections": {"users": "people"}}')
+    nested = tmp_path / "nested.json"
+    nested.write_text('{"costs": {}, "users": {"credits": "wallet.credits"}}')
     here = where(replica_set_uri, database)
     for options, told in (
         (("--credits", "-1"), "--credits must be a whole number"),
@@ -406,6 +408,11 @@ async def test_wrong_options_are_told_in_one_line(
         (("--credits", "1", "--where", '{"$x": 1}'), "the server refused the command: BadValue"),
         (("--credits", "1", "--floats", "up"), "--floats must be round or refuse"),
         (("--credits", "1", "--tier", "pro"), "--tier needs --config"),
+        (
+            ("--credits", "1", "--config", str(nested)),
+            "users.credits: must have 1 to 120 characters, without $, . or control characters: it "
+            "names a field of the document itself, and fields of embedded documents are not",
+        ),
         (
             ("--credits", "1", "--floats", "round", "--config", str(file)),
             "--balances-in is missing: a credit has 2 decimal places",

@@ -78,6 +78,7 @@ ShowTraceback = Annotated[
     ),
 ]
 _HERE: Final = Path("migrations")
+_DONE: Final = {"apply": "applied", "roll back": "rolled back"}
 
 
 @migrate.command("status")
@@ -330,7 +331,7 @@ def _show_runs(
     if dry_run:
         for run in runs:
             where_it_runs = "in a transaction" if run.in_transaction else "without a transaction"
-            show(f"{run.name}: would {verb} it {where_it_runs}")
+            show(f"{run.name}: would be {_DONE[verb]} {where_it_runs}")
     counted = f"{len(runs)} migration{'' if len(runs) == 1 else 's'}" if runs else "nothing"
     done = f"{counted} to {verb}" if dry_run or not runs else f"{counted} done"
     show(f"{where.database}: {done}{' (dry run: nothing was written)' if dry_run else ''}")

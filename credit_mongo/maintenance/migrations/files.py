@@ -145,8 +145,15 @@ def where(error: BaseException, path: Path) -> str:
 def read_files(directory: Path) -> Sequence[MigrationFile]:
     """Read the migrations of a directory, in their order. Other than Python files don't count.
 
-    Raises OSError, and MigrationError for a name that is none or that two files have.
+    Raises OSError, and MigrationError if there is no such directory, for a name that is none, and
+    for one that two files have.
     """
+    if not directory.exists():
+        raise MigrationError(
+            "",
+            f"{directory}: No such file or directory. Name the migrations' directory by "
+            "--directory, or create the first migration by credit-mongo migrate create NAME",
+        )
     files: list[MigrationFile] = []
     for path in sorted(directory.iterdir()):
         if path.suffix != ".py" or path.name.startswith(("_", ".")):
@@ -181,7 +188,8 @@ def create_file(directory: Path, word: str) -> Path:
     if not _WORD.fullmatch(word):
         reason = "must have 1 to 80 characters: a to z, 0 to 9 and _"
         raise InvalidRequestError("name", f"{reason}, not {word[:80]!r}")
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        directory.mkdir(parents=True, exist_ok=True)
     for file in read_files(directory):
         if file.word == word:
             raise MigrationError(word, f"{file.path} has this name: choose another")

@@ -26,7 +26,8 @@ class MigrationState:
     - applied
     - changed: applied, and its file has been changed since
     - missing: applied, and its file is gone
-    - newer: applied, without a file, and after all files: a newer version of the application did it
+    - newer: applied, without a file, and after all files: a newer version of the application did
+      it. In a directory without files, all are missing: it is more likely the wrong one
     - applying, rolling back: a run without a transaction was interrupted, or is at work
     """
 
@@ -44,7 +45,6 @@ def states_of(
 ) -> tuple[MigrationState, ...]:
     """Return all migrations, in the order of their names."""
     by_name = {file.name: file for file in files}
-    last = files[-1].name if files else ""
     found = []
     for name in sorted(by_name.keys() | entries.keys()):
         entry, file = entries.get(name), by_name.get(name)
@@ -54,7 +54,8 @@ def states_of(
             continue
         state: StateName = entry.state
         if file is None:
-            state = "newer" if name > last and state == "applied" else "missing"
+            is_last = bool(files) and name > files[-1].name
+            state = "newer" if is_last and state == "applied" else "missing"
         elif state == "applied" and entry.checksum != file.checksum:
             state = "changed"
         facts = (entry.at, entry.by, entry.host, entry.seconds, entry.checksum)
