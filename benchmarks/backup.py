@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -28,33 +27,8 @@ from credit_mongo.local import LocalReplicaSet
 __all__ = ["main"]
 
 _WARM_UP_SECONDS: Final = 3.0
-_KEYS_AT_ONCE: Final = 5_000
 
 Database: TypeAlias = AsyncDatabase[dict[str, Any]]
-
-
-async def _fill_with_keys(database: Database, users: tuple[str, ...], rows: int) -> None:
-    """Transactions and audit logs, and a record of each transaction's key."""
-    await fill(database, users, rows)
-    expires = datetime.now(timezone.utc) + timedelta(days=1)
-    batch: list[dict[str, Any]] = []
-    async for row in database["transactions"].find({}, {"idempotencyKey": 1, "userId": 1}):
-        batch.append(
-            {
-                "_id": row["idempotencyKey"],
-                "operation": "charge",
-                "userId": row["userId"],
-                "fingerprint": "0" * 64,
-                "result": {"transactionId": str(row["_id"]), "cost": 1, "balanceAfter": 1},
-                "createdAt": datetime.now(timezone.utc),
-                "expiresAt": expires,
-            }
-        )
-        if len(batch) == _KEYS_AT_ONCE:
-            await database["idempotency_records"].insert_many(batch, ordered=False)
-            batch = []
-    if batch:
-        await database["idempotency_records"].insert_many(batch, ordered=False)
 
 
 async def _charge_beside(
@@ -62,7 +36,7 @@ async def _charge_beside(
 ) -> None:
     """Windows of the same load, by turns without a backup and with one."""
     users = user_ids(options.users)
-    await _fill_with_keys(database, users, options.rows // 2)
+    await fill(database, users, options.rows // 2, with_keys=True)
     await charge_beside(
         *("backup", str(place)),
         database=database,
@@ -85,7 +59,7 @@ async def _measure(options: argparse.Namespace, directory: Path) -> int:
         if options.only_beside:
             return 0
         database, place = client["backup"], str(directory / "place")
-        await _fill_with_keys(database, user_ids(options.users), options.rows)
+        await fill(database, user_ids(options.users), options.rows, with_keys=True)
         documents = 3 * options.rows + options.users
         cost = await run_command("backup", place, database=database, uri=uri)
         cost.tell("full backup", documents, "documents")

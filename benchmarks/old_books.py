@@ -20,8 +20,17 @@ _OLDEST: Final = timedelta(days=700)
 _NEWEST: Final = timedelta(days=200)
 
 
-async def fill(database: AsyncDatabase[dict[str, Any]], users: tuple[str, ...], rows: int) -> None:
-    """Chains of old charges, each after a grant; the users take turns."""
+async def fill(
+    database: AsyncDatabase[dict[str, Any]],
+    users: tuple[str, ...],
+    rows: int,
+    *,
+    with_keys: bool = False,
+) -> None:
+    """Chains of old charges, each after a grant; the users take turns.
+
+    With keys, each has a record of its key, which is still remembered.
+    """
     async with CreditLedger(database, CONFIG) as ledger:
         await ledger.ensure_indexes()
     begin = datetime.now(timezone.utc) - _OLDEST
@@ -31,9 +40,10 @@ async def fill(database: AsyncDatabase[dict[str, Any]], users: tuple[str, ...], 
             _row(users, number, begin + step * number)
             for number in range(first, min(first + _ROWS_AT_ONCE, rows))
         ]
-        for name, documents in zip(
-            ("transactions", "audit_logs"), zip(*made, strict=True), strict=True
-        ):
+        names = ("transactions", "audit_logs", "idempotency_records")
+        for name, documents in zip(names, zip(*made, strict=True), strict=True):
+            if name == names[-1] and not with_keys:
+                continue
             await database.command(
                 {"insert": name, "documents": list(documents), "writeConcern": {"w": 1}}
             )
@@ -52,11 +62,11 @@ async def fill(database: AsyncDatabase[dict[str, Any]], users: tuple[str, ...], 
 
 def _row(
     users: tuple[str, ...], number: int, now: datetime
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     earlier, user = divmod(number, len(users))
     balance = OPENING_CREDITS - COST * (earlier - 1) if earlier else 0
     cost = COST if earlier else -OPENING_CREDITS
-    transaction, audit_log, _ = charge_rows(
+    transaction, audit_log, record = charge_rows(
         users[user], earlier + 1, balance, cost=cost, key=f"{number:032x}", now=now
     )
     if not earlier:
@@ -64,4 +74,10 @@ def _row(
     audit_log["details"] = {
         name: transaction[name] for name in ("amount", "balanceBefore", "balanceAfter")
     }
-    return transaction, audit_log
+    record |= {
+        "operation": transaction["operation"],
+        "fingerprint": "0" * 64,
+        "expiresAt": now + _OLDEST + timedelta(days=2),
+    }
+    transaction["keyExpiresAt"] = record["expiresAt"]
+    return transaction, audit_log, record
