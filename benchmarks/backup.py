@@ -38,12 +38,13 @@ async def _charge_beside(
     users = user_ids(options.users)
     await fill(database, users, options.rows // 2, with_keys=True)
     await charge_beside(
-        *("backup", str(place)),
+        *("backup", str(place), "--keep", "0h"),
         database=database,
         uri=uri,
         config=CONFIG,
         load=Load(options.callers, users, options.seconds, _WARM_UP_SECONDS),
         rounds=options.rounds,
+        repeats=True,
     )
 
 

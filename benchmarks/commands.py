@@ -124,17 +124,37 @@ async def charge_beside(
     config: CreditConfig,
     load: Load,
     rounds: int,
+    repeats: bool = False,
 ) -> None:
     """Print what the same load meets in windows without the command and with it, by turns.
 
     A window begins when the command has begun to fill the collection ``grows`` (None: at once). At
-    its end the command is interrupted, and it goes on in the next, or begins anew.
+    its end the command is interrupted, and it goes on in the next, or begins anew. A command that
+    ends within a window is called again if it ``repeats``.
     """
     found: dict[bool, list[float]] = {False: [], True: []}
     async with CreditLedger(database, config) as ledger:
 
         async def charge(user_id: str, _cost: int, key: str) -> None:
             await ledger.charge(user_id, ACTION, idempotency_key=key)
+
+        async def beside_each() -> Outcome:
+            async def call_again() -> None:
+                while True:
+                    process = await _start(command, uri, database.name)
+                    try:
+                        assert await process.wait() == 0
+                    finally:
+                        await _interrupt(process)
+
+            calling = asyncio.ensure_future(call_again())
+            try:
+                outcome = await drive(charge, load)
+                assert not calling.done(), "the command has failed"
+                return outcome
+            finally:
+                calling.cancel()
+                await asyncio.gather(calling, return_exceptions=True)
 
         async def beside() -> Outcome:
             process = await _start(command, uri, database.name)
@@ -149,7 +169,8 @@ async def charge_beside(
 
         for number in range(2 * rounds):
             is_beside = number % 2 == 1
-            outcome = await (beside() if is_beside else drive(charge, load))
+            with_command = beside_each if repeats else beside
+            outcome = await (with_command() if is_beside else drive(charge, load))
             assert not outcome.errors, outcome.errors
             found[is_beside].append(outcome.p99_ms)
             print(

@@ -26,7 +26,7 @@ from tests.integration.killed_process import MOMENTS, CommandCounter, run_until_
 from tests.integration.promises import Client, Database, Row, end_all_transactions
 
 # How many runs of each kind are killed, spread over all that they do.
-KILLS: Final = int(os.environ.get("BACKUP_KILLS", "6"))
+KILLS: Final = int(os.environ.get("BACKUP_KILLS", "4"))
 LEASE_SECONDS: Final = 0.05
 
 
@@ -97,6 +97,7 @@ def check_place(path: Path) -> int:
     return len(manifests)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("incremental", [False, True])
 async def test_a_killed_backup_is_whole_or_not_there(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, incremental: bool
@@ -183,6 +184,7 @@ async def check_that_it_looks_like_what_it_is(database: Database, expected: Any)
         assert await contents(database) == expected
 
 
+@pytest.mark.thorough
 async def test_a_killed_pruning_leaves_chains_that_can_be_restored(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:

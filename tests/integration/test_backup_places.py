@@ -104,6 +104,7 @@ async def store() -> AsyncIterator[dict[str, Any]]:
         await process.wait()
 
 
+@pytest.mark.thorough
 async def test_backups_in_a_store_that_speaks_s3(
     client: Client,
     database: Database,

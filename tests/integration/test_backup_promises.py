@@ -65,6 +65,7 @@ async def test_a_backup_that_takes_several_snapshots_shows_one_moment(
         assert await contents(other) == await contents(database)
 
 
+@pytest.mark.thorough
 async def test_a_snapshot_that_the_server_has_given_up_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ async def test_what_was_acknowledged_and_is_lost_is_listed(
         assert (code, errors.count("\n")) == (2, 1)
 
 
+@pytest.mark.thorough
 async def test_a_backup_is_proven_on_a_server_of_its_own(
     database: Database, replica_set_uri: str, tmp_path: Path
 ) -> None:

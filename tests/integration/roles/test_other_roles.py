@@ -147,7 +147,7 @@ async def test_only_the_setup_role_can_run_ensure_indexes(
     for role in ROLES:
         async with guarded.client_of(role, APP) as client:
             ledger = CreditLedger(client[APP], config())
-            if role in ("creditSetup", "creditBackup", "creditRestorer"):
+            if role in ("creditSetup", "creditBackup"):
                 report = await ledger.ensure_indexes()
                 assert len(report.kept) == len(report.changes)
             else:
