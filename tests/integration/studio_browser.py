@@ -28,7 +28,7 @@ _TAGS: Final = {
     *("section", "form", "div", "span", "p", "h1", "h2", "small", "strong", "code", "pre", "bdi"),
     *("time", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"),
     *("label", "input", "select", "option", "datalist", "button", "textarea", "output", "br"),
-    *("svg", "circle", "path", "rect", "line", "text"),
+    *("ul", "li", "svg", "circle", "path", "rect", "line", "text"),
 }
 HOSTS: Final = HostNames(frozenset({"127.0.0.1", "localhost", "::1"}))
 HOSTILE_TEXTS: Final = (
