@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,13 +12,12 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import typer
-from pymongo.asynchronous.client_session import AsyncClientSession
 
 from credit_mongo.cli.connecting import Connecting, Database
 from credit_mongo.cli.failures import DONE
 from credit_mongo.cli.ledgers import moment_of, plain, shown, shown_moment
 from credit_mongo.cli.output import show, show_facts
-from credit_mongo.config import AuditConfig, CreditConfig
+from credit_mongo.config import CreditConfig
 from credit_mongo.core.operations.charge import ChargeResult
 from credit_mongo.core.operations.grant import GrantResult
 from credit_mongo.core.operations.hold_results import Hold
@@ -29,8 +27,9 @@ from credit_mongo.core.operations.set_overdraft import OverdraftResult
 from credit_mongo.core.operations.tier_change import TierChangeResult
 from credit_mongo.core.results import User
 from credit_mongo.core.values import KEEP, Keep
-from credit_mongo.errors import CommitOutcomeUnknownError, StorageError
+from credit_mongo.errors import CommitOutcomeUnknownError
 from credit_mongo.ledger import CreditLedger
+from credit_mongo.ledger.previews import PreviewLedger, preview
 from credit_mongo.printing import printable
 
 __all__ = [
@@ -80,7 +79,7 @@ NoExpiry = Annotated[bool, typer.Option("--no-expiry", help="The tier never expi
 
 _Moved: TypeAlias = ChargeResult | RefundResult | GrantResult | RevokeResult
 _Result: TypeAlias = _Moved | TierChangeResult | OverdraftResult | Hold | User
-Operation: TypeAlias = Callable[[CreditLedger, dict[str, Any]], Awaitable[_Result]]
+Operation: TypeAlias = Callable[[CreditLedger | PreviewLedger, dict[str, Any]], Awaitable[_Result]]
 """Carries out a command on a ledger, with the options that all these commands share."""
 
 
@@ -95,18 +94,13 @@ class Invocation(NamedTuple):
     as_json: bool
 
 
-class _Undone(Exception):  # noqa: N818 - not an error
-    def __init__(self, result: _Result) -> None:
-        self.result = result
-
-
 def perform(
     invocation: Invocation, operation: Operation, *, lot_ends: datetime | None = None
 ) -> int:
     """Carry out an operation, show its result and return the exit code.
 
-    With ``dry_run``, the operation runs in a transaction that is then aborted. ``lot_ends`` is the
-    end of the credits that a grant gives.
+    With ``dry_run``, the ledger only says what it would do now. ``lot_ends`` is the end of
+    the credits that a grant gives.
     """
     options: dict[str, Any] = {"metadata": metadata_from(invocation.metadata)}
     if invocation.settings.idempotency.enabled and invocation.key is None:
@@ -124,9 +118,9 @@ def perform(
     )
 
     async def work(database: Database) -> _Result:
-        if invocation.dry_run:
-            return await _try_out(database, invocation.settings, operation, options)
         async with CreditLedger(database, invocation.settings) as ledger:
+            if invocation.dry_run:
+                return (await preview(ledger, lambda it: operation(it, options))).result
             if announced:
                 show(f"idempotency key: {key}")
                 sys.stdout.flush()
@@ -146,29 +140,6 @@ def perform(
         raise
     _show(invocation, result, key, lot_ends)
     return DONE
-
-
-async def _try_out(
-    database: Database, settings: CreditConfig, operation: Operation, options: dict[str, Any]
-) -> _Result:
-    """Run the operation in a transaction that is not committed, and return its result."""
-    # A refusal's audit row is not part of the transaction, so it would stay.
-    quiet = settings.model_copy(update={"audit": AuditConfig(enabled=False)})
-
-    async def attempt(session: AsyncClientSession) -> None:
-        raise _Undone(await operation(ledger, {**options, "session": session}))
-
-    async with CreditLedger(database, quiet) as ledger, database.client.start_session() as session:
-        try:
-            # PyMongo repeats it if another transaction writes the same user. Limit the time.
-            await asyncio.wait_for(
-                session.with_transaction(attempt), settings.operation_timeout_seconds
-            )
-        except _Undone as undone:
-            return undone.result
-        except asyncio.TimeoutError:
-            raise StorageError("the database did not answer in time: try again") from None
-    raise AssertionError("an attempt always raises")
 
 
 def _show(

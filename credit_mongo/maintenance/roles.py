@@ -173,7 +173,8 @@ def credit_roles(
 async def missing_rights(ledger: LedgerDatabase) -> tuple[str, ...]:
     """Return what the connected user lacks to charge, refund and grant, as ``action on place``.
 
-    Empty if the user has all rights of ``creditRuntime``, or if the server has no access control.
+    Empty if the user has the rights of ``creditRuntime``, but for those of the FastAPI integration,
+    or if the server has no access control.
     Raises PyMongoError.
     """
     status = await ledger.ask({"connectionStatus": 1, "showPrivileges": True})
@@ -184,6 +185,7 @@ async def missing_rights(ledger: LedgerDatabase) -> tuple[str, ...]:
     return tuple(
         f"{action} on {ledger.name}.{collection}"
         for collection, actions in _work(ledger.names).items()
+        if collection != ledger.names.paid_requests
         for action in actions
         if not any(_grants(each, action, ledger.name, collection) for each in privileges)
     )

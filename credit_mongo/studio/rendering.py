@@ -51,6 +51,7 @@ def templates_for(decimal_places: int) -> Environment:
         amount=functools.partial(_amount, places=decimal_places),
         change=functools.partial(_change, places=decimal_places),
         moment=_moment,
+        utc=_utc,
         exact=_Exact,
         json=_json,
         count=_count,
@@ -92,8 +93,13 @@ def _moment(moment: datetime | None) -> Markup | str:
     if moment is None:
         return _NOTHING
     aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    text = aware.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Markup('<time datetime="{}">{}</time>').format(moment_to_milliseconds(aware), text)
+    milliseconds = moment_to_milliseconds(aware)
+    return Markup('<time datetime="{}">{}</time>').format(milliseconds, _utc(aware))
+
+
+def _utc(moment: datetime) -> str:
+    """A moment in UTC, beside one in the reader's zone where an operator typed it."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _json(value: Any) -> _Exact:

@@ -111,7 +111,7 @@ async def test_a_page_on_paper_is_dark_on_white(site: Site, look: Any, name: str
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
     assert (ground, ink) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
-    for hidden in (".top nav", ".copy", ".actions", ".filters"):
+    for hidden in (".top nav", ".copy", ".actions", ".undo", ".filters"):
         for each in await page.locator(hidden).all():
             assert not await each.is_visible()
     await page.screenshot(path=f"build/studio-screenshots/{name}-print.png", full_page=True)

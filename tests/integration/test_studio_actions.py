@@ -40,7 +40,7 @@ async def test_a_grant_is_previewed_and_then_done(
         text = text_of(preview.text)
         assert "Given +1,350.50" in text
         assert "Balance 100.00 → 1,450.50" in text
-        assert "Reason case 4711 Signed ann" in text
+        assert "Reason case 4711 By ann" in text
         assert (await ledger.get_user("bob")).seq == 1
         assert len(await ledger.get_audit_log("bob")) == 1
         done = await desk.result(await desk.confirm(preview))

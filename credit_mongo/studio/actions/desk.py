@@ -281,7 +281,8 @@ async def _changes_by_others(visit: Visit, draft: _Draft) -> tuple[Transaction, 
 def _done(visit: Visit, action: Action, order: Order, result: Result) -> Response:
     facts = [fact.to_plain() for fact in facts_of_result(order, result)]
     transaction_id = getattr(result, "transaction_id", "")
-    told = [_VERSION, action.title, result.user_id, transaction_id, facts, order.reason]
+    # Not the reason: it is metadata, and addresses get into logs.
+    told = [_VERSION, action.title, result.user_id, transaction_id, facts]
     return visit.redirect("/done", result=visit.seal(told))
 
 
@@ -289,14 +290,13 @@ async def _show_done(visit: Visit) -> Response:
     version, *told = visit.unseal(visit.asked("result") or "", _RESULT_SECONDS)
     if version != _VERSION:
         raise Refused(_OLDER)
-    title, user_id, transaction_id, facts, reason = told
+    title, user_id, transaction_id, facts = told
     return visit.render(
         "action_done.html",
         title=title,
         user_id=user_id,
         transaction_id=transaction_id,
         facts=[Fact.from_plain(fact) for fact in facts],
-        reason=reason,
     )
 
 

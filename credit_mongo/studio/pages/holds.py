@@ -9,6 +9,7 @@ from starlette.responses import Response
 from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.storage.holds import HOLD_STATUSES
 from credit_mongo.storage.records import RowFilter
+from credit_mongo.studio.rights import may_change
 from credit_mongo.studio.visits import Page, Visit
 
 __all__ = ["PAGES"]
@@ -34,6 +35,7 @@ async def _show_one(visit: Visit) -> Response:
         title=f"Hold {record.hold_id}",
         hold=record,
         captures=captures,
+        may_change=await may_change(visit),
         shows_metadata=visit.asked("show") == "metadata",
     )
 

@@ -15,6 +15,7 @@ from credit_mongo.core.pricing import find_price, in_credits
 from credit_mongo.core.variables import exact_variables
 from credit_mongo.errors import CreditError
 from credit_mongo.storage.records import TransactionRecord
+from credit_mongo.studio.rights import may_change
 from credit_mongo.studio.visits import Page, Visit
 
 __all__ = ["PAGES", "Reason", "reason_for"]
@@ -40,6 +41,7 @@ async def _show(visit: Visit) -> Response:
         details=_other_details(record),
         refunded=refunded,
         revoked=revoked,
+        may_change=await may_change(visit),
         shows_key=visit.asked("show") == "key",
         shows_metadata=visit.asked("show") == "metadata",
     )
