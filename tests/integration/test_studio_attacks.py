@@ -81,6 +81,32 @@ async def test_a_stolen_form_is_worthless_in_another_session(ledger: CreditLedge
         await refused(ledger, sent, 400, "it is from another session", "Open the form again")
 
 
+async def test_a_seal_counts_in_its_session_and_for_its_operator_alone(
+    ledger: CreditLedger,
+) -> None:
+    """Of one application, where all seals have one secret."""
+    await ledger.create_user("bob")
+    app = studio(ledger, authorize=lambda request: request.headers.get("x-operator"))
+    transport = ASGITransport(app)
+    async with (
+        AsyncClient(transport=transport, base_url=LOOPBACK) as mine,
+        AsyncClient(transport=transport, base_url=LOOPBACK) as theirs,
+    ):
+        browser, thief = Browser(mine, ""), Browser(theirs, "")
+        mine.headers["x-operator"] = "ann"
+        form = await previewed(browser)
+        theirs.headers["x-operator"] = "ann"
+        own = await grants(thief).form()
+        sent = await thief.send("/grant", {**form, "form_token": own["form_token"]})
+        await refused(ledger, sent, 400, "it is from another session")
+        mine.headers["x-operator"] = "eve"
+        own = await grants(browser).form()
+        sent = await browser.send("/grant", form)
+        await refused(ledger, sent, 403, "Nothing was changed")
+        sent = await browser.send("/grant", {**form, "form_token": own["form_token"]})
+        await refused(ledger, sent, 400, "it is from another session")
+
+
 async def test_a_tampered_form_does_nothing(ledger: CreditLedger) -> None:
     """User, key and preview are in the seal. What stands beside it is not looked at."""
     await ledger.create_user("bob")

@@ -64,6 +64,9 @@ BODIES: Final = "tests/integration/test_fastapi_bodies.py"
 PAID: Final = "tests/integration/test_fastapi.py"
 FILES: Final = "tests/integration/test_archive_files.py"
 EXPORT: Final = "tests/integration/test_export.py"
+STUDIO_ACTIONS: Final = "tests/integration/test_studio_actions.py"
+STUDIO_ATTACKS: Final = "tests/integration/test_studio_attacks.py"
+PREVIEWS: Final = "tests/integration/test_previews.py"
 LOCAL: Final = "tests/integration/test_local.py"
 PARTS: Final = "tests/integration/test_fastapi_applications.py"
 
@@ -2307,6 +2310,37 @@ PLANTED: Final = (
         "elif not _is_as_planned(piece.before, found.get(piece.user_id)):",
         "elif False:",
         (IMPORT_KILLS,),
+    ),
+    Bug(
+        "each preview of Studio's has a key of its own",
+        "studio/actions/desk.py",
+        "        order = Order(*asked, draft.key, visit.operator, typed.text(REASON.name))",
+        """        draft = replace(draft, key=f"studio-{secrets.token_urlsafe(18)}")
+        order = Order(*asked, draft.key, visit.operator, typed.text(REASON.name))""",
+        (STUDIO_ACTIONS,),
+    ),
+    Bug(
+        "Studio takes a seal of another session",
+        "studio/security.py",
+        'self._digest(f"seal\\0{session.session_id}\\0{operator}")',
+        "self._secret",
+        (STUDIO_ATTACKS,),
+    ),
+    Bug(
+        "Studio doesn't say what another operator has done meanwhile",
+        "studio/actions/desk.py",
+        "if row.seq > draft.seq",
+        "if row.seq < 0",
+        (STUDIO_ATTACKS,),
+    ),
+    Bug(
+        "a preview is written",
+        "engine/commit.py",
+        "        await session.abort_transaction()\n",
+        "        decided = decide_batch(self._policy, loaded, [request], now, most_due_rows=None)\n"
+        "        await self._store.write(decided, loaded, session)\n"
+        "        await session.commit_transaction()\n",
+        (PREVIEWS,),
     ),
     Bug(
         "an import that has lost its lease goes on",
