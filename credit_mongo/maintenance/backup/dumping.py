@@ -113,13 +113,18 @@ class Reading:
         }
         if last is not None:
             # Unlike $gt, it also finds ids of other types.
-            find |= {"min": RawBSONDocument(_only_id(last)), "skip": 1}
+            find["min"] = RawBSONDocument(_only_id(last))
         # A cursor belongs to the session that has opened it. This one adds no concern of its own.
         async with database.client.start_session(causal_consistency=False) as session:
             reply = await database.command(find, session=session)
             async with aclosing(_batches(database, collection, reply, session)) as batches:
                 async for batch in batches:
-                    yield batch
+                    # Not skipped by the server: in a later snapshot, it may be gone.
+                    if last is not None and _first_id(batch) == last:
+                        batch = _after_first(batch)  # noqa: PLW2901 - the same without one
+                    last = None
+                    if batch:
+                        yield batch
 
 
 async def _batches(
@@ -161,6 +166,14 @@ def count_documents(batch: bytes) -> int:
         position += unpack(batch, position)[0]
         count += 1
     return count
+
+
+def _first_id(batch: bytes) -> Value:
+    return dict(elements_of(batch[: _LENGTH.unpack_from(batch)[0]]))[b"_id"]
+
+
+def _after_first(batch: bytes) -> bytes:
+    return batch[_LENGTH.unpack_from(batch)[0] :]
 
 
 def _last_id(batch: bytes) -> Value:
