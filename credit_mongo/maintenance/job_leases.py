@@ -86,6 +86,12 @@ class JobLease(ABC):
             with contextlib.suppress(PyMongoError):
                 await self.collection.update_one(own, self._renewal())
 
+    async def check(self) -> None:
+        """Raise ``refusal`` if another run took over, say because this one was suspended."""
+        lease = await self.collection.find_one({"_id": _LEASE}) or {"aliveUntil": _EPOCH}
+        if lease.get("run") != self._run:
+            raise self.refusal(lease)
+
     async def release(self) -> None:
         """Let the next run begin. A run that was cancelled while it took the lease may have it."""
         if self._beating is not None:

@@ -120,7 +120,8 @@ def whole_chains(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
         first = each.name if before is None else first_of.get(before[0], "")
         first_of[each.name] = first
         chains.setdefault(first, []).append(each)
-    return [chains[first] for first in sorted(chains)]
+    # Not by their names: those have the moment by the clock of the machine that made them.
+    return sorted(chains.values(), key=lambda chain: (first_of[chain[0].name] != "", chain[0].end))
 
 
 def old_backups(manifests: Sequence[Manifest], before: datetime) -> list[Manifest]:

@@ -27,7 +27,7 @@ from credit_mongo.storage.codecs import UNDECODED, Raw
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.server_errors import is_gone
 
-__all__ = ["Mark", "changes_after", "write_mark"]
+__all__ = ["Mark", "begin_history", "changes_after", "write_mark"]
 
 _BATCH: Final = 4000
 _WAIT_MILLISECONDS: Final = 1000
@@ -66,6 +66,16 @@ async def write_mark(database: LedgerDatabase, backup: ObjectId) -> Mark:
     )
     assert row is not None  # noqa: S101 - it was upserted
     return Mark(row)
+
+
+async def begin_history(database: LedgerDatabase) -> None:
+    """Make sure that no backup follows those before. Raises PyMongoError.
+
+    A database that was set back has the numbers of marks once more, and soon higher ones.
+    """
+    await database[BACKUPS_COLLECTION].update_one(
+        {"_id": database.names.transactions}, {"$set": {"history": ObjectId()}}
+    )
 
 
 async def changes_after(

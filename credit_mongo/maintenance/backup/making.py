@@ -26,7 +26,12 @@ from credit_mongo.engine import tasks
 from credit_mongo.errors import BackupError, BackupRunningError
 from credit_mongo.maintenance.archive.cut_off import parse_cut_off
 from credit_mongo.maintenance.backup.chains import all_manifests, old_backups
-from credit_mongo.maintenance.backup.changes import Mark, changes_after, write_mark
+from credit_mongo.maintenance.backup.changes import (
+    Mark,
+    begin_history,
+    changes_after,
+    write_mark,
+)
 from credit_mongo.maintenance.backup.documents import Change
 from credit_mongo.maintenance.backup.dumping import Reading, balances_at, count_documents
 from credit_mongo.maintenance.backup.encryption import Encryption, Key
@@ -121,15 +126,20 @@ async def make_backup(
     check_number("lease_seconds", lease_seconds, *_TIMES)
     incremental = check_flag("incremental", incremental)
     now = datetime.now(timezone.utc)
-    before = None if keep is None else parse_cut_off(keep, now, field="keep")
-    work = _Making(ledger, where, key, progress_of(on_progress))
-    async with _lease(ledger, work.id, lease_seconds):
+    if keep is not None:
+        parse_cut_off(keep, now, field="keep")
+    run = ObjectId()
+    async with _lease(ledger, run, lease_seconds) as lease:
+        work = _Making(ledger, where, key, progress_of(on_progress), run=run, lease=lease)
         await tasks.in_thread(where.remove_unfinished)
         existing = await tasks.in_thread(all_manifests, where)
         manifest = await (work.incremental(existing) if incremental else work.full(existing))
         removed = []
-        if before is not None:
+        if keep is not None:
+            # By the server's clock: one here that is ahead would remove everything.
+            before = parse_cut_off(keep, min(now, manifest.moment), field="keep")
             for old in old_backups([*existing, manifest], before):
+                await lease.check()
                 await tasks.in_thread(where.remove, old.name)
                 removed.append(old.name)
     return Backup(
@@ -153,12 +163,14 @@ class _Lease(JobLease):
 
 
 @asynccontextmanager
-async def _lease(database: LedgerDatabase, run: ObjectId, seconds: float) -> AsyncIterator[None]:
+async def _lease(
+    database: LedgerDatabase, run: ObjectId, seconds: float
+) -> AsyncIterator[JobLease]:
     lease = _Lease(database[BACKUPS_COLLECTION], run, seconds)
     try:
         async with Steps(database.client, _STEP_SECONDS) as steps:
             await lease.take(steps)
-        yield
+        yield lease
     finally:
         await lease.release()
 
@@ -167,9 +179,17 @@ class _Making:
     """One run."""
 
     def __init__(
-        self, database: LedgerDatabase, place: Place, key: Key | None, on_progress: OnProgress
+        self,
+        database: LedgerDatabase,
+        place: Place,
+        key: Key | None,
+        on_progress: OnProgress,
+        *,
+        run: ObjectId,
+        lease: JobLease,
     ) -> None:
-        self.id = ObjectId()
+        self.id = run
+        self._lease = lease
         self._database = database
         self._place = place
         self._key = key
@@ -187,14 +207,18 @@ class _Making:
     async def full(self, existing: Sequence[Manifest]) -> Manifest:
         """Make a full backup."""
         mark = await write_mark(self._database, self.id)
+        if _was_set_back(existing, mark):
+            await begin_history(self._database)
+            mark = await write_mark(self._database, self.id)
         self._check_that_it_is_one_database(existing, mark, must_follow=False)
         form = await self._stored_form()
+        reading = Reading(self._database)
+        await reading.begin(self._database.names.users)
+        # After that: what has come before belongs to the backup, and so do its collections.
         described = await self._describe()
         self._total = sum(
             [await self._database[each.collection].estimated_document_count() for each in described]
         )
-        reading = Reading(self._database)
-        await reading.begin(self._database.names.users)
         balances = await balances_at(self._database, reading.times[0])
         name = self._name("full")
         async with self._written(name) as writing:
@@ -206,6 +230,10 @@ class _Making:
                 segments = {name: tuple(each) for name, each in reading.segments.items()}
                 end, counts = await self._catch_up(name, writing, end, counts, segments=segments)
                 balances = await balances_at(self._database, end)
+                known = {each.collection for each in described}
+                for each in await self._describe():
+                    if each.collection not in known:
+                        await self._write_metadata(name, writing, each)
             manifest = Manifest(
                 **self._facts(name, "full", mark, form),
                 predecessor=None,
@@ -231,6 +259,8 @@ class _Making:
             )
         await tasks.in_thread(self._check_key, last.name)
         mark = await write_mark(self._database, self.id)
+        if _was_set_back([last], mark):
+            await begin_history(self._database)
         self._check_that_it_is_one_database(existing, mark, must_follow=True)
         form = await self._stored_form()
         name = self._name("incremental")
@@ -278,7 +308,7 @@ class _Making:
                 last.name,
                 "is from before this database was restored or made anew: make a full backup",
             )
-        if must_follow and last is not None and last.number >= mark.number:
+        if must_follow and last is not None and _was_set_back([last], mark):
             raise BackupError(
                 last.name,
                 "is newer than this database, which was set back: make a full backup",
@@ -318,6 +348,8 @@ class _Making:
         }
 
     async def _finish(self, writing: Writing, manifest: Manifest) -> None:
+        # Another run removes what it finds unfinished, and may have taken this for it.
+        await self._lease.check()
         await tasks.in_thread(writing.finish, manifest.to_bytes(self._key))
 
     @asynccontextmanager
@@ -429,6 +461,10 @@ class _Making:
                     self._advance(len(own))
         assert end is not None  # noqa: S101 - the stream ends with the mark
         return end, counts
+
+
+def _was_set_back(existing: Sequence[Manifest], mark: Mark) -> bool:
+    return any(each.history == mark.history and each.number >= mark.number for each in existing)
 
 
 def _id_of(text: str) -> bytes:

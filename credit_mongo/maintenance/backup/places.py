@@ -195,7 +195,7 @@ def _sync(path: Path) -> None:
 class _RemotePlace(Place):
     def __init__(self, field: str, url: str) -> None:
         # A URL may have a user name and a password.
-        self.text = re.sub(r"://[^/]*@", "://…@", url)
+        self.text = re.sub(r"://.*@", "://…@", url)
         try:
             from fsspec.core import url_to_fs  # noqa: PLC0415 - an extra
         except ModuleNotFoundError as error:
@@ -270,6 +270,7 @@ class _Told:
     def __init__(self, file: Any, told: Any) -> None:
         self._file = file
         self._told = told
+        self.written = 0
 
     def read(self, size: int = -1) -> bytes:
         with self._told():
@@ -279,6 +280,7 @@ class _Told:
     def write(self, data: bytes) -> int:
         with self._told():
             written: int = self._file.write(data)
+            self.written += len(data)
             return written
 
     def close(self) -> None:
@@ -296,6 +298,7 @@ class _RemoteWriting(Writing):
     def __init__(self, place: _RemotePlace, backup: str) -> None:
         self._place = place
         self._name = backup
+        self._sizes: dict[str, int] = {}
 
     @contextlib.contextmanager
     def create(self, path: str) -> Iterator[BinaryIO]:
@@ -305,8 +308,9 @@ class _RemoteWriting(Writing):
             with contextlib.suppress(FileExistsError):
                 place._files.makedirs(where.rpartition("/")[0], exist_ok=True)
             file = place._files.open(where, "wb")
+        told = _Told(file, place._told)
         try:
-            yield cast(BinaryIO, _Told(file, place._told))
+            yield cast(BinaryIO, told)
         except BaseException:
             # Otherwise closing would complete the file.
             with contextlib.suppress(Exception):
@@ -316,10 +320,29 @@ class _RemoteWriting(Writing):
             raise
         with place._told():
             file.close()
+        self._sizes[path] = told.written
 
     def finish(self, manifest: bytes) -> None:
+        self._check()
         with self.create(MANIFEST) as file:
             file.write(manifest)
+
+    def _check(self) -> None:
+        """Raise BackupError if a file is gone: a backup of another database may have removed it."""
+        place = self._place
+        for path, size in self._sizes.items():
+            try:
+                with place._told():
+                    place._files.invalidate_cache()
+                    stored = place._files.size(place._at(self._name, path))
+            except FileNotFoundError:
+                stored = None
+            if stored != size:
+                raise BackupError(
+                    self._name,
+                    f"{path} was removed while the backup was made: give each database a place "
+                    "of its own",
+                )
 
     def abandon(self) -> None:
         with contextlib.suppress(Exception):

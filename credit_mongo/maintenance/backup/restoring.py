@@ -16,7 +16,7 @@ A run that is killed is repeated with the same command, and goes on from what is
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -39,7 +39,7 @@ from credit_mongo.maintenance.backup.manifest import Manifest
 from credit_mongo.maintenance.backup.metadata import Metadata, bson_path, metadata_path
 from credit_mongo.maintenance.backup.places import Place, place_of
 from credit_mongo.maintenance.backup.segments import Segments
-from credit_mongo.maintenance.backup.target import Progress, Target
+from credit_mongo.maintenance.backup.target import Progress, Target, TooLargeError
 from credit_mongo.maintenance.moments import parse_moment
 from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Steps
@@ -191,11 +191,17 @@ class _Restoring:
             if each.collection != SETTINGS_COLLECTION:
                 await self.target.create(each)
         await self._load(progress)
-        await self._replay(progress)
-        for each in described.values():
-            await self.target.complete(each, ttl=False)
-        if not progress.is_proven:
-            await self._compare()
+        try:
+            await self._replay(progress)
+            for each in described.values():
+                await self.target.complete(each, ttl=False)
+            if not progress.is_proven:
+                await self._compare()
+        except BackupError:
+            # To go on would fail again: only --replace helps.
+            with suppress(BackupError):
+                await self.target.note({"hasFailed": True})
+            raise
 
     async def end(self) -> None:
         """Make it a ledger."""
@@ -309,16 +315,16 @@ class _Restoring:
                     begin, position = position, position + len(part)
                     self._advance(len(part))
                     self.changes += len(part)
-                    self._count(part)
+                    self._count(manifest, part)
                     if position > done:
                         fresh = part[max(done - begin, 0) :]
                         await self._apply(steps, manifest, fresh, position)
 
-    def _count(self, changes: Sequence[Change]) -> None:
+    def _count(self, manifest: Manifest, changes: Sequence[Change]) -> None:
         """Count documents, and apply changes of the settings, which are kept in memory."""
         for change in changes:
             if change.collection == SETTINGS_COLLECTION:
-                self._settings = apply_change(self._settings, change)
+                self._settings = _applied(manifest, self._settings, change)
             step = {"insert": 1, "delete": -1}.get(change.operation, 0)
             self._counts[change.collection] = self._counts.get(change.collection, 0) + step
 
@@ -337,7 +343,13 @@ class _Restoring:
             # A backup's name has no dot and no dollar.
             await self.target.note({f"changes.{manifest.name}": position}, session)
 
-        await steps.take(step)
+        try:
+            await steps.take(step)
+        except TooLargeError:
+            half = len(changes) // 2
+            begin = position - len(changes)
+            await self._apply(steps, manifest, changes[:half], begin + half)
+            await self._apply(steps, manifest, changes[half:], position)
 
     async def _changed(
         self,
@@ -353,12 +365,7 @@ class _Restoring:
         if updated:
             documents.update(await self.target.fetch(collection, updated, session))
         for change in changes:
-            try:
-                documents[change.id] = apply_change(documents.get(change.id), change)
-            except ValueError as error:
-                raise BackupError(
-                    manifest.name, f"doesn't follow from what was restored: {error}"
-                ) from None
+            documents[change.id] = _applied(manifest, documents.get(change.id), change)
         return documents
 
     # The proof
@@ -383,6 +390,15 @@ class _Restoring:
                     f"the accounts come to {balances.to_dict()}, but should come to "
                     f"{last.balances.to_dict()}: restore it again by --replace",
                 )
+
+
+def _applied(manifest: Manifest, document: bytes | None, change: Change) -> bytes | None:
+    try:
+        return apply_change(document, change)
+    except ValueError as error:
+        raise BackupError(
+            manifest.name, f"doesn't follow from what was restored: {error}"
+        ) from None
 
 
 def _parts(

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import ConnectionFailure, OperationFailure
@@ -29,7 +30,7 @@ from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.server_errors import NAMESPACE_NOT_FOUND, is_gone
 from credit_mongo.storage.settings import RESTORING, ensure_settings_index, stored_settings
 
-__all__ = ["Progress", "Target"]
+__all__ = ["Progress", "Target", "TooLargeError"]
 
 _T = TypeVar("_T")
 _MAJORITY: Final[Raw] = {"w": "majority", "j": True}
@@ -39,7 +40,14 @@ _MOST_TRIES: Final = 60
 _PAUSE_SECONDS: Final = 1.0
 # Above any form that there will be, so that versions that don't know of restores refuse it, too.
 _NO_WRITER: Final = 2**31 - 1
+_TAKEN_OVER: Final = "another run has ended this restore, goes on with it, or has begun another"
+# One command replaces the documents, and may have 48 MB. What comes after so many is up to 16 MB.
+_MOST_FETCHED_BYTES: Final = 8 << 20
 _VALIDATION: Final = ("validator", "validationLevel", "validationAction")
+
+
+class TooLargeError(Exception):
+    """The documents are too large to be changed in one transaction: take fewer."""
 
 
 class Progress:
@@ -56,12 +64,19 @@ class Progress:
         """By backup, how many of its changes have been applied."""
         self.is_proven: bool = found["isProven"]
         """Whether the books have been compared with the backup, and verified."""
+        self.is_cleared: bool = found["isCleared"]
+        """Whether what was there before is gone."""
+        self.has_failed: bool = found["hasFailed"]
+        """Whether what was restored differs from the backup, so that going on is of no use."""
 
     @staticmethod
-    def begin(goal: Raw) -> Raw:
-        """Return the progress of a restore that has only begun."""
+    def begin(goal: Raw, run: ObjectId) -> Raw:
+        """Return the progress of a restore that has only begun. Only notes of ``run`` count."""
         return {
             "goal": goal,
+            "run": run,
+            "isCleared": False,
+            "hasFailed": False,
             "collections": 0,
             "documents": 0,
             "changes": {},
@@ -76,6 +91,8 @@ class Target:
         self.database = database
         self._raw = database.read_as(UNDECODED)
         self._own = {"_id": database.names.transactions}
+        self._run = ObjectId()
+        self._own_run = {**self._own, f"{RESTORING}.run": self._run}
 
     @property
     def collections(self) -> list[str]:
@@ -96,9 +113,18 @@ class Target:
         With ``replace``, what is there is dropped.
         """
         found = await self.progress()
-        if found is not None and found.goal == goal:
+        if found is not None and found.goal == goal and not found.has_failed:
+            await self._take_over()
+            if not found.is_cleared:
+                await self._clear()
             return found
         if not replace:
+            if found is not None and found.has_failed:
+                raise BackupError(
+                    "",
+                    f"what was restored into {self.database.name} differs from the backup: restore "
+                    "it again by --replace, with nothing else at work on the database",
+                )
             if found is not None:
                 raise BackupError(
                     "",
@@ -124,7 +150,7 @@ class Target:
             "collections": names,
             "names": sorted(names.values()),
             "users": manifest.users,
-            RESTORING: Progress.begin(goal),
+            RESTORING: Progress.begin(goal, self._run),
         }
         await self._write(
             {
@@ -132,11 +158,21 @@ class Target:
                 "updates": [{"q": self._own, "u": row, "upsert": True}],
             }
         )
+        await self._clear()
+        return Progress(row)
+
+    async def _take_over(self) -> None:
+        """Stop the run before, should it still be at work: its next note is refused."""
+        restored = {**self._own, RESTORING: {"$exists": True}}
+        update = {"q": restored, "u": {"$set": {f"{RESTORING}.run": self._run}}}
+        await self._write({"update": SETTINGS_COLLECTION, "updates": [update]})
+
+    async def _clear(self) -> None:
         for name in self.collections:
             await self._drop(name)
         # Its backups begin anew: those before don't show what follows.
         await self._write({"delete": BACKUPS_COLLECTION, "deletes": [{"q": self._own, "limit": 1}]})
-        return Progress(row)
+        await self.note({"isCleared": True})
 
     async def _check_that_it_is_empty(self) -> None:
         for name in self.collections:
@@ -157,19 +193,23 @@ class Target:
     async def note(self, facts: Raw, session: AsyncClientSession | None = None) -> None:
         """Note how far the restore is; ``facts`` are fields of the progress."""
         update = {"$set": {f"{RESTORING}.{name}": value for name, value in facts.items()}}
-        own = {**self._own, RESTORING: {"$exists": True}}
-        command = {"update": SETTINGS_COLLECTION, "updates": [{"q": own, "u": update}]}
+        command = {"update": SETTINGS_COLLECTION, "updates": [{"q": self._own_run, "u": update}]}
         if session is None:
             reply = await self._write(command)
         else:
             reply = await self.database.command(command, session=session)
         if reply["n"] != 1:
-            raise BackupError("", "another run has ended this restore or begun another")
+            raise BackupError("", _TAKEN_OVER)
 
     async def end(self, settings: bytes) -> None:
         """Put the ledger's settings in their place. From then on the ledger is there."""
-        update = {"q": self._own, "u": RawBSONDocument(settings), "upsert": True}
-        await self._write({"update": SETTINGS_COLLECTION, "updates": [update]})
+        update = {"q": self._own_run, "u": RawBSONDocument(settings)}
+        reply = await self._write({"update": SETTINGS_COLLECTION, "updates": [update]})
+        if reply["n"] != 1:
+            # A first try whose answer was lost may have done it.
+            row = await self.database[SETTINGS_COLLECTION].find_one(self._own)
+            if row is None or RESTORING in row:
+                raise BackupError("", _TAKEN_OVER)
 
     # Collections and indexes
 
@@ -216,13 +256,18 @@ class Target:
     async def fetch(
         self, collection: str, ids: Sequence[Value], session: AsyncClientSession
     ) -> dict[Value, bytes]:
-        """Return documents by their ids, in the transaction of a session."""
+        """Return documents by their ids, in the transaction of a session.
+
+        Raises TooLargeError for more than one document, if together they are too large.
+        """
         wanted = to_document({b"%d" % number: each for number, each in enumerate(ids)})
         query = to_document({b"_id": b"\x03" + to_document({b"$in": b"\x04" + wanted})})
         command: Raw = {"find": collection, "filter": RawBSONDocument(query)}
         cursor = (await self._raw.command(command, session=session))["cursor"]
         documents = list(cursor["firstBatch"])
         while cursor["id"]:
+            if len(ids) > 1 and sum(len(each.raw) for each in documents) > _MOST_FETCHED_BYTES:
+                raise TooLargeError
             more = {"getMore": cursor["id"], "collection": collection}
             cursor = (await self._raw.command(more, session=session))["cursor"]
             documents += cursor["nextBatch"]
