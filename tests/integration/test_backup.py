@@ -102,6 +102,8 @@ async def test_a_backup_beside_charges_shows_one_moment(
 ) -> None:
     """Full and incremental: no transaction is in it by half."""
     ledger = await fill(database)
+    for each in range(6):
+        await ledger.grant(f"user-{each}", 1_000_000, action="gift")
     is_over = False
 
     async def charge() -> None:

@@ -12,7 +12,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from credit_mongo import BackupError, BackupRunningError, CreditLedger
+from credit_mongo import BackupError, BackupRunningError
 from credit_mongo.config import BACKUPS_COLLECTION, MIGRATIONS_COLLECTION
 from credit_mongo.maintenance.backup import dumping, making, places, restoring
 from credit_mongo.maintenance.backup.chains import all_manifests, whole_chains
@@ -20,7 +20,7 @@ from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.places import place_of
 from credit_mongo.maintenance.backup.restoring import restore
 from credit_mongo.maintenance.backup.target import Target
-from tests.integration.backups import PRICES, contents, empty_database, fill, use
+from tests.integration.backups import contents, empty_database, fill, use
 from tests.integration.promises import Client, Database
 from tests.integration.test_backup_promises import backups_in
 
@@ -131,27 +131,32 @@ async def test_a_restore_that_differs_begins_anew_with_replace(
 async def test_of_two_restores_the_later_one_goes_on_and_the_other_is_stopped(
     client: Client, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was suspended writes no older state into the ledger that another has restored."""
+    """A run that was suspended writes no older state over what another has compared already."""
     ledger = await fill(database)
     await make_backup(database, tmp_path)
     await use(ledger)
     await make_backup(database, tmp_path, incremental=True)
-    replay = restoring._Restoring._replay_one
+    replay, end = restoring._Restoring._replay_one, restoring._Restoring.end
+    stopped: list[str] = []
     async with empty_database(client) as other:
-        before: dict[str, Any] = {}
 
-        async def be_late(self: restoring._Restoring, *arguments: Any) -> None:
+        async def be_late(first: restoring._Restoring, *arguments: Any) -> None:
+            async def let_the_first_go_on(second: restoring._Restoring) -> None:
+                with pytest.raises(BackupError, match="another run has ended this restore") as told:
+                    await replay(first, *arguments)
+                stopped.append(str(told.value))
+                await end(second)
+
             monkeypatch.setattr(restoring._Restoring, "_replay_one", replay)
-            await restore(other, tmp_path)
-            async with CreditLedger(other, PRICES) as again:
-                await again.charge("user-0", "post")
-            before.update(await contents(other))
-            await replay(self, *arguments)
+            monkeypatch.setattr(restoring._Restoring, "end", let_the_first_go_on)
+            assert (await restore(other, tmp_path)).verification.findings == ()
+            raise OSError("killed")
 
         monkeypatch.setattr(restoring._Restoring, "_replay_one", be_late)
-        with pytest.raises(BackupError, match="another run has ended this restore"):
+        with pytest.raises(OSError, match="killed"):
             await restore(other, tmp_path)
-        assert await contents(other) == before
+        assert stopped
+        assert await contents(other) == await contents(database)
 
 
 async def test_no_increment_ever_follows_a_backup_of_a_database_that_was_set_back(
@@ -185,7 +190,7 @@ async def test_a_clock_that_is_ahead_prunes_nothing_that_is_kept(
 
     class Ahead(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime:
+        def now(cls, tz: Any = None) -> Any:
             return datetime.now(tz) + timedelta(days=400)
 
     with monkeypatch.context() as patched:
