@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from credit_mongo import CreditLedger
+from credit_mongo.errors import LedgerImportError
 from credit_mongo.maintenance.imports import long_histories, pages, planning
 from credit_mongo.maintenance.imports.rules import ImportRules
 from tests.integration.commands import run, where
@@ -363,3 +365,21 @@ async def test_a_late_row_before_a_correction_of_the_import_is_put_in_its_place(
     history = sorted(await rows(database, "transactions"), key=lambda row: int(row["seq"]))
     assert [row["amount"] for row in history] == [100, -10, -1, 5]
     await check_books(database)
+
+
+async def test_a_ledger_is_not_filled_in_another_unit_than_before(
+    database: Database, tmp_path: Path
+) -> None:
+    """A rule for odd balances must not turn all balances into a hundredth of what they are."""
+    deployment = Deployment()
+    deployment.sign_up("ann", 100)
+    file = SqliteFile(tmp_path / "sdk.db")
+    file.save(deployment)
+    in_cents = ImportRules(decimal_places=2, balances="adjust")
+    await imported(database, file.url, in_cents)
+    before = await rows(database, "users")
+    assert before[0]["credits"] == 10_000
+    with pytest.raises(LedgerImportError, match="amounts in credits, not in units"):
+        await imported(database, file.url, replace(in_cents, amounts_in="units"), everything=True)
+    assert await rows(database, "users") == before
+    assert (await imported(database, file.url, in_cents)).agrees

@@ -162,6 +162,7 @@ class _Import:
             await self._job.note(
                 {
                     "source": self._source.name,
+                    "amountsIn": self._rules.amounts_in,
                     "state": "running",
                     "since": since,
                     "next": latest,
@@ -183,6 +184,13 @@ class _Import:
             raise LedgerImportError(
                 f"the ledger was filled from {before}, not from {self._source.name}. Only if both "
                 "are the same deployment, remove the import's document from ledger_imports"
+            )
+        counted = facts.get("amountsIn", self._rules.amounts_in)
+        if counted != self._rules.amounts_in:
+            # A rule that settles differences would settle that all balances differ.
+            raise LedgerImportError(
+                f"the ledger was filled with amounts in {counted}, not in "
+                f"{self._rules.amounts_in}: give --amounts-in {counted} once more"
             )
 
     async def _latest(self) -> datetime | None:
