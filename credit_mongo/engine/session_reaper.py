@@ -84,10 +84,7 @@ class SessionReaper:
         """Wait for them, but not longer: after a minute, the server does it by itself."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await tasks.stop(*self._tasks)
 
     async def _end(self, session: AsyncClientSession, left: list[Late]) -> None:
         try:

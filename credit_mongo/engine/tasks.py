@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
-__all__ = ["in_thread", "result_of", "seen", "start"]
+__all__ = ["in_thread", "result_of", "seen", "start", "stop"]
+
+_AGAIN_SECONDS: Final = 2.0
 
 _T = TypeVar("_T")
 _Arguments = ParamSpec("_Arguments")
@@ -47,6 +49,21 @@ async def in_thread(
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({working})
         raise
+
+
+async def stop(*running: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended, however they do.
+
+    A cancellation can get lost: before Python 3.12, asyncio.wait_for passes over one that comes
+    together with what it waits for, and the driver uses it. A task that repeats something would
+    then go on for ever. So what has not ended after a while is cancelled again.
+    """
+    while pending := [task for task in running if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_AGAIN_SECONDS)
+    for task in running:
+        seen(task)
 
 
 def seen(task: asyncio.Future[Any]) -> None:

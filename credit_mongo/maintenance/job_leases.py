@@ -95,8 +95,7 @@ class JobLease(ABC):
     async def release(self) -> None:
         """Let the next run begin. A run that was cancelled while it took the lease may have it."""
         if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+            await tasks.stop(self._beating)
         # If the release fails, the lease expires by itself.
         with contextlib.suppress(PyMongoError, asyncio.TimeoutError):
             own = {"_id": _LEASE, "run": self._run}

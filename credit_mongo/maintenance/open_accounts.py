@@ -245,9 +245,7 @@ class _Opening:
         try:
             await asyncio.gather(*lanes)
         finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
+            await tasks.stop(*lanes)
             await self._writer.close()
 
     async def _open(self, page: Sequence[Raw]) -> None:

@@ -2343,6 +2343,13 @@ PLANTED: Final = (
         (PREVIEWS,),
     ),
     Bug(
+        "a task that loses a cancellation is waited for without an end",
+        "engine/tasks.py",
+        "        await asyncio.wait(pending, timeout=_AGAIN_SECONDS)",
+        "        await asyncio.wait(pending)",
+        ("tests/unit/test_tasks.py",),
+    ),
+    Bug(
         "an import that has lost its lease goes on",
         "maintenance/imports/jobs.py",
         'return {"_id": self._job_id, "run": self._run}',

@@ -230,6 +230,28 @@ def test_tasks_are_begun_where_their_results_are_not_shown(name: str) -> None:
             assert node.attr not in SHOWS_RESULTS, f"{name}, line {node.lineno}: {node.attr}"
 
 
+# Timers, and tasks that nobody waits for.
+MAY_CANCEL = frozenset(
+    {
+        "engine.tasks",
+        "engine.deadlines",
+        "engine.heartbeats",
+        "engine.lanes",
+        "engine.open_holds",
+        "local.__main__",
+        "maintenance.backup.restoring",
+    }
+)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - MAY_CANCEL))
+def test_tasks_are_stopped_where_a_lost_cancellation_is_repeated(name: str) -> None:
+    """In engine.tasks. Whoever cancels a task once and waits for its end may wait for ever."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr != "cancel", f"{name}, line {node.lineno}"
+
+
 def test_the_page_shows_the_house_as_it_is() -> None:
     """The page shows the layers in their order, with every part, and the modules it names exist."""
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")

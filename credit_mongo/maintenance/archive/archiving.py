@@ -304,9 +304,7 @@ class _Archiving:
         try:
             await asyncio.gather(*workers)
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await tasks.stop(*workers)
             await spans.aclose()
 
     async def _work(

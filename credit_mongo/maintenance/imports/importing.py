@@ -234,8 +234,7 @@ class _Import:
                     # It was read while it was written.
                     planned = tasks.start(self._next(pages))
         finally:
-            planned.cancel()
-            await asyncio.gather(planned, return_exceptions=True)
+            await tasks.stop(planned)
 
     async def _next(self, pages: AsyncIterator[Page]) -> tuple[Page, list[Plan]] | None:
         page = await anext(pages, None)

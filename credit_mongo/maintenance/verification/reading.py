@@ -281,8 +281,7 @@ class Rows:
         if self._next is not None:
             # Wait first: if cancelled during a request, the driver drops the connection.
             await asyncio.wait({self._next}, timeout=_PATIENCE_SECONDS)
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
+            await tasks.stop(self._next)
         try:
             await self._cursor.close()
         except PyMongoError:

@@ -118,9 +118,7 @@ class Watcher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in self._following:
-            task.cancel()
-        await asyncio.wait(self._following)
+        await tasks.stop(*self._following)
 
     async def looks(self) -> AsyncIterator[Look]:
         """A look a second, until the caller stops. Elections don't end it."""
