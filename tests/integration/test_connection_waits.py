@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from pymongo.errors import WaitQueueTimeoutError
 
-from credit_mongo import CreditConfig, CreditLedger
+from credit_mongo import ConfigurationError, CreditConfig, CreditLedger
+from credit_mongo.integrations.fastapi import credit_lifespan
 from credit_mongo.observability import ConnectionWaits
+from tests.integration.commands import run, where
 from tests.integration.promises import Client, Database, failing, with_options
 
 APP = "waits"
@@ -102,3 +107,36 @@ async def test_the_ledger_s_own_client_warns_too(
             await asyncio.gather(*(ledger.get_balance("ann") for _ in range(20)))
     [warning] = warnings_in(caplog)
     assert "all 5 are in use" in warning
+
+
+async def test_an_application_on_fastapi_takes_its_sizes_from_the_environment(
+    database: Database, replica_set_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a client of its own, it says itself: a listener for it would never be called."""
+    monkeypatch.setenv("MONGODB_URI", replica_set_uri)
+    monkeypatch.setenv("MONGODB_DATABASE", database.name)
+    monkeypatch.setenv("MONGODB_POOL_PROFILE", "development")
+    monkeypatch.setenv("MONGODB_MAX_POOL_SIZE", "7")
+    waits = ConnectionWaits()
+    app = FastAPI(lifespan=credit_lifespan(CONFIG, event_listeners=[waits]))
+    async with app.router.lifespan_context(app):
+        ledger: CreditLedger = app.state.credit_mongo.ledger
+        pool = ledger._database.client.options.pool_options
+        assert (pool.min_pool_size, pool.max_pool_size) == (5, 7)
+        assert list(waits._most.values()) == [7]
+    with pytest.raises(ConfigurationError, match="event_listeners: must be given to the client"):
+        credit_lifespan(CONFIG, database=database, event_listeners=[waits])
+
+
+async def test_status_shows_the_primary_s_connections(
+    database: Database, replica_set_uri: str
+) -> None:
+    """How many are open, and how many more it takes."""
+    code, output, _ = await run("status", "--json", *where(replica_set_uri, database))
+    assert code == 1  # the database has no ledger yet
+    connections = json.loads(output)["connections"]
+    assert connections["open"] > connections["active"] >= 0
+    assert connections["available"] > 0
+    _, output, _ = await run("status", *where(replica_set_uri, database))
+    [line] = [each for each in output.splitlines() if each.startswith("connections")]
+    assert re.fullmatch(r"connections\s[\d,]+ open, [\d,]+ active, [\d,]+ more possible", line)

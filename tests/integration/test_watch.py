@@ -27,7 +27,7 @@ from credit_mongo.maintenance.watching.watcher import Look, Watcher
 from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.access_control import ADMINISTRATOR, GuardedReplicaSet, create_user_with
 from tests.integration.commands import PROGRAM, ROOT, environment, run, where
-from tests.integration.promises import Client, Database, Row, with_options
+from tests.integration.promises import Client, Database, Row, failing, with_options
 
 CONFIG = CreditConfig(costs={"post": {"default": 1}, "image": {"default": 5}})
 PATIENCE_SECONDS = 60.0
@@ -139,6 +139,33 @@ async def test_nothing_is_scanned(
     of_ledger = [each for each in asked if "$changeStream" not in str(each["command"])]
     assert {each["ns"].partition(".")[2] for each in of_ledger} >= {"holds", "idempotency_records"}
     assert [each for each in of_ledger if "COLLSCAN" in each.get("planSummary", "")] == []
+
+
+async def test_what_is_charged_while_a_connection_is_broken_is_counted_once(
+    ledger: CreditLedger, client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """The stream goes on from where it was."""
+    await ledger.create_user("ann", credits=1000)
+    app = "broken"
+    uri = with_options(replica_set_uri, appName=app)
+    async with (
+        AsyncMongoClient[Row](uri, tz_aware=True) as own,
+        Watcher(LedgerDatabase.of(own[database.name])) as watcher,
+    ):
+        # The first charge that is seen shows that the stream is open.
+        while not (await watcher.look()).busiest_users:
+            await ledger.charge("ann", "generate-post", amount=1)
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
+        seen = dict((await watcher.look()).busiest_users)["ann"]
+        async with failing(client, app, failCommands=["getMore"], closeConnection=True) as failure:
+            await asyncio.sleep(2.5)
+            for _ in range(20):
+                await ledger.charge("ann", "generate-post", amount=1)
+        assert failure.hits > 0
+        await until(watcher, lambda look: dict(look.busiest_users)["ann"] >= seen + 20)
+        await asyncio.sleep(1)
+        assert dict((await watcher.look()).busiest_users)["ann"] == seen + 20
 
 
 async def test_an_election_does_not_end_it() -> None:

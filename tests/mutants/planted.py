@@ -23,6 +23,9 @@ VARIABLES: Final = "tests/unit/test_variables.py"
 ERRORS: Final = "tests/unit/test_errors.py"
 LANES: Final = "tests/unit/test_lanes.py"
 OBSERVER: Final = "tests/integration/test_observer.py"
+COMMAND_LOG: Final = "tests/integration/test_command_log.py"
+DOCTOR: Final = "tests/integration/test_doctor.py"
+WATCH: Final = "tests/integration/test_watch.py"
 ATTEMPT: Final = "tests/unit/test_attempts.py"
 OPERATIONS: Final = "tests/integration/operations"
 CONCURRENCY: Final = "tests/integration/test_concurrency.py"
@@ -2376,5 +2379,26 @@ PLANTED: Final = (
         "(erases and target.keys) or {}",
         "{}",
         (IMPORTS,),
+    ),
+    Bug(
+        "the doctor's test charge is committed",
+        "cli/commands/doctor.py",
+        "await session.abort_transaction()",
+        "await session.commit_transaction()",
+        (DOCTOR,),
+    ),
+    Bug(
+        "the log of commands shows the text of an error",
+        "observability/command_log.py",
+        'failure.get("codeName") or',
+        'failure.get("errmsg") or',
+        (COMMAND_LOG,),
+    ),
+    Bug(
+        "watching forgets where it was when the primary goes",
+        "maintenance/watching/changes.py",
+        'self._place = {"resumeAfter": cursor["postBatchResumeToken"]}',
+        "pass",
+        (WATCH,),
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 from mongomock_motor import AsyncMongoMockClient
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener, ConnectionPoolListener
 from typing_extensions import assert_type
 
 from credit_mongo import (
@@ -25,6 +26,7 @@ from credit_mongo import (
     InsufficientCreditsError,
     MembershipConfig,
     MembershipInput,
+    Observer,
     OpenHold,
     Quote,
     RefundResult,
@@ -33,6 +35,8 @@ from credit_mongo import (
     Transaction,
     User,
 )
+from credit_mongo.observability import CommandLog, ConnectionWaits
+from credit_mongo.observability.telemetry import Telemetry
 from credit_mongo.testing import mock_ledger
 
 
@@ -75,6 +79,23 @@ async def on_motor(client: AsyncIOMotorClient[dict[str, Any]], config: CreditCon
     ledger = CreditLedger(client["app"], config)
     async with await client.start_session() as session, session.start_transaction():
         assert_type(await ledger.charge("u", "x", amount=1, session=session), ChargeResult)
+
+
+async def observed(uri: str, config: CreditConfig) -> None:
+    """What watches a ledger and its client."""
+    log: CommandListener = CommandLog(slow_milliseconds=500)
+    waits: ConnectionPoolListener = ConnectionWaits()
+    observer: Observer = Telemetry(spans=True)
+    ledger = CreditLedger.connect(
+        uri,
+        database="app",
+        config=config,
+        pool_profile="high-traffic",
+        max_pool_size=100,
+        event_listeners=[log, waits],
+        observer=observer,
+    )
+    assert_type(ledger, CreditLedger)
 
 
 async def in_memory(config: CreditConfig) -> None:
