@@ -1,9 +1,10 @@
 """What observing costs: ``python -m benchmarks.observability [--rounds 8]``.
 
-The same callers charge through a ledger with nothing beside it, through one with a `CommandLog` and
-`Telemetry` (whose metrics Prometheus reads once a second), and through one that also makes spans,
-of which a hundredth is sampled. They do so in turns, many short rounds in one run, and each round
-is compared with the plain one of the same round. At the end, verification looks at all accounts.
+The same callers charge through a ledger with nothing beside it, through others with a `CommandLog`,
+with `Telemetry` and with both, and through one that also makes spans, of which a hundredth is
+sampled. Prometheus reads the metrics every five seconds during all of this. The ledgers take turns,
+in many short rounds of one run, and each round is compared with the plain one of the same round. At
+the end, verification looks at all accounts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ __all__ = ["main"]
 _USERS: Final = 1000
 _DATABASE: Final = "observed"
 _PLAIN: Final = "nothing"
+_BETWEEN_SCRAPES_SECONDS: Final = 5.0
 # So that nothing fails on a busy machine.
 _CONFIG: Final = CONFIG.model_copy(update={"operation_timeout_seconds": 120.0})
 
@@ -52,41 +54,48 @@ async def _ledgers(uri: str) -> AsyncIterator[dict[str, CreditLedger]]:
             ledger = CreditLedger.connect(uri, database=_DATABASE, config=_CONFIG, **options)
             return await stack.enter_async_context(ledger)
 
+        log: dict[str, Any] = {"event_listeners": [CommandLog()]}
+        kept: dict[str, Any] = {"observer": Telemetry(meter_provider=metrics)}
+        traced = Telemetry(spans=True, meter_provider=MeterProvider(), tracer_provider=sampled)
         yield {
             _PLAIN: await opened(),
-            "log and metrics": await opened(
-                observer=Telemetry(meter_provider=metrics), event_listeners=[CommandLog()]
-            ),
-            "and spans": await opened(
-                observer=Telemetry(
-                    spans=True, meter_provider=MeterProvider(), tracer_provider=sampled
-                ),
-                event_listeners=[CommandLog()],
-            ),
+            "log": await opened(**log),
+            "metrics": await opened(**kept),
+            "log and metrics": await opened(**log, **kept),
+            "and spans": await opened(**log, observer=traced),
         }
 
 
-async def _scrape() -> None:
-    while True:
-        await asyncio.sleep(1)
-        await asyncio.to_thread(generate_latest)
+@contextlib.asynccontextmanager
+async def _scraped() -> AsyncIterator[None]:
+    """Meanwhile, the metrics are read as Prometheus does, which all runs pay for alike."""
+
+    async def scrape() -> None:
+        while True:
+            await asyncio.sleep(_BETWEEN_SCRAPES_SECONDS)
+            await asyncio.to_thread(generate_latest)
+
+    scraping = asyncio.create_task(scrape())
+    try:
+        yield
+    finally:
+        scraping.cancel()
 
 
-async def _run(ledger: CreditLedger, name: str, load: Load) -> Outcome:
+async def _run(ledger: CreditLedger, load: Load) -> Outcome:
     async def charge(user_id: str, cost: int, key: str) -> object:
         return await ledger.charge(user_id, ACTION, amount=cost, idempotency_key=key)
 
-    scraping = None if name == _PLAIN else asyncio.create_task(_scrape())
-    try:
-        return await drive(charge, load)
-    finally:
-        if scraping is not None:
-            scraping.cancel()
+    return await drive(charge, load)
 
 
 async def _measure(seconds: float, rounds: int, callers: int) -> int:
     load = Load(callers, user_ids(_USERS), seconds, warm_up_seconds=0.5)
-    async with LocalReplicaSet(1) as replica_set, _ledgers(replica_set.uri) as ledgers:
+    async with (
+        LocalReplicaSet(1) as replica_set,
+        _ledgers(replica_set.uri) as ledgers,
+        _scraped(),
+    ):
         first = ledgers[_PLAIN]
         await first.ensure_indexes()
         opening = (first.create_user(user, credits=OPENING_CREDITS) for user in load.users)
@@ -96,7 +105,7 @@ async def _measure(seconds: float, rounds: int, callers: int) -> int:
             # Whoever comes later in a round meets a larger database: they take turns.
             names = list(ledgers)
             for name in names if number % 2 else reversed(names):
-                outcome = await _run(ledgers[name], name, load)
+                outcome = await _run(ledgers[name], load)
                 if number:  # the first round warms up
                     found[name].append(outcome)
         async with AsyncMongoClient[Any](replica_set.uri, tz_aware=True) as client:
