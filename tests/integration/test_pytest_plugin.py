@@ -29,6 +29,14 @@ async def test_charge(credit_ledger, credit_clock, credit_database):
     credit_clock.advance(timedelta(days=40))
     charge = await credit_ledger.charge("ann", "post")
     assert (charge.cost, charge.created_at - user.created_at) == (3, timedelta(days=40))
+    end = credit_clock() + timedelta(days=1)
+    await credit_ledger.grant("ann", 5, action="trial", expires_at=end)
+    async with credit_ledger.hold("ann", "post", amount=8) as hold:
+        hold.use(amount=6)
+    assert hold.result.balance_after == 6
+    await credit_ledger.grant("ann", 9, action="trial", expires_at=end)
+    credit_clock.advance(timedelta(days=1))
+    assert await credit_ledger.get_balance("ann") == 6
 
 {mark}
 async def test_another_database(credit_ledger, credit_database, credit_client):

@@ -21,6 +21,7 @@ from credit_mongo.drivers import as_database
 from credit_mongo.maintenance.status import status_of
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.testing import mock_ledger
+from credit_mongo.testing.clocks import MovableClock
 
 CONFIG = CreditConfig(costs={"post": {"default": 10}}, idempotency={"ttl_seconds": 60})
 Client: TypeAlias = "AsyncMongoMockClient[dict[str, Any]]"
@@ -55,6 +56,28 @@ async def test_a_block_pays_for_what_it_used() -> None:
                 raise ZeroDivisionError
         user = await ledger.get_user("u")
         assert (user.credits, user.held) == (55, 0)
+
+
+async def test_lots_and_holds_end_by_the_ledgers_clock() -> None:
+    """What a lot has left and what a hold keeps is gone at their ends, as on a server."""
+    clock = MovableClock()
+    async with mock_ledger(CONFIG, clock=clock) as ledger:
+        await ledger.create_user("u", credits=30)
+        end = clock() + timedelta(hours=1)
+        for number in range(20):
+            await ledger.grant("u", 5, action="trial", expires_at=end, source=str(number))
+        hold = await ledger.place_hold("u", "post", amount=60, ttl=60)
+        await ledger.extend_hold(hold.hold_id, used=12)
+        clock.advance(timedelta(seconds=61))
+        user = await ledger.get_user("u")
+        assert (user.credits, user.available, len(user.lots)) == (118, 118, 18)
+        assert (await ledger.charge("u", "post", amount=8)).balance_after == 110
+        clock.advance(timedelta(hours=1))
+        assert (await ledger.charge("u", "post", amount=1)).balance_after == 29
+        rows = list(await ledger.get_history("u"))
+        assert (await ledger.get_hold(hold.hold_id)).status == "expired"
+        assert sum(row.amount for row in rows) == 29
+        assert sum(row.amount for row in rows if row.operation == "expire") == -80
 
 
 async def test_each_ledger_starts_empty_and_shares_nothing() -> None:

@@ -85,7 +85,10 @@ async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
     ):
         await ledger.create_user("u", credits=50, idempotency_key="k")
         await ledger.charge("u", "post", idempotency_key="l")
+        await ledger.grant("u", 5, action="gift", source="gift")
+        await ledger.place_hold("u", "post", amount=9)
         await ledger.create_user("v", credits=50)
+        await ledger.place_hold("v", "post", amount=9)
         before = await dump(administrator)
         await check_unauthorized(ledger.delete_user("u"))
         assert await dump(administrator) == before
@@ -97,12 +100,13 @@ async def test_the_eraser_can_erase_and_the_runtime_role_can_not(
                 await check_unauthorized(write)
             assert await dump(administrator) == before
             erasure = await other.delete_user("u", requested_by="ann")
-        assert (erasure.transactions, erasure.idempotency_records) == (2, 2)
+        assert (erasure.transactions, erasure.idempotency_records) == (3, 2)
         with pytest.raises(UserNotFoundError):
             await ledger.get_balance("u")
         assert await ledger.get_balance("v") == 50
-    for name in ("users", "transactions", "audit_logs", "idempotency_records"):
+    for name in ("users", "transactions", "audit_logs", "idempotency_records", "holds"):
         assert "'u'" not in str(await rows(administrator[APP], name))
+    assert len(await rows(administrator[APP], "holds")) == 1
     await check_promises(administrator[APP])
 
 
@@ -117,6 +121,9 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
     ):
         await ledger.create_user("u", credits=50)
         charge = await ledger.charge("u", "post")
+        hold = await ledger.place_hold("u", "post", amount=9)
+        await ledger.capture_hold(hold.hold_id, amount=3)
+        active = await ledger.place_hold("u", "post", amount=9)
         before = await dump(administrator)
         with pytest.raises(OperationFailure) as caught:
             await archive(client[APP], older_than="0h")
@@ -127,12 +134,18 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
             CreditLedger(archiver[APP], config()) as other,
         ):
             done = await archive(archiver[APP], older_than="0h")
-            assert (done.transactions, done.audit_logs) == (2, 2)
+            assert (done.transactions, done.audit_logs) == (3, 5)
+            [archived] = await rows(database, "holds_archive")
+            [left] = await rows(database, "holds")
+            assert (str(archived["_id"]), str(left["_id"])) == (hold.hold_id, active.hold_id)
+            assert (await ledger.get_hold(hold.hold_id)).status == "captured"
+            await ledger.release_hold(active.hold_id)
             await ledger.refund("u", 1, action="sorry", transaction_id=charge.transaction_id)
-            assert len(await ledger.get_history("u", include_archived=True)) == 3
+            assert len(await ledger.get_history("u", include_archived=True)) == 4
             await asyncio.sleep(0.01)
             done = await archive(archiver[APP], older_than="0h", directory=tmp_path)
-            assert (done.transactions, done.audit_logs) == (1, 1)
+            assert (done.transactions, done.audit_logs) == (1, 2)
+            assert await rows(database, "holds") == []
             for write in (other.charge("u", "post"), other.create_user("w")):
                 await check_unauthorized(write)
         await ledger.charge("u", "post")
