@@ -26,7 +26,7 @@ from credit_mongo import (
     UserMapping,
 )
 from credit_mongo.core.values import to_milliseconds
-from credit_mongo.ledger import calls as ledger_module
+from credit_mongo.engine import writing
 from credit_mongo.maintenance.verification.repair import repair
 from credit_mongo.maintenance.verification.verify import verify
 from tests.integration.promises import Client, Database, check_promises, count, rows
@@ -48,7 +48,7 @@ def opened(database: Database, config: CreditConfig, monkeypatch: pytest.MonkeyP
     @asynccontextmanager
     async def opened(seconds: float = 0, **settings: Any) -> AsyncIterator[CreditLedger]:
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module, "_now", lambda: now() + timedelta(seconds=seconds))
+            patch.setattr(writing, "_now", lambda: now() + timedelta(seconds=seconds))
             ledger = CreditLedger(database, config.model_copy(update=settings))
         async with ledger:
             await ledger.ensure_indexes()
@@ -106,7 +106,7 @@ async def test_a_clock_corrected_during_an_operation_decides_nothing(
 ) -> None:
     """The clock is wrong when an operation begins, and right a moment later."""
     readings: list[datetime] = []
-    monkeypatch.setattr(ledger_module, "_now", lambda: readings.pop() if readings else now())
+    monkeypatch.setattr(writing, "_now", lambda: readings.pop() if readings else now())
     async with CreditLedger(database, config) as ledger:
         await ledger.ensure_indexes()
         await ledger.create_user("ann", credits=100)
@@ -176,7 +176,7 @@ async def test_a_clock_that_jumps_after_the_primary_was_asked_is_refused(
 ) -> None:
     """The primary's answer counts for some seconds, but not after the ledger's clock jumps."""
     offset = timedelta()
-    monkeypatch.setattr(ledger_module, "_now", lambda: now() + offset)
+    monkeypatch.setattr(writing, "_now", lambda: now() + offset)
     strict = config.model_copy(update={"max_clock_skew_seconds": 1})
     async with CreditLedger(database, strict) as ledger:
         await ledger.ensure_indexes()
