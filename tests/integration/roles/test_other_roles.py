@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.restoring import restore
 from credit_mongo.maintenance.verification.repair import repair
 from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.testing.clocks import MovableClock
 from tests.integration.access_control import UNAUTHORIZED, GuardedReplicaSet
 from tests.integration.promises import Client, check_promises, rows
 from tests.integration.roles.grants import APP, ROLES, check_unauthorized, config, dump
+
+DAY = timedelta(days=1)
 
 
 async def test_the_reader_can_read_all_and_a_ledger_of_it_writes_nothing(
@@ -115,15 +119,18 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
 ) -> None:
     """This holds for collections and files. Charges archived meanwhile can still be refunded."""
     database = administrator[APP]
+    clock = MovableClock()
+    clock.advance(-2 * DAY)
     async with (
         guarded.client_of("creditRuntime", APP) as client,
-        CreditLedger(client[APP], config()) as ledger,
+        CreditLedger(client[APP], config(), clock=clock) as ledger,
     ):
         await ledger.create_user("u", credits=50)
         charge = await ledger.charge("u", "post")
         hold = await ledger.place_hold("u", "post", amount=9)
         await ledger.capture_hold(hold.hold_id, amount=3)
-        active = await ledger.place_hold("u", "post", amount=9)
+        active = await ledger.place_hold("u", "post", amount=9, ttl=3 * DAY.total_seconds())
+        clock.advance(2 * DAY)
         before = await dump(administrator)
         with pytest.raises(OperationFailure) as caught:
             await archive(client[APP], older_than="0h")
@@ -145,7 +152,7 @@ async def test_the_archiver_can_archive_and_the_runtime_role_can_not(
             await asyncio.sleep(0.01)
             done = await archive(archiver[APP], older_than="0h", directory=tmp_path)
             assert (done.transactions, done.audit_logs) == (1, 2)
-            assert await rows(database, "holds") == []
+            assert await rows(database, "holds_archive") == [archived]
             for write in (other.charge("u", "post"), other.create_user("w")):
                 await check_unauthorized(write)
         await ledger.charge("u", "post")
