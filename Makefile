@@ -16,7 +16,7 @@ install = $(if $(filter yes,$(LOCKED)),\
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo example test test-all test-newest lock docs faults faults-short mutants check wheel bench \
+.PHONY: demo example test test-all test-newest lock docs faults faults-short drill mutants check wheel bench \
 	soak format lint types clean
 
 demo: $(VENV)/demo
@@ -47,6 +47,13 @@ faults: $(VENV)/dev
 	FAULTS_ELECTIONS=$(or $(ELECTIONS),100) FAULTS_ROLLBACKS=$(or $(ROLLBACKS),20) \
 	FAULTS_FREEZES=$(or $(FREEZES),60) FAULTS_CONFLICT_SECONDS=20 FAULTS_CALLERS=100 \
 	$(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest tests/faults $(TESTS)
+
+# Loses a database that is charged all the time, and restores it: ROUNDS times, with a backup every
+# SECONDS.
+drill: $(VENV)/dev
+	BACKUP_DRILLS=$(or $(ROUNDS),10) BACKUP_SECONDS=$(or $(SECONDS),5) \
+	$(if $(SEED),FAULTS_SEED=$(SEED)) \
+	$(BIN)/python -m pytest tests/faults/test_backup_drill.py -k drill_ $(TESTS)
 
 # A random sample of the cases, with every operation, failure and disturbance, and a short soak.
 faults-short: $(VENV)/dev

@@ -239,7 +239,7 @@ async def test_the_commands_back_up_prove_and_restore(
     await use(ledger)
     code, output, errors = await run("restore", str(tmp_path), *here, "--replace")
     assert (code, errors) == (0, "")
-    assert "since then is lost" in output
+    assert "from then until now is lost" in output
     assert await contents(database) == before
     with pytest.raises(BackupError, match="restored or made anew: make a full backup"):
         await make_backup(database, tmp_path, incremental=True)

@@ -178,6 +178,25 @@ async def test_a_moment_out_of_reach_is_refused(client: Client, copy: Path) -> N
         await restore(client["test_never_written"], copy, to="yesterday")
 
 
+@pytest.mark.parametrize(
+    ("lost_at", "reason"),
+    [
+        ("2020-01-01T00:00:00Z", "must not be before the restored moment, 20"),
+        ("2999-01-01", "must not be in the future"),
+        ("at noon", "must be a date"),
+    ],
+)
+async def test_a_loss_at_an_impossible_moment_is_refused(
+    replica_set_uri: str, client: Client, chain: tuple[Database, Path], lost_at: str, reason: str
+) -> None:
+    """Before anything is written: the gap that would be told is wrong."""
+    there = where(replica_set_uri, client["test_never_written"])
+    code, output, errors = await run("restore", str(chain[1]), "--lost-at", lost_at, *there)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(f"error: --lost-at: {reason}")
+    assert "test_never_written" not in await client.list_database_names()
+
+
 async def test_a_database_with_documents_is_not_overwritten(
     client: Client, chain: tuple[Database, Path]
 ) -> None:

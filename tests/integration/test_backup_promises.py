@@ -20,6 +20,7 @@ from credit_mongo.maintenance.backup import dumping, making
 from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.restoring import restore
 from credit_mongo.maintenance.verification.verify import verify
+from credit_mongo.printing import moment_to_seconds
 from tests.integration.backups import PRICES, contents, empty_database, fill, use
 from tests.integration.commands import run, where
 from tests.integration.promises import Client, Database, Row
@@ -146,7 +147,9 @@ async def test_what_was_acknowledged_and_is_lost_is_listed(
     """By transaction ids and keys, of live, archived and kept rows."""
     ledger = await fill(database)
     kept = await ledger.charge("user-0", "post", idempotency_key="kept")
-    await make_backup(database, tmp_path / "place")
+    made = await make_backup(database, tmp_path / "place")
+    await asyncio.sleep(max((made.moment - datetime.now(UTC)).total_seconds() + 1, 0))
+    lost_at = moment_to_seconds(made.moment + timedelta(seconds=1))
     lost = await ledger.charge("user-0", "post", idempotency_key="lost")
     archived = await database["transactions_archive"].find_one({})
     assert archived is not None
@@ -158,9 +161,11 @@ async def test_what_was_acknowledged_and_is_lost_is_listed(
     async with empty_database(client) as other:
         there = where(replica_set_uri, other)
         code, output, errors = await run(
-            *("restore", str(tmp_path / "place"), "--reconcile", str(acknowledged)), *there
+            *("restore", str(tmp_path / "place"), "--reconcile", str(acknowledged)),
+            *("--lost-at", lost_at, *there),
         )
         assert (code, errors) == (1, "")
+        assert output.splitlines()[1].endswith(f"0:00:01 from then until {lost_at} is lost")
         listed = [*output.splitlines()[2:]]
         assert listed == [
             *("lost", lost.transaction_id, "no such key"),

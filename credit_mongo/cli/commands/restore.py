@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -31,6 +32,14 @@ def restore(
     place: Place,
     *,
     to: Until = None,
+    lost_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MOMENT",
+            show_default=False,
+            help="When the database was lost, in UTC, to be told the gap. Default: now.",
+        ),
+    ] = None,
     encrypt_with: KeyFile = None,
     replace: Annotated[
         bool,
@@ -54,6 +63,7 @@ def restore(
     acknowledged = None if reconcile is None else read_acknowledged(reconcile)
     options: dict[str, Any] = {
         "to": to,
+        "lost_at": lost_at,
         "key_file": encrypt_with,
         "replace": replace,
         "audits": not no_audit,
@@ -74,20 +84,22 @@ def restore(
         lacks = {} if acknowledged is None else {"missing": missing}
         show_facts({"database": where.database, **done.to_dict(), **lacks})
     else:
-        _show(done, where.database)
+        _show(done, where.database, is_loss_known=lost_at is not None)
         if acknowledged is not None:
             show_missing(missing, where.database)
     return FOUND if done.verification.findings_total or missing else DONE
 
 
-def _show(done: Restored, database: str) -> None:
+def _show(done: Restored, database: str, *, is_loss_known: bool) -> None:
     checked = done.verification
     show(
         f"{database}: {done.documents} documents and {done.changes} changes restored, "
         f"{checked.findings_total} findings of {checked.users} users"
     )
-    gap = timedelta(seconds=int(done.gap_seconds))
+    # A second that has begun counts: never tell less than was lost.
+    gap = timedelta(seconds=math.ceil(done.gap_seconds))
+    until = moment_to_seconds(done.lost_at) if is_loss_known else "now"
     show(
         f"{database}: shows the ledger at {moment_to_seconds(done.moment)}. What was acknowledged "
-        f"in the {gap} since then is lost"
+        f"in the {gap} from then until {until} is lost"
     )

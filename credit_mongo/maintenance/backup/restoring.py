@@ -28,7 +28,7 @@ from credit_mongo.config.user_mapping import UserMapping
 from credit_mongo.core.values import check_flag, check_moment, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
-from credit_mongo.errors import BackupError
+from credit_mongo.errors import BackupError, InvalidRequestError
 from credit_mongo.maintenance.backup.chains import Chain, all_manifests, chain_to, check_chain
 from credit_mongo.maintenance.backup.documents import Change, Value, apply_change
 from credit_mongo.maintenance.backup.dumping import balances_now
@@ -45,7 +45,7 @@ from credit_mongo.maintenance.progress import OnProgress, progress_of
 from credit_mongo.maintenance.steps import Steps
 from credit_mongo.maintenance.verification.findings import Verification
 from credit_mongo.maintenance.verification.verify import verify
-from credit_mongo.printing import moment_to_milliseconds
+from credit_mongo.printing import moment_to_milliseconds, moment_to_seconds
 from credit_mongo.storage.database import LedgerDatabase
 
 __all__ = ["Restored", "restore"]
@@ -69,8 +69,10 @@ class Restored:
     """The second up to which everything was restored, that second included."""
     documents: int
     changes: int
+    lost_at: datetime
+    """When the database was lost: as the caller said, or when the restore ended."""
     gap_seconds: float
-    """How long ago the moment is. What was acknowledged since then is lost."""
+    """How long the loss came after the moment. What was acknowledged in between is gone."""
     verification: Verification
     collections: CollectionNames
     """The names of the ledger's collections, as they were backed up."""
@@ -82,6 +84,7 @@ class Restored:
         return {
             "backups": list(self.backups),
             "moment": moment_to_milliseconds(self.moment),
+            "lost_at": moment_to_milliseconds(self.lost_at),
             "documents": self.documents,
             "changes": self.changes,
             "gap_seconds": round(self.gap_seconds, 3),
@@ -94,6 +97,7 @@ async def restore(
     place: object,
     *,
     to: str | datetime | None = None,
+    lost_at: str | datetime | None = None,
     key_file: object = None,
     replace: bool = False,
     audits: bool = True,
@@ -105,6 +109,8 @@ async def restore(
     - ``to``: restore everything that was committed up to this moment, its whole second included.
       A date or a moment as text (in UTC unless it has an offset), or a datetime with a time zone.
       None: everything that the last backup has. Transactions are restored whole.
+    - ``lost_at``: when the database was lost, in the same forms. It only decides which gap is told.
+      None: when the restore ends.
     - ``key_file``: the key with which the backups were encrypted.
     - ``replace``: drop what the ledger's collections hold. Stop the application first.
     - ``audits``: False if auditing is disabled, for the verification.
@@ -124,12 +130,15 @@ async def restore(
     """
     where = await tasks.in_thread(place_of, "place", place)
     key = check_optional(Key.read, "key_file", key_file)
-    until = _check_until(to)
+    until = _check_moment("to", to)
+    lost = _check_moment("lost_at", lost_at)
     check_flag("replace", replace)
     manifests = await tasks.in_thread(all_manifests, where)
     chain = chain_to(manifests, until)
     await tasks.in_thread(check_chain, where, chain, key)
     last = chain[-1]
+    moment = last.moment if until is None else min(last.moment, until.replace(microsecond=0))
+    _check_loss(lost, moment)
     ledger = LedgerDatabase.of(database, last.names, last.mapping)
     second = None if until is None else int(until.timestamp())
     tell = progress_of(on_progress)
@@ -138,23 +147,36 @@ async def restore(
     await work.run(await work.target.begin(last, goal, replace=replace))
     verification = await verify(database, collections=last.names, users=last.mapping, audits=audits)
     await work.end()
-    moment = last.moment if until is None else min(last.moment, until.replace(microsecond=0))
+    lost = lost or max(datetime.now(timezone.utc), moment)
     return Restored(
         backups=tuple(each.name for each in chain),
         moment=moment.astimezone(timezone.utc),
         documents=work.documents,
         changes=work.changes,
-        gap_seconds=(datetime.now(timezone.utc) - moment).total_seconds(),
+        lost_at=lost.astimezone(timezone.utc),
+        gap_seconds=(lost - moment).total_seconds(),
         verification=verification,
         collections=last.names,
         users=last.mapping,
     )
 
 
-def _check_until(to: object) -> datetime | None:
-    if isinstance(to, str):
-        return parse_moment("to", to)
-    return check_optional(check_moment, "to", to)
+def _check_moment(field: str, value: object) -> datetime | None:
+    if isinstance(value, str):
+        return parse_moment(field, value)
+    return check_optional(check_moment, field, value)
+
+
+def _check_loss(lost: datetime | None, moment: datetime) -> None:
+    """Raise InvalidRequestError if nothing can have been lost at the moment that was given."""
+    if lost is None:
+        return
+    if lost < moment:
+        raise InvalidRequestError(
+            "lost_at", f"must not be before the restored moment, {moment_to_seconds(moment)}"
+        )
+    if lost > datetime.now(timezone.utc):
+        raise InvalidRequestError("lost_at", "must not be in the future")
 
 
 class _Restoring:
