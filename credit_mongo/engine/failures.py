@@ -33,7 +33,7 @@ _CONTENDED: Final = (
 )
 
 
-def is_conflict(error: BaseException) -> bool:
+def is_conflict(error: BaseException | None) -> bool:
     """Whether another transaction holds what this one wanted to write."""
     return isinstance(error, OperationFailure) and error.code == _WRITE_CONFLICT
 

@@ -16,7 +16,7 @@ from credit_mongo.core.batch import Later, Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Contended, More, TakeMore
-from credit_mongo.engine.cooldown import Cooldown
+from credit_mongo.engine.contention import ContendedUsers
 from credit_mongo.engine.lane_count import MOST_LANES, LaneCount
 from credit_mongo.engine.observer import BatchEnded, Tell
 from credit_mongo.engine.turns import Turns
@@ -42,9 +42,8 @@ LONGEST_QUEUE: Final = 20_000
 # How many requests are under way at most if their callers wait for room: for every lane a full
 # batch in its commit and another behind it. More would not be faster, and would be late sooner.
 ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
-# A user that application transactions write again and again delays a batch this seldom.
-_SHORTEST_APART_SECONDS: Final = 5.0
-_LONGEST_APART_SECONDS: Final = 60.0
+# Of a commit's time, half is left for the commit itself.
+_PART_TO_WAIT: Final = 0.5
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
@@ -219,6 +218,7 @@ class Lanes:
         commit: Commit,
         commit_patiently: Commit,
         turns: Turns,
+        contended: ContendedUsers,
         *,
         timeout_seconds: float,
         round_trip_seconds: Callable[[], float],
@@ -245,8 +245,7 @@ class Lanes:
         # By user with requests in a shared lane: that lane, and how many requests there are.
         self._staying: dict[str, tuple[_Lane, int]] = {}
         self._apart: dict[str, _Lane] = {}
-        # Each time that a user is found to be contended, the users of a whole batch have waited.
-        self._contended_lately: dict[str, Cooldown] = {}
+        self._contended = contended
         self._room = asyncio.Semaphore(ROOM)
         self._closed = False
 
@@ -264,7 +263,7 @@ class Lanes:
         now = loop.time()
         user_id = request.user_id
         lane = self._apart.get(user_id)
-        if lane is None and self._is_apart(user_id, now):
+        if lane is None and self._is_apart(user_id):
             lane = self._lane_apart(user_id)
         if lane is None:
             lane, requests, waiting = self._shared_lane(user_id, now)
@@ -328,26 +327,28 @@ class Lanes:
         ]:
             await asyncio.wait(running)
 
-    def _is_apart(self, user_id: str, now: float) -> bool:
+    def _is_apart(self, user_id: str) -> bool:
         """Whether a user stays out of the shared lanes, because it was contended lately."""
         if user_id in self._staying:
             return False  # it meets one lane at a time
-        contended = self._contended_lately.get(user_id)
-        return contended is not None and contended.is_on(now)
+        return self._contended.include(user_id)
 
     def _set_apart(self, waiting: _Waiting) -> None:
-        user_id, now = waiting.request.user_id, asyncio.get_running_loop().time()
-        if user_id not in self._contended_lately:
-            self._contended_lately = {
-                user: cooldown
-                for user, cooldown in self._contended_lately.items()
-                if cooldown.was_on_lately(now)
-            }
-            self._contended_lately[user_id] = Cooldown(
-                shortest_seconds=_SHORTEST_APART_SECONDS, longest_seconds=_LONGEST_APART_SECONDS
-            )
-        self._contended_lately[user_id].begin(now)
+        user_id = waiting.request.user_id
+        self._contended.met(user_id)
         self._lane_apart(user_id).add(waiting)
+
+    async def _commit_in_turn(
+        self, requests: list[AnyRequest], deadline: float, take_more: TakeMore
+    ) -> list[Outcome | Contended]:
+        """Commit a contended user's requests between the application's transactions."""
+        turn, user_id = object(), requests[0].user_id
+        left = max(deadline - asyncio.get_running_loop().time(), 0.0)
+        await self._contended.join_transactions(user_id, turn, within=_PART_TO_WAIT * left)
+        try:
+            return await self._commit_patiently(requests, deadline, take_more)
+        finally:
+            self._contended.leave([user_id], turn)
 
     def _lane_apart(self, user_id: str) -> _Lane:
         """The user's own lane, which goes when it is empty."""
@@ -358,7 +359,7 @@ class Lanes:
         lane = self._apart.get(user_id)
         if lane is None:
             lane = self._apart[user_id] = _Lane(
-                self._commit_patiently,
+                self._commit_in_turn,
                 self._spare_seconds,
                 when_contended=self._set_apart,
                 when_through=_nothing,

@@ -19,18 +19,22 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from credit_mongo.engine.contention import ContendedUsers
 from credit_mongo.engine.deadlines import Deadlines, Late
+from credit_mongo.engine.failures import is_conflict
 from credit_mongo.engine.session_reaper import SessionReaper
 from credit_mongo.errors import InvalidRequestError, StorageError, TransactionAbortedError
 from credit_mongo.storage.latest_write import LatestWrite
 from credit_mongo.storage.redaction import Unlogged
-from credit_mongo.storage.server_transactions import ServerTransaction
+from credit_mongo.storage.server_transactions import ServerTransaction, has_begun
 
 __all__ = ["ApplicationSessions"]
 
 _R = TypeVar("_R")
 _TRANSIENT: Final = "TransientTransactionError"
 _GUARD: Final = "_credit_mongo_guard"
+# Half of its time is left for the work itself.
+_PART_TO_WAIT: Final = 0.5
 
 
 class ApplicationSessions:
@@ -43,12 +47,14 @@ class ApplicationSessions:
         deadlines: Deadlines,
         reaper: SessionReaper,
         latest_write: LatestWrite,
+        contended: ContendedUsers,
         timeout_seconds: float,
     ) -> None:
         self._client = client
         self._deadlines = deadlines
         self._reaper = reaper
         self._latest_write = latest_write
+        self._contended = contended
         self._timeout_seconds = timeout_seconds
 
     async def read(
@@ -63,9 +69,12 @@ class ApplicationSessions:
             guard.end(left, session)
 
     async def write(
-        self, session: AsyncClientSession, work: Callable[[], Coroutine[Any, Any, _R]]
+        self,
+        session: AsyncClientSession,
+        user_id: str,
+        work: Callable[[], Coroutine[Any, Any, _R]],
     ) -> _R:
-        """Write in the session's transaction, which can no longer commit if this raises.
+        """Write a user in the session's transaction, which can no longer commit if this raises.
 
         Raises InvalidRequestError and TransactionAbortedError before anything is begun; these leave
         the transaction as it was.
@@ -77,14 +86,32 @@ class ApplicationSessions:
                 raise InvalidRequestError("session", "has no transaction in progress: start one")
             transaction = ServerTransaction.latest_of(session)
             try:
-                return await self._in_time(work(), left)
+                return await self._in_time(self._in_turn(guard, session, user_id, work), left)
             except BaseException as error:
                 guard.abort(error)
+                if is_conflict(error) or is_conflict(error.__cause__):
+                    self._contended.met(user_id)
                 if transaction is not None and not _has_ended_on_the_server(error):
                     self._reaper.abort(transaction)
                 raise
         finally:
             guard.end(left, session)
+
+    async def _in_turn(
+        self,
+        guard: _Guard,
+        session: AsyncClientSession,
+        user_id: str,
+        work: Callable[[], Coroutine[Any, Any, _R]],
+    ) -> _R:
+        """Work when it is the transaction's turn. It waits only before its first command."""
+        users = guard.add(user_id, self._contended)
+        if has_begun(session):
+            self._contended.take(user_id, guard)
+        else:
+            within = _PART_TO_WAIT * self._timeout_seconds
+            await self._contended.join(users, guard, within=within)
+        return await work()
 
     def _begin(self, session: AsyncClientSession) -> _Guard:
         if session.client is not self._client:
@@ -112,7 +139,7 @@ def _has_ended_on_the_server(error: BaseException) -> bool:
 
 
 class _Guard:
-    """Stands in front of one session's ``commit_transaction`` and ``start_transaction``.
+    """Stands in front of a session's ``commit_…``, ``abort_…`` and ``start_transaction``.
 
     These are attributes of the application's own object, whichever driver's it is, so that its
     ``with_transaction`` and ``async with`` go through them as well.
@@ -122,6 +149,11 @@ class _Guard:
         self._session = session
         self._commit = session.commit_transaction
         self._start = session.start_transaction
+        self._abort = session.abort_transaction
+        self._contended: ContendedUsers | None = None
+        # Whom the transaction writes, and whom the one before wrote: this may be its repetition.
+        self._user_ids: set[str] = set()
+        self._earlier_user_ids: set[str] = set()
         self._is_in_use = False
         # What the driver is still doing for calls that have ended: Motor's threads go on.
         self._late: set[Late] = set()
@@ -137,6 +169,7 @@ class _Guard:
             guard = cls(given)
             given.commit_transaction = guard.commit_transaction
             given.start_transaction = guard.start_transaction
+            given.abort_transaction = guard.abort_transaction
             setattr(given, _GUARD, guard)
         return guard
 
@@ -149,6 +182,17 @@ class _Guard:
             raise InvalidRequestError("session", "is in use by another operation: await that first")
         self._is_in_use = True
         self._latest_writes.add(latest_write)
+
+    def add(self, user_id: str, contended: ContendedUsers) -> set[str]:
+        """Note whom the transaction writes. Return whom it will write, as far as is known."""
+        self._contended = contended
+        self._user_ids.add(user_id)
+        return self._user_ids | self._earlier_user_ids
+
+    def _leave(self) -> None:
+        """End the transaction's turns. Leaving twice does no harm."""
+        if self._contended is not None:
+            self._contended.leave(self._user_ids | self._earlier_user_ids, self)
 
     def abort(self, error: BaseException) -> None:
         """The call in progress has no outcome: its transaction never commits."""
@@ -180,8 +224,16 @@ class _Guard:
             await self._commit()
         finally:
             self._is_in_use = False
+            self._leave()
         for latest_write in self._latest_writes:
             latest_write.was(self._session)
+
+    async def abort_transaction(self) -> None:
+        """Abort, and let the next transaction go."""
+        try:
+            await self._abort()
+        finally:
+            self._leave()
 
     def start_transaction(self, *arguments: Any, **options: Any) -> Awaitable[Any]:
         """Begin another transaction, which has no part in what happened to the one before."""
@@ -192,6 +244,8 @@ class _Guard:
                     "an operation of the ledger is still under way in it: use another session",
                 )
             self._aborted_by = None
+            self._leave()
+            self._earlier_user_ids, self._user_ids = self._user_ids, set()
         started: Awaitable[Any] = self._start(*arguments, **options)
         return started
 

@@ -26,6 +26,7 @@ from credit_mongo.core.values import (
     check_seconds,
 )
 from credit_mongo.drivers import AnyDatabase, AnySession
+from credit_mongo.engine.contention import ContendedUsers
 from credit_mongo.engine.failures import as_storage_error
 from credit_mongo.engine.lanes import Lanes
 from credit_mongo.engine.observer import (
@@ -142,10 +143,12 @@ class LedgerCalls:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines = writing.deadlines
         self._committer = writing.committer
+        contended = ContendedUsers()
         self._lanes = Lanes(
             self._committer.commit,
             self._committer.commit_patiently,
             writing.turns,
+            contended,
             timeout_seconds=config.operation_timeout_seconds,
             round_trip_seconds=lambda: shortest_round_trip(own.client),
             tell=self._tell,
@@ -158,6 +161,7 @@ class LedgerCalls:
             deadlines=self._deadlines,
             reaper=writing.reaper,
             latest_write=writing.latest_write,
+            contended=contended,
             timeout_seconds=config.operation_timeout_seconds,
         )
         self._opening = Opening(
@@ -350,7 +354,9 @@ class LedgerCalls:
     async def _submit_in_session(self, request: Request[_R], session: AsyncClientSession) -> _R:
         try:
             outcome = await self._sessions.write(
-                session, lambda: self._after_opening(self._committer.commit_in, request, session)
+                session,
+                request.user_id,
+                lambda: self._after_opening(self._committer.commit_in, request, session),
             )
         except (PyMongoError, BSONError) as error:
             raise as_storage_error(error)  # noqa: B904 - with its cause

@@ -12,7 +12,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
-__all__ = ["ServerTransaction", "fields_of"]
+__all__ = ["ServerTransaction", "fields_of", "has_begun"]
 
 _TRANSACTION_TOO_OLD: Final = 225
 _NO_SUCH_TRANSACTION: Final = 251
@@ -61,6 +61,12 @@ def fields_of(session: AsyncClientSession) -> dict[str, Any]:
     """
     number = _number_of(getattr(session, "delegate", session))
     return {} if number is None else {"txnNumber": number, "autocommit": False}
+
+
+def has_begun(session: AsyncClientSession) -> bool:
+    """Whether a command was sent in the session's transaction. Its snapshot is of that moment."""
+    own: Any = getattr(session, "delegate", session)  # Motor's holds PyMongo's
+    return not getattr(own, "_starting_transaction", False)
 
 
 def _number_of(session: Any) -> Any:

@@ -483,6 +483,70 @@ async def test_transactions_of_the_application_and_plain_charges_on_one_user_los
     assert len(await books.get_audit_log(user, status="success")) == 11
 
 
+async def test_transactions_of_a_contended_user_wait_for_each_other_before_they_write(
+    application: Client, books: CreditLedger, user: str
+) -> None:
+    """After a conflict, the next one waits and meets none. One that has written never waits."""
+    other = f"{user}-2"
+    await books.create_user(other, credits=100)
+    async with application.start_session() as first, application.start_session() as second:
+        for session in (first, second):
+            await begun(session)
+        await books.charge(user, "post", session=first)
+        with pytest.raises(StorageError):
+            await books.charge(user, "post", session=second)
+        for session in (second, first):
+            await session.abort_transaction()
+
+        for session in (first, second):
+            await begun(session)
+        await books.charge(user, "post", session=first)
+        waiting = asyncio.create_task(books.charge(user, "post", session=second))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await first.commit_transaction()
+        await waiting
+
+        await begun(first)
+        await books.charge(other, "post", session=first)
+        with pytest.raises(StorageError):
+            await books.charge(user, "post", session=first)
+        await second.commit_transaction()
+        await first.abort_transaction()
+    balances = [(await books.get_user(each)).credits for each in (user, other)]
+    assert balances == [80, 100]
+
+
+async def test_a_repeated_transaction_waits_for_all_users_that_it_wrote_before(
+    application: Client, books: CreditLedger, user: str
+) -> None:
+    """Although it writes a user without conflicts first."""
+    other = f"{user}-2"
+    await books.create_user(other, credits=100)
+    async with application.start_session() as first, application.start_session() as second:
+        await begun(first)
+        await books.charge(user, "post", session=first)
+        await begun(second)
+        await books.charge(other, "post", session=second)
+        with pytest.raises(StorageError):
+            await books.charge(user, "post", session=second)
+        for session in (second, first):
+            await session.abort_transaction()
+
+        await begun(first)
+        await books.charge(user, "post", session=first)
+        await begun(second)
+        repeated = asyncio.create_task(books.charge(other, "post", session=second))
+        await asyncio.sleep(0.1)
+        assert not repeated.done()
+        await first.commit_transaction()
+        await repeated
+        await books.charge(user, "post", session=second)
+        await second.commit_transaction()
+    balances = [(await books.get_user(each)).credits for each in (user, other)]
+    assert balances == [80, 90]
+
+
 async def test_a_refusal_inside_with_transaction_is_raised_unchanged_and_not_repeated(
     application: Client, shared: Database, books: CreditLedger, user: str
 ) -> None:

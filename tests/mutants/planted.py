@@ -1787,7 +1787,7 @@ PLANTED: Final = (
     Bug(
         "a user that is contended again and again delays all others each time",
         "engine/lanes.py",
-        "        return contended is not None and contended.is_on(now)\n",
+        "        return self._contended.include(user_id)\n",
         "        return False\n",
         (LANES,),
     ),

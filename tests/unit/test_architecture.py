@@ -234,6 +234,7 @@ def test_tasks_are_begun_where_their_results_are_not_shown(name: str) -> None:
 MAY_CANCEL = frozenset(
     {
         "engine.tasks",
+        "engine.contention",
         "engine.deadlines",
         "engine.heartbeats",
         "engine.lanes",

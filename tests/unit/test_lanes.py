@@ -20,6 +20,7 @@ from credit_mongo.core.batch import LATER, Outcome
 from credit_mongo.core.decision import Request
 from credit_mongo.core.operations.grant import GrantRequest, GrantResult
 from credit_mongo.engine.commit import CONTENDED, Contended, TakeMore
+from credit_mongo.engine.contention import ContendedUsers
 from credit_mongo.engine.lane_count import LaneCount
 from credit_mongo.engine.lanes import LARGEST_BATCH, LONGEST_QUEUE, ROOM, Lanes
 from credit_mongo.engine.turns import Turns
@@ -123,6 +124,7 @@ def lanes_on(commits: Commits, timeout_seconds: float = 5.0) -> Lanes:
         commits.commit,
         commits.commit_patiently,
         Turns(),
+        ContendedUsers(),
         timeout_seconds=timeout_seconds,
         round_trip_seconds=lambda: 0.0,
     )
@@ -573,7 +575,7 @@ async def test_the_ledger_forgets_users_that_were_contended_long_ago(
         now = clock() + 100 * number
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda now=now: now)
         await lanes.submit(request(number, f"contended-{number}"))
-    assert list(lanes._contended_lately) == ["contended-19"]
+    assert list(lanes._contended._lately) == ["contended-19"]
 
 
 async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> None:
@@ -591,6 +593,7 @@ async def test_a_lane_does_not_inherit_its_callers_context(commits: Commits) -> 
         look,
         commits.commit_patiently,
         Turns(),
+        ContendedUsers(),
         timeout_seconds=5,
         round_trip_seconds=lambda: 0.0,
     )
