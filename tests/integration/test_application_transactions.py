@@ -36,6 +36,7 @@ from credit_mongo import (
     UserExistsError,
     UserNotFoundError,
 )
+from credit_mongo.engine.contention import ContendedUsers
 from tests.integration.motor_application import MotorApplication, begun, with_motor_transaction
 from tests.integration.promises import (
     Client,
@@ -484,7 +485,7 @@ async def test_transactions_of_the_application_and_plain_charges_on_one_user_los
 
 
 async def test_transactions_of_a_contended_user_wait_for_each_other_before_they_write(
-    application: Client, books: CreditLedger, user: str
+    application: Client, books: CreditLedger, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a conflict, the next one waits and meets none. One that has written never waits."""
     other = f"{user}-2"
@@ -509,10 +510,18 @@ async def test_transactions_of_a_contended_user_wait_for_each_other_before_they_
 
         await begun(first)
         await books.charge(other, "post", session=first)
+        monkeypatch.setattr(ContendedUsers, "join", None)
         with pytest.raises(StorageError):
             await books.charge(user, "post", session=first)
         await second.commit_transaction()
         await first.abort_transaction()
+        monkeypatch.undo()
+
+        await begun(first)
+        await books.charge(user, "post", session=first)
+        assert list(books._sessions._contended._queues) == [user]
+        await first.abort_transaction()
+        assert not books._sessions._contended._queues
     balances = [(await books.get_user(each)).credits for each in (user, other)]
     assert balances == [80, 100]
 

@@ -32,6 +32,7 @@ CONCURRENCY: Final = "tests/integration/test_concurrency.py"
 OUTCOMES: Final = "tests/integration/test_commit_outcomes.py"
 SESSIONS: Final = "tests/integration/test_application_transactions.py"
 TURNS: Final = "tests/integration/test_turns.py"
+UNIT_CONTENTION: Final = "tests/unit/test_contention.py"
 UNIT_TURNS: Final = "tests/unit/test_turns.py"
 HALVES: Final = "tests/integration/test_half_operations.py"
 BAD_INPUT: Final = "tests/integration/bad_input"
@@ -1790,6 +1791,48 @@ PLANTED: Final = (
         "        return self._contended.include(user_id)\n",
         "        return False\n",
         (LANES,),
+    ),
+    Bug(
+        "an aborted transaction keeps its turn at contended users",
+        "engine/sessions.py",
+        "            await self._abort()\n        finally:\n            self._leave()\n",
+        "            await self._abort()\n        finally:\n            pass\n",
+        (SESSIONS,),
+    ),
+    Bug(
+        "a transaction that has begun waits for contended users",
+        "engine/sessions.py",
+        "        if has_begun(session):\n",
+        "        if not has_begun(session) and False:\n",
+        (SESSIONS,),
+    ),
+    Bug(
+        "a repeated transaction waits only for the user that it writes first",
+        "engine/sessions.py",
+        "        return self._user_ids | self._earlier_user_ids\n",
+        "        return {user_id}\n",
+        (SESSIONS,),
+    ),
+    Bug(
+        "a cancelled transaction keeps the turn that has just come",
+        "engine/contention.py",
+        "            self.leave(who)  # its turn may just have come\n",
+        "",
+        (UNIT_CONTENTION,),
+    ),
+    Bug(
+        "transactions of two users wait for each other in a circle",
+        "engine/contention.py",
+        "        for user_id in sorted(filter(self.include, user_ids)):\n",
+        "        for user_id in filter(self.include, user_ids):\n",
+        (UNIT_CONTENTION,),
+    ),
+    Bug(
+        "a lane commits between the commands of a contended user's transaction",
+        "engine/contention.py",
+        "        if queue is not None and queue.has_transactions:\n",
+        "        if queue is None:\n",
+        (UNIT_CONTENTION,),
     ),
     Bug(
         "a user in a shared lane gets a second lane",

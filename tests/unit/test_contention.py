@@ -86,8 +86,11 @@ async def test_transactions_of_the_same_users_never_wait_for_each_other_in_a_cir
     assert not users._queues
 
 
-async def test_whoever_gives_up_or_is_cancelled_is_passed_over() -> None:
+async def test_whoever_gives_up_or_is_cancelled_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The next one goes in their place. The turn may come at the moment of the cancellation."""
+    monkeypatch.setattr(contention, "_LONGEST_TURN_SECONDS", 100)
     users = contended("ann")
     await users.join(["ann"], "first", within=100)
     await users.join(["ann"], "gave up", within=0.001)
