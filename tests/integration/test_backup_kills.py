@@ -16,7 +16,7 @@ from pymongo import AsyncMongoClient
 
 from credit_mongo import BackupRunningError, ConfigurationError, CreditLedger
 from credit_mongo.maintenance.backup import restoring
-from credit_mongo.maintenance.backup.chains import all_manifests, chain_to, check_chain
+from credit_mongo.maintenance.backup.chains import Backups, check_chain
 from credit_mongo.maintenance.backup.files import FileWriter
 from credit_mongo.maintenance.backup.making import Backup, make_backup
 from credit_mongo.maintenance.backup.places import place_of
@@ -89,12 +89,13 @@ async def back_up_again(database: Database, place: Path, **options: Any) -> Back
 def check_place(path: Path) -> int:
     """Check that every backup that is there is whole. Returns how many there are."""
     place = place_of("place", path)
-    manifests = all_manifests(place)
-    for manifest in manifests:
+    backups = Backups.of(place)
+    assert backups.broken == []
+    for manifest in backups.manifests:
         check_chain(place, (manifest,), None)
-    if manifests:
-        check_chain(place, chain_to(manifests, None), None)
-    return len(manifests)
+    if backups.manifests:
+        check_chain(place, backups.chain_to(None), None)
+    return len(backups.manifests)
 
 
 @pytest.mark.thorough

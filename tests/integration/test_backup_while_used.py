@@ -15,7 +15,7 @@ from pymongo.errors import OperationFailure
 from credit_mongo import BackupError, BackupRunningError
 from credit_mongo.config import BACKUPS_COLLECTION, MIGRATIONS_COLLECTION
 from credit_mongo.maintenance.backup import dumping, making, places, restoring
-from credit_mongo.maintenance.backup.chains import all_manifests, whole_chains
+from credit_mongo.maintenance.backup.chains import Backups
 from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.places import place_of
 from credit_mongo.maintenance.backup.restoring import restore
@@ -198,7 +198,7 @@ async def test_a_clock_that_is_ahead_prunes_nothing_that_is_kept(
         second = await make_backup(database, tmp_path, keep="30d")
     assert second.removed == ()
     await make_backup(database, tmp_path, keep="30d")
-    order = [chain[0].name for chain in whole_chains(all_manifests(place_of("place", tmp_path)))]
+    order = [chain[0].name for chain in Backups.of(place_of("place", tmp_path)).chains]
     assert order[:2] == [first.name, second.name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,7 +15,7 @@ from credit_mongo.cli.application import app
 from credit_mongo.cli.configuration import ConfigFile, settings_of
 from credit_mongo.cli.connecting import Connecting, Database, DatabaseName, Timeout, Uri
 from credit_mongo.cli.failures import DONE, FOUND
-from credit_mongo.cli.output import AsJson, progress, show, show_facts
+from credit_mongo.cli.output import AsJson, note, progress, show, show_facts
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.backup.checking import check_backup
 from credit_mongo.maintenance.backup.making import Backup, make_backup
@@ -29,6 +29,7 @@ __all__ = [
     "NoAudit",
     "Place",
     "Until",
+    "note_broken",
     "read_acknowledged",
     "show_missing",
 ]
@@ -142,6 +143,7 @@ def create(
             return await make_backup(found, place, **options, on_progress=advance)
 
     done = where.run_on_ledger(settings, work)
+    note_broken(done.broken)
     if as_json:
         show_facts({"database": where.database, **done.to_dict()})
         return DONE
@@ -192,6 +194,7 @@ def verify(
             restored = Connecting.to(own, where.database, timeout).run(work)
     else:
         restored = where.run(work)
+    note_broken(restored.broken)
     if as_json:
         show_facts({"database": where.database, **restored.to_dict()})
     else:
@@ -231,6 +234,12 @@ def reconcile(
     else:
         show_missing(missing, where.database)
     return FOUND if missing else DONE
+
+
+def note_broken(broken: Sequence[str]) -> None:
+    """Tell which other backups of a place can't be restored, a line each."""
+    for each in broken:
+        note(f"warning: {each}")
 
 
 def read_acknowledged(file: Path) -> list[str]:

@@ -15,6 +15,7 @@ from credit_mongo.cli.commands.backup import (
     NoAudit,
     Place,
     Until,
+    note_broken,
     read_acknowledged,
     show_missing,
 )
@@ -74,6 +75,7 @@ def restore(
             return await restore_ledger(found, place, **options, on_progress=advance)
 
     done = where.run(work)
+    note_broken(done.broken)
     missing: list[str] = []
     if acknowledged is not None:
         names, users = done.collections, done.users

@@ -25,7 +25,7 @@ from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import BackupError, BackupRunningError
 from credit_mongo.maintenance.archive.cut_off import parse_cut_off
-from credit_mongo.maintenance.backup.chains import all_manifests, old_backups
+from credit_mongo.maintenance.backup.chains import Backups
 from credit_mongo.maintenance.backup.changes import (
     Mark,
     begin_history,
@@ -77,6 +77,8 @@ class Backup:
     """How large its files are."""
     removed: tuple[str, ...]
     """Older backups that were removed, as ``keep`` says."""
+    broken: tuple[str, ...]
+    """Other backups in the place that can't be restored: a line each, with the name and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""
@@ -115,7 +117,8 @@ async def make_backup(
     Raises:
     - InvalidRequestError for an argument out of its limits, or a directory that others can change.
     - BackupError if there is nothing to follow, if the changes since the last backup are no longer
-      known, or if the place holds something else.
+      known, or if the place holds something else. A damaged backup in the place is no error: see
+      `Backup.broken`.
     - BackupRunningError if another backup of the database is being made.
     - OSError if a file can't be written, for example because the disk is full.
     - StorageError or PyMongoError if the database fails.
@@ -132,13 +135,13 @@ async def make_backup(
     async with _lease(ledger, run, lease_seconds) as lease:
         work = _Making(ledger, where, key, progress_of(on_progress), run=run, lease=lease)
         await tasks.in_thread(where.remove_unfinished)
-        existing = await tasks.in_thread(all_manifests, where)
+        existing = await tasks.in_thread(Backups.of, where)
         manifest = await (work.incremental(existing) if incremental else work.full(existing))
         removed = []
         if keep is not None:
             # By the server's clock: one here that is ahead would remove everything.
             before = parse_cut_off(keep, min(now, manifest.moment), field="keep")
-            for old in old_backups([*existing, manifest], before):
+            for old in existing.and_(manifest).old(before):
                 await lease.check()
                 await tasks.in_thread(where.remove, old.name)
                 removed.append(old.name)
@@ -149,6 +152,7 @@ async def make_backup(
         sum(file.documents for file in manifest.files if file.path.endswith(".bson.gz")),
         sum(file.bytes for file in manifest.files),
         tuple(removed),
+        tuple(str(each) for each in existing.broken),
     )
 
 
@@ -204,13 +208,13 @@ class _Making:
         names = self._database.names.model_dump().values()
         return [*names, MIGRATIONS_COLLECTION, IMPORTS_COLLECTION, SETTINGS_COLLECTION]
 
-    async def full(self, existing: Sequence[Manifest]) -> Manifest:
+    async def full(self, existing: Backups) -> Manifest:
         """Make a full backup."""
         mark = await write_mark(self._database, self.id)
-        if _was_set_back(existing, mark):
+        if _was_set_back(existing.manifests, mark):
             await begin_history(self._database)
             mark = await write_mark(self._database, self.id)
-        self._check_that_it_is_one_database(existing, mark, must_follow=False)
+        self._check_that_it_is_one_database(existing)
         form = await self._stored_form()
         reading = Reading(self._database)
         await reading.begin(self._database.names.users)
@@ -246,13 +250,16 @@ class _Making:
             await self._finish(writing, manifest)
         return manifest
 
-    async def incremental(self, existing: Sequence[Manifest]) -> Manifest:
-        """Make an incremental backup."""
-        if not existing:
+    async def incremental(self, existing: Backups) -> Manifest:
+        """Make an incremental backup, which follows the newest one that can be restored."""
+        last = existing.newest
+        if last is None:
+            broken = "".join(f" ({each})" for each in existing.broken[:1])
             raise BackupError(
-                "", f"there is no backup in {self._place.text} to follow: make a full backup first"
+                "",
+                f"there is no backup in {self._place.text} to follow{broken}: make a full backup "
+                "first",
             )
-        last = existing[-1]
         if last.collections != self._database.names.model_dump():
             raise BackupError(
                 last.name, "has other collections than the ledger has now: make a full backup"
@@ -261,7 +268,8 @@ class _Making:
         mark = await write_mark(self._database, self.id)
         if _was_set_back([last], mark):
             await begin_history(self._database)
-        self._check_that_it_is_one_database(existing, mark, must_follow=True)
+        self._check_that_it_is_one_database(existing)
+        _check_that_it_continues(last, mark)
         form = await self._stored_form()
         name = self._name("incremental")
         async with self._written(name) as writing:
@@ -290,10 +298,8 @@ class _Making:
     def _check_key(self, name: str) -> None:
         Manifest.check_seal(name, self._place.manifest_of(name), self._key)
 
-    def _check_that_it_is_one_database(
-        self, existing: Sequence[Manifest], mark: Mark, *, must_follow: bool
-    ) -> None:
-        for each in existing:
+    def _check_that_it_is_one_database(self, existing: Backups) -> None:
+        for each in existing.manifests:
             same_name = each.database == self._database.name
             same_ledger = each.collections["transactions"] == self._database.names.transactions
             if not (same_name and same_ledger):
@@ -302,17 +308,6 @@ class _Making:
                     f"is a backup of {each.database!r}, with transactions in "
                     f"{each.collections['transactions']!r}: give each ledger a place of its own",
                 )
-        last = existing[-1] if existing else None
-        if must_follow and last is not None and last.history != mark.history:
-            raise BackupError(
-                last.name,
-                "is from before this database was restored or made anew: make a full backup",
-            )
-        if must_follow and last is not None and _was_set_back([last], mark):
-            raise BackupError(
-                last.name,
-                "is newer than this database, which was set back: make a full backup",
-            )
 
     async def _stored_form(self) -> Raw:
         rows = await stored_settings(self._database)
@@ -465,6 +460,19 @@ class _Making:
 
 def _was_set_back(existing: Sequence[Manifest], mark: Mark) -> bool:
     return any(each.history == mark.history and each.number >= mark.number for each in existing)
+
+
+def _check_that_it_continues(last: Manifest, mark: Mark) -> None:
+    """Raise BackupError if the database has not gone on from a backup."""
+    if last.history != mark.history:
+        raise BackupError(
+            last.name,
+            "is from before this database was restored or made anew: make a full backup",
+        )
+    if _was_set_back([last], mark):
+        raise BackupError(
+            last.name, "is newer than this database, which was set back: make a full backup"
+        )
 
 
 def _id_of(text: str) -> bytes:

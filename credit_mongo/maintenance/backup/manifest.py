@@ -161,7 +161,7 @@ class Manifest:
         try:
             content = json.loads(stored)
             form = content["format"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise BackupError(name, f"its manifest can't be read: {_REMEDY}") from None
         if isinstance(form, int) and form > FORMAT:
             raise BackupError(
@@ -170,7 +170,7 @@ class Manifest:
         try:
             told = content.pop("sha256")
             is_whole = _canonical({**content, "sha256": _digest(content)}) == stored
-            manifest = replace(cls._of(content), sha256=told) if is_whole else None
+            manifest = replace(cls._of(name, content), sha256=told) if is_whole else None
         except BackupError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, CreditError):
@@ -180,11 +180,11 @@ class Manifest:
         return manifest
 
     @classmethod
-    def _of(cls, content: dict[str, Any]) -> Manifest:
+    def _of(cls, name: str, content: dict[str, Any]) -> Manifest:
         form = content["storedForm"]
         if form["lowestWriter"] > FORM:
             raise BackupError(
-                content["name"],
+                name,
                 "its ledger was written by a newer version of credit_mongo, which allows form "
                 f"{form['lowestWriter']} or later to use it: install a newer version",
             )

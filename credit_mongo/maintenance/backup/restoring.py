@@ -29,7 +29,7 @@ from credit_mongo.core.values import check_flag, check_moment, check_optional
 from credit_mongo.drivers import AnyDatabase
 from credit_mongo.engine import tasks
 from credit_mongo.errors import BackupError, InvalidRequestError
-from credit_mongo.maintenance.backup.chains import Chain, all_manifests, chain_to, check_chain
+from credit_mongo.maintenance.backup.chains import Backups, Chain, check_chain
 from credit_mongo.maintenance.backup.documents import Change, Value, apply_change
 from credit_mongo.maintenance.backup.dumping import balances_now
 from credit_mongo.maintenance.backup.encryption import Key
@@ -74,6 +74,8 @@ class Restored:
     gap_seconds: float
     """How long the loss came after the moment. What was acknowledged in between is gone."""
     verification: Verification
+    broken: tuple[str, ...]
+    """Other backups in the place that can't be restored: a line each, with the name and why."""
     collections: CollectionNames
     """The names of the ledger's collections, as they were backed up."""
     users: UserMapping | None
@@ -89,6 +91,7 @@ class Restored:
             "changes": self.changes,
             "gap_seconds": round(self.gap_seconds, 3),
             "verification": self.verification.to_dict(),
+            "broken": list(self.broken),
         }
 
 
@@ -133,8 +136,8 @@ async def restore(
     until = _check_moment("to", to)
     lost = _check_moment("lost_at", lost_at)
     check_flag("replace", replace)
-    manifests = await tasks.in_thread(all_manifests, where)
-    chain = chain_to(manifests, until)
+    backups = await tasks.in_thread(Backups.of, where)
+    chain = backups.chain_to(until)
     await tasks.in_thread(check_chain, where, chain, key)
     last = chain[-1]
     moment = last.moment if until is None else min(last.moment, until.replace(microsecond=0))
@@ -156,6 +159,7 @@ async def restore(
         lost_at=lost.astimezone(timezone.utc),
         gap_seconds=(lost - moment).total_seconds(),
         verification=verification,
+        broken=tuple(str(each) for each in backups.broken),
         collections=last.names,
         users=last.mapping,
     )
