@@ -144,7 +144,11 @@ def credit_roles(
     names = CollectionNames() if names is None else check_kind("names", names, CollectionNames)
     users = None if users is None else check_kind("users", users, UserMapping)
     kinds = (
-        ("creditRuntime", "for the application: all of CreditLedger but delete_user", _work(names)),
+        (
+            "creditRuntime",
+            "for the application, and migrate open-accounts: all of CreditLedger but delete_user",
+            _work(names),
+        ),
         ("creditArchiver", "for the job that moves old rows", _archiving(names)),
         ("creditEraser", "for delete_user, which takes all rows of a user", _erasing(names, users)),
         (
@@ -162,6 +166,11 @@ def credit_roles(
             "creditRestorer",
             "for restores: it can drop and write all of the ledger's collections",
             _restoring(names),
+        ),
+        (
+            "creditImporter",
+            "for import credit-sdk; it can change and remove transactions",
+            _importing(names),
         ),
     )
     return tuple(
@@ -361,4 +370,21 @@ def _restoring(names: CollectionNames) -> dict[str, tuple[str, ...]]:
         **dict.fromkeys(filled, actions),
         SETTINGS_COLLECTION: (*made, "listIndexes"),
         BACKUPS_COLLECTION: ("find", "remove"),
+    }
+
+
+def _importing(names: CollectionNames) -> dict[str, tuple[str, ...]]:
+    return {
+        names.users: ("find", "insert", "update"),
+        # Keys are added to imported rows. If rows were committed late in the deployment, the import
+        # removes the user's imported rows, and writes them in the right order.
+        names.transactions: ("find", "insert", "remove", "update"),
+        names.audit_logs: ("find", "insert", "remove"),
+        names.idempotency_records: ("find", "insert"),
+        IMPORTS_COLLECTION: ("find", "insert", "update"),
+        # Users who are being erased are left out.
+        names.erasures: _READ,
+        # To count imported rows that were archived.
+        **dict.fromkeys((names.transactions_archive, names.audit_logs_archive), _READ),
+        **_OPENING,
     }

@@ -112,6 +112,17 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         SETTINGS: {"createCollection", "createIndex", "find", "insert", "update", "listIndexes"},
         "ledger_backups": {"find", "remove"},
     },
+    "creditImporter": {
+        "users": {"find", "insert", "update"},
+        "transactions": {"find", "insert", "update", "remove"},
+        "audit_logs": {"find", "insert", "remove"},
+        "idempotency_records": {"find", "insert"},
+        "ledger_imports": {"find", "insert", "update"},
+        **{
+            name: {"find"}
+            for name in ("erasures", "transactions_archive", "audit_logs_archive", SETTINGS)
+        },
+    },
 }
 # What a role may do in the whole database.
 EVERYWHERE: Final[Mapping[str, set[str]]] = {
@@ -119,7 +130,7 @@ EVERYWHERE: Final[Mapping[str, set[str]]] = {
     "creditBackup": {"changeStream", "find", "listCollections", "listIndexes"},
 }
 ROLES = list(WORK)
-COLLECTIONS = list(WORK["creditReader"])
+COLLECTIONS = [*WORK["creditReader"], "ledger_backups", "ledger_imports", "ledger_migrations"]
 
 
 def config(**changes: Any) -> CreditConfig:

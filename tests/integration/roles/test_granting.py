@@ -183,7 +183,7 @@ async def test_the_script_creates_the_roles_and_says_what_it_did(
     uri = server.uri_of(ADMINISTRATOR)
     code, output, errors = await run_script("--create", "--dry-run", uri=uri)
     assert (code, errors) == (0, "")
-    assert "app: 7 created, 0 kept, 0 changed (dry run: nothing was written)\n" in output
+    assert "app: 8 created, 0 kept, 0 changed (dry run: nothing was written)\n" in output
     assert (await database.command({"rolesInfo": 1}))["roles"] == []
     code, output, errors = await run_script("--create", uri=uri)
     assert (code, errors) == (0, "")

@@ -111,11 +111,16 @@ def may_do(action: str, granted: set[str]) -> bool:
 
 
 # A backup reads every collection of the database, and a restore writes every one of the ledger's.
+# An import may add and remove transactions.
 ALSO: Final[Mapping[str, set[str]]] = {
     "creditBackup": {"joining another", "uniting with another"},
     "creditRestorer": {
         "writing it out to the transactions",
         "merging it into the audit logs",
+        "merging it into the transactions",
+    },
+    "creditImporter": {
+        "writing it out to the transactions",
         "merging it into the transactions",
     },
 }
