@@ -33,6 +33,7 @@ _DEFAULT_IMAGE: Final = "mongo:8"
 _PORT: Final = 27017
 _NAME: Final = "rs0"
 _START_SECONDS: Final = 90.0
+_END_SECONDS: Final = 5.0
 _PROBE_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.1
 
@@ -120,10 +121,7 @@ class ContainerReplicaSet:
                 container = DockerContainer(self._image).with_exposed_ports(_PORT)
                 container.with_command(["mongod", *options.split(), *given])
                 stack.callback(container.stop)
-                self._start(container)
-                host = container.get_container_host_ip()
-                address = f"{host}:{container.get_exposed_port(_PORT)}"
-                self._uri = f"mongodb://{address}/?directConnection=true"
+                self._uri = f"mongodb://{self._start(container)}/?directConnection=true"
                 self._wait_until_writable(container)
                 self._cleanup = stack.pop_all()
         except (DockerException, OSError) as error:
@@ -133,11 +131,16 @@ class ContainerReplicaSet:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def _start(self, container: DockerContainer) -> None:
+    def _start(self, container: DockerContainer) -> str:
+        """Start it, and return the address of its mongod."""
         try:
             container.start()
-        except TimeoutError:
-            # It ended before testcontainers saw it run: its log says why.
+            host = container.get_container_host_ip()
+            return f"{host}:{container.get_exposed_port(_PORT)}"
+        except (TimeoutError, ConnectionError):
+            if not _has_ended(container):
+                raise
+            # It ended before testcontainers saw it run, or its port: its log says why.
             raise self._not_writable(container, "it does not run") from None
 
     def _not_writable(self, container: DockerContainer, reason: str) -> StorageError:
@@ -159,6 +162,17 @@ class ContainerReplicaSet:
                 if container.status == "exited" or time.monotonic() > deadline:
                     raise self._not_writable(container, reason)
                 time.sleep(_PAUSE_SECONDS)
+
+
+def _has_ended(container: DockerContainer) -> bool:
+    """Whether it ended. Docker takes the port away a moment before it says so."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        container.reload()
+        if container.status in ("exited", "not_started"):
+            return bool(container.status == "exited")
+        time.sleep(_PAUSE_SECONDS)
+    return False
 
 
 def _is_writable(client: MongoClient[dict[str, Any]]) -> bool:

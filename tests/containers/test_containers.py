@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import docker
 import pytest
 from pymongo import MongoClient
+from testcontainers.core.container import DockerContainer
 
 from credit_mongo import StorageError
 from credit_mongo.testing.containers import ContainerReplicaSet, fetch_images, image_to_use
@@ -66,6 +67,26 @@ def test_a_mongod_that_does_not_start_is_an_error_with_its_log(
     ):
         pytest.fail("it started")
     assert containers(engine) == before
+
+
+def test_a_mongod_that_ends_before_its_port_is_known_is_an_error_with_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Docker then knows of no port."""
+    find = DockerContainer.get_exposed_port
+
+    def find_when_it_has_ended(container: DockerContainer, port: int) -> int:
+        container.get_wrapped_container().wait()
+        with pytest.raises(ConnectionError):
+            find(container, port)
+        return find(container, port)
+
+    monkeypatch.setattr(DockerContainer, "get_exposed_port", find_when_it_has_ended)
+    with (
+        pytest.raises(StorageError, match="noSuchParameter"),
+        ContainerReplicaSet(parameters={"noSuchParameter": "1"}),
+    ):
+        pytest.fail("it started")
 
 
 def test_an_image_that_is_not_to_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
