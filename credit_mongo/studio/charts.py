@@ -62,15 +62,17 @@ def steps(
     label: str,
     points: Sequence[tuple[datetime, int]],
     *,
+    until: datetime,
     write: Write,
     day: Callable[[datetime], str],
 ) -> Markup:
-    """Draw a balance over time. It keeps its value until the next point."""
+    """Draw a balance over time. It keeps its value until the next point, and the last one until
+    the chart's end."""
     if not points:
         return Markup("")
     values = [value for _, value in points]
     scale = _Scale.up_to(min(0, *values), max(0, *values))
-    begin, end = points[0][0], points[-1][0]
+    begin, end = points[0][0], max(until, points[-1][0])
     seconds = max((end - begin).total_seconds(), 1.0)
 
     def x(moment: datetime) -> float:
@@ -79,7 +81,7 @@ def steps(
     path = [f"M{x(begin):.1f} {scale.y(values[0]):.1f}"]
     for moment, value in points[1:]:
         path.append(f"H{x(moment):.1f}V{scale.y(value):.1f}")
-    line = "".join(path)
+    line = "".join([*path, f"H{x(end):.1f}"])
     area = f"{line}V{scale.y(0):.1f}H{_LEFT}Z"
     drawn = [
         scale.grid(write),

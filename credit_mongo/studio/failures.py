@@ -97,7 +97,7 @@ def _failure_of_request(error: CreditError) -> Failure | None:
     """What is wrong with the address or the form, if it is one of these."""
     for kind, (title, remedy) in _NOT_FOUND.items():
         if isinstance(error, kind):
-            return Failure(404, title, f"{error}.", remedy)
+            return Failure(404, title, _sentence(error), remedy)
     if isinstance(error, InvalidRequestError):
         return Failure(
             400,
@@ -117,14 +117,19 @@ def _failure_of_ledger(error: CreditError) -> Failure:
         return Failure(
             500,
             "A stored document is not what the ledger writes",
-            f"{error}.",
+            _sentence(error),
             "Run credit-mongo verify: it names everything that is wrong.",
         )
     if isinstance(error, ClockSkewError | ConfigurationError):
-        return Failure(500, "The ledger can't be read", f"{error}.")
+        return Failure(500, "The ledger can't be read", _sentence(error))
     if isinstance(error, StorageError):
         return _OUT_OF_REACH
-    return Failure(409, "The ledger refused it", f"{error}.")
+    return Failure(409, "The ledger refused it", _sentence(error))
+
+
+def _sentence(error: CreditError) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 _OUT_OF_REACH: Final = Failure(

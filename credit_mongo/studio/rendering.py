@@ -21,7 +21,9 @@ from markupsafe import Markup, escape
 
 from credit_mongo.core.operations import GRANTING, REFUNDABLE
 from credit_mongo.core.pricing import in_credits
+from credit_mongo.core.results import AuditLog
 from credit_mongo.printing import moment_to_milliseconds, printable, printable_lines
+from credit_mongo.studio.refusals import in_words
 
 __all__ = ["HTMX", "STATIC", "templates_for"]
 
@@ -56,6 +58,7 @@ def templates_for(decimal_places: int) -> Environment:
         json=_json,
         count=_count,
         words=_words,
+        refusal=functools.partial(_refusal, places=decimal_places),
     )
     environment.globals.update(asset=_asset, htmx=HTMX, refundable=REFUNDABLE, granting=GRANTING)
     return environment
@@ -77,6 +80,11 @@ def _change(units: int, places: int) -> str:
     """An amount with its sign: +13.50."""
     sign = "+" if units > 0 else _MINUS if units < 0 else ""
     return f"{sign}{in_credits(abs(units), places)}"
+
+
+def _refusal(row: AuditLog, places: int) -> str:
+    """Why an attempt was refused."""
+    return in_words(row.details.get("code"), row.error_message, places)
 
 
 def _count(number: int | None) -> str:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -46,6 +48,7 @@ FORM_TOKEN: Final = "form_token"  # noqa: S105 - a field's name
 
 _VISITOR: Final = "credit_mongo.studio.visitor"
 _SESSION_SECONDS: Final = 12 * 3600
+_MOST_ENDED_SESSIONS: Final = 10_000
 _LARGEST_FORM_BYTES: Final = 64 * 1024
 _MOST_FIELDS: Final = 100
 _URL_ENCODED: Final = "application/x-www-form-urlencoded"
@@ -91,12 +94,14 @@ class Session(NamedTuple):
 
     session_id: str
     operator: str
+    began_at: datetime
     is_new: bool = False
 
     @classmethod
     def new(cls, operator: str = "") -> Session:
         """Return a session that no browser has yet."""
-        return cls(secrets.token_urlsafe(16), operator, is_new=True)
+        now = datetime.now(timezone.utc)
+        return cls(secrets.token_urlsafe(16), operator, now, is_new=True)
 
 
 class Sessions:
@@ -109,6 +114,9 @@ class Sessions:
         )
         # Cookies don't tell ports apart: two Studios on one machine need two names.
         self.cookie_name: str = f"credit_studio_{self._digest('name')[:8]}"
+        self._ended: OrderedDict[str, datetime] = OrderedDict()
+        """When the sessions began that were signed out, by id."""
+        self._none_before = datetime.min.replace(tzinfo=timezone.utc)
 
     def read(self, request: HTTPConnection) -> Session | None:
         """The session of a request. None without one, and if it is over or forged."""
@@ -116,10 +124,23 @@ class Sessions:
         if cookie is None:
             return None
         try:
-            session_id, operator = self._cookies.loads(cookie, max_age=_SESSION_SECONDS)
-            return Session(str(session_id), str(operator))
+            (session_id, operator), began_at = self._cookies.loads(
+                cookie, max_age=_SESSION_SECONDS, return_timestamp=True
+            )
         except (BadData, TypeError, ValueError):
             return None
+        if session_id in self._ended or began_at < self._none_before:
+            return None
+        return Session(str(session_id), str(operator), began_at)
+
+    def end(self, session: Session) -> None:
+        """Take the session's cookie no more, whoever has kept it."""
+        self._ended[session.session_id] = session.began_at
+        while len(self._ended) > _MOST_ENDED_SESSIONS:
+            # A cookie that is forgotten here must not count again. So everybody who came in before
+            # it comes in anew. One that is twelve hours old counts no more in any case.
+            _, began_at = self._ended.popitem(last=False)
+            self._none_before = max(self._none_before, began_at + timedelta(seconds=1))
 
     def set_cookie(
         self, response: MutableHeaders, request: HTTPConnection, session: Session
@@ -199,8 +220,11 @@ def sign_in(request: HTTPConnection, operator: str) -> None:
 
 
 def sign_out(request: HTTPConnection) -> None:
-    """Replace the session by one without an operator."""
-    sign_in(request, "")
+    """End the session: its cookie counts no more. The browser gets one without an operator."""
+    visitor = Visitor.of(request)
+    assert visitor is not None  # noqa: S101 - pages are behind the guard
+    visitor.sessions.end(visitor.session)
+    visitor.session = Session.new()
 
 
 def base_of(scope: Scope) -> str:

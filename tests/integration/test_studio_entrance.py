@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -126,6 +127,51 @@ async def test_signing_out_ends_the_session(ledger: CreditLedger) -> None:
         assert (await browser.get("/sign-out")).status_code == 303
         assert (await browser.send("/sign-out", {"form_token": token})).status_code == 200
         assert (await browser.get("/")).status_code == 401
+
+
+async def test_a_cookie_that_was_signed_out_opens_nothing(ledger: CreditLedger) -> None:
+    """Even if somebody has copied it before. Other sessions go on."""
+    async with visited(behind(PasswordGate(PASSWORD), ledger)) as browser:
+
+        async def come_in() -> None:
+            browser.client.cookies.clear()
+            form = {"form_token": await browser.form_token(), "name": "ann", "password": PASSWORD}
+            assert (await browser.send("/sign-in", form)).status_code == 303
+
+        await come_in()
+        other = dict(browser.client.cookies)
+        await come_in()
+        copied = dict(browser.client.cookies)
+        token = await browser.form_token()
+        assert (await browser.send("/sign-out", {"form_token": token})).status_code == 200
+        browser.client.cookies = copied
+        assert (await browser.get("/")).status_code == 401
+        assert (await browser.send("/sign-out", {"form_token": token})).status_code == 401
+        browser.client.cookies = other
+        assert (await browser.get("/")).status_code == 200
+
+
+async def test_a_cookie_that_was_signed_out_is_never_forgotten(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of ended sessions is bounded: beyond its bound, all older sessions end."""
+    monkeypatch.setattr("credit_mongo.studio.security._MOST_ENDED_SESSIONS", 1)
+    async with visited(behind(PasswordGate(PASSWORD), ledger)) as browser:
+        ended = []
+        for _ in range(3):
+            browser.client.cookies.clear()
+            form = {"form_token": await browser.form_token(), "name": "ann", "password": PASSWORD}
+            assert (await browser.send("/sign-in", form)).status_code == 303
+            ended.append(dict(browser.client.cookies))
+            # Sessions count in whole seconds: those of the same second end as well.
+            await asyncio.sleep(1.01)
+        for cookies in ended:
+            browser.client.cookies = cookies
+            form = {"form_token": await browser.form_token()}
+            await browser.send("/sign-out", form)
+        for cookies in ended:
+            browser.client.cookies = cookies
+            assert (await browser.get("/")).status_code == 401
 
 
 async def test_a_password_lets_in_under_the_name_that_was_given(ledger: CreditLedger) -> None:

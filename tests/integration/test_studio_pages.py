@@ -535,6 +535,22 @@ async def test_refused_attempts_are_filtered(ledger: CreditLedger) -> None:
         assert len(await users(**{"from": "2020-01-01"})) == 3
 
 
+async def test_refusals_are_told_in_credits(
+    database: Database, credit_config: CreditConfig
+) -> None:
+    """As all amounts of the page are, in each list of attempts."""
+    config = credit_config.model_copy(update={"decimal_places": 2})
+    async with CreditLedger(database, config) as ledger:
+        await ledger.ensure_indexes()
+        await ledger.create_user("ann", credits=100)
+        with pytest.raises(CreditError):
+            await ledger.charge("ann", "generate-post", amount=123_456)
+        async with opened(ledger) as browser:
+            for path in ("/refused", "/refused?user=ann", "/audit-log", "/user?id=ann"):
+                text = text_of(await browser.page(path))
+                assert "has 1.00 of the 1,234.56 credits required" in text, path
+
+
 async def test_holds_are_listed_as_of_now(database: Database, credit_config: CreditConfig) -> None:
     """A hold that has ended is no longer active, though nobody has written that yet."""
     now = [NOW]

@@ -27,6 +27,7 @@ from credit_mongo.errors import (
 from credit_mongo.ledger.previews import Previewed
 from credit_mongo.maintenance.moments import read_moment
 from credit_mongo.studio.actions.orders import Order, Result
+from credit_mongo.studio.refusals import in_words
 
 __all__ = ["Fact", "facts_of_preview", "facts_of_result", "problem_of"]
 
@@ -151,7 +152,8 @@ def problem_of(error: CreditError, decimal_places: int, names: Collection[str]) 
     def shown(units: int) -> str:
         return in_credits(units, decimal_places)
 
-    text = f"{str(error)[:1].upper()}{str(error)[1:]}."
+    text = in_words(error.code, str(error), decimal_places)
+    text = f"{text[:1].upper()}{text[1:]}."
     if isinstance(error, RefundExceedsChargeError):
         left, wanted = shown(error.refundable), shown(error.requested)
         text = f"{left} credits of this charge can still be refunded, not {wanted}."

@@ -81,6 +81,7 @@ def _chart(visit: Visit, newest: tuple[Transaction, ...]) -> Markup:
     return steps(
         "Balance over time",
         points,
+        until=visit.reads.now(),
         write=lambda value: scale.compact(int(value)),
         day=lambda moment: moment.strftime("%d %b %Y"),
     )
