@@ -20,14 +20,16 @@ UTC = timezone.utc
 PRICES: Final = CreditConfig(costs={"post": {"default": 1}, "image": {"premium": 5}})
 
 
-async def fill(database: Database, config: CreditConfig = PRICES, users: int = 6) -> CreditLedger:
+async def fill(
+    database: Database, config: CreditConfig = PRICES, users: int = 6, opening_credits: int = 100
+) -> CreditLedger:
     """Make a ledger that has rows of every kind in every collection."""
     ledger = CreditLedger(database, config)
     assert not (await ledger.ensure_indexes()).conflicts
     ends = datetime.now(UTC) + timedelta(days=1)
     for number in range(users):
         name = f"user-{number}"
-        await ledger.create_user(name, credits=100, idempotency_key=f"open-{number}")
+        await ledger.create_user(name, credits=opening_credits, idempotency_key=f"open-{number}")
     await ledger.grant("user-1", 50, action="gift", expires_at=ends, source="campaign")
     await ledger.set_overdraft("user-2", 20)
     await ledger.place_hold("user-3", "post", amount=10, metadata={"a.b": {"$c": 1}})

@@ -104,7 +104,7 @@ async def test_a_killed_backup_is_whole_or_not_there(
     client: Client, database: Database, replica_set_uri: str, tmp_path: Path, incremental: bool
 ) -> None:
     """Killed at commands and at steps in the file system; the next run leaves nothing of it."""
-    ledger = await fill(database)
+    ledger = await fill(database, opening_credits=10 * KILLS + 100)
     place = tmp_path / "place"
     await back_up_again(database, place)
     options: dict[str, Any] = {"place": str(place), "incremental": incremental}
