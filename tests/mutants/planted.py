@@ -6,8 +6,10 @@ once in its file. A bug whose text is missing is reported, never skipped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from tests.mutants.bug import Bug
+from tests.mutants.planted_in_backups import BACKUPS
 
 __all__ = ["PLANTED", "Bug"]
 
@@ -75,18 +77,8 @@ LOCAL: Final = "tests/integration/test_local.py"
 PARTS: Final = "tests/integration/test_fastapi_applications.py"
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A bug: in ``file`` of the package, ``was`` becomes ``now``."""
-
-    name: str
-    file: str
-    was: str
-    now: str
-    tests: tuple[str, ...]
-
-
 PLANTED: Final = (
+    *BACKUPS,
     # Rules
     Bug(
         "a missing balance guard",
