@@ -334,9 +334,7 @@ class LedgerCalls:
     def _submit(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         if self._tell is None:
             return self._submit_unobserved(request, session)
-        return observed(
-            self._tell, request.operation, lambda: self._submit_unobserved(request, session)
-        )
+        return observed(self._tell, request.operation, self._submit_unobserved, request, session)
 
     def _submit_unobserved(self, request: Request[_R], session: AnySession | None) -> Awaitable[_R]:
         self._check_open()
@@ -424,9 +422,7 @@ class LedgerCalls:
         if self._tell is None:
             return self._enqueue(request, spent_seconds=spent_seconds)
         return observed(
-            self._tell,
-            request.operation,
-            lambda: self._enqueue(request, spent_seconds=spent_seconds),
+            self._tell, request.operation, self._enqueue, request, spent_seconds=spent_seconds
         )
 
     def _remember_owner(self, hold_id: str, user_id: str) -> None:

@@ -7,8 +7,8 @@ application sets up; without one, they go nowhere.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic, time_ns
 from typing import Any, Final, TypeAlias
 
 from credit_mongo.core.values import check_flag
@@ -48,6 +48,7 @@ _LONGEST_GAP_SECONDS: Final = 0.1
 _LARGEST_STRIDE: Final = 1024
 _NANOSECONDS: Final = 1_000_000_000
 
+_Attributes: TypeAlias = dict[str, str | bool | int]
 _Callback: TypeAlias = Callable[[CallbackOptions], Iterable[Observation]]
 
 
@@ -144,37 +145,22 @@ class Telemetry:
         self._batch_size.record(event.requests)
         self._batch_duration.record(event.seconds)
         if self._tracer is not None:
-            self._make_span(self._tracer, "batch", event.seconds, {"requests": event.requests})
+            _make_span(
+                self._tracer, f"{_NAME}.batch", event.seconds, {f"{_NAME}.requests": event.requests}
+            )
 
     def _operation_ended(self, event: OperationEnded) -> None:
-        operation, code, replayed, seconds = event
-        key = (operation, code, replayed)
+        key = event[:3]
         with self._lock:
             operations = self._operations.get(key)
             if operations is None:
-                operations = self._operations[key] = _Operations(operation, code)
-            takes = operations.count_one(time.monotonic())
+                operations = self._operations[key] = _Operations(*key)
+            takes = operations.count_one(monotonic())
         if takes:
-            self._duration.record(seconds, operations.attributes)
+            self._duration.record(event.seconds, operations.of_durations)
         if self._tracer is not None:
-            attributes: dict[str, str | bool | int] = {"outcome": code, "replayed": replayed}
-            self._make_span(self._tracer, operation, seconds, attributes)
-
-    def _make_span(
-        self, tracer: Tracer, name: str, seconds: float, attributes: Mapping[str, str | bool | int]
-    ) -> None:
-        ended = time.time_ns()
-        span = tracer.start_span(
-            f"{_NAME}.{name}",
-            kind=SpanKind.INTERNAL,
-            start_time=ended - int(seconds * _NANOSECONDS),
-            attributes={f"{_NAME}.{key}": value for key, value in attributes.items()},
-        )
-        outcome = attributes.get("outcome")
-        if isinstance(outcome, str) and outcome in _FAILURES:
-            span.set_attribute("error.type", outcome)
-            span.set_status(StatusCode.ERROR)
-        span.end(ended)
+            name, attributes = operations.span_name, operations.of_spans
+            _make_span(self._tracer, name, event.seconds, attributes, operations.have_failed)
 
     def _make_instruments(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter(_NAME, meter_provider=provider)
@@ -244,11 +230,7 @@ class Telemetry:
 
     def _observe_operations(self, _: CallbackOptions) -> Iterable[Observation]:
         with self._lock:
-            counts = {key: each.count for key, each in self._operations.items()}
-        return [
-            Observation(count, {"operation": operation, "outcome": code, "replayed": replayed})
-            for (operation, code, replayed), count in counts.items()
-        ]
+            return [Observation(each.count, each.of_counts) for each in self._operations.values()]
 
     def _observe_load(self, field: str) -> _Callback:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
@@ -261,16 +243,28 @@ class Telemetry:
 
 
 class _Operations:
-    """The operations of one kind and outcome: all are counted, and enough durations are taken."""
+    """The operations of one kind and outcome: all are counted, and enough durations are taken.
 
-    __slots__ = ("_left", "_stride", "_taken_at", "attributes", "count")
+    They share their attributes, which are made once.
+    """
 
-    def __init__(self, operation: str, code: str) -> None:
-        self.attributes = {"operation": operation, "outcome": code}
+    __slots__ = (
+        *("_due", "_left", "_stride", "_taken_at", "count", "have_failed"),
+        *("of_counts", "of_durations", "of_spans", "span_name"),
+    )
+
+    def __init__(self, operation: str, code: str, replayed: bool) -> None:
+        self.of_durations: _Attributes = {"operation": operation, "outcome": code}
+        self.of_counts: _Attributes = {**self.of_durations, "replayed": replayed}
+        self.span_name = f"{_NAME}.{operation}"
+        self.of_spans: _Attributes = {f"{_NAME}.outcome": code, f"{_NAME}.replayed": replayed}
+        self.have_failed = code in _FAILURES
+        if self.have_failed:
+            self.of_spans["error.type"] = code
         self.count = 0
         self._stride = 1
         self._left = 1
-        self._taken_at = float("-inf")
+        self._taken_at = self._due = float("-inf")
 
     def count_one(self, now: float) -> bool:
         """Count an operation. Return whether its duration is to be taken.
@@ -280,13 +274,29 @@ class _Operations:
         """
         self.count += 1
         self._left -= 1
-        gap = now - self._taken_at
-        if self._left > 0 and gap < _LONGEST_GAP_SECONDS:
+        if self._left > 0 and now < self._due:
             return False
+        gap = now - self._taken_at
         if gap < _SHORTEST_GAP_SECONDS:
             self._stride = min(2 * self._stride, _LARGEST_STRIDE)
         elif gap > 2 * _SHORTEST_GAP_SECONDS:
             self._stride = max(self._stride // 2, 1)
         self._left = self._stride
-        self._taken_at = now
+        self._taken_at, self._due = now, now + _LONGEST_GAP_SECONDS
         return True
+
+
+def _make_span(
+    tracer: Tracer, name: str, seconds: float, attributes: _Attributes, has_failed: bool = False
+) -> None:
+    """Make a span that ends now."""
+    ended = time_ns()
+    span = tracer.start_span(
+        name,
+        kind=SpanKind.INTERNAL,
+        start_time=ended - int(seconds * _NANOSECONDS),
+        attributes=attributes,
+    )
+    if has_failed:
+        span.set_status(StatusCode.ERROR)
+    span.end(ended)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from credit_mongo import (
     InsufficientCreditsError,
     InvalidRequestError,
     LedgerBusyError,
+    OperationEnded,
     SessionReaped,
     TurnStuck,
     TurnTaken,
@@ -164,11 +166,74 @@ async def test_a_busy_ledger_s_calls_are_all_counted_and_their_durations_sampled
         assert sum(point.count for point in metered.points("batch.duration")) < 500
 
 
+async def test_counts_are_exact_when_calls_succeed_repeat_fail_and_are_cancelled_at_once(
+    client: Client, database: Database, replica_set_uri: str
+) -> None:
+    """The metrics say of each outcome what the callers themselves have met."""
+    metered = Metered()
+    met: Counter[tuple[Any, ...]] = Counter()
+
+    async def charge_once(ledger: CreditLedger, number: int) -> None:
+        """Every third asks for too much, and two at a time share a key."""
+        amount = 1 if number % 3 else 5000
+        try:
+            result = await ledger.charge(
+                USER, "post", amount=amount, idempotency_key=f"{WORD}-{number // 6}-{amount}"
+            )
+        except InsufficientCreditsError as error:
+            met[("charge", error.code, False)] += 1
+        except asyncio.CancelledError:
+            met[("charge", "CANCELLED", False)] += 1
+            raise
+        else:
+            met[("charge", "OK", result.replayed)] += 1
+
+    async with metered_ledger(replica_set_uri, database, metered) as ledger:
+        await ledger.grant(USER, 1000, action="gift")
+        async with failing(
+            client, APP, {"times": 1}, failCommands=["find"], blockConnection=True, blockTimeMS=1000
+        ):
+            calls = [asyncio.ensure_future(charge_once(ledger, number)) for number in range(600)]
+            await asyncio.sleep(0.1)
+            for call in calls[::5]:
+                call.cancel()
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(each, asyncio.CancelledError) for each in ended) == 120
+        counted = {
+            tuple(point.attributes[name] for name in ("operation", "outcome", "replayed")): (
+                point.value
+            )
+            for point in metered.points("operations")
+            if point.attributes["operation"] == "charge"
+        }
+    assert counted == met
+    assert counted[("charge", "CANCELLED", False)] == 120
+    assert min(counted[("charge", "OK", replayed)] for replayed in (True, False)) > 50
+
+
+def test_counts_are_exact_when_ledgers_of_several_threads_share_a_telemetry() -> None:
+    """Each has an event loop in a thread of its own, and metrics are read meanwhile."""
+    metered = Metered()
+    event = OperationEnded("charge", "OK", False, 0.01)
+
+    def count(_: int) -> None:
+        for _ in range(5000):
+            metered.telemetry(event)
+
+    with ThreadPoolExecutor(8) as threads:
+        counting = [threads.submit(count, number) for number in range(8)]
+        seen = [metered.value("operations") for _ in range(20)]
+        for each in counting:
+            each.result()
+    assert seen == sorted(seen)
+    assert metered.value("operations", operation="charge", outcome="OK") == 40_000
+
+
 async def test_rare_calls_are_all_sampled_after_a_busy_time() -> None:
     """One call a second has a duration each, whatever came before."""
     from credit_mongo.observability.telemetry import _Operations
 
-    operations = _Operations("charge", "OK")
+    operations = _Operations("charge", "OK", False)
     busy = sum(operations.count_one(number / 20_000) for number in range(20_000))
     assert 30 < busy < 300
     assert sum(operations.count_one(10.0 + number) for number in range(20)) == 20
@@ -261,7 +326,11 @@ async def test_spans_stand_below_the_caller_s_and_failures_are_marked(
         StatusCode.UNSET,
         StatusCode.ERROR,
     ]
-    assert (of_charges[2].attributes or {})["error.type"] == "LEDGER_BUSY"
+    assert [(span.attributes or {}).get("error.type") for span in of_charges] == [
+        None,
+        None,
+        "LEDGER_BUSY",
+    ]
     first = of_charges[0]
     assert first.start_time is not None
     assert first.end_time is not None
