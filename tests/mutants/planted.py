@@ -1717,8 +1717,8 @@ PLANTED: Final = (
     Bug(
         "each failure of an observer is logged",
         "engine/observer.py",
-        "            self._has_failed = True\n",
-        "            self._has_failed = False\n",
+        "            has_failed = True\n",
+        "            has_failed = False\n",
         (OBSERVER,),
     ),
     Bug(
