@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from credit_mongo.maintenance.watching.servers import OpenTransaction
 from credit_mongo.maintenance.watching.watcher import Look
 from credit_mongo.printing import moment_to_seconds, printable
 
@@ -16,6 +17,9 @@ __all__ = ["page_of"]
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _GAP: Final = 2
+_WIDEST_FACT: Final = len("connections")
+_WIDEST_RATE: Final = len("9,999/s")
+_ROUNDED_FROM: Final = 10
 _SHORTEST_NAME: Final = 8
 _LONGEST_NAME: Final = 36
 _WORRYING_LAG_SECONDS: Final = 10.0
@@ -33,19 +37,21 @@ def page_of(look: Look, database: str, width: int) -> RenderableType:
         ("  Ctrl-C ends", "dim"),
     )
     parts: list[RenderableType] = [heading, Text("")]
-    parts += [_facts(look), Text("")]
+    parts += [_facts(look, width), Text("")]
     if look.open_transactions:
-        parts += [_transactions(look), Text("")]
+        parts += [_transactions(look.open_transactions), Text("")]
+    if look.unseen:
+        parts += [*(_warning(name, why) for name, why in look.unseen.items()), Text("")]
+    # Last, because a low terminal cuts the end.
     parts.append(_busiest(look, width))
-    parts += [_warning(name, why) for name, why in look.unseen.items()]
     return Group(*parts)
 
 
-def _facts(look: Look) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _facts(look: Look, width: int) -> Table:
+    table = Table.grid(padding=(0, _GAP))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row("charges", _charges(look))
+    table.add_row("charges", _charges(look, width - _WIDEST_FACT - 2 * _GAP))
     table.add_row("operations", _rates(look.operations_per_second))
     table.add_row("refusals", _rates(look.refusals_per_second))
     table.add_row("latency", _latency(look))
@@ -56,16 +62,19 @@ def _facts(look: Look) -> Table:
     return table
 
 
-def _charges(look: Look) -> Text:
+def _charges(look: Look, room: int) -> Text:
+    """Draw the rate, and one bar for each of the last minute's seconds for which there is room."""
     if look.charges_per_second is None:
         return Text("-")
     text = Text(f"{look.charges_per_second:,.0f}/s", style="bold green")
-    most = max(look.charges_by_second, default=0)
+    # The rate's own width changes; the bars stay where they are.
+    seconds = look.charges_by_second[-max(room - _WIDEST_RATE - _GAP, 1) :]
+    most = max(seconds, default=0)
     if most:
-        # One bar for each of the last minute's seconds.
         steps = len(_BARS) - 1
-        bars = (_BARS[-(-steps * count // most)] for count in look.charges_by_second)
-        text.append(f"  {''.join(bars)}", style="green")
+        bars = "".join(_BARS[-(-steps * count // most)] for count in seconds)
+        text.append(" " * max(_WIDEST_RATE + _GAP - len(text), 1))
+        text.append(bars, style="green")
     return text
 
 
@@ -73,8 +82,12 @@ def _rates(rates: dict[str, float] | None) -> Text:
     if rates is None:
         return Text("-")
     named = sorted(rates.items(), key=lambda each: -each[1])
-    shown = [f"{printable(name)} {rate:,.1f}/s" for name, rate in named]
+    shown = [f"{printable(name)} {_rate(rate)}/s" for name, rate in named]
     return Text(", ".join(shown) or "none in the last 5 seconds")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.1f}" if rate < _ROUNDED_FROM else f"{rate:,.0f}"
 
 
 def _latency(look: Look) -> Text:
@@ -128,11 +141,11 @@ def _number(count: int | None, unit: str) -> Text:
     return Text("-" if count is None else f"{count:,} {unit}")
 
 
-def _transactions(look: Look) -> Table:
+def _transactions(found: Sequence[OpenTransaction]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="red", no_wrap=True)
     table.add_column()
-    for each in look.open_transactions or ():
+    for each in found:
         who = ", ".join(part for part in (each.application, each.client) if part)
         doing = "nothing under way" if each.is_idle else "at work"
         table.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from rich.console import Console
@@ -80,7 +81,7 @@ def test_the_page_shows_what_was_seen_and_says_what_was_not() -> None:
     """Names of the database's are not markup, and no control character reaches the terminal."""
     page = drawn(LOOK, 100)
     for expected in (
-        *("1,234/s", "▄█", "charge 1,234.5/s, capture 1.0/s", "none in the last 5 seconds"),
+        *("1,234/s", "▄█", "charge 1,234/s, capture 1.0/s", "none in the last 5 seconds"),
         *("reads 0.4 ms, writes 1.2 ms, transactions 3.2 ms", "23 open, 4 active", "7 active"),
         *("a:1 PRIMARY, b:2 SECONDARY 42 s behind", "replication 42 s, TTL 12 s"),
         *("2.5 s  transaction open, nothing under way: worker, 10.0.0.7:5", "generate-post"),
@@ -98,6 +99,24 @@ def test_a_narrow_terminal_cuts_names_and_never_counts() -> None:
         assert max(len(line) for line in page.splitlines()) <= width
         assert "12,345" in page
         assert "12,000" in page
+
+
+def test_at_80_columns_the_charges_of_a_whole_minute_take_one_line() -> None:
+    """The latest seconds stay. Lines below don't jump when the rate gets another digit."""
+    for rate in (0.4, 99.0, 9_999.0, 123_456.0):
+        busy = replace(LOOK, charges_per_second=rate, charges_by_second=[*([9] * 59), 10])
+        lines = drawn(busy, 80).splitlines()
+        [charges] = [number for number, line in enumerate(lines) if line.startswith("charges")]
+        assert lines[charges].rstrip().endswith("█")
+        assert lines[charges + 1].startswith("operations")
+
+
+def test_a_low_terminal_shows_what_is_wrong() -> None:
+    """It cuts the end of the page, which has the busiest users."""
+    lines = drawn(LOOK, 80).splitlines()
+    [warning] = [number for number, line in enumerate(lines) if "clusterMonitor" in line]
+    [busiest] = [number for number, line in enumerate(lines) if line.startswith("users")]
+    assert warning < busiest
 
 
 def test_a_page_without_anything_seen_says_why() -> None:
