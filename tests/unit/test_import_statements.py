@@ -67,6 +67,7 @@ def test_each_statement_compiles(dialect: str) -> None:
         made.next_of_user("audit_logs", "ann", (AT, "x"), 10),
         made.keys("k", AT, AT, 10),
         made.count_keys(AT),
+        made.expiries(AT),
         made.amounts(),
         made.sum_of_amounts(),
     ]

@@ -111,13 +111,16 @@ class Comparison:
         )
         return {users.user_id_of(row): row.get(name) for row in await rows.to_list()}
 
-    async def totals(self, report: ImportReport, now: datetime) -> None:
-        """Compare counts and sums, after the users."""
+    async def totals(self, report: ImportReport) -> None:
+        """Compare counts and sums, after users and keys."""
         names, rules = self._database.names, self._rules
-        report.compared = [
-            Compared("users", self._users, self._there),
-            Compared("sum of balances", self._sum, self._ledger_sum),
-        ]
+        keys, report.compared = (
+            report.compared,
+            [
+                Compared("users", self._users, self._there),
+                Compared("sum of balances", self._sum, self._ledger_sum),
+            ],
+        )
         count, amount = await self._imported(names.transactions, names.transactions_archive)
         await asyncio.to_thread(self._source.begin)
         there = await asyncio.to_thread(self._source.count, "transactions")
@@ -131,13 +134,17 @@ class Comparison:
             count, _ = await self._imported(names.audit_logs, names.audit_logs_archive)
             there = await asyncio.to_thread(self._source.count, "audit_logs")
             report.compared.append(Compared("audit logs", there, count))
-        if "idempotency_records" in self._tables:
-            live = now + _KEYS_LIVE_FOR
-            there = await asyncio.to_thread(self._source.count_keys, live)
-            count = await self._database[names.idempotency_records].count_documents(
-                {IMPORTED_KEY: True, "expiresAt": {"$gt": live}}
-            )
-            report.compared.append(Compared("idempotency records", there, count))
+        report.compared += keys
+
+    async def keys(self, now: datetime) -> Compared:
+        """Compare how many idempotency records live."""
+        live = now + _KEYS_LIVE_FOR
+        await asyncio.to_thread(self._source.begin)
+        there = await asyncio.to_thread(self._source.count_keys, live)
+        count = await self._database[self._database.names.idempotency_records].count_documents(
+            {IMPORTED_KEY: True, "expiresAt": {"$gt": live}}
+        )
+        return Compared("idempotency records", there, count)
 
     async def _imported(self, *collections: str) -> tuple[int, int]:
         """Return how many rows of the deployment there are, and the sum of their amounts."""

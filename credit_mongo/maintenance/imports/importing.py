@@ -25,7 +25,7 @@ from credit_mongo.maintenance.imports.checked import ImportedUser, user_of
 from credit_mongo.maintenance.imports.comparing import Comparison
 from credit_mongo.maintenance.imports.history import Trouble
 from credit_mongo.maintenance.imports.jobs import Job, moment_from, place_from, stored_place
-from credit_mongo.maintenance.imports.keys import KeyImporter
+from credit_mongo.maintenance.imports.keys import ImportedKeys, KeyImporter
 from credit_mongo.maintenance.imports.long_histories import LongHistory
 from credit_mongo.maintenance.imports.pages import Page, PageReader
 from credit_mongo.maintenance.imports.planning import Piece, Plan, Planner, Target
@@ -147,6 +147,9 @@ class _Import:
         self, facts: dict[str, Any], since: datetime | None, *, everything: bool
     ) -> ImportReport:
         """Import, and compare."""
+        if await self._writer.finds_no_rows():
+            # An import's document without its rows: they were dropped, to begin anew.
+            facts = {}
         self._check_source(facts)
         place: Any = None
         latest = await self._latest()
@@ -170,9 +173,10 @@ class _Import:
                 }
             )
         await self._import_users(since, place)
+        await self._compare_users()
         if "idempotency_records" in self._tables:
             await self._import_keys(since)
-        await self._compare()
+        await self._comparison.totals(self._report)
         if self._job is not None:
             # Users who were left differ, so the next comparison leads to them again.
             await self._job.note({"state": "done", "place": None})
@@ -350,7 +354,8 @@ class _Import:
             batches[-1].place = place
         for batch in batches:
             for trouble in await self._writer.write(batch, self._job, self._steps):
-                left[trouble.user_id] = [trouble]
+                # The first reason: the user's later pieces don't fit for that reason.
+                left.setdefault(trouble.user_id, [trouble])
         return left
 
     def _count(self, plan: Plan) -> None:
@@ -367,21 +372,36 @@ class _Import:
     # Keys
 
     async def _import_keys(self, since: datetime | None) -> None:
+        """Import keys since a moment, and all keys if that leaves a difference.
+
+        A user who was left before has older keys, too.
+        """
+        done = await self._import_keys_since(since)
+        compared = await self._comparison.keys(_now())
+        if since is not None and not compared.agrees and self._job is not None:
+            earlier = done.imported
+            done = await self._import_keys_since(None)
+            done.imported += earlier
+            compared = await self._comparison.keys(_now())
+        self._report.idempotency_records = done.imported
+        self._report.keys_without_transaction = done.without_transaction
+        self._report.note(done.troubles)
+        self._report.compared.append(compared)
+
+    async def _import_keys_since(self, since: datetime | None) -> ImportedKeys:
+        total = ImportedKeys()
         after: Any = None
         await asyncio.to_thread(self._source.begin)
         while True:
             page = await asyncio.to_thread(self._source.keys, after, since, _now(), _KEYS_PER_PAGE)
             if not page:
-                return
+                return total
             after = page[-1].key
-            done = await self._keys.import_page(page, self._job, self._steps)
-            self._report.idempotency_records += done.imported
-            self._report.keys_without_transaction += done.without_transaction
-            self._report.note(done.troubles)
+            total.add(await self._keys.import_page(page, self._job, self._steps))
 
     # Comparison
 
-    async def _compare(self) -> None:
+    async def _compare_users(self) -> None:
         report = self._report
         differing = await self._comparison.users()
         if differing and self._job is not None:
@@ -392,7 +412,6 @@ class _Import:
                 await self._import_pages(self._reader.only(again), keeps_place=False)
                 differing = await self._comparison.users()
         report.differing = [(each.user_id, each.how) for each in differing]
-        await self._comparison.totals(report, _now())
 
 
 class _Plans:

@@ -54,7 +54,7 @@ _MOST_TROUBLES: Final = 1000
 
 @dataclass(slots=True)
 class ImportedKeys:
-    """What was done with a page of keys."""
+    """What was done with keys."""
 
     imported: int = 0
     kept: int = 0
@@ -62,6 +62,13 @@ class ImportedKeys:
     without_transaction: int = 0
     """Keys whose transaction was not imported."""
     troubles: list[Trouble] = field(default_factory=list)
+
+    def add(self, other: ImportedKeys) -> None:
+        """Add what was done with another page."""
+        self.imported += other.imported
+        self.kept += other.kept
+        self.without_transaction += other.without_transaction
+        self.troubles += other.troubles[: _MOST_TROUBLES - len(self.troubles)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ without types: each value is what the driver gives, and ``values`` reads it exac
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from credit_mongo.errors import LedgerImportError
 from credit_mongo.extras import missing
@@ -22,7 +23,7 @@ from credit_mongo.maintenance.imports.source import (
 )
 from credit_mongo.maintenance.imports.source_urls import SourceUrl
 from credit_mongo.maintenance.imports.tables import Kind, Names, Table, find_tables
-from credit_mongo.maintenance.imports.values import ValueRefusedError, number_of
+from credit_mongo.maintenance.imports.values import ValueRefusedError, moment_of, number_of
 from credit_mongo.storage.database import LedgerDatabase
 
 try:
@@ -42,6 +43,9 @@ _SNAPSHOTS: Final = {
     "mariadb": "REPEATABLE READ",
     "cockroachdb": "SERIALIZABLE",
 }
+_UTC: Final = timezone.utc
+# The end of a text that names another zone than UTC.
+_OTHER_OFFSET: Final = re.compile(r":\d\d(\.\d+)?[+-](?!00:?00$)\d\d(:?\d\d)?$")
 _CONNECT_SECONDS: Final = 10
 _TIMEOUTS: Final = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
 
@@ -206,7 +210,17 @@ class SqlSource:
     def count_keys(self, now: datetime) -> int:
         """Return how many idempotency records have not expired."""
         expires = self._like_stored("idempotency_records", "expires_at", now)
-        return int(self._value(self._made.count_keys(expires)) or 0)
+        if not isinstance(expires, TextMoment):
+            return int(self._value(self._made.count_keys(expires)) or 0)
+        # Texts compare by whole seconds.
+        rows = self._streamed(self._made.expiries(expires))
+        return sum(self._is_later(value, now) for (value,) in rows)
+
+    def _is_later(self, value: Any, now: datetime) -> bool:
+        try:
+            return moment_of("expiresAt", value, self._zone) > now
+        except ValueRefusedError:
+            return True  # told when its record was read
 
     def sum_of_amounts(self) -> Decimal:
         """Return the exact sum of all amounts: the database's, unless it has floats."""
@@ -254,8 +268,7 @@ class SqlSource:
         if isinstance(stored, int | float | Decimal):
             return int(moment.timestamp() * 1000)
         if isinstance(stored, str):
-            # The beginning of all forms of ISO 8601 text, and so before the moment itself.
-            return f"{moment.astimezone(self._zone):%Y-%m-%d}"
+            return TextMoment.of(moment, self._zone, stored)
         if isinstance(stored, datetime) and stored.tzinfo is not None:
             return moment
         return moment.astimezone(self._zone).replace(tzinfo=None)
@@ -280,6 +293,32 @@ class SqlSource:
 
 def _escaped(path: str) -> str:
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+class TextMoment(NamedTuple):
+    """A moment to compare ISO 8601 texts with, which may separate date and time in either way.
+
+    It is at or before the moment itself.
+    """
+
+    with_space: str
+    with_t: str
+
+    @classmethod
+    def of(cls, moment: datetime, zone: tzinfo, stored: str) -> TextMoment:
+        """``zone``: of texts without one. ``stored``: one of the texts."""
+        if _OTHER_OFFSET.search(stored):
+            # Texts in several zones have no order: begin before all of them.
+            moment -= timedelta(days=1)
+        # Some texts of the column may end with Z.
+        begins = min(f"{moment.astimezone(each):%Y-%m-%d %H:%M:%S}" for each in (_UTC, zone))
+        return cls(begins, begins.replace(" ", "T"))
+
+    def has_come(self, column: ColumnElement[Any]) -> ColumnElement[bool]:
+        """Return the condition that a text is of this moment or later."""
+        # A space comes before a T, whatever the time after it.
+        same_day = sa.and_(column >= self.with_space, column < self.with_t[:11])
+        return sa.or_(same_day, column >= self.with_t)
 
 
 class Statements:
@@ -334,7 +373,7 @@ class Statements:
 
     def changed(self, kind: Kind, field: str, since: Any, limit: int) -> sa.Select[Any]:
         user_id = self._column(kind, "id" if kind == "users" else "user_id")
-        return sa.select(user_id).distinct().where(self._column(kind, field) >= since).limit(limit)
+        return sa.select(user_id).distinct().where(self._from(kind, field, since)).limit(limit)
 
     def of_users(self, kind: Kind, user_ids: Sequence[Any], limit: int) -> sa.Select[Any]:
         fields = SourceTransaction if kind == "transactions" else SourceAudit
@@ -357,9 +396,9 @@ class Statements:
     def keys(self, after: Any, expires: Any, created: Any, limit: int) -> sa.Select[Any]:
         kind: Kind = "idempotency_records"
         key = self._column(kind, "key")
-        chosen = self._all(kind, SourceKey).where(self._column(kind, "expires_at") > expires)
+        chosen = self._all(kind, SourceKey).where(self._from(kind, "expires_at", expires))
         if created is not None and "created_at" in self._tables[kind].columns:
-            chosen = chosen.where(self._column(kind, "created_at") >= created)
+            chosen = chosen.where(self._from(kind, "created_at", created))
         if after is not None:
             chosen = chosen.where(key > after)
         return chosen.order_by(key).limit(limit)
@@ -368,6 +407,10 @@ class Statements:
         kind: Kind = "idempotency_records"
         return self.count(kind).where(self._column(kind, "expires_at") > expires)
 
+    def expiries(self, after: Any) -> sa.Select[Any]:
+        expires_at = self._column("idempotency_records", "expires_at")
+        return sa.select(expires_at).where(self._from("idempotency_records", "expires_at", after))
+
     def amounts(self) -> sa.Select[Any]:
         return sa.select(self._column("transactions", "amount"))
 
@@ -375,6 +418,10 @@ class Statements:
         # SQL Server sums 32-bit numbers up in 32 bits.
         amount = sa.cast(self._column("transactions", "amount"), sa.Numeric(38, 10))
         return sa.select(sa.func.sum(amount))
+
+    def _from(self, kind: Kind, field: str, moment: Any) -> ColumnElement[bool]:
+        column = self._column(kind, field)
+        return moment.has_come(column) if isinstance(moment, TextMoment) else column >= moment
 
     def _column(self, kind: Kind, field: str) -> ColumnElement[Any]:
         column: ColumnElement[Any] = self._froms[kind].c[self._tables[kind].columns[field]]

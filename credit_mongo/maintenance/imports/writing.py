@@ -15,7 +15,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
 from credit_mongo.core.values import Account, Unopened
-from credit_mongo.errors import AccountDataError, LedgerImportError
+from credit_mongo.errors import AccountDataError
 from credit_mongo.maintenance.imports.history import Trouble
 from credit_mongo.maintenance.imports.jobs import Job
 from credit_mongo.maintenance.imports.planning import (
@@ -36,6 +36,10 @@ __all__ = ["Batch", "Writer", "batches_of"]
 _KEPT: Final = ("idempotencyKey", "keyExpiresAt")
 _CHANGED: Final = "the ledger has changed the account meanwhile"
 _ERASED: Final = "the user is being erased in the ledger"
+_EXISTS: Final = (
+    "the ledger has a row of this user already, of another user or in another form. If the "
+    "deployment moved it from another user, import once more"
+)
 
 
 class Batch:
@@ -66,6 +70,10 @@ def batches_of(pieces: Iterable[Piece]) -> Iterator[Batch]:
         yield Batch(batch)
 
 
+class _RowExistsError(Exception):
+    """The ledger has a row with the id of one that was to be inserted."""
+
+
 class Writer:
     """Reads and writes the ledger's side of an import."""
 
@@ -75,6 +83,13 @@ class Writer:
         self._users = database.users
 
     # Reading
+
+    async def finds_no_rows(self) -> bool:
+        """Whether the ledger has no transaction at all."""
+        for name in (self._names.transactions, self._names.transactions_archive):
+            if await self._database[name].find_one({}, {"_id": 1}) is not None:
+                return False
+        return True
 
     async def targets(self, user_ids: Collection[str]) -> dict[str, Target]:
         """Return the users that the ledger has a document of."""
@@ -175,7 +190,21 @@ class Writer:
             return left
 
         left: list[Trouble] = []
-        return await steps.take(step)
+        try:
+            return await steps.take(step)
+        except _RowExistsError:
+            if len(batch.pieces) == 1:
+                return [Trouble(batch.pieces[0].user_id, "transactions", None, _EXISTS)]
+        return await self._write_apart(batch, job, steps)
+
+    async def _write_apart(self, batch: Batch, job: Job, steps: Steps) -> list[Trouble]:
+        """Write each piece in a transaction of its own, so that only its user is left."""
+        left: list[Trouble] = []
+        for number, piece in enumerate(batch.pieces, 1):
+            own = Batch([piece])
+            own.place = batch.place if number == len(batch.pieces) else {}
+            left += await self.write(own, job, steps)
+        return left
 
     async def _write(self, pieces: Sequence[Piece], session: AsyncClientSession) -> list[Trouble]:
         user_ids = [piece.user_id for piece in pieces]
@@ -204,10 +233,7 @@ class Writer:
                     command = {"insert": collection, "documents": rows}
                     await command_in(self._database, command, session)
         except DuplicateKeyError:
-            raise LedgerImportError(
-                "the ledger has rows of this deployment already, of other users or in another "
-                f"form: users {user_ids[0]!r} to {user_ids[-1]!r} were left as they are"
-            ) from None
+            raise _RowExistsError from None
         return left
 
     async def _write_users(self, pieces: Sequence[Piece], session: AsyncClientSession) -> None:
