@@ -15,7 +15,13 @@ from pymongo.errors import (
 )
 from typer import TyperException
 
-from credit_mongo.errors import CreditError, InvalidRequestError, JobTimeoutError, MigrationError
+from credit_mongo.errors import (
+    BackupError,
+    CreditError,
+    InvalidRequestError,
+    JobTimeoutError,
+    MigrationError,
+)
 from credit_mongo.storage.server_errors import UNAUTHORIZED
 from credit_mongo.storage.unreachable import no_usable_server
 
@@ -77,7 +83,7 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
     cause = error.__cause__
     if (
         isinstance(error, CreditError)
-        and not isinstance(error, JobTimeoutError | MigrationError)
+        and not isinstance(error, BackupError | JobTimeoutError | MigrationError)
         and isinstance(cause, OperationFailure)
     ):
         # The server's code says more: a missing privilege, for example.

@@ -21,6 +21,7 @@ from credit_mongo import (
     UserMapping,
 )
 from credit_mongo.engine import tasks
+from credit_mongo.maintenance.archive.archiving import archive
 from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.restoring import restore
 from tests.integration.backups import PRICES, contents, empty_database, fill, use
@@ -57,14 +58,22 @@ async def test_a_restored_ledger_is_the_one_that_was_backed_up(
 async def test_increments_bring_everything_since(
     client: Client, database: Database, tmp_path: Path
 ) -> None:
-    """Inserts, updates, deletions, erasures and what the archive moves."""
+    """Inserts, updates, deletions and what the archive moves.
+
+    Users are deleted who came with the full backup, with an earlier increment, or with the same.
+    """
     ledger = await fill(database)
+    for number in range(3):
+        await ledger.create_user(f"old-{number}", credits=5)
     await make_backup(database, tmp_path)
     for number in range(3):
         await use(ledger, rounds=2)
-        await ledger.create_user(f"new-{number}", credits=number + 1)
-        await ledger.charge(f"new-{number}", "post")
-        await ledger.delete_user(f"new-{number}")
+        for name in (f"brief-{number}", f"new-{number}"):
+            await ledger.create_user(name, credits=number + 1)
+            await ledger.charge(name, "post")
+        for name in (f"old-{number}", f"brief-{number}", *([f"new-{number - 1}"] * (number > 0))):
+            await ledger.delete_user(name)
+        await archive(database, older_than=datetime.now(UTC))
         await make_backup(database, tmp_path, incremental=True)
     async with empty_database(client) as other:
         restored = await restore(other, tmp_path)

@@ -16,6 +16,7 @@ DAMAGED: Final = "tests/integration/test_backup_damaged.py"
 BAD_INPUT: Final = "tests/integration/test_backup_bad_input.py"
 KILLS: Final = "tests/integration/test_backup_kills.py"
 PROMISES: Final = "tests/integration/test_backup_promises.py"
+REFUSALS: Final = "tests/integration/test_backup_refusals.py"
 WHILE_USED: Final = "tests/integration/test_backup_while_used.py"
 
 BACKUPS: Final = (
@@ -68,6 +69,13 @@ BACKUPS: Final = (
         "    if last.history != mark.history:",
         "    if False:",
         (BACKUP, BAD_INPUT),
+    ),
+    Bug(
+        "the command tells the server's code for a lost oplog, and no remedy",
+        "cli/failures.py",
+        "not isinstance(error, BackupError | JobTimeoutError | MigrationError)",
+        "not isinstance(error, JobTimeoutError | MigrationError)",
+        (REFUSALS,),
     ),
     # Writing
     Bug(
