@@ -352,6 +352,8 @@ def _reading(names: CollectionNames) -> dict[str, tuple[str, ...]]:
     return {
         **dict.fromkeys(kept, (*_READ, "listIndexes")),
         **dict.fromkeys(followed, ("changeStream", *_READ, "listIndexes")),
+        # Studio shows the last backups.
+        BACKUPS_COLLECTION: _READ,
     }
 
 

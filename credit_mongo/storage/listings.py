@@ -6,14 +6,20 @@ that few documents pass must keep no server busy. The page then says where the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from credit_mongo.core.advance import as_of
 from credit_mongo.core.policy import Policy
-from credit_mongo.core.values import Account, check_identifier
+from credit_mongo.core.values import (
+    LARGEST_BALANCE,
+    Account,
+    check_identifier,
+    check_whole_number,
+)
 from credit_mongo.errors import AccountDataError, InvalidRequestError
 from credit_mongo.storage.database import LedgerDatabase
 from credit_mongo.storage.rows import Raw
@@ -23,6 +29,7 @@ __all__ = [
     "MOST_EXAMINED",
     "MOST_MILLISECONDS",
     "ListedUser",
+    "Order",
     "UserFilter",
     "UserListing",
     "UsersPage",
@@ -31,6 +38,7 @@ __all__ = [
 MOST_EXAMINED: Final = 10_000
 """How many documents one page of a filtered list looks at."""
 _FEW: Final = 1000
+_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,19}")
 MOST_MILLISECONDS: Final = 5000
 """How long the server may work on one page."""
 
@@ -54,18 +62,31 @@ class UsersPage:
     next_cursor: str | None
     examined: int | None = None
     """How many users were looked at, if the page ends because these are enough for one page."""
+    too_many_to_sort: bool = False
+    """Whether more users would have to be sorted than one page looks at. Then it lists none."""
+
+
+Order: TypeAlias = Literal["highest", "lowest"]
 
 
 @dataclass(frozen=True, slots=True)
 class UserFilter:
-    """Which users to list. Balances are in smallest units."""
+    """Which users to list. Balances are in smallest units.
+
+    ``beginning``, ``field`` and a ``tier`` that few users have go through an index. All else, and
+    the order by balance, is worked out among so many users as one page looks at.
+    """
 
     beginning: str | None = None
-    """How their ids begin."""
+    """How their ids begin, or the texts in ``field``."""
+    field: str | None = None
+    """A field of theirs that has an index, to search by instead of the id."""
     tier: str | None = None
     least: int | None = None
     most: int | None = None
     active_since: datetime | None = None
+    order: Order | None = None
+    """By balance. None: by id, or by the field."""
 
 
 class UserListing:
@@ -80,44 +101,95 @@ class UserListing:
     async def page(
         self, wanted: UserFilter, *, limit: int, cursor: str | None, now: datetime
     ) -> UsersPage:
-        """Users by id. The cursor is the last id of the page before."""
+        """A page of users. Its cursor goes on with the same filter and order."""
+        if wanted.field is not None or wanted.order is not None:
+            return await self._sorted_page(wanted, limit, cursor, now)
         by_index: Raw = {"$and": self._ids(wanted.beginning, cursor)}
-        rest, tier = self._conditions(wanted), {}
-        if wanted.tier is not None:
-            tier = {self._users.names.membership_tier: wanted.tier}
-            if await self._has_few(tier):
-                # Few enough to be sorted by id.
-                by_index, tier = {**tier, **by_index}, {}
-        rest = {**tier, **rest}
+        tier, is_indexed = await self._tier(wanted, _FEW)
+        rest = self._conditions(wanted)
+        if is_indexed:
+            # Few enough to be sorted by id.
+            by_index = {**tier, **by_index}
+        else:
+            rest = {**tier, **rest}
         pipeline: list[Raw] = [{"$match": by_index}, {"$sort": {"_id": 1}}]
         if rest:
             pipeline += [{"$limit": MOST_EXAMINED}, {"$match": rest}]
-        pipeline += [{"$limit": limit + 1}, {"$project": self._users.fields}]
-        found = await self._collection.aggregate(pipeline, maxTimeMS=MOST_MILLISECONDS)
-        documents = await found.to_list()
-        listed = [self._listed(each, now) for each in documents[:limit]]
-        # Time may have taken credits, and nobody has written that yet.
-        users = tuple(each for each in listed if _has_balance(each, wanted))
+        documents = await self._read(pipeline, limit)
+        users = self._listed_of(documents[:limit], wanted, now)
         if len(documents) > limit:
-            return UsersPage(users, listed[-1].user_id)
+            return UsersPage(users, self._users.user_id_of(documents[limit - 1]))
         end = await self._end(by_index) if rest else None
         return UsersPage(users, end, MOST_EXAMINED if end else None)
 
-    async def found_by(self, field: str, text: str, *, limit: int, now: datetime) -> UsersPage:
-        """Users by the beginning of a text in a field that has an index."""
-        end = text_after(text)
-        condition = {"$gte": text} if end is None else {"$gte": text, "$lt": end}
-        documents = await self._collection.find(
-            {field: condition}, {**self._users.fields, field: 1}, sort=[(field, 1)], limit=limit
-        ).to_list()
-        return UsersPage(
-            tuple(
-                self._listed(each, now, str(each[field]))
-                for each in documents
-                if self._is_ours(each)
-            ),
-            None,
-        )
+    async def _sorted_page(
+        self, wanted: UserFilter, limit: int, cursor: str | None, now: datetime
+    ) -> UsersPage:
+        """Users by a text in a field, or by balance, of so many as one page looks at."""
+        balance, field = self._users.names.credits, wanted.field
+        tier, is_indexed = await self._tier(wanted, MOST_EXAMINED if field is None else 0)
+        by_index: Raw = {"$and": self._ids(wanted.beginning, None)}
+        first: list[Raw] = []
+        if field is not None:
+            by_index, first = {field: _beginning(wanted.beginning)}, [{"$sort": {field: 1}}]
+        elif is_indexed:
+            by_index, tier = {**tier, **by_index}, {}
+        are_more = await self._collection.count_documents(by_index, limit=MOST_EXAMINED + 1)
+        if wanted.order is not None and are_more > MOST_EXAMINED:
+            return UsersPage((), None, MOST_EXAMINED, too_many_to_sort=True)
+        key = balance if field is None or wanted.order is not None else field
+        direction = -1 if wanted.order == "highest" else 1
+        rest = [self._conditions(wanted), tier, self._after(key, direction, cursor)]
+        if key == balance:
+            rest.append({balance: {"$type": ["int", "long"]}})
+        pipeline: list[Raw] = [
+            *({"$match": by_index}, *first, {"$limit": MOST_EXAMINED}),
+            *({"$match": {"$and": rest}}, {"$sort": {key: direction, "_id": 1}}),
+        ]
+        documents = await self._read(pipeline, limit, field)
+        users = self._listed_of(documents[:limit], wanted, now)
+        if len(documents) > limit:
+            last = documents[limit - 1]
+            return UsersPage(users, _place(str(last[key]), self._users.user_id_of(last)))
+        return UsersPage(users, None, MOST_EXAMINED if are_more > MOST_EXAMINED else None)
+
+    async def _read(self, pipeline: list[Raw], limit: int, field: str | None = None) -> list[Raw]:
+        """One document more than asked for, if there are more."""
+        shown = self._users.fields if field is None else {**self._users.fields, field: 1}
+        stages = [*pipeline, {"$limit": limit + 1}, {"$project": shown}]
+        found = await self._collection.aggregate(stages, maxTimeMS=MOST_MILLISECONDS)
+        documents: list[Raw] = await found.to_list()
+        return documents
+
+    def _after(self, key: str, direction: int, cursor: str | None) -> Raw:
+        """The condition on what comes after a place of a sorted list."""
+        if cursor is None:
+            return {}
+        text, user_id = _key_and_id(cursor)
+        value: str | int = text
+        if key == self._users.names.credits:
+            value = check_whole_number("cursor", _number(text), -LARGEST_BALANCE, LARGEST_BALANCE)
+        beyond = {key: {"$gt" if direction > 0 else "$lt": value}}
+        return {"$or": [beyond, {key: value, "_id": self._users.ids_above(user_id)}]}
+
+    async def _tier(self, wanted: UserFilter, most: int) -> tuple[Raw, bool]:
+        """The condition on the tier, and whether so few users are in it that its index serves."""
+        if wanted.tier is None:
+            return {}, False
+        tier = {self._users.names.membership_tier: wanted.tier}
+        count = await self._collection.count_documents(tier, limit=most + 1)
+        return tier, count <= most
+
+    def _listed_of(
+        self, documents: list[Raw], wanted: UserFilter, now: datetime
+    ) -> tuple[ListedUser, ...]:
+        listed = [
+            self._listed(each, now, str(each.get(wanted.field, "")) if wanted.field else "")
+            for each in documents
+            if self._is_ours(each)
+        ]
+        # Time may have taken credits, and nobody has written that yet.
+        return tuple(each for each in listed if _has_balance(each, wanted))
 
     async def indexed_fields(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the fields by which an index finds users."""
@@ -151,10 +223,6 @@ class UserListing:
             conditions.append({names.updated_at: {"$gte": wanted.active_since}})
         return {"$and": conditions} if conditions else {}
 
-    async def _has_few(self, tier: Raw) -> bool:
-        """Whether so few users are in a tier that its index alone finds a page of them."""
-        return await self._collection.count_documents(tier, limit=_FEW + 1) <= _FEW
-
     async def _end(self, by_index: Raw) -> str | None:
         """The last id that a page has looked at, if it has not looked at all."""
         at_end = await self._collection.find(
@@ -186,3 +254,33 @@ def _has_balance(user: ListedUser, wanted: UserFilter) -> bool:
     return (wanted.least is None or balance >= wanted.least) and (
         wanted.most is None or balance <= wanted.most
     )
+
+
+def _beginning(text: str | None) -> Raw:
+    end = text_after(text) if text else None
+    return {"$gte": text or ""} if end is None else {"$gte": text, "$lt": end}
+
+
+# A place in a sorted list: the length of the key, the key, and the id of a user who has it.
+
+
+def _place(key: str, user_id: str) -> str:
+    return f"{len(key)}:{key}{user_id}"
+
+
+def _key_and_id(cursor: str) -> tuple[str, str]:
+    length, _, rest = cursor.partition(":")
+    size = _number(length)
+    if not 0 <= size <= len(rest):
+        raise _no_cursor()
+    return rest[:size], check_identifier("cursor", rest[size:])
+
+
+def _number(text: str) -> int:
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise _no_cursor()
+    return int(text)
+
+
+def _no_cursor() -> InvalidRequestError:
+    return InvalidRequestError("cursor", "is not a cursor of this list")

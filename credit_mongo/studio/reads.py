@@ -27,6 +27,7 @@ from credit_mongo.maintenance.archive.past_runs import (
     archive_runs,
     contents_of,
 )
+from credit_mongo.maintenance.backup.past_runs import BackupRun, backup_runs
 from credit_mongo.maintenance.roles import missing_rights
 from credit_mongo.maintenance.usage.activity import Activity, activity_of
 from credit_mongo.maintenance.usage.measuring import usage_in
@@ -35,6 +36,7 @@ from credit_mongo.maintenance.usage.results import Usage
 from credit_mongo.maintenance.verification.last_result import LastVerification, last_result
 from credit_mongo.storage.listings import UserFilter, UserListing, UsersPage
 from credit_mongo.storage.records import Records, RowFilter, RowsPage, TransactionRecord
+from credit_mongo.studio.failures import lacks_privilege
 
 __all__ = ["Figures", "Reads"]
 
@@ -76,14 +78,10 @@ class Reads:
         return self.ledger._clock()
 
     async def users(self, wanted: UserFilter, *, limit: int, cursor: str | None) -> UsersPage:
-        """A page of users, by id."""
+        """A page of users."""
         return await self._in_time(
             self._users.page, wanted, limit=limit, cursor=cursor, now=self.now()
         )
-
-    async def users_by(self, field: str, text: str, *, limit: int) -> UsersPage:
-        """The first users whose field begins with a text."""
-        return await self._in_time(self._users.found_by, field, text, limit=limit, now=self.now())
 
     async def indexed_fields(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the fields by which an index finds users."""
@@ -119,6 +117,15 @@ class Reads:
     async def archive_runs(self) -> tuple[ArchiveRun, ...]:
         """The last runs of the archive."""
         return await self._in_time(archive_runs, self._database)
+
+    async def backup_runs(self) -> tuple[BackupRun, ...] | None:
+        """The last backups. None if the database user may not read what is noted of them."""
+        try:
+            return await self._in_time(backup_runs, self._database)
+        except StorageError as error:
+            if lacks_privilege(error):
+                return None
+            raise
 
     async def contents(self) -> tuple[Contents, ...]:
         """What the collections of transactions have."""

@@ -12,7 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from tests.browser.studio_command import fill, running
-from tests.browser.watched import SCREENSHOTS, Site, Watched
+from tests.browser.watched import SCREENSHOTS, Site, Watched, come_in
 from tests.integration.promises import Client
 
 
@@ -41,12 +41,7 @@ async def site(
     filled = await fill(database)
     directory: Path = tmp_path_factory.mktemp("studio")
     async with running(replica_set_uri, database.name, directory) as link:
-        context = await chromium.new_context()
-        page = await context.new_page()
-        await page.goto(link)
-        assert page.url == f"{link.partition('/enter')[0]}/"
-        state = await context.storage_state()
-        await context.close()
+        state = await come_in(chromium, link)
         yield Site(chromium, link, state, database, filled)
     await client.drop_database(database.name)
 

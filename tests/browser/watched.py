@@ -13,7 +13,7 @@ from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, Request,
 from tests.browser.studio_command import Filled
 from tests.integration.promises import Database
 
-__all__ = ["SCREENSHOTS", "Site", "Watched"]
+__all__ = ["SCREENSHOTS", "Site", "Watched", "come_in"]
 
 SCREENSHOTS: Final = Path(__file__).parents[2] / "build" / "studio-screenshots"
 _SERIOUS: Final = frozenset({"serious", "critical"})
@@ -33,6 +33,17 @@ class Site:
     def origin(self) -> str:
         """Its scheme, host and port."""
         return self.link.partition("/enter")[0]
+
+
+async def come_in(browser: Browser, link: str) -> Any:
+    """Open the printed link, and return the cookie that a context of the browser needs."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    await page.goto(link)
+    assert page.url == f"{link.partition('/enter')[0]}/"
+    state = await context.storage_state()
+    await context.close()
+    return state
 
 
 class Watched:

@@ -207,9 +207,10 @@ WORK: Final[dict[str, Work]] = {
         sorts=frozenset({"aggregate users"}),
     ),
     "studio, users by balance": Work(
-        studio_pages("/users?least=5"),
+        studio_pages("/users?least=5", "/users?search=light&order=highest"),
         # At most 10,000 users a page.
         scans=frozenset({"aggregate users", "query users"}),
+        sorts=frozenset({"aggregate users"}),
     ),
     "studio, a user": Work(studio_pages(f"/user?id={HEAVY}", f"/user?id={LIGHT}")),
     "studio, refused attempts": Work(

@@ -76,6 +76,31 @@ async def test_a_charge_is_refunded_and_never_beyond(ledger: CreditLedger) -> No
     assert (row.operation, row.amount, row.refund_of) == ("refund", 2_000, charge.transaction_id)
 
 
+async def test_a_refund_s_form_begins_with_all_that_can_be_refunded(ledger: CreditLedger) -> None:
+    """What was typed instead stays when the form comes back, even nothing."""
+    await ledger.create_user("bob", credits=500_000)
+    await ledger.create_user("eve", credits=500)
+    charge = await ledger.charge("bob", "generate-post", amount=300_000)
+    await ledger.refund("bob", 65_050, action="x", transaction_id=charge.transaction_id)
+    async with opened(ledger) as browser:
+        desk = Desk(browser, "/refund", user="bob", transaction=charge.transaction_id)
+        form = await desk.form()
+        assert form["amount"] == "2,349.50"
+        assert "Can still be refunded 2,349.50" in text_of(
+            await browser.page("/refund", **desk.query)
+        )
+        assert hidden_of((await desk.preview(amount="")).text)["amount"] == ""
+        kept = hidden_of((await desk.preview(amount="7", reason="")).text)
+        assert (kept["amount"], kept["transaction_id"]) == ("7", charge.transaction_id)
+        assert "Balance 2,650.50 → 5,000.00" in await desk.do(amount=form["amount"])
+        assert (await desk.form())["amount"] == ""
+        for user_id, other in (("eve", charge.transaction_id), ("bob", "f" * 24), ("bob", "x")):
+            other_desk = Desk(browser, "/refund", user=user_id, transaction=other)
+            page = await browser.page("/refund", **other_desk.query)
+            assert hidden_of(page)["amount"] == ""
+            assert "Can still" not in text_of(page)
+
+
 async def test_a_refund_of_no_charge_is_given(ledger: CreditLedger) -> None:
     """Without a transaction id."""
     await ledger.create_user("bob")

@@ -272,6 +272,23 @@ async def test_a_database_that_goes_away_leaves_a_form_to_send_again(
     await check_promises(database)
 
 
+async def test_what_was_typed_outlives_an_outage(
+    client: Client, ledger: CreditLedger, fragile: Browser
+) -> None:
+    """The database is away when the preview is asked for: the page has all to send it again."""
+    await ledger.create_user("bob")
+    desk, failures = grants(fragile), OUTAGES["no answer"][0]
+    form = {**await desk.form(), "amount": "5", "reason": '"><b> case', "source": "\u202ex"}
+    async with failing(client, APP_NAME, **failures):
+        away = await fragile.send("/grant", form)
+    assert away.status_code == 503
+    again = hidden_of(away.text, "preview")
+    assert again == form
+    preview = await fragile.send("/grant", again)
+    assert "Given +5" in text_of(preview.text)
+    assert "Balance 0 → 5" in await desk.result(await desk.confirm(preview))
+
+
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 async def test_hostile_texts_are_granted_as_they_are(
     ledger: CreditLedger, database: Database, text: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone
 from html import unescape
+from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
@@ -12,6 +13,7 @@ from pymongo import AsyncMongoClient
 
 from credit_mongo import CreditConfig, CreditError, CreditLedger
 from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.usage.activity import Activity, activity_of
 from credit_mongo.storage.database import LedgerDatabase
 from tests.integration.commands import run, where
@@ -145,6 +147,66 @@ async def test_a_search_through_many_users_ends_and_goes_on(
         assert (found, pages) == (["u21", "u22", "u23", "u24"], 3)
 
 
+async def test_users_are_sorted_by_balance(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways, with each filter, page by page, each user once, also with equal balances."""
+    monkeypatch.setattr("credit_mongo.studio.pages.users._LIMIT", 3)
+    balances = {f"user {n}": n % 3 * 10 for n in range(10)}
+    for user_id, balance in balances.items():
+        await ledger.create_user(user_id, credits=balance, membership_tier="premium")
+    await ledger.create_user("other", credits=99, membership_tier="free")
+    highest = sorted(balances, key=lambda each: (-balances[each], each))
+    lowest = sorted(balances, key=lambda each: (balances[each], each))
+    async with opened(ledger) as browser:
+        pages = await all_pages(browser, "/users?search=user&order=highest")
+        assert (joined(pages), [len(page) for page in pages]) == (highest, [3, 3, 3, 1])
+        assert joined(await all_pages(browser, "/users?tier=premium&order=lowest")) == lowest
+        assert joined(await all_pages(browser, "/users?order=highest")) == ["other", *highest]
+        few = joined(await all_pages(browser, "/users?order=highest&least=20&active=1"))
+        assert few == ["other", *highest[:3]]
+
+
+async def test_more_users_than_can_be_sorted_are_not_sorted_in_part(
+    ledger: CreditLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest balance would not be the highest. The page says how to narrow the search."""
+    monkeypatch.setattr("credit_mongo.storage.listings.MOST_EXAMINED", 5)
+    for n in range(6):
+        await ledger.create_user(f"user {n}", credits=n, membership_tier="premium")
+    await ledger.create_user("zoe", credits=1)
+    async with opened(ledger) as browser:
+        for question in ({}, {"tier": "premium"}, {"search": "user"}):
+            page = await browser.page("/users", order="highest", **question)
+            assert copied(page) == set()
+            assert "Narrow the search" in text_of(page)
+        page = await browser.page("/users", order="highest", search="zoe")
+        assert copied(page) == {"zoe"}
+
+
+async def test_a_field_is_searched_page_by_page_with_each_filter(
+    ledger: CreditLedger, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each user once, also those who share a text, in the order of the texts."""
+    monkeypatch.setattr("credit_mongo.studio.pages.users._LIMIT", 2)
+    mails = {"1": "b@x", "2": "a@x", "3": "a@x", "4": "a@x", "5": "a@y", "6": "c"}
+    for user_id, mail in mails.items():
+        await ledger.create_user(user_id, credits=int(user_id), membership_tier="premium")
+        await database["users"].update_one({"_id": user_id}, {"$set": {"email": mail}})
+    await database["users"].create_index("email")
+    async with opened(ledger, search_fields=("email",)) as browser:
+        found = await all_pages(browser, "/users?by=email&search=a")
+        assert found == [["2", "3"], ["4", "5"]]
+        assert joined(await all_pages(browser, "/users?by=email&search=a&least=4")) == ["4", "5"]
+        assert joined(await all_pages(browser, "/users?by=email&search=a&tier=free")) == []
+        highest = await all_pages(browser, "/users?by=email&search=a&order=highest")
+        assert highest == [["5", "4"], ["3", "2"]]
+        monkeypatch.setattr("credit_mongo.storage.listings.MOST_EXAMINED", 3)
+        found = await all_pages(browser, "/users?by=email&search=a")
+        assert joined(found) == ["2", "3", "4"]
+        assert "type more of it" in text_of(await browser.page("/users?by=email&search=a&most=0"))
+
+
 async def test_users_are_found_by_a_field_that_has_an_index(
     ledger: CreditLedger, database: Database
 ) -> None:
@@ -260,6 +322,14 @@ QUESTIONS = {
     "/users?least=1e999999999": 400,
     "/users?most=NaN": 400,
     "/users?active=forever": 400,
+    "/users?order=random": 400,
+    "/users?order=highest&cursor=x": 400,
+    "/users?order=highest&cursor=99:5ann": 400,
+    "/users?order=highest&cursor=-1:5ann": 400,
+    "/users?order=highest&cursor=1:5": 400,
+    "/users?order=highest&cursor=1:xann": 400,
+    "/users?order=highest&cursor=19:9999999999999999999ann": 400,
+    "/users?order=lowest&cursor=1:0ann": 200,
     "/users?tier=%00": 400,
     "/?period=century": 400,
     "/user": 400,
@@ -602,6 +672,27 @@ async def test_archives_and_verifications_show_their_last_runs(
         assert "1 findings of 1 users" in text
         assert "balance-differs" in text
         assert "ann" not in text.replace("balance", "")
+
+
+async def test_backups_are_shown_with_their_last_runs(
+    ledger: CreditLedger, database: Database, tmp_path: Path
+) -> None:
+    """The newest first, each with what it holds; incremental ones still follow."""
+    await fill(ledger, "ann")
+    async with opened(ledger) as browser:
+        assert "No backup was noted yet" in text_of(await browser.page("/archives"))
+        full = await make_backup(database, tmp_path)
+        await ledger.grant("ann", 5, action="gift")
+        later = await make_backup(database, tmp_path, incremental=True)
+        page = await browser.page("/archives")
+        found = [name for name in re.findall(r'data-copy="([^"]*)"', page) if name[0] == "2"]
+        assert found == [later.name, full.name]
+        assert f"{full.documents:,} {full.bytes:,} {tmp_path}" in text_of(page)
+        backups = database["ledger_backups"]
+        await backups.update_many({}, {"$set": {"runs": [7, {"name": 5, "bytes": "<b>"}]}})
+        assert "None" in text_of(await browser.page("/archives"))
+        await backups.update_many({}, {"$set": {"runs": "none"}})
+        assert "No backup was noted yet" in text_of(await browser.page("/archives"))
 
 
 # Prices

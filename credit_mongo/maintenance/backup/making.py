@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import PyMongoError
 
 from credit_mongo.config import (
     BACKUPS_COLLECTION,
@@ -43,6 +45,7 @@ from credit_mongo.maintenance.backup.metadata import (
     describe,
     metadata_path,
 )
+from credit_mongo.maintenance.backup.past_runs import BackupRun, note_run
 from credit_mongo.maintenance.backup.places import Place, Writing, place_of
 from credit_mongo.maintenance.backup.segments import Segments
 from credit_mongo.maintenance.job_leases import JobLease
@@ -137,6 +140,10 @@ async def make_backup(
         await tasks.in_thread(where.remove_unfinished)
         existing = await tasks.in_thread(Backups.of, where)
         manifest = await (work.incremental(existing) if incremental else work.full(existing))
+        noted = _run_of(manifest, where)
+        # The backup is whole. Nobody must think otherwise because a note of it is missing.
+        with contextlib.suppress(PyMongoError):
+            await note_run(ledger, noted)
         removed = []
         if keep is not None:
             # By the server's clock: one here that is ahead would remove everything.
@@ -149,10 +156,22 @@ async def make_backup(
         manifest.name,
         manifest.kind,
         manifest.moment,
-        sum(file.documents for file in manifest.files if file.path.endswith(".bson.gz")),
-        sum(file.bytes for file in manifest.files),
+        noted.documents,
+        noted.bytes,
         tuple(removed),
         tuple(str(each) for each in existing.broken),
+    )
+
+
+def _run_of(manifest: Manifest, place: Place) -> BackupRun:
+    return BackupRun(
+        name=manifest.name,
+        kind=manifest.kind,
+        ended_at=datetime.now(timezone.utc),
+        moment=manifest.moment,
+        documents=sum(file.documents for file in manifest.files if file.path.endswith(".bson.gz")),
+        bytes=sum(file.bytes for file in manifest.files),
+        place=place.text,
     )
 
 

@@ -40,6 +40,7 @@ from credit_mongo.studio.actions.kinds import ACTIONS, About, Action, Subject
 from credit_mongo.studio.actions.orders import Order, Result
 from credit_mongo.studio.failures import Failure, Refused, failure_of, lacks_privilege
 from credit_mongo.studio.rights import check_may_change
+from credit_mongo.studio.security import FORM_TOKEN
 from credit_mongo.studio.visits import Page, Visit
 
 __all__ = ["ACTION_PAGES"]
@@ -157,6 +158,7 @@ async def _form(
     fields = _fields(action, About(draft.subject, user, config))
     if any(each.kind == "choice" and not each.choices for each in fields):
         raise Refused(_NO_TIERS)
+    known = await action.look_up(visit, draft.subject)
     place, text = "", ""
     if refusal is not None:
         names = {each.name for each in fields}
@@ -168,9 +170,13 @@ async def _form(
         action=action,
         subject=draft.subject,
         user=user,
-        facts=await action.facts(ledger, draft.subject),
+        facts=known.facts,
         fields=fields,
-        values={each.name: draft.values.get(each.name, each.value) for each in fields},
+        # A form that comes back has what was typed, even where that is nothing.
+        values={
+            each.name: draft.values.get(each.name, known.values.get(each.name, each.value))
+            for each in fields
+        },
         problem_place=place,
         problem=text,
         seal=draft.seal(visit),
@@ -327,7 +333,11 @@ def _page_of(action: Action) -> Page:
         except IdempotencyConflictError:
             return visit.fail(_USED, back=visit.here())
         except Exception as error:
-            return visit.fail(failure_of(error), back=visit.here())
+            failure = failure_of(error)
+            # What was typed must outlive an outage. The form's own token is the page's to add.
+            is_away = failure.status == _NOT_NOW.status and visit.form.get("step") == "preview"
+            sent = {name: text for name, text in visit.form.items() if name != FORM_TOKEN}
+            return visit.fail(failure, back=visit.here(), again=sent if is_away else {})
 
     return Page(action.path, show, send=send)
 

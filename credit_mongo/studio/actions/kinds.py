@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
 
 from credit_mongo.config import CreditConfig
 from credit_mongo.core.extras import BASE_PRIORITY
+from credit_mongo.core.operations import REFUNDABLE
+from credit_mongo.core.pricing import in_credits
 from credit_mongo.core.results import User
-from credit_mongo.errors import InvalidRequestError
-from credit_mongo.ledger import CreditLedger
+from credit_mongo.errors import InvalidRequestError, TransactionNotFoundError
 from credit_mongo.studio.actions.facts import Fact
 from credit_mongo.studio.actions.forms import Field, Typed
 from credit_mongo.studio.visits import Visit
 
-__all__ = ["ACTIONS", "About", "Action", "Asked", "Subject"]
+__all__ = ["ACTIONS", "About", "Action", "Asked", "Known", "Subject"]
 
 
 class Subject(NamedTuple):
@@ -40,6 +42,15 @@ class Asked(NamedTuple):
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of an action's subject before anybody types."""
+
+    facts: tuple[Fact, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What a new form has in its fields, by name."""
+
+
 class Action:
     """One thing that operators can do."""
 
@@ -51,9 +62,9 @@ class Action:
         """What the address says that it is about. Raises InvalidRequestError."""
         return Subject(visit.asked_id("user"))
 
-    async def facts(self, ledger: CreditLedger, subject: Subject) -> list[Fact]:  # noqa: ARG002
+    async def look_up(self, visit: Visit, subject: Subject) -> Known:  # noqa: ARG002
         """What the form shows of its subject, besides the user."""
-        return []
+        return Known()
 
     def fields(self, about: About) -> tuple[Field, ...]:
         """The fields, without the reason."""
@@ -120,6 +131,25 @@ class Refund(Action):
         charge = visit.asked_id("transaction") if visit.asked("transaction") else ""
         return Subject(visit.asked_id("user"), transaction_id=charge)
 
+    async def look_up(self, visit: Visit, subject: Subject) -> Known:
+        if not subject.transaction_id:
+            return Known()
+        try:
+            found = await visit.reads.transaction(subject.transaction_id)
+        except TransactionNotFoundError:
+            # The ledger says so beside the field, with all that it knows.
+            return Known()
+        charge = found.transaction
+        if charge.user_id != subject.user_id or charge.operation not in REFUNDABLE:
+            return Known()
+        left = -charge.amount - sum(refund.amount for refund in found.refunds)
+        facts = (
+            Fact("Charged", "amount", -charge.amount),
+            Fact("Can still be refunded", "amount", max(left, 0)),
+        )
+        places = visit.studio.config.decimal_places
+        return Known(facts, {"amount": in_credits(left, places)} if left > 0 else {})
+
     def fields(self, about: About) -> tuple[Field, ...]:
         charge = Field(
             "transaction_id",
@@ -156,8 +186,8 @@ class Revoke(Action):
     async def subject(self, visit: Visit) -> Subject:
         return Subject(visit.asked_id("user"), transaction_id=visit.asked_id("transaction"))
 
-    async def facts(self, ledger: CreditLedger, subject: Subject) -> list[Fact]:  # noqa: ARG002
-        return [Fact("Grant", "id", subject.transaction_id)]
+    async def look_up(self, visit: Visit, subject: Subject) -> Known:  # noqa: ARG002
+        return Known((Fact("Grant", "id", subject.transaction_id),))
 
     def fields(self, about: About) -> tuple[Field, ...]:
         return (
@@ -186,16 +216,17 @@ class ReleaseHold(Action):
     async def subject(self, visit: Visit) -> Subject:
         return Subject(visit.asked_id("user"), hold_id=visit.asked_id("hold"))
 
-    async def facts(self, ledger: CreditLedger, subject: Subject) -> list[Fact]:
-        hold = await ledger.get_hold(subject.hold_id)
-        return [
+    async def look_up(self, visit: Visit, subject: Subject) -> Known:
+        hold = await visit.reads.ledger.get_hold(subject.hold_id)
+        facts = (
             Fact("Hold", "id", hold.hold_id),
             Fact("Action", "text", hold.action),
             Fact("Amount", "amount", hold.amount),
             Fact("Captured", "amount", hold.captured),
             Fact("Ends" if hold.status == "active" else "Ended", "moment", hold.expires_at),
             Fact("Status", "text", hold.status),
-        ]
+        )
+        return Known(facts)
 
     def fields(self, about: About) -> tuple[Field, ...]:  # noqa: ARG002 - as of every action
         return ()

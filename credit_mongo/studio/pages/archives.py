@@ -1,4 +1,4 @@
-"""Archives: what was moved when and where, and what is left."""
+"""Archives and backups: what was moved or backed up, when and where, and what is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["PAGES"]
 async def _show(visit: Visit) -> Response:
     return visit.render(
         "archives.html",
-        title="Archives",
+        title="Archives and backups",
+        backups=await visit.reads.backup_runs(),
         runs=await visit.reads.archive_runs(),
         contents=await visit.reads.contents(),
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.responses import Response
 
 from credit_mongo.core.values import check_identifier, check_optional
 from credit_mongo.errors import InvalidRequestError
-from credit_mongo.storage.listings import UserFilter, UsersPage
+from credit_mongo.storage.listings import Order, UserFilter, UsersPage
 from credit_mongo.studio.amounts import units_of
 from credit_mongo.studio.visits import Page, Visit
 
@@ -18,6 +18,18 @@ __all__ = ["PAGES"]
 _LIMIT: Final = 50
 _ACTIVE: Final = {"": None, "1": 1, "7": 7, "30": 30}
 _BY_ID: Final = "id"
+
+
+class _Sorting(NamedTuple):
+    words: str
+    order: Order | None
+
+
+_ORDERS: Final = {
+    "": _Sorting("as searched", None),
+    "highest": _Sorting("highest balance first", "highest"),
+    "lowest": _Sorting("lowest balance first", "lowest"),
+}
 
 
 async def _show(visit: Visit) -> Response:
@@ -48,20 +60,22 @@ async def _facts(visit: Visit) -> dict[str, Any]:
         "least": visit.asked("least") or "",
         "most": visit.asked("most") or "",
         "active": visit.asked("active") or "",
+        "order": visit.asked("order") or "",
+        "orders": _ORDERS,
         "is_filtered": any(visit.asked(name) for name in ("tier", "least", "most", "active")),
     }
 
 
 async def _find(visit: Visit, by: str, text: str | None) -> UsersPage:
-    if by != _BY_ID and text is not None:
-        return await visit.reads.users_by(by, check_identifier("search", text), limit=_LIMIT)
     days = _ACTIVE[visit.asked_one_of("active", tuple(_ACTIVE))]
     wanted_users = UserFilter(
         beginning=check_optional(check_identifier, "search", text),
+        field=None if by == _BY_ID or text is None else by,
         tier=check_optional(check_identifier, "tier", visit.asked("tier")),
         least=_units(visit, "least"),
         most=_units(visit, "most"),
         active_since=None if days is None else visit.reads.now() - timedelta(days=days),
+        order=_ORDERS[visit.asked_one_of("order", tuple(_ORDERS))].order,
     )
     return await visit.reads.users(wanted_users, limit=_LIMIT, cursor=visit.cursor())
 

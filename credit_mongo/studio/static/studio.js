@@ -25,6 +25,9 @@ async function copy(button) {
 }
 
 document.documentElement.classList.add("has-script");
+// A page that answers to a form keeps its address, but not the form: going back to it or reloading it
+// asks for a new page, and never whether to send the form again.
+if (document.querySelector("main[data-answers-form]")) history.replaceState(null, "", location.href);
 writeTimes(document);
 document.addEventListener("htmx:load", (event) => writeTimes(event.detail.elt));
 document.addEventListener("click", (event) => {

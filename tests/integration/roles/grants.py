@@ -94,6 +94,7 @@ WORK: Final[Mapping[str, Mapping[str, set[str]]]] = {
         **{
             name: {"changeStream", "find", "listIndexes"} for name in ("transactions", "audit_logs")
         },
+        "ledger_backups": {"find"},
     },
     "creditBackup": {"ledger_backups": {"find", "insert", "update"}},
     "creditRestorer": {
@@ -130,7 +131,7 @@ EVERYWHERE: Final[Mapping[str, set[str]]] = {
     "creditBackup": {"changeStream", "find", "listCollections", "listIndexes"},
 }
 ROLES = list(WORK)
-COLLECTIONS = [*WORK["creditReader"], "ledger_backups", "ledger_imports", "ledger_migrations"]
+COLLECTIONS = [*WORK["creditReader"], "ledger_imports", "ledger_migrations"]
 
 
 def config(**changes: Any) -> CreditConfig:

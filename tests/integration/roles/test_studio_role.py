@@ -37,6 +37,7 @@ async def test_the_reader_s_role_sees_no_actions(guarded: GuardedReplicaSet) -> 
         opened(ledger) as browser,
     ):
         assert '"/grant?' not in await browser.page("/user", id="bob")
+        assert "No backup was noted yet" in text_of(await browser.page("/archives"))
         found = await browser.get("/grant", user="bob")
         assert found.status_code == 403
         assert "lacks" in text_of(found.text)
