@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import pytest_asyncio
 
 from credit_mongo import BackupError, CreditLedger
 from credit_mongo.maintenance.backup.making import make_backup
+from credit_mongo.maintenance.backup.places import Place
 from credit_mongo.maintenance.backup.restoring import restore
 from tests.integration.backups import PRICES, contents, empty_database, fill, use
 from tests.integration.commands import run, where
@@ -84,8 +86,7 @@ async def test_backups_go_on_beside_a_damaged_one(
     assert errors.startswith(f"warning: {middle.parent.name}: ")
     assert "manifest" in errors
     assert made["broken"] == [errors.removeprefix("warning: ").rstrip("\n")]
-    follows = json.loads((copy / made["name"] / "manifest.json").read_text())["predecessor"]
-    assert follows[0] == full.parent.name
+    assert predecessor_of(copy / made["name"]) == full.parent.name
     async with empty_database(client) as other:
         code, output, errors = await run("restore", str(copy), *where(replica_set_uri, other))
         assert (code, errors) == (0, f"warning: {made['broken'][0]}\n")
@@ -159,3 +160,39 @@ async def test_a_place_that_cannot_be_read_is_not_an_empty_one(
         with pytest.raises(BackupError, match="the store can't be used"):
             await make_backup(chain[0], copy, incremental=incremental, keep="0h")
     assert len(manifests_of(copy)) == 3
+
+
+async def test_an_increment_reads_no_more_manifests_than_it_needs(
+    chain: tuple[Database, Path], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last full backup on; further back only if that is damaged, or was for a while."""
+    database, first = chain[0], [file.parent.name for file in manifests_of(copy)]
+    await asyncio.sleep(1)  # the order is that of the names, which count seconds
+    full = (await make_backup(database, copy)).name
+    read: set[str] = set()
+    manifest_of = Place.manifest_of
+
+    def count(self: Place, backup: str) -> bytes:
+        read.add(backup)
+        return manifest_of(self, backup)
+
+    monkeypatch.setattr(Place, "manifest_of", count)
+    lost = await make_backup(database, copy, incremental=True)
+    assert read == {full}
+    file = copy / full / "manifest.json"
+    stored = file.read_bytes()
+    cut(file)
+    made = await make_backup(database, copy, incremental=True)
+    assert read == {full, lost.name, *first}
+    assert [each.partition(": ")[0] for each in made.broken] == [full]
+    assert predecessor_of(copy / made.name) == first[-1]
+    file.write_bytes(stored)
+    last = await make_backup(database, copy, incremental=True)
+    assert last.broken == ()
+    assert predecessor_of(copy / last.name) == made.name
+
+
+def predecessor_of(backup: Path) -> str:
+    """Return the name of the backup that an incremental one follows."""
+    name: str = json.loads((backup / "manifest.json").read_text())["predecessor"][0]
+    return name

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Final
 
 from bson import ObjectId
@@ -81,7 +82,10 @@ class Backup:
     removed: tuple[str, ...]
     """Older backups that were removed, as ``keep`` says."""
     broken: tuple[str, ...]
-    """Other backups in the place that can't be restored: a line each, with the name and why."""
+    """Other backups in the place that can't be restored: a line each, with the name and why.
+
+    An incremental backup without ``keep`` looks only at those since the last full one.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""
@@ -138,7 +142,8 @@ async def make_backup(
     async with _lease(ledger, run, lease_seconds) as lease:
         work = _Making(ledger, where, key, progress_of(on_progress), run=run, lease=lease)
         await tasks.in_thread(where.remove_unfinished)
-        existing = await tasks.in_thread(Backups.of, where)
+        recent = incremental and keep is None
+        existing = await tasks.in_thread(partial(Backups.of, where, recent=recent))
         manifest = await (work.incremental(existing) if incremental else work.full(existing))
         noted = _run_of(manifest, where)
         # The backup is whole. Nobody must think otherwise because a note of it is missing.
