@@ -89,7 +89,8 @@ def test_the_last_run_looks_only_at_users_of_the_last_minute(tmp_path: Path, dat
         deployment.move(name, "charge", -1)
         deployment.now += timedelta(hours=30 if name == "ann" else 2)
     file.save(deployment)
-    for table, column in (("Transaction", "createdAt"), ("AuditLog", "createdAt")):
+    dated = (("User", "updatedAt"), ("Transaction", "createdAt"), ("AuditLog", "createdAt"))
+    for table, column in dated:
         text = {"with a space": ("T", " "), "in another zone": ("Z", "-05:00")}.get(dates, ("", ""))
         change = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?)'  # noqa: S608
         file.execute(change, *text)

@@ -43,6 +43,7 @@ VERIFY_LOTS: Final = "tests/integration/test_verify_lots.py"
 IMPORTS: Final = "tests/integration/test_import_credit_sdk.py"
 ODD_IMPORTS: Final = "tests/integration/test_import_odd_deployments.py"
 IMPORT_KILLS: Final = "tests/integration/test_import_kills.py"
+IMPORT_SWITCH: Final = "tests/integration/test_import_switch.py"
 ARCHIVED_HOLDS: Final = "tests/integration/test_archive_holds.py"
 VERIFY_COST: Final = "tests/integration/test_verify_cost.py"
 REPORT_COST: Final = "tests/integration/test_report_cost.py"
@@ -2435,5 +2436,70 @@ PLANTED: Final = (
         'self._place = {"resumeAfter": cursor["postBatchResumeToken"]}',
         "pass",
         (WATCH,),
+    ),
+    Bug(
+        "moving in: the look-back ends at the last row",
+        "maintenance/imports/importing.py",
+        "min(latest, _now()) - _OVERLAP",
+        "min(latest, _now())",
+        (IMPORTS,),
+    ),
+    Bug(
+        "moving in: the look-back overlooks dates with a space",
+        "maintenance/imports/sql_source.py",
+        "return sa.or_(same_day, column >= self.with_t)",
+        "return column >= self.with_t",
+        (IMPORT_SWITCH,),
+    ),
+    Bug(
+        "moving in: keys of users who were left before never come",
+        "maintenance/imports/importing.py",
+        "if since is not None and not compared.agrees and self._job is not None:",
+        "if False:",
+        (IMPORT_SWITCH,),
+    ),
+    Bug(
+        "moving in: an emptied ledger counts as filled",
+        "maintenance/imports/importing.py",
+        "            facts = {}\n",
+        "            pass\n",
+        (IMPORT_SWITCH,),
+    ),
+    Bug(
+        "moving in: a balance below zero is imported without a rule",
+        "maintenance/imports/history.py",
+        'if self._rules.negative == "refuse":',
+        "if False:",
+        (ODD_IMPORTS,),
+    ),
+    Bug(
+        "moving in: an account is opened on a negative balance without a rule",
+        "maintenance/old_balances.py",
+        'if self.units < 0 and rules.negative == "refuse":',
+        "if False:",
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "moving in: halves of old balances are rounded to the even unit",
+        "maintenance/old_balances.py",
+        "to_integral_value(ROUND_HALF_UP)",
+        "to_integral_value()",
+        (OPEN_ACCOUNTS,),
+    ),
+    Bug(
+        "moving in: a migration is recorded before it ran",
+        "maintenance/migrations/runner.py",
+        "        await _call(file, step, database, half, is_repeated=False)\n",
+        """        await steps.take(lambda session: enter(done, session))
+        await _call(file, step, database, half, is_repeated=False)
+""",
+        (MIGRATIONS,),
+    ),
+    Bug(
+        "moving in: a power of a power is read from the left",
+        "core/formula_parser.py",
+        "exponent = self.nested(self.operand)",
+        "exponent = self.nested(self.primary)",
+        (FORMULA,),
     ),
 )
