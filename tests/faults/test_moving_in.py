@@ -76,7 +76,10 @@ class Opening:
         await openings.check_opened_once(database, USERS)
 
 
-KINDS: Final = {"import": Importing, "open-accounts": Opening}
+KINDS: Final[dict[str, type[Importing | Opening]]] = {
+    "import": Importing,
+    "open-accounts": Opening,
+}
 
 
 @pytest.fixture
