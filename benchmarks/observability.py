@@ -1,11 +1,12 @@
-"""What observing costs: ``python -m benchmarks.observability [--rounds 40]``.
+"""What observing costs: ``python -m benchmarks.observability [--rounds 60]``.
 
 The same callers charge through a ledger with nothing beside it, and through others with a
 `CommandLog`, with `Telemetry`, with both, and with `Telemetry` that also makes spans, of which a
 hundredth is sampled and exported. Prometheus reads the metrics every five seconds during all of
-this. The ledgers take turns, in many short rounds of one run, and each run is compared with the
-plain one of the same round. The figure is the median of these pairs, with the interval in which it
-lies in 95 of 100 such measurements. At the end, verification looks at all accounts.
+this. The callers never stop: they change from ledger to ledger, in many short rounds, and each
+window is compared with the plain one of the same round. The figure is the median of these pairs,
+with the interval in which it lies in 95 of 100 such measurements. Each ledger has its own users, so
+that none waits for another's commit. At the end, verification looks at all accounts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import argparse
 import asyncio
 import contextlib
 import math
+import random
 import statistics
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -30,9 +34,9 @@ from prometheus_client import generate_latest
 from pymongo import AsyncMongoClient
 
 from benchmarks.hand_written import ACTION
-from benchmarks.load import OPENING_CREDITS, Load, Outcome, drive, user_ids
+from benchmarks.load import COST, OPENING_CREDITS, user_ids
 from benchmarks.peers.mongodb import CONFIG
-from credit_mongo import CreditLedger
+from credit_mongo import CreditError, CreditLedger
 from credit_mongo.local import LocalReplicaSet
 from credit_mongo.maintenance.verification.verify import verify
 from credit_mongo.observability import CommandLog
@@ -89,15 +93,69 @@ async def _scraped() -> AsyncIterator[None]:
         scraping.cancel()
 
 
-async def _run(ledger: CreditLedger, load: Load) -> Outcome:
-    async def charge(user_id: str, cost: int, key: str) -> object:
-        return await ledger.charge(user_id, ACTION, amount=cost, idempotency_key=key)
+@dataclass(frozen=True)
+class _Window:
+    """What was done in a window, and the client's processor time for it."""
 
-    return await drive(charge, load)
+    charges: int
+    seconds: float
+    processor_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Charges a second."""
+        return self.charges / self.seconds
+
+    @property
+    def microseconds(self) -> float:
+        """Processor time of the client a charge."""
+        return self.processor_seconds / self.charges * 1e6
+
+
+class _Callers:
+    """Callers that charge one time after the other, all through the ledger of the moment."""
+
+    def __init__(self, ledger: CreditLedger, users: tuple[str, ...]) -> None:
+        self._ledger, self._users = ledger, users
+        self._done = 0
+        self._has_ended = False
+        self.errors = 0
+
+    async def call(self) -> None:
+        """Be one of them."""
+        chance = random.Random()
+        while not self._has_ended:
+            user, key = chance.choice(self._users), f"{chance.getrandbits(128):032x}"
+            try:
+                await self._ledger.charge(user, ACTION, amount=COST, idempotency_key=key)
+            except CreditError:
+                self.errors += 1
+            self._done += 1
+
+    async def window(
+        self, ledger: CreditLedger, users: tuple[str, ...], seconds: float, callers: int
+    ) -> _Window:
+        """Let all of them change to a ledger, and measure what it does from then on."""
+        self._ledger, self._users = ledger, users
+        await self._answers(2 * callers)
+        began, processor, done = time.perf_counter(), time.process_time(), self._done
+        await asyncio.sleep(seconds)
+        await self._answers(callers, since=done)
+        return _Window(
+            self._done - done, time.perf_counter() - began, time.process_time() - processor
+        )
+
+    async def _answers(self, count: int, since: int | None = None) -> None:
+        enough = count + (self._done if since is None else since)
+        while self._done < enough:  # noqa: ASYNC110 - an event would cost each call something
+            await asyncio.sleep(0.01)
+
+    def end(self) -> None:
+        """Let each have its last answer."""
+        self._has_ended = True
 
 
 async def _measure(seconds: float, rounds: int, callers: int) -> int:
-    load = Load(callers, user_ids(_USERS), seconds, warm_up_seconds=0.25)
     async with (
         LocalReplicaSet(1) as replica_set,
         _ledgers(replica_set.uri) as ledgers,
@@ -105,35 +163,43 @@ async def _measure(seconds: float, rounds: int, callers: int) -> int:
     ):
         first = ledgers[_PLAIN]
         await first.ensure_indexes()
-        opening = (first.create_user(user, credits=OPENING_CREDITS) for user in load.users)
+        users = {name: tuple(f"{name} {each}" for each in user_ids(_USERS)) for name in ledgers}
+        opening = (
+            first.create_user(user, credits=OPENING_CREDITS)
+            for each in users.values()
+            for user in each
+        )
         await asyncio.gather(*opening)
-        found: dict[str, list[Outcome]] = {name: [] for name in ledgers}
+        found: dict[str, list[_Window]] = {name: [] for name in ledgers}
+        charging = _Callers(first, users[_PLAIN])
+        calling = [asyncio.create_task(charging.call()) for _ in range(callers)]
         for number in range(rounds + 1):
             # Whoever comes later in a round meets a larger database: they take turns.
             names = list(ledgers)
             for name in names if number % 2 else reversed(names):
-                outcome = await _run(ledgers[name], load)
+                window = await charging.window(ledgers[name], users[name], seconds, callers)
                 if number:  # the first round warms up
-                    found[name].append(outcome)
+                    found[name].append(window)
+        charging.end()
+        await asyncio.gather(*calling)
         async with AsyncMongoClient[Any](replica_set.uri, tz_aware=True) as client:
             findings = (await verify(client[_DATABASE])).findings_total
     _tell(callers, found)
-    errors = sum(sum(each.errors.values()) for outcomes in found.values() for each in outcomes)
-    print(f"{findings} findings of verification, {errors} errors")
-    return 1 if findings or errors else 0
+    print(f"{findings} findings of verification, {charging.errors} errors")
+    return 1 if findings or charging.errors else 0
 
 
-def _tell(callers: int, found: dict[str, list[Outcome]]) -> None:
+def _tell(callers: int, found: dict[str, list[_Window]]) -> None:
     plain = found[_PLAIN]
     print(f"{callers} callers, median of {len(plain)} rounds")
     for name, outcomes in found.items():
         rate = statistics.median(each.rate for each in outcomes)
-        processor = statistics.median(each.cpu_microseconds for each in outcomes)
+        processor = statistics.median(each.microseconds for each in outcomes)
         print(f"  {name:17} {rate:>7,.0f}/s, processor {processor:.1f} us a charge", end="")
         if outcomes is not plain:
             pairs = list(zip(outcomes, plain, strict=True))
             rates = _interval([mine.rate / other.rate for mine, other in pairs], ".3f")
-            more = [mine.cpu_microseconds - other.cpu_microseconds for mine, other in pairs]
+            more = [mine.microseconds - other.microseconds for mine, other in pairs]
             print(f": {rates} times the rate of nothing, {_interval(more, '+.1f')} us", end="")
         print()
 
@@ -149,8 +215,8 @@ def _interval(values: list[float], form: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m benchmarks.observability`` and return its exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.observability", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each run")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each window")
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--callers", type=int, default=1000)
     options = parser.parse_args(arguments)
     return asyncio.run(_measure(options.seconds, options.rounds, options.callers))
