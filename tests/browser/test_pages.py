@@ -76,6 +76,23 @@ async def test_times_are_local_and_ids_are_copied_whole(site: Site, look: Any) -
     assert await page.evaluate("navigator.clipboard.readText()") == HOSTILE
 
 
+async def test_a_phone_shows_who_has_how_much(site: Site, look: Any) -> None:
+    """Ids break into a few lines, not into letters, and balances are on the screen beside them."""
+    watched = await look(width=360)
+    page = await watched.go("/users")
+    for balance in await page.locator("tbody tr td.number:nth-child(2)").all():
+        box = await balance.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 360
+    for path, query in (ADDRESSES["users"], ADDRESSES["user"], ADDRESSES["transaction"]):
+        await watched.go(path, **query(site))
+        for identity in await page.locator("td .id").all():
+            box = await identity.bounding_box()
+            assert box is not None
+            assert box["height"] < 110
+            assert box["width"] > 30
+
+
 async def test_pages_work_without_script(site: Site, look: Any) -> None:
     """The figures are a link away."""
     watched = await look(java_script_enabled=False)
