@@ -107,12 +107,19 @@ async def grown_books(client: Client, size: int) -> AsyncIterator[Books]:
         rows: dict[str, list[Row]] = defaultdict(list)
         for user_id, count in users.items():
             _add_user(rows, user_id, count)
-        for name, documents in rows.items():
+            await _insert(database, rows, at_least=5000)
+        await _insert(database, rows)
+        yield Books(database, ledger)
+    await client.drop_database(database.name)
+
+
+async def _insert(database: Database, rows: dict[str, list[Row]], *, at_least: int = 1) -> None:
+    for name, documents in rows.items():
+        if len(documents) >= at_least:
             for begin in range(0, len(documents), 5000):
                 some = documents[begin : begin + 5000]
                 await database[name].insert_many(some, ordered=False)
-        yield Books(database, ledger)
-    await client.drop_database(database.name)
+            documents.clear()
 
 
 def _add_user(rows: dict[str, list[Row]], user_id: str, count: int) -> None:
