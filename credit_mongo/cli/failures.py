@@ -78,7 +78,8 @@ def explain(error: BaseException, names: Mapping[str, str]) -> str:
     if isinstance(error, TyperException):
         return _explain_usage(error)
     if isinstance(error, InvalidRequestError):
-        typed = names.get(_PARAMETERS.get(error.field, error.field), error.field)
+        own = names.get(_PARAMETERS.get(error.field, error.field), error.field)
+        typed = names.get(error.field, own)
         return _in_one_line(f"{typed}: {error.reason}")
     cause = error.__cause__
     if (

@@ -150,3 +150,12 @@ async def test_a_full_disk(
         await use(ledger)
     code, _, errors = await run(*back_up, *here)
     assert (code, errors) == (0, "")
+
+
+async def test_a_wrong_moment_is_named_as_it_was_typed(
+    client: Client, replica_set_uri: str, place: Path
+) -> None:
+    """Other commands call the end of a period so."""
+    there = where(replica_set_uri, client[f"test_{uuid4().hex[:12]}"])
+    refused = await run("restore", str(place), "--to", "tomorrow", *there)
+    check_one_line(refused, "error: --to: ")
