@@ -252,6 +252,9 @@ async def _pages(visitor: _Visitor, turns: int) -> list[_Measured]:
         await walk("users of a tier with a fifth of all", "/users?tier=premium", turns),
         await walk("users of a tier with a thousandth", "/users?tier=enterprise", turns),
         await walk("users with a balance that few have", "/users?least=2000000", turns),
+        await measure(
+            "users of a tier by balance", ["/users?tier=enterprise&order=highest"] * turns
+        ),
         await measure("one user", [f"/user?id={each}" for each in users]),
         await measure(
             "one user, by operation", [f"/user?id={each}&operation=grant" for each in users]

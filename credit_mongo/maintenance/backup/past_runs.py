@@ -55,7 +55,7 @@ async def note_run(ledger: LedgerDatabase, run: BackupRun) -> None:
 
 
 async def backup_runs(ledger: LedgerDatabase) -> tuple[BackupRun, ...]:
-    """The last backups, the newest first. Without what is no such note."""
+    """Return the last backups, the newest first. Leaves out what is no such note."""
     row = await ledger[BACKUPS_COLLECTION].find_one({"_id": ledger.names.transactions}, {"runs": 1})
     noted = [] if row is None else row.get("runs")
     runs = noted if isinstance(noted, list) else []
