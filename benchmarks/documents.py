@@ -18,6 +18,7 @@ from benchmarks.results import NETWORKS
 
 __all__ = ["publish", "with_table"]
 
+_TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _BEGIN: Final = "<!-- make bench: begin -->"
 _END: Final = "<!-- make bench: end -->"
 _ROOT: Final = Path(__file__).parents[1]
@@ -58,15 +59,19 @@ def _short_table(data: dict[str, Any]) -> str:
     for figure in data["figures"]:
         what, value = figure["what"], figure["measured"]
         if value is not None and what.startswith("times "):
-            by_place[figure["place"]].append(f"{value:.1f} times {what.removeprefix('times ')}")
+            by_place[figure["place"]].append(f"{value:.1f}{_TIMES} {what.removeprefix('times ')}")
         elif value is not None and what.startswith("median latency"):
             by_place[figure["place"]].append(
-                f"takes {value:.2f} times as long as the smallest transaction by hand"
+                f"takes {value:.2f}{_TIMES} as long as the smallest transaction by hand"
             )
-    lines = ["| load | charges a second, in times those of the other |", "|---|---|"]
+    lines = ["| load | charges a second, beside others |", "|---|---|"]
     lines += [f"| {place} | {', '.join(ratios)} |" for place, ratios in by_place.items()]
-    more = "[What was measured and how](benchmarks/README.md)."
-    return "\n".join([*lines, "", f"{_how(data)} {more}"])
+    machine = data["machine"]
+    how = (
+        f"One run of `make bench` on {machine['cores']} shared cores, {machine['date']}, "
+        f"commit {machine.get('commit', 'unknown')}: [how it was measured](benchmarks/README.md)."
+    )
+    return "\n".join([*lines, "", how])
 
 
 def _long_tables(data: dict[str, Any]) -> str:
