@@ -28,7 +28,7 @@ example: $(VENV)/dev
 
 # Tests every module and every promise once, on real replica sets. Two processes, each with its own.
 test: $(VENV)/dev
-	@echo "The tests take 5 to 10 minutes on two cores (make test-all, which CI runs: 15)."
+	@echo "The tests take about 10 minutes on two cores (make test-all, which CI runs: 15)."
 	CREDIT_MONGO_HISTORIES=20 $(PYTEST) --quick $(TESTS)
 
 # The whole suite: every case, where `make test` takes a sample.

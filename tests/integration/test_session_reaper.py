@@ -114,7 +114,7 @@ async def test_a_command_says_that_another_transaction_holds_its_documents(
     here = where(replica_set_uri, database)
     async with client.start_session() as session, await session.start_transaction():
         await ledger.charge("ada", "translate", session=session)
-        code, output, errors = await run(*ERASE_ADA, "--timeout", "1", *here)
+        code, output, errors = await run(*ERASE_ADA, "--timeout", "5", *here)
     assert (code, output) == (2, "")
     assert errors.count("\n") == 1
     assert "another transaction has held the same documents" in errors
