@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
+
+import pytest
+import pytest_asyncio
 
 from credit_mongo import CreditConfig, CreditLedger
 from credit_mongo.config import BACKUPS_COLLECTION
 from credit_mongo.maintenance.archive.archiving import archive
+from credit_mongo.maintenance.backup.making import make_backup
 from tests.integration.promises import Client, Database, Row
 
-__all__ = ["PRICES", "contents", "empty_database", "fill", "use"]
+__all__ = ["PRICES", "chain", "contents", "copy", "empty_database", "fill", "use"]
 
 UTC = timezone.utc
 PRICES: Final = CreditConfig(costs={"post": {"default": 1}, "image": {"premium": 5}})
@@ -80,3 +86,25 @@ async def empty_database(client: Client) -> AsyncIterator[Database]:
         yield database
     finally:
         await client.drop_database(database.name)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def chain(
+    client: Client, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[Database, Path]]:
+    """A ledger, and a chain of three backups of it that no test changes."""
+    database = client[f"test_{uuid4().hex[:12]}"]
+    ledger = await fill(database)
+    place = tmp_path_factory.mktemp("chain")
+    await make_backup(database, place)
+    for _ in range(2):
+        await use(ledger)
+        await make_backup(database, place, incremental=True)
+    yield database, place
+    await client.drop_database(database.name)
+
+
+@pytest.fixture
+def copy(chain: tuple[Database, Path], tmp_path: Path) -> Path:
+    """A copy of the chain to damage."""
+    return Path(shutil.copytree(chain[1], tmp_path / "copy"))

@@ -5,48 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 
 from credit_mongo import BackupError, BackupRunningError, CreditLedger, InvalidRequestError
 from credit_mongo.config import BACKUPS_COLLECTION
 from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.restoring import restore
-from tests.integration.backups import PRICES, empty_database, fill, use
+from tests.integration.backups import PRICES, chain, copy, empty_database, fill, use
 from tests.integration.commands import run, where
 from tests.integration.promises import Client, Database
 
+__all__ = ["chain", "copy"]
+
 KEY = "00" * 31 + "07"
 OTHER_KEY = "00" * 31 + "08"
-
-
-@pytest_asyncio.fixture(scope="module")
-async def chain(
-    client: Client, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[Database, Path]]:
-    """A ledger, and a chain of three backups of it that no test changes."""
-    database = client[f"test_{uuid4().hex[:12]}"]
-    ledger = await fill(database)
-    place = tmp_path_factory.mktemp("chain")
-    await make_backup(database, place)
-    for _ in range(2):
-        await use(ledger)
-        await make_backup(database, place, incremental=True)
-    yield database, place
-    await client.drop_database(database.name)
-
-
-@pytest.fixture
-def copy(chain: tuple[Database, Path], tmp_path: Path) -> Path:
-    """A copy of the chain to damage."""
-    return Path(shutil.copytree(chain[1], tmp_path / "copy"))
 
 
 def files_of(place: Path) -> list[Path]:

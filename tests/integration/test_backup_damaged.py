@@ -5,42 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 
 from credit_mongo import BackupError, CreditLedger
 from credit_mongo.maintenance.backup.making import make_backup
 from credit_mongo.maintenance.backup.places import Place
 from credit_mongo.maintenance.backup.restoring import restore
-from tests.integration.backups import PRICES, contents, empty_database, fill, use
+from tests.integration.backups import PRICES, chain, contents, copy, empty_database, use
 from tests.integration.commands import run, where
 from tests.integration.promises import Client, Database
 
-
-@pytest_asyncio.fixture(scope="module")
-async def chain(
-    client: Client, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[Database, Path]]:
-    """A ledger, and a chain of three backups of it that no test changes."""
-    database = client[f"test_{uuid4().hex[:12]}"]
-    ledger = await fill(database)
-    place = tmp_path_factory.mktemp("chain")
-    await make_backup(database, place)
-    for _ in range(2):
-        await use(ledger)
-        await make_backup(database, place, incremental=True)
-    yield database, place
-    await client.drop_database(database.name)
-
-
-@pytest.fixture
-def copy(chain: tuple[Database, Path], tmp_path: Path) -> Path:
-    """A copy of the chain to damage."""
-    return Path(shutil.copytree(chain[1], tmp_path / "copy"))
+__all__ = ["chain", "copy"]
 
 
 def manifests_of(place: Path) -> list[Path]:
