@@ -23,12 +23,14 @@ from typing import Final, NamedTuple
 
 from credit_mongo.engine.cooldown import Cooldown
 
-__all__ = ["ContendedUsers"]
+__all__ = ["PART_TO_WAIT", "ContendedUsers"]
 
 # A user that application transactions write again and again delays a batch of others this seldom.
 _SHORTEST_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
 _LONGEST_TURN_SECONDS: Final = 1.0
+PART_TO_WAIT: Final = 0.5
+"""Which part of its time a call may wait for its turn. The rest is left for the work itself."""
 
 
 class ContendedUsers:

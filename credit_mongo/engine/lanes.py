@@ -16,7 +16,7 @@ from credit_mongo.core.batch import Later, Outcome
 from credit_mongo.core.decision import AnyRequest, R, Request
 from credit_mongo.engine import tasks
 from credit_mongo.engine.commit import Contended, More, TakeMore
-from credit_mongo.engine.contention import ContendedUsers
+from credit_mongo.engine.contention import PART_TO_WAIT, ContendedUsers
 from credit_mongo.engine.lane_count import MOST_LANES, LaneCount
 from credit_mongo.engine.observer import BatchEnded, Tell
 from credit_mongo.engine.turns import Turns
@@ -42,8 +42,6 @@ LONGEST_QUEUE: Final = 20_000
 # How many requests are under way at most if their callers wait for room: for every lane a full
 # batch in its commit and another behind it. More would not be faster, and would be late sooner.
 ROOM: Final = 2 * MOST_LANES * LARGEST_BATCH
-# Of a commit's time, half is left for the commit itself.
-_PART_TO_WAIT: Final = 0.5
 _COARSEST_DEADLINE_SECONDS: Final = 0.01
 
 
@@ -344,7 +342,7 @@ class Lanes:
         """Commit a contended user's requests between the application's transactions."""
         turn, user_id = object(), requests[0].user_id
         left = max(deadline - asyncio.get_running_loop().time(), 0.0)
-        await self._contended.join_transactions(user_id, turn, within=_PART_TO_WAIT * left)
+        await self._contended.join_transactions(user_id, turn, within=PART_TO_WAIT * left)
         try:
             return await self._commit_patiently(requests, deadline, take_more)
         finally:

@@ -19,7 +19,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from credit_mongo.engine.contention import ContendedUsers
+from credit_mongo.engine.contention import PART_TO_WAIT, ContendedUsers
 from credit_mongo.engine.deadlines import Deadlines, Late
 from credit_mongo.engine.failures import is_conflict
 from credit_mongo.engine.session_reaper import SessionReaper
@@ -33,8 +33,6 @@ __all__ = ["ApplicationSessions"]
 _R = TypeVar("_R")
 _TRANSIENT: Final = "TransientTransactionError"
 _GUARD: Final = "_credit_mongo_guard"
-# Half of its time is left for the work itself.
-_PART_TO_WAIT: Final = 0.5
 
 
 class ApplicationSessions:
@@ -109,7 +107,7 @@ class ApplicationSessions:
         if has_begun(session):
             self._contended.take(user_id, guard)
         else:
-            within = _PART_TO_WAIT * self._timeout_seconds
+            within = PART_TO_WAIT * self._timeout_seconds
             await self._contended.join(users, guard, within=within)
         return await work()
 
